@@ -1,0 +1,59 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""MM-EUREKA's Qwen recipe: GRPO, 8 samples a prompt, accuracy filter 0.1-0.9, no KL.
+
+    python -m rlvlm_jax.main --config=configs/mm_eureka.py --workdir=runs/mm_eureka \
+        --config.data.train=mmk12.jsonl
+
+Arguments: `smoke` (the bundled model and data). The authors used 8 to 16 GPUs of 80 GB with
+Qwen2.5-VL-7B; not run here.
+
+Source: Meng et al. 2025 (arXiv:2503.07365) and the hyper-parameters of its released Qwen script:
+128 prompts x 8, 128 sequences an update, lr 1e-6 falling to a tenth, 3 % warm-up, no weight decay,
+vision tower and connector frozen.
+"""
+
+from rlvlm_jax import config
+
+
+def get_config(arg=None):
+    """Returns the recipe."""
+    c = config.default()
+    c.epochs = 10.0
+    c.checkpoint_every = 50
+    c.model.path = "Qwen/Qwen2.5-VL-7B-Instruct"
+    c.model.dtype = "bfloat16"
+    c.model.remat = "full"
+    c.data.train = "data/mmk12.jsonl"
+    c.data.min_pixels, c.data.max_pixels = 3136, 501_760
+    c.data.max_prompt_tokens = 3000
+    c.data.system = (
+        "Solve the question. First think about it inside <think> </think>, then give the answer "
+        "inside <answer> </answer>, in LaTeX between dollar signs with the final result in "
+        "\\boxed{}. For example: <think> 1 and 1 make 2. </think><answer> $\\boxed{2}$ </answer>"
+    )
+    c.rollout.prompts, c.rollout.samples = 128, 8
+    c.rollout.max_tokens = 4096
+    c.rewards.format = 0.5
+    c.rewards.format_style = "think_answer"
+    c.rewards.language = 0.0
+    c.rewards.no_eos_penalty = False
+    c.rewards.min_tokens = 0
+    c.algorithm.advantage = "grpo"
+    c.algorithm.eps = 1e-9
+    c.algorithm.dual_clip = 3.0
+    c.algorithm.aggregate = "sequence"
+    c.algorithm.filter = True
+    c.update.minibatch = 128
+    c.update.microbatch = 16
+    c.update.logprob_batch = 128
+    c.update.lr = 1e-6
+    c.update.warmup = 0.03
+    c.update.final_lr = 0.1
+    c.update.weight_decay = 0.0
+    c.mesh.fsdp = -1
+    if arg == "smoke":
+        return config.smoke(c)
+    if arg is not None:
+        raise ValueError(f"configs/mm_eureka.py:{arg}: use smoke, or no argument")
+    return c

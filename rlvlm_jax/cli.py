@@ -1,0 +1,89 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What every command shares: reading `--config`, and exit codes.
+
+0 done; 2 something the user can mend, in one sentence on stderr; 75 preempted after a complete
+checkpoint was written; 1 anything else, with its traceback. Imports no JAX.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from rlvlm_jax import config as config_lib
+from rlvlm_jax.errors import InputError
+
+DONE, BAD_INPUT, PREEMPTED = 0, 2, 75
+
+
+def _check_keys(argv: Sequence[str]) -> None:
+    """Refuses `--config.KEY` that no configuration has, naming the nearest that one has."""
+    leaves = dict(config_lib.flatten(config_lib.default()))
+    for argument in argv:
+        name = argument.split("=", 1)[0].lstrip("-")
+        for prefix in ("config.", "noconfig."):
+            if argument.startswith("-") and name.startswith(prefix):
+                key = name.removeprefix(prefix)
+                if key not in leaves:
+                    near = config_lib.nearest_key(key)
+                    raise InputError(f"there is no key config.{key}; did you mean config.{near}?")
+
+
+def parse_config(argv: Sequence[str], command: str) -> tuple[ConfigDict, str]:
+    """Reads `--config=FILE[:ARG] --workdir=DIR [--config.key=value ...]`.
+
+    Args:
+        argv: without the program's name.
+        command: for the usage line, such as "rlvlm_jax.main".
+
+    Returns:
+        (configuration, work directory).
+
+    Raises:
+        InputError: a missing or unknown flag, key or file, or a value of a wrong type.
+    """
+    usage = (
+        f"usage: python -m {command} --config=configs/X.py[:ARG] --workdir=DIR "
+        "[--config.key=value ...]"
+    )
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+    flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values)
+    given = [a for a in argv if a.lstrip("-").split("=", 1)[0] == "config" and a.startswith("-")]
+    if not given:
+        raise InputError(f"--config is missing; {usage}")
+    _check_keys(argv)
+    try:
+        rest = values([command, *argv])
+        config = values.config
+        _ = config.mode  # a file that failed to load raises here
+    except flags.Error as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        where = (
+            f"{given[0].lstrip('-')}: " if "Error whilst parsing config file" in lines[0] else ""
+        )
+        raise InputError(f"{where}{lines[-1].strip()}; {usage}") from error
+    except OSError as error:
+        path = given[0].split("=", 1)[-1].split(":")[0]
+        raise InputError(
+            f"--config={path}: no such config file could be loaded; {usage}"
+        ) from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise InputError(f"{given[0].lstrip('-')}: {error}; {usage}") from error
+    if len(rest) > 1:
+        raise InputError(f"unexpected argument {rest[1]!r}; {usage}")
+    if not values.workdir:
+        raise InputError(f"--workdir is missing; {usage}")
+    return config, values.workdir
+
+
+def run(program: Callable[[Sequence[str]], int]) -> None:
+    """Runs `program(argv)` and exits with the status it returns; InputError is status 2."""
+    try:
+        status = program(sys.argv[1:])
+    except InputError as error:
+        sys.stderr.write(f"error: {error}\n")
+        status = BAD_INPUT
+    sys.exit(status)

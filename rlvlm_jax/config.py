@@ -1,0 +1,460 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every configuration key once: its default, its unit, its meaning; and their validation.
+
+A file in `configs/` starts from `default()` and states what differs. The dictionary is locked, so
+a misspelt key is an error. `validate` reports every problem of a configuration at once, before
+anything is allocated. This module knows nothing of models, data or devices.
+"""
+
+import difflib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rlvlm_jax.errors import InputError
+
+MODES = ("rl", "sft", "eval")
+EVAL_SETTINGS = {  # name -> (samples k, temperature, top-p); spec of the MAYE scheme
+    "pass@1_t0.01": (1, 0.01, 0.001),
+    "pass@1_t0.6": (1, 0.6, 1.0),
+    "pass@8_t1.0": (8, 1.0, 1.0),
+}
+CHOICES = {
+    "mode": MODES,
+    "model.dtype": ("float32", "bfloat16"),
+    "model.remat": ("none", "full"),
+    "data.on_bad_record": ("error", "skip"),
+    "rewards.judge": ("strict", "maye", "mm_eureka"),
+    "rewards.format_style": ("think", "think_answer"),
+    "algorithm.advantage": ("reinforce_pp", "grpo", "rloo"),
+    "algorithm.whiten": ("center", "scale", "none"),
+    "algorithm.scale": ("group", "batch", "none"),
+    "algorithm.loss": ("ppo", "gspo", "cispo"),
+    "algorithm.aggregate": ("token", "sequence", "constant"),
+    "algorithm.kl_loss_kind": ("k1", "k2", "k3"),
+    "algorithm.kl_reward_kind": ("k1", "k2", "k3"),
+    "update.schedule": ("constant", "cosine"),
+    "sft.style": ("worked", "mixed"),
+}
+
+
+_POSITIVE = (
+    "rollout.prompts",
+    "rollout.samples",
+    "rollout.max_tokens",
+    "rollout.chunk",
+    "update.minibatch",
+    "update.epochs",
+    "update.lr",
+    "update.logprob_chunk",
+    "update.max_bad_steps",
+    "data.buckets",
+    "data.workers",
+    "rewards.workers",
+    "rewards.deadline_s",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+    "data.max_prompt_tokens",
+    "log.keep_checkpoints",
+    "update.eps",
+)
+_NOT_NEGATIVE = (
+    "seed",
+    "total_steps",
+    "epochs",
+    "rollout.temperature",
+    "rollout.top_k",
+    "update.microbatch",
+    "update.logprob_batch",
+    "update.weight_decay",
+    "update.grad_clip",
+    "data.min_pixels",
+    "data.max_pixels",
+    "algorithm.clip_low",
+    "algorithm.clip_high",
+    "algorithm.dual_clip",
+    "algorithm.is_cap",
+    "algorithm.length_norm",
+    "algorithm.kl_loss_coef",
+    "algorithm.kl_reward_coef",
+    "algorithm.eps",
+    "eval.batch",
+    "rewards.min_tokens",
+    "data.limit_eval",
+)
+_FRACTIONS = (
+    "rollout.top_p",
+    "algorithm.gamma",
+    "update.warmup",
+    "update.final_lr",
+    "sft.direct_share",
+    "algorithm.filter_low",
+    "algorithm.filter_high",
+    "update.b1",
+    "update.b2",
+)
+
+
+class Config(ConfigDict):
+    """A ConfigDict whose group `update` is not hidden by the dictionary's method of that name."""
+
+    @property
+    def update(self) -> ConfigDict:
+        """The keys of step IV."""
+        return self["update"]
+
+
+def default() -> ConfigDict:
+    """Returns the complete configuration with its default values, locked."""
+    c = Config()
+    c.mode = "rl"  # "rl", "sft" or "eval"
+    c.seed = 0  # data order, sampling keys, random initialisation
+    c.total_steps = 0  # steps of the loop (one batch of prompts each); 0 = by `epochs`
+    c.epochs = 1.0  # passes over data.train, when total_steps is 0
+    c.checkpoint_every = 0  # steps; 0 = only at the end; -1 = every epoch
+    c.eval_every = 0  # steps; 0 = never; -1 = every epoch. Step 0 is evaluated too
+
+    c.model = ConfigDict()
+    c.model.path = "bundled"  # Hugging Face directory or repository, or an orbax directory
+    c.model.dtype = "float32"  # compute type; parameters and log-probs are always float32
+    c.model.remat = "none"  # "full" recomputes every layer in the backward pass
+    c.model.random_init = False  # start from random weights, with model.path's sizes
+
+    c.data = ConfigDict()
+    c.data.train = "bundled:train"  # jsonl file, `datasets` name or directory, or bundled:SPLIT
+    c.data.val = ""
+    c.data.test = ""
+    c.data.test_ood = ""
+    c.data.max_prompt_tokens = 2048  # image tokens included; a longer prompt is dropped, counted
+    c.data.on_bad_record = "error"  # "error" | "skip" (drop and count)
+    c.data.min_pixels = 0  # per image; 0 = the model directory's own limit
+    c.data.max_pixels = 0
+    c.data.instruction = ""  # appended to every question on a new line
+    c.data.system = ""  # system message; "" = what the chat template does by itself
+    c.data.buckets = 2  # how many static (prompt, patch) shapes are chosen from the data
+    c.data.workers = 2  # threads that read, decode and tokenise ahead
+    c.data.limit_eval = 0  # use only the first this many evaluation questions; 0 = all
+
+    c.rollout = ConfigDict()
+    c.rollout.prompts = 16  # prompts a step (N)
+    c.rollout.samples = 8  # responses a prompt (G)
+    c.rollout.max_tokens = 64  # response limit (R)
+    c.rollout.temperature = 1.0
+    c.rollout.top_p = 1.0
+    c.rollout.top_k = 0  # 0 = off
+    c.rollout.chunk = 16  # decode steps between two looks at whether every row has stopped
+
+    c.rewards = ConfigDict()
+    c.rewards.judge = "strict"
+    c.rewards.accuracy = 1.0  # weights of the parts of the score
+    c.rewards.language = 1.0  # the language reward itself is -0.1 * share of CJK characters
+    c.rewards.format = 0.0
+    c.rewards.format_style = "think"
+    c.rewards.custom = ""  # "module:function", called as f(response, example) -> float
+    c.rewards.custom_weight = 1.0
+    c.rewards.no_eos_penalty = True  # a truncated response's score is replaced by `penalty`
+    c.rewards.penalty = -0.1
+    c.rewards.min_tokens = 1  # a response with fewer content tokens gets `penalty` too
+    c.rewards.deadline_s = 5.0  # seconds a judged item may take
+    c.rewards.workers = 2  # judging processes
+
+    c.algorithm = ConfigDict()
+    c.algorithm.advantage = "grpo"
+    c.algorithm.whiten = "center"  # reinforce_pp: "center", "scale" (MAYE's code), "none"
+    c.algorithm.gamma = 1.0  # reinforce_pp: discount per token
+    c.algorithm.scale = "group"  # grpo: what a centred score is divided by
+    c.algorithm.eps = 1e-6  # grpo: added to the deviation
+    c.algorithm.loss = "ppo"
+    c.algorithm.clip_low = 0.2
+    c.algorithm.clip_high = 0.2
+    c.algorithm.dual_clip = 0.0  # 0 = off
+    c.algorithm.is_cap = 0.0  # cap of the sampler-to-trainer importance weight; 0 = off
+    c.algorithm.aggregate = "token"
+    c.algorithm.length_norm = 0  # aggregate="constant": tokens a sequence is divided by; 0 = R
+    c.algorithm.kl_loss_coef = 0.0  # 0 = no reference pass
+    c.algorithm.kl_loss_kind = "k3"
+    c.algorithm.kl_reward_coef = 0.0  # per-token penalty in the return (reinforce_pp only)
+    c.algorithm.kl_reward_kind = "k1"
+    c.algorithm.filter = False  # leave out groups whose accuracy is outside [low, high]
+    c.algorithm.filter_low = 0.1
+    c.algorithm.filter_high = 0.9
+
+    c.update = ConfigDict()
+    c.update.minibatch = 64  # sequences per optimizer step
+    c.update.microbatch = 0  # sequences per forward-backward pass; 0 = the whole minibatch
+    c.update.logprob_batch = 0  # sequences per log-prob pass, at most; 0 = the whole batch
+    c.update.logprob_chunk = 64  # response tokens a row whose logits exist at a time
+    c.update.epochs = 1  # passes over the collected batch
+    c.update.lr = 1e-6
+    c.update.schedule = "cosine"
+    c.update.warmup = 0.1  # share of all optimizer steps
+    c.update.final_lr = 0.0  # share of lr at the end of the cosine
+    c.update.weight_decay = 0.01
+    c.update.b1 = 0.9
+    c.update.b2 = 0.95
+    c.update.eps = 1e-8
+    c.update.grad_clip = 1.0  # global norm; 0 = off
+    c.update.max_bad_steps = 5  # non-finite gradients in a row before the run stops
+    c.update.train_vit = False
+    c.update.train_connector = False
+    c.update.train_llm = True
+
+    c.sft = ConfigDict()
+    c.sft.style = "worked"  # "mixed": part worked, part bare answers (bundled problems only)
+    c.sft.direct_share = 0.6  # sft.style="mixed": share of bare answers
+
+    c.mesh = ConfigDict()
+    c.mesh.data = 1  # devices per axis; at most one may be -1: all devices that are left
+    c.mesh.fsdp = 1
+    c.mesh.tensor = 1
+
+    c.eval = ConfigDict()
+    c.eval.settings = ("pass@1_t0.01",)  # names out of EVAL_SETTINGS
+    c.eval.batch = 0  # prompts per evaluation batch; 0 = rollout.prompts
+    c.eval.samples_seed = 1234  # evaluation draws the same keys at every step of every run
+
+    c.log = ConfigDict()
+    c.log.keep_checkpoints = 2
+    c.log.rollouts = True  # write rollouts/STEP.jsonl
+    c.log.tensorboard = True
+    c.log.wandb = ""  # project name; "" = off
+    c.log.progress = True  # progress bar, on a terminal
+    return c.lock()
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """Puts the bundled model and data under a recipe, and leaves its algorithm as it is.
+
+    Sizes shrink to a laptop's: prompts, tokens, steps and the number of sequences an optimizer
+    step. Which advantage, loss, reward and schedule are used does not change.
+
+    Args:
+        config: a recipe's configuration, changed in place.
+
+    Returns:
+        The same object.
+    """
+    config.model.path = "bundled"
+    config.model.dtype = "float32"
+    config.model.remat = "none"
+    config.data.train, config.data.val = "bundled:train", "bundled:val"
+    config.data.test, config.data.test_ood = "", ""
+    config.data.min_pixels = config.data.max_pixels = 0
+    config.data.max_prompt_tokens = 512
+    config.data.limit_eval = 32
+    config.data.instruction = config.data.system = ""
+    updates = max(1, config.rollout.prompts * config.rollout.samples // config.update.minibatch)
+    config.rollout.prompts = 32 if config.rollout.samples == 1 else 8
+    config.rollout.max_tokens = 48
+    rows = config.rollout.prompts * config.rollout.samples
+    config.update.minibatch = max(config.rollout.samples, rows // min(updates, 4))
+    config.update.microbatch = config.update.logprob_batch = 0
+    config.update.lr = max(config.update.lr, 1e-4)
+    config.mesh.data = config.mesh.fsdp = config.mesh.tensor = 1
+    config.total_steps = 4
+    config.checkpoint_every = config.eval_every = 2
+    config.eval.settings = ("pass@1_t0.01",)
+    return config
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted key, value) for every leaf."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def nearest_key(key: str) -> str:
+    """Returns the valid dotted key that looks most like `key`."""
+    keys = [name for name, _ in flatten(default())]
+    by_leaf = {name.rsplit(".", 1)[-1]: name for name in keys}
+    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
+    leaf = difflib.get_close_matches(key.rsplit(".", 1)[-1], by_leaf, n=1, cutoff=0.85)
+    return by_leaf[leaf[0]] if leaf and "." not in key else close[0]
+
+
+def shards(config: ConfigDict) -> int:
+    """Returns over how many devices the sequences of a batch are divided; needs `resolve_mesh`."""
+    return config.mesh.data * config.mesh.fsdp
+
+
+def sequences(config: ConfigDict) -> int:
+    """Returns B, the responses of one step."""
+    return config.rollout.prompts * config.rollout.samples
+
+
+def microbatch(config: ConfigDict) -> int:
+    """Returns the sequences of one forward-backward pass, at most the minibatch."""
+    return min(config.update.microbatch or config.update.minibatch, config.update.minibatch)
+
+
+def logprob_passes(config: ConfigDict) -> int:
+    """Returns into how many equal parts the prompts of a step are cut for a log-prob pass.
+
+    The fewest that leave each device as many prompts, and no pass more than
+    `update.logprob_batch` sequences where the samples of one prompt a device allow it.
+    """
+    most = config.update.logprob_batch or sequences(config)
+    per_device = config.rollout.prompts // shards(config)
+    fitting = (
+        passes
+        for passes in range(1, per_device + 1)
+        if per_device % passes == 0 and sequences(config) // passes <= most
+    )
+    return next(fitting, per_device)
+
+
+def resolve_mesh(config: ConfigDict, devices: int) -> None:
+    """Replaces a -1 in `config.mesh` by what is left of the devices.
+
+    Raises:
+        InputError: two axes are -1, or the others do not divide the number of devices.
+    """
+    free = [axis for axis in config.mesh if config.mesh[axis] == -1]
+    if len(free) > 1:
+        raise InputError(f"config.mesh has -1 for {' and '.join(free)}; only one axis may be -1")
+    if free:
+        fixed = math.prod(config.mesh[axis] for axis in config.mesh if axis != free[0])
+        if fixed < 1 or devices % fixed:
+            raise InputError(
+                f"config.mesh.{free[0]}=-1 cannot be resolved: the other axes take {fixed} of "
+                f"{devices} devices"
+            )
+        config.mesh[free[0]] = devices // fixed
+
+
+def eval_batch(config: ConfigDict) -> int:
+    """Returns the prompts of one evaluation batch, a multiple of the devices."""
+    devices = shards(config)
+    return -(-(config.eval.batch or config.rollout.prompts) // devices) * devices
+
+
+def _divisors(number: int, multiple: int = 1) -> str:
+    """Returns the divisors of `number` that are multiples of `multiple`, as text."""
+    found = [d for d in range(1, number + 1) if number % d == 0 and d % multiple == 0]
+    shown = [str(d) for d in found]
+    return ", ".join(shown if len(shown) <= 12 else [*shown[:6], "...", *shown[-5:]]) or "none"
+
+
+def _sign_problems(c: ConfigDict) -> Iterator[str]:
+    """Yields a sentence for every number outside its range."""
+    values = dict(flatten(c))
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            yield f"config.{key}={value} is not a finite number"
+    for key in _POSITIVE:
+        if not values[key] > 0:
+            yield f"config.{key}={values[key]} must be greater than 0"
+    for key in _NOT_NEGATIVE:
+        if values[key] < 0:
+            yield f"config.{key}={values[key]} must not be negative"
+    for key in _FRACTIONS:
+        if not 0 <= values[key] <= 1:
+            yield f"config.{key}={values[key]} must lie between 0 and 1"
+    for key in ("checkpoint_every", "eval_every"):
+        if values[key] < -1:
+            yield f"config.{key}={values[key]} must be -1 (every epoch), 0 (never) or steps"
+    for key, allowed in CHOICES.items():
+        if values[key] not in allowed:
+            yield f"config.{key}={values[key]!r} is not one of {', '.join(allowed)}"
+    for name in c.eval.settings:
+        if name not in EVAL_SETTINGS:
+            yield f"config.eval.settings has {name!r}; known are {', '.join(EVAL_SETTINGS)}"
+
+
+def _shape_problems(c: ConfigDict) -> Iterator[str]:
+    """Yields a sentence for every size that does not divide another as it must."""
+    rows, mini, micro, devices = sequences(c), c.update.minibatch, microbatch(c), shards(c)
+    if c.mode == "sft":
+        rows = mini  # one optimizer step a batch
+    if rows % mini:
+        yield (
+            f"config.update.minibatch={mini} does not divide the {rows} sequences of a step "
+            f"(config.rollout.prompts x config.rollout.samples); use one of {_divisors(rows)}"
+        )
+    if mini % micro:
+        yield (
+            f"config.update.microbatch={micro} does not divide config.update.minibatch={mini}; "
+            f"use one of {_divisors(mini, devices)}"
+        )
+    elif micro % devices:
+        yield (
+            f"a pass of {micro} sequences (config.update.microbatch, or config.update.minibatch "
+            f"where that is 0) does not divide over config.mesh.data x config.mesh.fsdp = "
+            f"{devices} devices; use a multiple of {devices}"
+        )
+    if c.mode == "rl" and c.rollout.prompts % devices:
+        yield (
+            f"config.rollout.prompts={c.rollout.prompts} does not divide over config.mesh.data x "
+            f"config.mesh.fsdp = {devices} devices; use a multiple of {devices}"
+        )
+
+
+def _recipe_problems(c: ConfigDict) -> Iterator[str]:
+    """Yields a sentence for every combination that makes no sense."""
+    grouped = c.algorithm.advantage in ("grpo", "rloo")
+    if c.mode == "rl" and grouped and c.rollout.samples < 2:
+        yield (
+            f"config.algorithm.advantage={c.algorithm.advantage!r} compares the samples of a "
+            f"prompt, so config.rollout.samples={c.rollout.samples} must be at least 2"
+        )
+    if c.algorithm.kl_reward_coef and c.algorithm.advantage != "reinforce_pp":
+        yield (
+            "config.algorithm.kl_reward_coef applies to config.algorithm.advantage='reinforce_pp' "
+            f"only, not to {c.algorithm.advantage!r}; use config.algorithm.kl_loss_coef"
+        )
+    if c.algorithm.dual_clip and c.algorithm.dual_clip <= 1:
+        yield f"config.algorithm.dual_clip={c.algorithm.dual_clip} must be 0 (off) or above 1"
+    if c.algorithm.filter_low > c.algorithm.filter_high:
+        yield "config.algorithm.filter_low is above config.algorithm.filter_high"
+    if c.mode == "rl" and c.rollout.temperature == 0:
+        yield (
+            "config.rollout.temperature=0 samples the same response every time; "
+            "RL needs a value above 0"
+        )
+    if c.mode != "eval" and not (
+        c.update.train_vit or c.update.train_connector or c.update.train_llm
+    ):
+        yield (
+            "nothing is trained: set config.update.train_vit, config.update.train_connector or "
+            "config.update.train_llm to True"
+        )
+    if c.data.min_pixels and c.data.max_pixels and c.data.min_pixels > c.data.max_pixels:
+        yield (
+            f"config.data.min_pixels={c.data.min_pixels} is above "
+            f"config.data.max_pixels={c.data.max_pixels}"
+        )
+    if not c.model.path:
+        yield "config.model.path is empty; name a Hugging Face directory or repository"
+    if c.mode != "eval" and not c.data.train:
+        yield "config.data.train is empty; name a jsonl file, a data set, or bundled:train"
+    if c.mode != "eval" and not c.total_steps and not c.epochs:
+        yield "config.total_steps and config.epochs are both 0; set one of them"
+    if c.eval_every and not (c.data.val or c.data.test or c.data.test_ood):
+        yield f"config.eval_every={c.eval_every} but config.data.val and config.data.test are empty"
+    if c.rewards.custom and c.rewards.custom.count(":") != 1:
+        yield f"config.rewards.custom={c.rewards.custom!r} is not of the form module:function"
+
+
+def validate(config: ConfigDict, devices: int) -> None:
+    """Checks a whole configuration, and resolves a -1 in `config.mesh`.
+
+    Args:
+        config: changed in place.
+        devices: how many there are.
+
+    Raises:
+        InputError: with one sentence for every problem found.
+    """
+    resolve_mesh(config, devices)
+    problems = list(_sign_problems(config))
+    if not problems:
+        problems = [*_shape_problems(config), *_recipe_problems(config)]
+    if problems:
+        raise InputError("; ".join(problems))

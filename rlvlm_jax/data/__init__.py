@@ -1,0 +1,3 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Step I, on the host: problems, pictures and text become batches of static shape."""

@@ -1,0 +1,550 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures to patches, prompts to arrays, and prompts together to a `Batch` of static shape.
+
+The heart of step I. A picture is opened, flattened onto white, resized to whole merge blocks
+within its pixel limits, and cut into patches that stay uint8: the model normalises them on the
+device. How many tokens a picture takes is known from its header alone. Knows nothing of data sets
+and configuration; the only other place that opens pictures is `rlvlm_jax.VLM`'s caller.
+"""
+
+import dataclasses
+import io
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from rlvlm_jax.data.positions import rope_positions
+from rlvlm_jax.data.tokenizer import Tokenizer
+from rlvlm_jax.errors import InputError
+from rlvlm_jax.types import Batch
+
+MAX_ASPECT = 200  # longer pictures are refused: no resizing fits them
+MAX_OPENED_PIXELS = 89_478_485  # beyond, a small file may unpack to gigabytes; Pillow's own limit
+
+_UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Settings of preprocessor_config.json that this module carries out, and the one value of each.
+_ONLY = {
+    "do_convert_rgb": True,
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_center_crop": False,
+    "do_pad": False,
+    "resample": int(Image.Resampling.BICUBIC),
+}
+
+
+class ImageError(InputError):
+    """A picture that cannot be used.
+
+    Attributes:
+        kind: "missing_image", "unreadable_image", "image_too_long" or "image_too_large".
+    """
+
+    def __init__(self, kind: str, message: str):
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSpec:
+    """How a model wants its pictures.
+
+    Attributes:
+        patch_size: side of a patch, pixels.
+        merge_size: patches along the side of the square that becomes one image token.
+        temporal_patch_size: frames of a patch; a still picture's one frame serves for all.
+        min_pixels: a smaller picture is enlarged to at least this area.
+        max_pixels: a larger one is reduced to at most this area.
+        window_size: side of an attention window, pixels; 0 = no windows.
+        image_mean: per channel, of pixels in [0, 1].
+        image_std: per channel, of pixels in [0, 1].
+    """
+
+    patch_size: int = 14
+    merge_size: int = 2
+    temporal_patch_size: int = 2
+    min_pixels: int = 56 * 56
+    max_pixels: int = 1280 * 28 * 28
+    window_size: int = 0
+    image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "merge_size", "temporal_patch_size", "min_pixels", "max_pixels"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise InputError(
+                    f"{name}={value!r} of the image processor is not a positive whole number; "
+                    "check preprocessor_config.json"
+                )
+        if self.min_pixels > self.max_pixels:
+            raise InputError(
+                f"min_pixels={self.min_pixels} is above max_pixels={self.max_pixels}; change "
+                "config.data.min_pixels, config.data.max_pixels or preprocessor_config.json"
+            )
+
+    @property
+    def block(self) -> int:
+        """Side of the square of pixels that becomes one image token."""
+        return self.patch_size * self.merge_size
+
+    @property
+    def patch_bytes(self) -> int:
+        """C, the bytes of one patch."""
+        return 3 * self.patch_size**2
+
+    @classmethod
+    def from_directory(cls, directory: str | Path) -> "ImageSpec":
+        """Reads the files of a Hugging Face directory; see `from_files`."""
+        names = ("preprocessor_config.json", "processor_config.json", "config.json")
+        paths = [Path(directory, name) for name in names]
+        return cls.from_files({p.name: p.read_text("utf-8") for p in paths if p.is_file()})
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, str]) -> "ImageSpec":
+        """Reads a model's settings.
+
+        Args:
+            files: name -> text. Read are preprocessor_config.json, or else the image processor's
+                part of processor_config.json, and the vision part of config.json. What no file
+                says has the default of the family's published processor.
+
+        Raises:
+            InputError: a file is not JSON, asks for something else than this module does, or
+                contradicts config.json.
+        """
+        name = "preprocessor_config.json"
+        given = _json_object(files, name)
+        if not given:
+            name = "processor_config.json"
+            given = _json_object(files, name).get("image_processor") or {}
+        for key, only in _ONLY.items():
+            if given.get(key) not in (None, only):
+                raise InputError(f"{name}: {key}={given[key]!r}; only {only!r} is supported")
+        if not math.isclose(given.get("rescale_factor") or 1 / 255, 1 / 255, rel_tol=1e-6):
+            raise InputError(f"{name}: rescale_factor={given['rescale_factor']!r}, not 1/255")
+        size = given.get("size") or {}
+        settings = {
+            "min_pixels": given.get("min_pixels")
+            or size.get("shortest_edge")
+            or size.get("min_pixels"),
+            "max_pixels": given.get("max_pixels")
+            or size.get("longest_edge")
+            or size.get("max_pixels"),
+            **{k: given.get(k) for k in ("patch_size", "merge_size", "temporal_patch_size")},
+            **{k: tuple(given[k]) for k in ("image_mean", "image_std") if given.get(k)},
+        }
+        settings = {key: value for key, value in settings.items() if value is not None}
+
+        config = _json_object(files, "config.json")
+        vision = config.get("vision_config") or {}
+        if str(config.get("model_type", "")).startswith("qwen2_5_vl"):
+            settings["window_size"] = vision.get("window_size", 112)
+        same = {
+            "patch_size": "patch_size",
+            "spatial_merge_size": "merge_size",
+            "temporal_patch_size": "temporal_patch_size",
+        }
+        for theirs, ours in same.items():
+            value = vision.get(theirs)
+            if value is not None and value != settings.setdefault(ours, value):
+                raise InputError(
+                    f"{name} has {ours}={settings[ours]}, but config.json has "
+                    f"vision_config.{theirs}={value}; they must agree"
+                )
+        return cls(**settings)
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionTokens:
+    """Ids of the tokens that concern pictures; None where a tokenizer has no such token."""
+
+    image: int | None
+    vision_start: int | None
+    vision_end: int | None
+    vision_pad: int | None
+    video: int | None
+
+    @classmethod
+    def from_tokenizer(cls, tokenizer: Tokenizer) -> "VisionTokens":
+        """Looks the ids up by the names that the whole model family uses."""
+        return cls(
+            image=tokenizer.token_id("<|image_pad|>"),
+            vision_start=tokenizer.token_id("<|vision_start|>"),
+            vision_end=tokenizer.token_id("<|vision_end|>"),
+            vision_pad=tokenizer.token_id("<|vision_pad|>"),
+            video=tokenizer.token_id("<|video_pad|>"),
+        )
+
+
+@dataclasses.dataclass
+class Encoded:
+    """One prompt, not yet padded: p tokens, i patches of all its pictures."""
+
+    tokens: np.ndarray  # int32[p]
+    positions: np.ndarray  # int32[3, p]
+    patches: np.ndarray  # uint8[i, C]
+    coords: np.ndarray  # int32[i, 2], (row, column) in the patch's own picture
+    image: np.ndarray  # int32[i], number of the picture from 1
+    window: np.ndarray  # int32[i], number of the attention window from 1, over all pictures
+
+
+# ---- pictures -------------------------------------------------------------------------------
+
+
+def open_image(source: Any) -> Image.Image:
+    """Opens a picture and reads its header, not its pixels.
+
+    Args:
+        source: path or file:// address, encoded bytes, an object whose `read()` gives encoded
+            bytes, or a picture that is open already.
+
+    Raises:
+        ImageError: there is no such file, no picture in it, or one that is far too large.
+    """
+    image = source if isinstance(source, Image.Image) else _open_encoded(source)
+    width, height = image.size
+    if width * height > MAX_OPENED_PIXELS:
+        if image is not source:
+            image.close()
+        raise ImageError(
+            "image_too_large",
+            f"image {_name(source)} has {width} x {height} pixels; "
+            f"at most {MAX_OPENED_PIXELS} are opened, reduce the file",
+        )
+    return image
+
+
+def _open_encoded(source: Any) -> Image.Image:
+    if isinstance(source, str | Path):
+        path = local_path(source)
+        if not path.is_file():
+            raise ImageError("missing_image", f"image file {path} does not exist")
+        file: Any = path
+    else:
+        file = io.BytesIO(source if isinstance(source, bytes) else source.read())
+    try:
+        return Image.open(file)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError("image_too_large", f"image {_name(source)}: {error}") from error
+    except Exception as error:  # decoders of foreign bytes raise whatever they come upon
+        raise ImageError(
+            "unreadable_image", f"image {_name(source)} cannot be read: {error}"
+        ) from error
+
+
+def local_path(source: str | Path) -> Path:
+    """Returns the path that a path or a file:// address names.
+
+    Raises:
+        ImageError: an address of another kind; nothing is fetched.
+    """
+    text = str(source)
+    if "://" not in text:
+        return Path(source)
+    parts = urlsplit(text)
+    if parts.scheme != "file":
+        raise ImageError("missing_image", f"image {text} is not a local file; download it first")
+    return Path(unquote(parts.netloc + parts.path))
+
+
+def _name(source: Any) -> str:
+    """Returns how a message calls a picture."""
+    if isinstance(source, bytes):
+        return f"of {len(source)} bytes"
+    if isinstance(source, Image.Image):
+        return getattr(source, "filename", "") or f"in memory ({source.mode})"
+    return str(source)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation, 1 to 8, from what was read with the header; 1 is upright.
+
+    Pillow turns TIFF files by itself.
+    """
+    data = image.info.get("exif")
+    if not data or image.format == "TIFF":
+        return 1
+    exif = Image.Exif()
+    try:
+        exif.load(data)
+        return exif.get(ExifTags.Base.Orientation, 1)
+    except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
+        return 1  # the note about the picture is damaged, the picture itself is not
+
+
+def image_size(source: Any) -> tuple[int, int]:
+    """Returns (width, height) of the upright picture in pixels; reads the header only.
+
+    Raises:
+        ImageError: see `open_image`.
+    """
+    image = open_image(source)
+    width, height = image.size
+    lies_on_its_side = _orientation(image) in (5, 6, 7, 8)
+    if image is not source:
+        image.close()
+    return (height, width) if lies_on_its_side else (width, height)
+
+
+def flatten(image: Image.Image) -> Image.Image:
+    """Returns the picture as RGB, what is transparent on white.
+
+    Figures often are black lines on a transparent ground: dropping the alpha channel instead would
+    leave them black on black. 16-bit grey is reduced to 8 bits, and grey without a fixed range
+    stretched over its own, where Pillow would clip both to white.
+    """
+    if image.mode.startswith("I;16"):
+        pixels = np.asarray(image).astype(np.float32) / 257.0
+        return Image.fromarray(np.rint(pixels).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        pixels = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
+        low, high = pixels.min(), pixels.max()
+        scaled = (pixels - low) * (255.0 / (high - low)) if high > low else pixels * 0.0 + 255.0
+        return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        if image.mode == "La":  # Pillow has no direct way
+            image = image.convert("LA")
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def load_pixels(source: Any) -> Image.Image:
+    """Returns the picture decoded, upright, as RGB on white; the first frame of several.
+
+    The orientation noted by a camera is followed, as transformers does when it opens files.
+
+    Raises:
+        ImageError: see `open_image`, or the body is damaged or cut off.
+    """
+    image = open_image(source)
+    turn = _UPRIGHT.get(_orientation(image))
+    try:
+        rgb = flatten(image)
+    except Exception as error:  # decoders of foreign bytes raise whatever they come upon
+        raise ImageError(
+            "unreadable_image", f"image {_name(source)} cannot be decoded: {error}"
+        ) from error
+    finally:
+        if image is not source:
+            image.close()
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def resized_size(width: int, height: int, spec: ImageSpec) -> tuple[int, int]:
+    """Returns (width, height) in pixels to which a picture is resized.
+
+    Both are whole merge blocks, as near to the original as rounding allows; an area outside the
+    limits is first scaled to the limit, keeping the aspect ratio, then rounded towards the inside.
+
+    Raises:
+        ImageError: one side is over 200 times the other.
+    """
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(
+            "image_too_long",
+            f"an image of {width} x {height} pixels has an aspect ratio over {MAX_ASPECT}; crop it",
+        )
+    block = spec.block
+    sides = [round(side / block) * block for side in (width, height)]  # half to even
+    area = width * height
+    if math.prod(sides) > spec.max_pixels:
+        shrink = math.sqrt(area / spec.max_pixels)
+        sides = [max(1, math.floor(s / shrink / block)) * block for s in (width, height)]
+    elif math.prod(sides) < spec.min_pixels:
+        grow = math.sqrt(spec.min_pixels / area)
+        sides = [math.ceil(s * grow / block) * block for s in (width, height)]
+    return sides[0], sides[1]
+
+
+def count_image_tokens(width: int, height: int, spec: ImageSpec) -> int:
+    """Returns the tokens that a picture of this size takes in a prompt.
+
+    Raises:
+        ImageError: see `resized_size`.
+    """
+    return math.prod(resized_size(width, height, spec)) // spec.block**2
+
+
+def process_image(image: Image.Image, spec: ImageSpec) -> tuple[np.ndarray, tuple[int, int]]:
+    """Cuts a picture into patches.
+
+    Args:
+        image: any mode; transparency is put on white.
+        spec: sizes and limits.
+
+    Returns:
+        (patches uint8[i, C], (rows, columns) of the grid of patches). Merge blocks row by row, the
+        patches of a block row by row; within a patch channel, row, column.
+
+    Raises:
+        ImageError: see `open_image` and `resized_size`.
+    """
+    rgb = load_pixels(image)
+    size = resized_size(*rgb.size, spec)
+    pixels = np.asarray(rgb.resize(size, Image.Resampling.BICUBIC))  # uint8[H, W, 3]
+    p, m = spec.patch_size, spec.merge_size
+    rows, columns = size[1] // p, size[0] // p
+    blocks = pixels.reshape(rows // m, m, p, columns // m, m, p, 3)
+    return blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, -1), (rows, columns)
+
+
+def patch_places(rows: int, columns: int, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where the patches of one picture lie, in the order of `process_image`.
+
+    Returns:
+        (coords int32[i, 2], window int32[i] from 0, all 0 without windows). Windows are laid from
+        the top left, so those at the right and bottom edges may be smaller.
+    """
+    m = spec.merge_size
+    grid = np.indices((rows, columns), np.int32).reshape(2, rows // m, m, columns // m, m)
+    coords = grid.transpose(1, 3, 2, 4, 0).reshape(-1, 2)
+    if not spec.window_size:
+        return coords, np.zeros(len(coords), np.int32)
+    side = spec.window_size // spec.block * m  # of a window, patches
+    across = -(-columns // side)
+    return coords, coords[:, 0] // side * across + coords[:, 1] // side
+
+
+# ---- prompts --------------------------------------------------------------------------------
+
+
+def encode_prompt(
+    text: str, images: Sequence[Any], tokenizer: Tokenizer, spec: ImageSpec, name: str = "prompt"
+) -> Encoded:
+    """Turns a rendered prompt and its pictures into arrays.
+
+    Args:
+        text: with one image token for each picture, in order; it is repeated here to the tokens
+            that the picture takes.
+        images: what `open_image` takes.
+        tokenizer: of the model.
+        spec: of the model.
+        name: the prompt's id, for messages.
+
+    Raises:
+        ImageError: a picture cannot be used.
+        InputError: the number of image tokens is not that of pictures, or there is a video.
+    """
+    ids = tokenizer.encode(text)
+    if not ids:
+        raise InputError(f"{name}: the prompt is empty")
+    vision = VisionTokens.from_tokenizer(tokenizer)
+    check_placeholders(ids, len(images), vision, name)
+    pieces, grids = [], []
+    for image in images:
+        patches, grid = process_image(image, spec)
+        pieces.append(patches)
+        grids.append(grid)
+    counts = iter(rows * columns // spec.merge_size**2 for rows, columns in grids)
+    repeats = [next(counts) if token == vision.image else 1 for token in ids]
+    tokens = np.repeat(np.asarray(ids, np.int32), repeats)
+    places = [patch_places(*grid, spec) for grid in grids]
+    windows, used = [], 1
+    for _, window in places:
+        windows.append(window + used)
+        used += window.max() + 1
+    numbers = [np.full(len(patches), n, np.int32) for n, patches in enumerate(pieces, start=1)]
+    return Encoded(
+        tokens=tokens,
+        positions=rope_positions(tokens, grids, vision.image, spec.merge_size),
+        patches=_join(pieces, (0, spec.patch_bytes), np.uint8),
+        coords=_join([coords for coords, _ in places], (0, 2), np.int32),
+        image=_join(numbers, (0,), np.int32),
+        window=_join(windows, (0,), np.int32),
+    )
+
+
+def check_placeholders(ids: Sequence[int], images: int, vision: VisionTokens, name: str) -> None:
+    """Checks that a prompt has one image token for each picture, and no video.
+
+    Raises:
+        InputError: naming the prompt, what was expected and what was found.
+    """
+    found = sum(token == vision.image for token in ids)
+    if found != images:
+        raise InputError(
+            f"{name}: {images} images, but {found} <|image_pad|> in its text; the rendered prompt "
+            "must hold exactly one for each image (is the chat template made for images?)"
+        )
+    if vision.video is not None and vision.video in ids:
+        raise InputError(f"{name}: its text holds <|video_pad|>; video is not supported")
+
+
+def collate(encoded: Sequence[Encoded | None], p: int, i: int, pad_id: int) -> Batch:
+    """Puts prompts together at one static shape: tokens to the right end, patches to the left.
+
+    Args:
+        encoded: N prompts, at least one; None is an empty row, all of it padding.
+        p: P, tokens a prompt.
+        i: I, patches a prompt.
+        pad_id: fills the tokens.
+
+    Returns:
+        Batch of NumPy arrays.
+
+    Raises:
+        ValueError: a prompt does not fit.
+    """
+    n = len(encoded)
+    patch_bytes = next(one.patches.shape[1] for one in encoded if one is not None)
+    batch = Batch(
+        tokens=np.full((n, p), pad_id, np.int32),
+        mask=np.zeros((n, p), bool),
+        positions=np.zeros((n, 3, p), np.int32),
+        patches=np.zeros((n, i, patch_bytes), np.uint8),
+        patch_coords=np.zeros((n, i, 2), np.int32),
+        patch_image=np.zeros((n, i), np.int32),
+        patch_window=np.zeros((n, i), np.int32),
+    )
+    for row, one in enumerate(encoded):
+        if one is None:
+            continue
+        length, count = len(one.tokens), len(one.patches)
+        if length > p or count > i:
+            raise ValueError(
+                f"a prompt of {length} tokens and {count} patches does not fit into P={p}, I={i}"
+            )
+        batch.tokens[row, p - length :] = one.tokens
+        batch.mask[row, p - length :] = True
+        batch.positions[row, :, p - length :] = one.positions
+        batch.patches[row, :count] = one.patches
+        batch.patch_coords[row, :count] = one.coords
+        batch.patch_image[row, :count] = one.image
+        batch.patch_window[row, :count] = one.window
+    return batch
+
+
+def _join(arrays: Sequence[np.ndarray], empty: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Joins arrays along their first axis; none at all give one of shape `empty`."""
+    return np.concatenate([np.zeros(empty, dtype), *arrays], dtype=dtype)
+
+
+def _json_object(files: Mapping[str, str], name: str) -> dict[str, Any]:
+    """Returns the object in a file, or an empty one where there is no file."""
+    try:
+        found = json.loads(files.get(name) or "{}")
+    except ValueError as error:
+        raise InputError(f"{name} is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{name} holds a {type(found).__name__}; expected an object")
+    return found

@@ -1,0 +1,200 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Text to token ids and back, and the chat template: the only place that knows `transformers`.
+
+Serves step I (prompts) and step III (texts of responses). It does not know images: a rendered
+prompt holds one image token for each picture, which `processor.encode_prompt` repeats.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rlvlm_jax.errors import InputError
+
+# What a directory needs beside tokenizer_config.json; without one of them transformers would
+# build a tokenizer with an empty vocabulary and say nothing.
+_VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+_TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
+
+
+class Tokenizer:
+    """A byte-pair tokenizer with its chat template. Safe to use from several threads.
+
+    Attributes:
+        directory: where the files lie.
+        pad_id: fills masked places; any token would do there.
+        stop_ids: ids that end a response, each once.
+        end_id: the first of them: the tokenizer's own end token, which ends a turn of the chat
+            template, where it has one.
+    """
+
+    def __init__(self, backend: Any, directory: Path):
+        self.directory = directory
+        self.stop_ids = _stop_ids(directory, backend.eos_token_id)
+        self.end_id = self.stop_ids[0]
+        self.pad_id = self.end_id if backend.pad_token_id is None else backend.pad_token_id
+        self._chat = backend
+        # The Rust object itself: the Python layer above it keeps settings between calls, which
+        # threads would change under each other.
+        self._fast = backend.backend_tokenizer
+        self._template = backend.chat_template or _template_of_processor(directory)
+        added = backend.added_tokens_decoder.values()
+        special = sorted((t.content for t in added if t.special), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "Tokenizer":
+        """Reads a tokenizer from a Hugging Face directory on disk.
+
+        The chat template may be in tokenizer_config.json, chat_template.jinja or
+        chat_template.json. The stop ids are those of tokenizer_config.json, generation_config.json
+        and config.json together.
+
+        Raises:
+            InputError: a file is missing or unreadable, or no stop id is known.
+        """
+        directory = Path(directory)
+        if not directory.is_dir():
+            raise InputError(f"no tokenizer directory {directory}; check config.model.path")
+        if not any(all((directory / n).is_file() for n in names) for names in _VOCABULARIES):
+            raise InputError(
+                f"{directory} has neither tokenizer.json nor vocab.json with merges.txt; "
+                "copy the tokenizer files beside the weights"
+            )
+        from transformers import AutoTokenizer  # seconds to import: only where it is used
+
+        try:
+            backend = AutoTokenizer.from_pretrained(
+                str(directory), local_files_only=True, use_fast=True
+            )
+        except Exception as error:  # tokenizers raises bare Exception for a broken file
+            raise InputError(f"the tokenizer in {directory} cannot be read: {error}") from error
+        if not getattr(backend, "is_fast", False):
+            raise InputError(f"{directory} has no tokenizer that the library `tokenizers` reads")
+        return cls(backend, directory)
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of `text`; special tokens written in it become their ids."""
+        return self._fast.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """Returns the text of `ids`; an id outside the vocabulary decodes to nothing."""
+        return self._fast.decode([int(i) for i in ids], skip_special_tokens=skip_special)
+
+    def decode_batch(self, rows: Iterable[Iterable[int]], skip_special: bool = True) -> list[str]:
+        """Returns one text for each list of ids."""
+        rows = [[int(i) for i in row] for row in rows]
+        return self._fast.decode_batch(rows, skip_special_tokens=skip_special)
+
+    def token_id(self, text: str) -> int | None:
+        """Returns the id of a token written as `text`, or None when there is no such token."""
+        return self._fast.token_to_id(text)
+
+    def escape(self, text: str) -> str:
+        """Returns `text` with a space inside whatever would be read as a special token.
+
+        So a question that quotes "<|im_end|>" neither ends its turn nor, quoting "<|image_pad|>",
+        asks for a picture that is not there: "< |im_end|>" reads the same and is ordinary text.
+        """
+        return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
+    def render(self, messages: Sequence[dict[str, Any]]) -> str:
+        """Applies the chat template and opens the assistant's turn.
+
+        Args:
+            messages: dicts with `role` and `content`, the latter a string or a list of parts
+                {"type": "text", "text": …} and {"type": "image" or "image_url", …}. Texts are
+                escaped (see `escape`).
+
+        Returns:
+            A text with one image token for each picture.
+
+        Raises:
+            InputError: there is no template, or it does not accept these messages.
+        """
+        if not self._template:
+            raise InputError(
+                f"{self.directory} has no chat template: none in {', '.join(_TEMPLATE_FILES)}; "
+                "copy the model's own"
+            )
+        plain = [
+            {**message, "content": self._plain_content(message.get("content"))}
+            for message in messages
+        ]
+        try:
+            return self._chat.apply_chat_template(
+                plain, chat_template=self._template, tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # a template is a program: it raises what it likes
+            raise InputError(
+                f"the chat template of {self.directory} fails on these messages: {error}"
+            ) from error
+
+    def _plain_content(self, content: Any) -> Any:
+        if isinstance(content, str):
+            return self.escape(content)
+        if not isinstance(content, list | tuple):
+            raise InputError(
+                f"a message's content is of type {type(content).__name__}; "
+                "expected a string or a list of parts"
+            )
+        parts = [self._plain_part(part) for part in content]
+        if all(part["type"] == "text" for part in parts):
+            return "".join(part["text"] for part in parts)  # templates of text models want this
+        return parts
+
+    def _plain_part(self, part: Any) -> dict[str, str]:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind in ("image", "image_url"):
+            return {"type": "image"}
+        if kind == "text" and isinstance(part.get("text"), str):
+            return {"type": "text", "text": self.escape(part["text"])}
+        raise InputError(
+            f'a part of a message has type {kind!r}; expected "text" with a string, "image" or '
+            '"image_url"'
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Returns the object in a JSON file, or an empty one where there is no file."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds a {type(found).__name__}; expected an object")
+    return found
+
+
+def _stop_ids(directory: Path, own: int | None) -> tuple[int, ...]:
+    config = _read_json(directory / "config.json")
+    text_config = config.get("text_config")
+    ids = [] if own is None else [own]
+    for name, group in (
+        ("generation_config.json", _read_json(directory / "generation_config.json")),
+        ("config.json", config),
+        ("config.json text_config", text_config if isinstance(text_config, dict) else {}),
+    ):
+        given = group.get("eos_token_id")
+        for value in given if isinstance(given, list) else [given]:
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise InputError(f"{directory}: eos_token_id of {name} is {given!r}; expected ids")
+            if value is not None:
+                ids.append(value)
+    if not ids:
+        raise InputError(
+            f"{directory} names no end token: set eos_token in tokenizer_config.json or "
+            "eos_token_id in generation_config.json"
+        )
+    return tuple(dict.fromkeys(ids))
+
+
+def _template_of_processor(directory: Path) -> str | None:
+    """Returns the template from where processors of transformers 4 keep it."""
+    found = _read_json(directory / "chat_template.json").get("chat_template")
+    return found if isinstance(found, str) else None

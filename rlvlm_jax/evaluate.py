@@ -1,0 +1,31 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""`config.mode="eval"`: evaluates a model on data sets, without training anything."""
+
+from ml_collections import ConfigDict
+
+from rlvlm_jax import run, startup
+from rlvlm_jax.errors import InputError
+from rlvlm_jax.evaluation import scheme
+
+
+def evaluate(config: ConfigDict, workdir: str) -> bool:
+    """Evaluates `model.path` on `data.val`, `data.test` and `data.test_ood`, as far as given.
+
+    Returns:
+        True.
+
+    Raises:
+        InputError: something the user can mend.
+    """
+    if not (config.data.val or config.data.test or config.data.test_ood):
+        raise InputError(
+            "config.mode='eval' needs questions: set config.data.val, config.data.test or "
+            "config.data.test_ood"
+        )
+    this = run.Run(config, workdir)
+    params = startup.initial_params(this.session)
+    evaluate_set = scheme.make_evaluate_fn(this.session, config)
+    with this:
+        this.record_evaluations(evaluate_set, params)
+    return True

@@ -1,0 +1,68 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Teacher-forced log-probabilities and entropies of responses, without whole logits.
+
+The old, reference and new passes, supervised training and `VLM.logprobs` all come through here,
+so that they cannot differ. Logits exist for `chunk` response tokens a row at a time.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rlvlm_jax.sampling.logits import Policy
+from rlvlm_jax.types import Array, Batch, Params
+
+
+def _chunk_stats(
+    model: Any, policy: Policy, params: Params, hidden: Array, tokens: Array
+) -> tuple[Array, Array]:
+    """Returns (log-probability of the token, entropy), float32[B, c] each, in nats."""
+    scaled = policy.scale(model.logits(params, hidden))  # float32[B, c, V]
+    normaliser = jax.nn.logsumexp(scaled, axis=-1)
+    chosen = jnp.take_along_axis(scaled, tokens[..., None], axis=-1)[..., 0]
+    finite = jnp.where(jnp.isfinite(scaled), scaled, 0.0)  # a banned token adds 0, not 0 * -inf
+    probabilities = jnp.exp(scaled - normaliser[..., None])
+    entropy = normaliser - jnp.sum(probabilities * finite, axis=-1)
+    return chosen - normaliser, entropy
+
+
+def make_logprobs_fn(model: Any, policy: Policy, chunk: int) -> Callable[..., tuple[Array, Array]]:
+    """Builds logprobs(params, batch, features, tokens, mask) -> (log-probs, entropies).
+
+    Args:
+        model: functions `forward`, `logits` (see models.Model).
+        policy: the distribution asked about; the sampler records the same one.
+        chunk: response tokens a row whose logits exist at a time; their memory is
+            4 * B * chunk * V bytes.
+
+    Returns:
+        A function of (params, Batch of N prompts, image features or None, int32[B, R], bool[B, R])
+        that returns two float32[B, R] in nats, 0 outside the mask. B is a multiple of N; the
+        B / N responses of a prompt are adjacent and share one pass over it. Entropies are those
+        of the policy's whole distribution, and carry no gradient.
+    """
+
+    def logprobs(
+        params: Params, batch: Batch, features: Array | None, tokens: Array, mask: Array
+    ) -> tuple[Array, Array]:
+        hidden = model.forward(params, batch, features, tokens, mask)  # [B, R, D]
+        rows, length, width = hidden.shape
+        size = min(chunk, length)
+        padding = -length % size
+        hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+        padded = jnp.pad(jnp.where(mask, tokens, 0), ((0, 0), (0, padding)))
+        hidden = hidden.reshape(rows, -1, size, width).swapaxes(0, 1)  # [chunks, B, c, D]
+        padded = padded.reshape(rows, -1, size).swapaxes(0, 1)
+
+        @jax.checkpoint  # logits are computed again in the backward pass instead of being kept
+        def stats(chunked: tuple[Array, Array]) -> tuple[Array, Array]:
+            return _chunk_stats(model, policy, params, *chunked)
+
+        lps, entropies = jax.lax.map(stats, (hidden, padded))
+        lps, entropies = (x.swapaxes(0, 1).reshape(rows, -1)[:, :length] for x in (lps, entropies))
+        return jnp.where(mask, lps, 0.0), jax.lax.stop_gradient(jnp.where(mask, entropies, 0.0))
+
+    return logprobs

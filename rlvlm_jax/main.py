@@ -1,0 +1,30 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Trains or evaluates: `python -m rlvlm_jax.main --config=configs/tiny.py --workdir=DIR`.
+
+`config.mode` chooses reinforcement learning ("rl"), supervised fine-tuning ("sft") or evaluation
+("eval"). A work directory that holds a checkpoint is resumed.
+"""
+
+from collections.abc import Sequence
+
+from rlvlm_jax import cli
+from rlvlm_jax import config as config_lib
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the program that the configuration asks for; returns the exit status."""
+    config, workdir = cli.parse_config(argv, "rlvlm_jax.main")
+    # Imported here, so that a bad flag is answered before JAX is loaded.
+    import jax
+
+    from rlvlm_jax import evaluate, sft, train
+
+    config_lib.validate(config, jax.device_count())
+    programs = {"rl": train.train, "sft": sft.train, "eval": evaluate.evaluate}
+    finished = programs[config.mode](config, workdir)
+    return cli.DONE if finished else cli.PREEMPTED
+
+
+if __name__ == "__main__":
+    cli.run(main)

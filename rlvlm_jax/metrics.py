@@ -1,0 +1,156 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Numbers about a step, and where they are shown.
+
+Names are paths grouped by step, the unit as suffix. What is undefined (a mean over nothing) is
+absent, never 0. Files of a run's directory are `records`'; here are TensorBoard, W&B and the
+progress bar.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from rlvlm_jax.errors import InputError
+
+GIB = 2.0**30
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+
+
+class CompileCounter:
+    """Counts the programs that XLA has compiled in this process since the counter was made."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+
+    def _listen(self, event: str, duration: float, **_: Any) -> None:
+        del duration
+        if event == _COMPILE_EVENT:
+            self.count += 1
+
+
+class Stopwatch:
+    """Seconds spent in the named parts of one step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    @contextlib.contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        """Adds the time of the block to `name`."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+    def metrics(self) -> dict[str, float]:
+        """Returns time/NAME_s for every part, and time/step_s since the watch was made."""
+        parts = {f"time/{name}_s": value for name, value in self.seconds.items()}
+        return {**parts, "time/step_s": time.perf_counter() - self._start}
+
+
+def memory_metrics() -> dict[str, float]:
+    """Returns the process's resident memory and, where the device tells, its peak; in GiB."""
+    result = {"memory/host_rss_gib": psutil.Process().memory_info().rss / GIB}
+    peaks = [
+        stats["peak_bytes_in_use"]
+        for device in jax.local_devices()
+        if (stats := device.memory_stats()) and "peak_bytes_in_use" in stats
+    ]
+    if peaks:
+        result["memory/device_peak_gib"] = max(peaks) / GIB
+    return result
+
+
+def mean_where(values: np.ndarray, chosen: np.ndarray) -> float | None:
+    """Returns the mean of the chosen values, None where nothing is chosen."""
+    return float(np.mean(values[chosen])) if chosen.any() else None
+
+
+def response_metrics(
+    lengths: Sequence[int],
+    correct: Sequence[bool],
+    truncated: Sequence[bool],
+    repetitive: Sequence[bool],
+) -> dict[str, float | None]:
+    """Returns response/*: lengths in tokens without the stop token, and shares.
+
+    Args:
+        lengths: content tokens of each response.
+        correct: by the judge.
+        truncated: ended by the limit, not by a stop token.
+        repetitive: caught in a loop.
+    """
+    tokens, right = np.asarray(lengths, np.float64), np.asarray(correct, bool)
+    return {
+        "response/length": float(np.mean(tokens)),
+        "response/length_correct": mean_where(tokens, right),
+        "response/length_incorrect": mean_where(tokens, ~right),
+        "response/truncated_fraction": float(np.mean(truncated)),
+        "response/repetition_fraction": float(np.mean(repetitive)),
+    }
+
+
+class Writers:
+    """TensorBoard, W&B and the progress bar, as far as the configuration asks for them."""
+
+    def __init__(self, log: Any, workdir: str, total_steps: int, run_config: Mapping[str, Any]):
+        self._tensorboard = self._wandb = self._progress = None
+        if log.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._tensorboard = SummaryWriter(f"{workdir}/tensorboard")
+        if log.wandb:
+            try:
+                import wandb
+            except ModuleNotFoundError as error:
+                raise InputError(
+                    f"config.log.wandb={log.wandb!r} needs the package wandb: install "
+                    "rlvlm_jax[wandb], or set config.log.wandb to ''"
+                ) from error
+            self._wandb = wandb.init(project=log.wandb, dir=workdir, config=dict(run_config))
+        console = Console(stderr=True)
+        if log.progress and console.is_terminal:
+            self._progress = Progress(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+            )
+            self._task = self._progress.add_task("", total=total_steps, note="")
+            self._progress.start()
+
+    def write(self, step: int, metrics: Mapping[str, float], note: str) -> None:
+        """Shows the metrics of a step.
+
+        Args:
+            step: of the loop.
+            metrics: name -> number.
+            note: shown beside the progress bar.
+        """
+        if self._tensorboard:
+            for name, value in metrics.items():
+                self._tensorboard.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(dict(metrics), step=step)
+        if self._progress:
+            self._progress.update(self._task, completed=step, note=note)
+
+    def close(self) -> None:
+        """Flushes and closes everything."""
+        if self._tensorboard:
+            self._tensorboard.close()
+        if self._wandb:
+            self._wandb.finish()
+        if self._progress:
+            self._progress.stop()

@@ -1,0 +1,140 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""`build(config) -> Model`: all that the rest of the program knows of a network.
+
+A `Model` is a handful of mathematical functions of a plain nested dict of parameters. Sampler, loss
+and update receive it as an argument; nothing outside this package knows that Flax is underneath.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rlvlm_jax.errors import InputError
+from rlvlm_jax.models.layers import REMAT_POLICIES
+from rlvlm_jax.models.qwen_vision import VISION_RULES, VisionTower
+from rlvlm_jax.models.qwen_vl import LANGUAGE_RULES, LanguageModel
+from rlvlm_jax.models.qwen_vl_config import QwenVLConfig
+from rlvlm_jax.types import Array, Batch, Params
+
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Model:
+    """Functions of the parameters; sequence b of B = N * G belongs to prompt b // G.
+
+    Attributes:
+        config: sizes and token ids.
+        init: key -> params, float32 nested dict.
+        encode_images: (params, batch) -> features [N, M, D] in the compute dtype, M = I / merge**2;
+            normalises the bytes itself. Meaningless but finite at padding.
+        prefill: (params, batch, features) -> (hidden [N, D] of each prompt's last valid column,
+            prefix {"k", "v"}: [L, N, P, K, E]).
+        decode: (params, tokens int32[B], positions int32[B], prefix, prefix_mask bool[N, P],
+            cache {"k", "v"}: [L, B, R, K, E], step int32[]) -> (hidden [B, D], cache). Runs one
+            token a sequence, writes slot `step` of the cache, and attends to the prefix, which is
+            read once a group, and to slots 0..step.
+        forward: (params, batch, features, tokens int32[B, R], mask bool[B, R]) -> hidden [B, R, D]
+            where hidden[:, t] predicts tokens[:, t]. Each prompt runs once for its G responses.
+            A response's positions go on after the largest of its prompt, as `decode` expects too.
+        logits: (params, hidden [..., D]) -> float32[..., V].
+        param_rules: (regex, PartitionSpec) pairs for mesh axes "data", "fsdp", "tensor"; each
+            parameter path matches one.
+        part: path of a parameter -> "vit", "connector" or "llm", the parts that can be frozen.
+    """
+
+    config: QwenVLConfig
+    init: Callable[[Array], Params]
+    encode_images: Callable[[Params, Batch], Array]
+    prefill: Callable[[Params, Batch, Array], tuple[Array, dict]]
+    decode: Callable[..., tuple[Array, dict]]
+    forward: Callable[[Params, Batch, Array, Array, Array], Array]
+    logits: Callable[[Params, Array], Array]
+    param_rules: tuple[tuple[str, Any], ...]
+    part: Callable[[str], str]
+
+
+def build(
+    config: QwenVLConfig, *, dtype: str = "float32", remat: bool | str = False
+) -> Model:
+    """Returns the functions of a Qwen2-VL or Qwen2.5-VL.
+
+    Args:
+        config: sizes, family and token ids.
+        dtype: compute dtype, "float32" or "bfloat16"; parameters, softmax, norms, rotary angles and
+            logits are float32 in either case.
+        remat: whether layers are recomputed in the backward pass, or which results are kept.
+
+    Raises:
+        InputError: `dtype` or `remat` is not one of the accepted values.
+    """
+    if dtype not in DTYPES:
+        raise InputError(f"model.dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+    if not isinstance(remat, bool) and remat not in REMAT_POLICIES:
+        choices = ", ".join(("False", "True", *REMAT_POLICIES))
+        raise InputError(f"model.remat={remat!r} is not one of {choices}")
+
+    vision = VisionTower(config.vision, jnp.dtype(dtype), remat)
+    language = LanguageModel(config, jnp.dtype(dtype), remat)
+
+    def init(key):
+        vision_key, language_key = jax.random.split(key)
+        batch = _smallest_batch(config)
+        features = jnp.zeros((1, 1, config.width))
+        return {
+            "vision": vision.init(vision_key, batch)["params"],
+            "language": language.init(language_key, batch, features)["params"],
+        }
+
+    def encode_images(params, batch):
+        if batch.patches.shape[1] == 0:
+            return jnp.zeros((batch.patches.shape[0], 0, config.width), dtype)
+        return vision.apply({"params": params["vision"]}, batch)
+
+    def of_language(method):
+        def apply(params, *args):
+            return language.apply({"params": params["language"]}, *args, method=method)
+
+        return apply
+
+    return Model(
+        config=config,
+        init=init,
+        encode_images=encode_images,
+        prefill=of_language("prefill"),
+        decode=of_language("decode"),
+        forward=of_language("forward"),
+        logits=of_language("logits"),
+        param_rules=VISION_RULES + LANGUAGE_RULES,
+        part=part,
+    )
+
+
+def part(path: str) -> str:
+    """Returns the part of the model, "vit", "connector" or "llm", that a parameter belongs to."""
+    for prefix, name in (
+        ("vision/merger/", "connector"),
+        ("vision/", "vit"),
+        ("language/", "llm"),
+    ):
+        if path.startswith(prefix):
+            return name
+    raise ValueError(f"{path} is neither under vision/ nor under language/")
+
+
+def _smallest_batch(config):
+    """One prompt of one token and one merge block of patches: enough to shape every parameter."""
+    patches = config.vision.merge_size**2
+    return Batch(
+        tokens=jnp.zeros((1, 1), jnp.int32),
+        mask=jnp.ones((1, 1), bool),
+        positions=jnp.zeros((1, 3, 1), jnp.int32),
+        patches=jnp.zeros((1, patches, 3 * config.vision.patch_size**2), jnp.uint8),
+        patch_coords=jnp.zeros((1, patches, 2), jnp.int32),
+        patch_image=jnp.ones((1, patches), jnp.int32),
+        patch_window=jnp.ones((1, patches), jnp.int32),
+    )

@@ -1,0 +1,118 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Attention as one pure function, `attend`: the only place where queries meet keys.
+
+The vision tower and the language model, prefill, decoding and training all call it. It knows about
+groups (G sequences that share the keys of their prompt), grouped heads (H query heads on K key/value
+heads) and which query may see which key; it knows nothing of weights, positions or caches. A library
+kernel can take its place without a change elsewhere.
+"""
+
+from functools import reduce
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlvlm_jax.types import Array
+
+# Scores of one sequence held at a time: 64 MiB of float32. More are computed in blocks of queries.
+MAX_SCORES = 2**24
+_LOWEST = -1e30  # finite, so that a row without any key stays free of NaN
+
+
+class Ids(NamedTuple):
+    """Who sees whom: a query sees a key of the same non-zero segment that does not come later.
+
+    Attributes:
+        segment: int32[N, G, S] (G may be 1), 0 for padding, which neither sees nor is seen.
+        order: int32[S], the column in causal attention; all equal where attention is not causal.
+    """
+
+    segment: Array
+    order: Array
+
+
+class Keys(NamedTuple):
+    """A run of keys and values: [N, S, K, E] shared by the G sequences, or [N, G, S, K, E]."""
+
+    k: Array
+    v: Array
+    ids: Ids
+
+
+def attend(q: Array, ids: Ids, keys: list[Keys], *, max_scores: int = MAX_SCORES) -> Array:
+    """Computes softmax(q k / sqrt(E)) v with one softmax over all runs of keys together.
+
+    Keys and values are never repeated, neither over the heads nor over the group. Where the scores
+    of a sequence would exceed `max_scores`, queries go through in blocks that are recomputed in the
+    backward pass; the result is the same.
+
+    Args:
+        q: [N, G, Q, H, E], any float dtype; query head h uses key head h // (H / K).
+        ids: segments and columns of the queries.
+        keys: one or two runs, e.g. the shared prompt and the sequence's own response.
+        max_scores: largest number of scores, heads * queries * keys, of one sequence at a time.
+
+    Returns:
+        [N, G, Q, H, E] in the dtype of `q`; a query that sees no key gets zeros. The softmax is
+        computed in float32.
+    """
+    n, g, length, heads, size = q.shape
+    kv_heads = keys[0].k.shape[-2]
+    q = q.reshape(n, g, length, kv_heads, heads // kv_heads, size)
+    block = max(1, max_scores // (heads * sum(run.k.shape[-3] for run in keys)))
+    if length <= block:
+        return _attend(q, ids, keys).reshape(n, g, length, heads, size)
+
+    blocks = -(-length // block)
+    block = -(-length // blocks)
+
+    def split(x, axis):
+        widths = [(0, blocks * block - length if a == axis else 0) for a in range(x.ndim)]
+        shape = (*x.shape[:axis], blocks, block, *x.shape[axis + 1 :])
+        return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0)
+
+    def attend_block(block_of):
+        return _attend(block_of[0], Ids(*block_of[1:]), keys)
+
+    out = jax.lax.map(
+        jax.checkpoint(attend_block, prevent_cse=False),
+        (split(q, 2), split(ids.segment, 2), split(ids.order, 0)),
+    )
+    return jnp.moveaxis(out, 0, 2).reshape(n, g, blocks * block, heads, size)[:, :, :length]
+
+
+def _attend(q, ids, keys):
+    """`attend` for q [N, G, Q, K, H/K, E] in one piece; letters: h = query heads of one key head."""
+    seen = [_visible(ids, run.ids)[:, None, :, None] for run in keys]  # bool[N, 1, G, 1, Q, S]
+    scores = []
+    for run, mask in zip(keys, seen, strict=True):
+        letters = "nske" if run.k.ndim == 4 else "ngske"
+        score = jnp.einsum(
+            f"ngqkhe,{letters}->nkghqs", q, run.k, preferred_element_type=jnp.float32
+        )
+        scores.append(jnp.where(mask, score * q.shape[-1] ** -0.5, _LOWEST))
+
+    top = reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores])
+    top = jax.lax.stop_gradient(top)
+    weights = [jnp.where(m, jnp.exp(s - top), 0.0) for s, m in zip(scores, seen, strict=True)]
+    total = sum(weight.sum(-1, keepdims=True) for weight in weights)
+    total = jnp.where(total > 0, total, 1.0)
+
+    out = 0.0
+    for run, weight in zip(keys, weights, strict=True):
+        letters = "nske" if run.v.ndim == 4 else "ngske"
+        weight = (weight / total).astype(run.v.dtype)
+        out += jnp.einsum(
+            f"nkghqs,{letters}->ngqkhe", weight, run.v, preferred_element_type=jnp.float32
+        )
+    return out.astype(q.dtype)
+
+
+def _visible(queries, keys):
+    """bool[N, G, Q, S]: see `Ids`."""
+    query_segment = queries.segment[..., :, None]
+    key_segment = keys.segment[..., None, :]
+    earlier = keys.order[None, :] <= queries.order[:, None]
+    return (query_segment == key_segment) & (key_segment > 0) & earlier

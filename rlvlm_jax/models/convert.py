@@ -1,0 +1,669 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Weights in and out: a Hugging Face directory on one side, our parameter tree on the other.
+
+One table of names, read in both directions. Reading fills each parameter exactly once from tensors
+used exactly once, or says which do not fit; writing gives what transformers and vLLM load. Neither
+direction holds more than the parameters and one tensor beside them. This file needs NumPy only; it
+knows nothing of devices (`load_hf` hands each finished parameter to its caller) or of tokenizers
+(their files are carried along as text).
+"""
+
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from rlvlm_jax.errors import InputError
+from rlvlm_jax.models.qwen_vl_config import QwenVLConfig, from_hf
+from rlvlm_jax.types import Params
+
+# What a model directory holds beside the weights; all of it is carried along unread, as text.
+SIDE_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+)
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # in a safetensors header
+
+# Hugging Face name, our path, Hugging Face shape. {l} runs over the layers, which we stack on a
+# leading axis. A path that ends in "kernel" is transposed: theirs is [out, in], ours [in, out]
+# with the input axes of the patch convolution flattened.
+_LANGUAGE = (
+    ("model.embed_tokens.weight", "language/embed/embedding", "V D"),
+    ("model.layers.{l}.input_layernorm.weight", "language/layers/norm1/scale", "D"),
+    ("model.layers.{l}.self_attn.q_proj.weight", "language/layers/attn/q/kernel", "Q D"),
+    ("model.layers.{l}.self_attn.q_proj.bias", "language/layers/attn/q/bias", "Q"),
+    ("model.layers.{l}.self_attn.k_proj.weight", "language/layers/attn/k/kernel", "K D"),
+    ("model.layers.{l}.self_attn.k_proj.bias", "language/layers/attn/k/bias", "K"),
+    ("model.layers.{l}.self_attn.v_proj.weight", "language/layers/attn/v/kernel", "K D"),
+    ("model.layers.{l}.self_attn.v_proj.bias", "language/layers/attn/v/bias", "K"),
+    ("model.layers.{l}.self_attn.o_proj.weight", "language/layers/attn/o/kernel", "D Q"),
+    ("model.layers.{l}.post_attention_layernorm.weight", "language/layers/norm2/scale", "D"),
+    ("model.layers.{l}.mlp.gate_proj.weight", "language/layers/mlp/gate/kernel", "F D"),
+    ("model.layers.{l}.mlp.up_proj.weight", "language/layers/mlp/up/kernel", "F D"),
+    ("model.layers.{l}.mlp.down_proj.weight", "language/layers/mlp/down/kernel", "D F"),
+    ("model.norm.weight", "language/norm/scale", "D"),
+)
+_HEAD = (("lm_head.weight", "language/head/kernel", "V D"),)
+_ATTENTION = (
+    ("visual.blocks.{l}.attn.qkv.weight", "vision/blocks/attn/qkv/kernel", "3W W"),
+    ("visual.blocks.{l}.attn.qkv.bias", "vision/blocks/attn/qkv/bias", "3W"),
+    ("visual.blocks.{l}.attn.proj.weight", "vision/blocks/attn/proj/kernel", "W W"),
+    ("visual.blocks.{l}.attn.proj.bias", "vision/blocks/attn/proj/bias", "W"),
+)
+_PATCHES = (("visual.patch_embed.proj.weight", "vision/patch_embed/kernel", "W 3 T P P"),)
+_MERGER = (
+    ("visual.merger.mlp.0.weight", "vision/merger/fc1/kernel", "M M"),
+    ("visual.merger.mlp.0.bias", "vision/merger/fc1/bias", "M"),
+    ("visual.merger.mlp.2.weight", "vision/merger/fc2/kernel", "O M"),
+    ("visual.merger.mlp.2.bias", "vision/merger/fc2/bias", "O"),
+)
+_TOWER = {
+    "qwen2_vl": (
+        *_PATCHES,
+        ("visual.blocks.{l}.norm1.weight", "vision/blocks/norm1/scale", "W"),
+        ("visual.blocks.{l}.norm1.bias", "vision/blocks/norm1/bias", "W"),
+        *_ATTENTION,
+        ("visual.blocks.{l}.norm2.weight", "vision/blocks/norm2/scale", "W"),
+        ("visual.blocks.{l}.norm2.bias", "vision/blocks/norm2/bias", "W"),
+        ("visual.blocks.{l}.mlp.fc1.weight", "vision/blocks/mlp/fc1/kernel", "H W"),
+        ("visual.blocks.{l}.mlp.fc1.bias", "vision/blocks/mlp/fc1/bias", "H"),
+        ("visual.blocks.{l}.mlp.fc2.weight", "vision/blocks/mlp/fc2/kernel", "W H"),
+        ("visual.blocks.{l}.mlp.fc2.bias", "vision/blocks/mlp/fc2/bias", "W"),
+        ("visual.merger.ln_q.weight", "vision/merger/norm/scale", "W"),
+        ("visual.merger.ln_q.bias", "vision/merger/norm/bias", "W"),
+        *_MERGER,
+    ),
+    "qwen2_5_vl": (
+        *_PATCHES,
+        ("visual.blocks.{l}.norm1.weight", "vision/blocks/norm1/scale", "W"),
+        *_ATTENTION,
+        ("visual.blocks.{l}.norm2.weight", "vision/blocks/norm2/scale", "W"),
+        ("visual.blocks.{l}.mlp.gate_proj.weight", "vision/blocks/mlp/gate/kernel", "H W"),
+        ("visual.blocks.{l}.mlp.gate_proj.bias", "vision/blocks/mlp/gate/bias", "H"),
+        ("visual.blocks.{l}.mlp.up_proj.weight", "vision/blocks/mlp/up/kernel", "H W"),
+        ("visual.blocks.{l}.mlp.up_proj.bias", "vision/blocks/mlp/up/bias", "H"),
+        ("visual.blocks.{l}.mlp.down_proj.weight", "vision/blocks/mlp/down/kernel", "W H"),
+        ("visual.blocks.{l}.mlp.down_proj.bias", "vision/blocks/mlp/down/bias", "W"),
+        ("visual.merger.ln_q.weight", "vision/merger/norm/scale", "W"),
+        *_MERGER,
+    ),
+}
+# The second generation of names (transformers from 4.52), as prefixes of the first.
+_RENAMED = (("model.language_model.", "model."), ("model.visual.", "visual."))
+# Rotary frequencies, which some old versions saved though they follow from the configuration.
+_DERIVED = re.compile(r"\.rotary_(pos_)?emb\.inv_freq$")
+
+
+class Rule(NamedTuple):
+    """One row of the table with its sizes filled in."""
+
+    name: str  # Hugging Face name of the first generation; {l} stands for the layer
+    path: str  # ours, levels separated by "/"
+    shape: tuple[int, ...]  # of one Hugging Face tensor
+    layers: int | None  # how many are stacked; None where there is no {l}
+
+    @property
+    def is_kernel(self) -> bool:
+        """Whether ours is the transpose of theirs."""
+        return self.path.endswith("/kernel")
+
+    @property
+    def our_shape(self) -> tuple[int, ...]:
+        """Shape of our parameter, layers first."""
+        rows, *rest = self.shape
+        one = (math.prod(rest), rows) if self.is_kernel else self.shape
+        return one if self.layers is None else (self.layers, *one)
+
+    def names(self) -> list[str]:
+        """Hugging Face names of the tensors that make up the parameter, in order of layers."""
+        if self.layers is None:
+            return [self.name]
+        return [self.name.format(l=layer) for layer in range(self.layers)]
+
+
+def hf_table(config: QwenVLConfig) -> tuple[Rule, ...]:
+    """The table for one model: every tensor it has and every parameter, each exactly once."""
+    tower = config.vision
+    sizes = {
+        "V": config.vocab_size,
+        "D": config.width,
+        "Q": config.heads * config.head_size,
+        "K": config.kv_heads * config.head_size,
+        "F": config.mlp_width,
+        "W": tower.width,
+        "3W": 3 * tower.width,
+        "H": tower.mlp_width,
+        "M": tower.width * tower.merge_size**2,
+        "O": tower.out_width,
+        "T": tower.temporal_patch_size,
+        "P": tower.patch_size,
+        "3": 3,
+    }
+    rows = _LANGUAGE + (() if config.tie_embeddings else _HEAD) + _TOWER[config.family]
+    rules = []
+    for name, path, letters in rows:
+        layers = config.layers if path.startswith("language/") else tower.depth
+        shape = tuple(sizes[letter] for letter in letters.split())
+        rules.append(Rule(name, path, shape, layers if "{l}" in name else None))
+    return tuple(rules)
+
+
+def param_shapes(config: QwenVLConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of all parameters by path, without a weight being read."""
+    return {rule.path: rule.our_shape for rule in hf_table(config)}
+
+
+def resolve(path_or_repo: str | os.PathLike) -> Path:
+    """Finds a model: a local directory, or a repository on the Hugging Face hub.
+
+    Args:
+        path_or_repo: A directory, or "owner/name", which is downloaded into the hub's cache unless
+            it is there already.
+
+    Returns:
+        The local directory.
+
+    Raises:
+        InputError: if it is neither.
+    """
+    path = Path(path_or_repo).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise InputError(f"{path_or_repo} is a file, expected a model directory")
+    if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(path_or_repo)):
+        raise InputError(
+            f"there is no directory {path_or_repo}, and it is no hub repository (owner/name) either"
+        )
+    import huggingface_hub  # only here: it takes longer to import than the rest of the package
+    from huggingface_hub.errors import HfHubHTTPError
+
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
+    try:
+        return Path(huggingface_hub.snapshot_download(str(path_or_repo), allow_patterns=patterns))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"{path_or_repo} is neither a local directory nor a repository that can be downloaded "
+            f"from the Hugging Face hub ({reason}); give the path of a directory"
+        ) from error
+
+
+def read_side_files(directory: str | os.PathLike) -> dict[str, str]:
+    """Reads configuration, tokenizer and processor files of a model directory.
+
+    Returns:
+        {name: text} of those in `SIDE_FILES` that are there, line ends as they are.
+
+    Raises:
+        InputError: if there is no config.json, or a file is not UTF-8.
+    """
+    files = {}
+    for path in (Path(directory, name) for name in SIDE_FILES):
+        if not path.is_file():
+            continue
+        try:
+            files[path.name] = path.read_bytes().decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not UTF-8 text: {error}") from error
+    if "config.json" not in files:
+        raise InputError(f"{directory} has no config.json, which a model directory must have")
+    return files
+
+
+def read_config(files: Mapping[str, str]) -> QwenVLConfig:
+    """The model's configuration from what `read_side_files` gives.
+
+    Raises:
+        InputError: if config.json or preprocessor_config.json is not JSON, or not supported.
+    """
+    names = ("config.json", "preprocessor_config.json")
+    config, pixels = (_parse(name, files[name]) if name in files else None for name in names)
+    return from_hf(config, pixels)
+
+
+def _keep(path: str, array: np.ndarray) -> np.ndarray:
+    return array
+
+
+def load_hf(
+    directory: str | os.PathLike,
+    config: QwenVLConfig,
+    *,
+    place: Callable[[str, np.ndarray], Any] = _keep,
+) -> tuple[Params, dict[str, str]]:
+    """Reads the weights of a Hugging Face directory, one parameter after another.
+
+    Args:
+        directory: Holds model.safetensors, or shards with their index; float32, float16 or
+            bfloat16; names of either generation.
+        config: The sizes that the weights must have.
+        place: `place(path, float32 array)` gives what is stored for the parameter, for example the
+            array on its devices; the host's copy is freed before the next parameter is read. The
+            default keeps the NumPy arrays.
+
+    Returns:
+        (params, dtypes): the parameters as a nested dict; and the stored type of each tensor,
+        {Hugging Face name of the first generation: "float32" | "float16" | "bfloat16"}, with which
+        `save_hf` gives the same bits back.
+
+    Raises:
+        InputError: if a file is missing or damaged, or if tensors are missing, unexpected, stored
+            twice, of the wrong shape or type, or not finite.
+    """
+    stored = _open_all(Path(directory))
+    table = hf_table(config)
+    if config.tie_embeddings and _HEAD[0][0] in stored:
+        _drop_tied_head(stored)
+    _check_fit(directory, stored, table)
+    dtypes = {name: stored[name].dtype for rule in table for name in rule.names()}
+    params: Params = {}
+    for rule in table:
+        *levels, last = rule.path.split("/")
+        level = params
+        for key in levels:
+            level = level.setdefault(key, {})
+        # The array gets no name here, which would keep it until the next one is read.
+        level[last] = place(rule.path, _read_parameter(rule, stored))
+    return params, dtypes
+
+
+class _Stored(NamedTuple):
+    """Where a tensor lies, from the header of its file."""
+
+    file: Path
+    name: str  # in the file
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def _parse(name: str | Path, text: str | bytes) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:  # bad JSON, or bytes that are not text
+        raise InputError(f"{name} is not valid JSON: {error}") from error
+
+
+def _some(items: list[str], limit: int = 3) -> str:
+    """The first few, and how many there are beside them."""
+    rest = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + rest
+
+
+def _shards(directory: Path) -> dict[Path, set[str] | None]:
+    """The weight files, each with the names that the index expects in it (None: no index)."""
+    single, index = directory / WEIGHTS, directory / INDEX
+    if single.is_file() and index.is_file():
+        raise InputError(
+            f"{directory} holds both {WEIGHTS} and {INDEX}; remove the one that is out of date"
+        )
+    if single.is_file():
+        return {single: None}
+    if not index.is_file():
+        others = sorted(p.name for p in directory.glob("*.bin")) if directory.is_dir() else []
+        hint = f" (found {_some(others)}: save it again as safetensors)" if others else ""
+        raise InputError(f"{directory} holds neither {WEIGHTS} nor {INDEX}{hint}")
+    content = _parse(index, index.read_bytes())
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index} has no weight_map from tensor names to files")
+    expected: dict[Path, set[str]] = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise InputError(f"{index} puts {name} into {file!r}, expected a file beside it")
+        expected.setdefault(directory / file, set()).add(name)
+    missing = sorted(path.name for path in expected if not path.is_file())
+    if missing:
+        raise InputError(f"{index} names files that are not there: {_some(missing)}")
+    return dict(sorted(expected.items()))
+
+
+def _open(file: Path) -> safe_open:
+    try:
+        return safe_open(file, framework="numpy")
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{file} is truncated or damaged and cannot be read as safetensors ({error}); fetch it "
+            "again"
+        ) from error
+
+
+def _open_all(directory: Path) -> dict[str, _Stored]:
+    """Reads the headers: every tensor of the directory by its first-generation name."""
+    names = {code: dtype for dtype, code in CODES.items()}
+    stored: dict[str, _Stored] = {}
+    unsupported = []
+    for file, expected in _shards(directory).items():
+        with _open(file) as shard:
+            found = set(shard.keys())
+            if expected is not None and found != expected:
+                absent, extra = sorted(expected - found), sorted(found - expected)
+                raise InputError(
+                    f"{file} and {INDEX} disagree:"
+                    + (f" {_some(absent)} not in the file" if absent else "")
+                    + (" and" if absent and extra else "")
+                    + (f" {_some(extra)} not in the index" if extra else "")
+                )
+            for name in sorted(found):
+                ours = name
+                for new, old in _RENAMED:
+                    if name.startswith(new):
+                        ours = old + name.removeprefix(new)
+                if _DERIVED.search(ours):
+                    continue
+                header = shard.get_slice(name)
+                code = header.get_dtype()
+                if ours in stored:
+                    raise InputError(
+                        f"{directory} holds the tensor {ours} twice: as {stored[ours].name} in "
+                        f"{stored[ours].file.name} and as {name} in {file.name}"
+                    )
+                if code not in names:
+                    unsupported.append(f"{name} ({code})")
+                stored[ours] = _Stored(file, name, tuple(header.get_shape()), names.get(code, ""))
+    if unsupported:
+        raise InputError(
+            f"{directory} holds tensors that are not {', '.join(CODES)}: {_some(unsupported)}; "
+            "quantised weights are not supported"
+        )
+    return stored
+
+
+def _drop_tied_head(stored: dict[str, _Stored]):
+    """Forgets a head that repeats the embedding; one that differs would be lost, so is refused."""
+    head, embedding = stored.pop(_HEAD[0][0]), stored.get(_LANGUAGE[0][0])
+    if embedding is None:
+        return  # reported as missing with everything else
+    with _open(head.file) as one, _open(embedding.file) as other:
+        if not np.array_equal(one.get_tensor(head.name), other.get_tensor(embedding.name)):
+            raise InputError(
+                f"config.json says tie_word_embeddings, but {head.name} in {head.file} differs "
+                f"from {embedding.name}; set tie_word_embeddings to false to keep both"
+            )
+
+
+def _check_fit(directory: str | os.PathLike, stored: dict[str, _Stored], table: tuple[Rule, ...]):
+    expected = {name: rule.shape for rule in table for name in rule.names()}
+    missing = [name for name in expected if name not in stored]
+    unexpected = [entry.name for name, entry in stored.items() if name not in expected]
+    misshapen = [
+        f"{entry.name} has shape {list(entry.shape)}, expected {list(expected[name])}"
+        for name, entry in stored.items()
+        if name in expected and entry.shape != expected[name]
+    ]
+    complaints = [
+        f"{what} {_some(items)}"
+        for what, items in (
+            ("missing:", missing),
+            ("unexpected:", unexpected),
+            ("misshapen:", misshapen),
+        )
+        if items
+    ]
+    if complaints:
+        raise InputError(
+            f"the weights in {directory} do not fit its config.json: {'; '.join(complaints)}"
+        )
+
+
+def _read_parameter(rule: Rule, stored: dict[str, _Stored]) -> np.ndarray:
+    """Fills one parameter, shard by shard, each tensor going straight to its layer."""
+    array = np.empty(rule.our_shape, np.float32)
+    targets = [array] if rule.layers is None else array
+    places = sorted(
+        zip(rule.names(), targets, strict=True), key=lambda place: stored[place[0]].file
+    )
+    for file, group in itertools.groupby(places, key=lambda place: stored[place[0]].file):
+        # Opened anew for each parameter: closing gives the pages of the file back.
+        with _open(file) as shard:
+            for name, target in group:
+                source = shard.get_tensor(stored[name].name)
+                if rule.is_kernel:
+                    _transpose_into(target, source.reshape(len(source), -1))
+                else:
+                    target[...] = source
+                if not (np.isfinite(target.min()) and np.isfinite(target.max())):
+                    raise InputError(
+                        f"{stored[name].name} in {file} has values that are not finite"
+                    )
+    return array
+
+
+def _transpose_into(target: np.ndarray, source: np.ndarray, block: int = 64):
+    """target[...] = source.T as float32, in blocks of rows that stay in the processor's cache."""
+    for start in range(0, len(source), block):
+        rows = source[start : start + block]
+        target[:, start : start + block] = rows.astype(np.float32, copy=False).T
+
+
+def save_hf(
+    params: Params,
+    directory: str | os.PathLike,
+    *,
+    files: Mapping[str, str],
+    dtypes: str | Mapping[str, str],
+    max_shard_bytes: int = 5_000_000_000,
+):
+    """Writes a directory that transformers and vLLM load, all of it or nothing.
+
+    Tensors are fetched, converted and written one at a time. Names are those of the first
+    generation, which every version of both libraries reads. A tied head is not written.
+
+    Args:
+        params: The parameter tree; leaves are NumPy or JAX arrays whose layers can be indexed.
+        directory: Created, with its parents; must not hold a model already.
+        files: {name: text} of what goes beside the weights, as `read_side_files` gives it. Its
+            config.json says what is written; only the type of the weights that it states is
+            changed where no tensor has that type.
+        dtypes: One of "float32", "float16", "bfloat16" for all tensors, or the record that
+            `load_hf` returned.
+        max_shard_bytes: Tensors are put into a file until the next would exceed this.
+
+    Raises:
+        InputError: if the directory holds a model, the parameters do not fit config.json, or a
+            value is not finite in the type it is to be written in.
+    """
+    target = Path(directory).expanduser().resolve()
+    _check_target(target)
+    config = read_config(files)
+    leaves = dict(_flatten(params))
+    _check_parameters(leaves, config)
+    tensors = [
+        _Planned(name, rule, layer, dtypes if isinstance(dtypes, str) else dtypes.get(name, ""))
+        for name, rule, layer in _in_order(hf_table(config))
+    ]
+    for tensor in tensors:
+        if tensor.dtype not in DTYPES:
+            raise InputError(
+                f"cannot write {tensor.name} as {tensor.dtype!r}, expected one of "
+                + ", ".join(DTYPES)
+            )
+    files = dict(files)
+    files["config.json"] = _state_dtype(files["config.json"], tensors)
+
+    staging = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        for name, text in files.items():
+            (staging / name).write_bytes(text.encode())
+        _write_weights(staging, _split(tensors, max_shard_bytes), leaves)
+        _publish(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+class _Planned(NamedTuple):
+    """A tensor that is going to be written."""
+
+    name: str
+    rule: Rule
+    layer: int | None
+    dtype: str
+
+    @property
+    def itemsize(self) -> int:
+        return np.dtype(DTYPES[self.dtype]).itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.rule.shape) * self.itemsize
+
+    def fetch(self, leaves: Mapping[str, Any]) -> np.ndarray:
+        """The tensor as it is written: their shape, their type."""
+        leaf = leaves[self.rule.path]
+        value = np.asarray(leaf if self.layer is None else leaf[self.layer])
+        if self.rule.is_kernel:
+            value = value.T.reshape(self.rule.shape)
+        with np.errstate(over="ignore"):  # float16 may overflow, which is reported below
+            value = value.astype(DTYPES[self.dtype])
+        if not np.isfinite(value).all():
+            raise InputError(f"{self.name} is not finite as {self.dtype}, nothing was written")
+        return value
+
+
+def _check_target(target: Path):
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target} is a file, expected a directory to write the model to")
+    present = [
+        path.name
+        for pattern in ("config.json", "*.safetensors", "*.safetensors.index.json")
+        for path in sorted(target.glob(pattern))
+    ]
+    if present:
+        raise InputError(
+            f"{target} already holds a model ({_some(present)}); give a new directory or remove it"
+        )
+
+
+def _check_parameters(leaves: Mapping[str, Any], config: QwenVLConfig):
+    expected = param_shapes(config)
+    found = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+    wrong = sorted(
+        f"{path} is {found.get(path, 'missing')}, expected {expected.get(path, 'none')}"
+        for path in expected.keys() | found.keys()
+        if expected.get(path) != found.get(path)
+    )
+    if wrong:
+        raise InputError(f"the parameters do not fit config.json: {_some(wrong)}")
+
+
+def _flatten(tree: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}/")
+        else:
+            yield prefix + key, value
+
+
+def _in_order(table: tuple[Rule, ...]) -> Iterator[tuple[str, Rule, int | None]]:
+    """All tensors layer by layer, so that a shard holds whole layers as far as they fit."""
+    for layers, group in itertools.groupby(table, key=lambda rule: rule.layers):
+        rules = list(group)
+        for layer in range(layers) if layers is not None else [None]:
+            for rule in rules:
+                yield rule.name.format(l=layer), rule, layer
+
+
+def _state_dtype(text: str, tensors: list[_Planned]) -> str:
+    """Lets config.json name a type that the weights have; a fitting file stays as it is."""
+    content = _parse("config.json", text)
+    counts: Counter[str] = Counter()
+    for tensor in tensors:
+        counts[tensor.dtype] += math.prod(tensor.rule.shape)
+    [(most, _)] = counts.most_common(1)
+    parts = [content, content.get("text_config") or {}, content.get("vision_config") or {}]
+    stated = [(part, key) for part in parts for key in ("dtype", "torch_dtype") if part.get(key)]
+    if any(key in content for _, key in stated) and all(
+        part[key] in counts for part, key in stated
+    ):
+        return text
+    for part, key in stated or [(content, "torch_dtype")]:
+        part[key] = most
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _split(tensors: list[_Planned], max_shard_bytes: int) -> list[list[_Planned]]:
+    """Cuts the sequence into files; a tensor over the limit gets a file of its own."""
+    shards: list[list[_Planned]] = []
+    room = 0
+    for tensor in tensors:
+        if not shards or tensor.nbytes > room:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(tensor)
+        room -= tensor.nbytes
+    return shards
+
+
+def _write_weights(directory: Path, shards: list[list[_Planned]], leaves: Mapping[str, Any]):
+    if len(shards) == 1:
+        _write_shard(directory / WEIGHTS, shards[0], leaves)
+        return
+    weight_map = {}
+    for number, shard in enumerate(shards, 1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_shard(directory / name, shard, leaves)
+        weight_map |= {tensor.name: name for tensor in shard}
+    total = sum(tensor.nbytes for shard in shards for tensor in shard)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_shard(path: Path, tensors: list[_Planned], leaves: Mapping[str, Any]):
+    """Writes one safetensors file, a tensor at a time.
+
+    The library's own writer wants all tensors of a file in memory. The format is eight bytes with
+    the length of a JSON header, the header, and the tensors in the order of their offsets.
+
+    Source: https://github.com/huggingface/safetensors, section "Format" of its README.
+    """
+    tensors = sorted(tensors, key=lambda tensor: -tensor.itemsize)  # keeps every offset aligned
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": CODES[tensor.dtype],
+            "shape": tensor.rule.shape,
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            file.write(tensor.fetch(leaves).tobytes())
+
+
+def _publish(staging: Path, target: Path):
+    """Puts the finished directory in its place; into a directory in use, config.json last."""
+    if not target.exists() or not any(target.iterdir()):
+        staging.replace(target)
+        return
+    for path in sorted(staging.iterdir(), key=lambda path: path.name == "config.json"):
+        path.replace(target / path.name)

@@ -1,0 +1,177 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The vision tower of Qwen2-VL and Qwen2.5-VL with its patch merger: pixels in, image tokens out.
+
+The two families differ in norm, MLP, and in that most blocks of Qwen2.5-VL attend within windows.
+The images of a prompt lie one after another on one axis of patches; attention is kept within an image
+or a window by the numbers in `Batch`, so patches need no reordering. It does not know the text.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+from rlvlm_jax.models.attention import Ids, Keys, attend
+from rlvlm_jax.models.layers import ACTIVATIONS, GatedMlp, dense, stacked
+from rlvlm_jax.models.qwen_vl_config import VisionConfig
+from rlvlm_jax.models.rope import rope_2d, rotate
+from rlvlm_jax.types import Array, Batch
+
+# The tower is small next to the decoder: sharded over `fsdp` for memory, replicated over `tensor`.
+VISION_RULES = (
+    (r"^vision/patch_embed/kernel$", P(None, "fsdp")),  # [C * frames, Dv]
+    (r"^vision/blocks/(attn/qkv|mlp/(fc1|gate|up))/kernel$", P(None, "fsdp", None)),  # [Lv, Dv, F]
+    (r"^vision/blocks/(attn/proj|mlp/(fc2|down))/kernel$", P(None, None, "fsdp")),  # [Lv, F, Dv]
+    (r"^vision/merger/fc[12]/kernel$", P("fsdp", None)),
+    (r"^vision/(blocks|merger)/.*/(bias|scale)$", P()),
+)
+
+
+def normalise(patches: Array, config: VisionConfig) -> Array:
+    """Turns bytes into (x / 255 - mean) / std and repeats the still frame.
+
+    Args:
+        patches: uint8[N, I, C], channel-major, one frame.
+        config: gives mean and deviation of each channel and the number of frames.
+
+    Returns:
+        float32[N, I, 3 * frames * patch_size**2], in the order channel, frame, row, column.
+    """
+    n, i, _ = patches.shape
+    mean, std = (np.float32(value)[:, None] for value in (config.image_mean, config.image_std))
+    pixels = (patches.reshape(n, i, 3, -1).astype(jnp.float32) / 255.0 - mean) / std
+    frames = jnp.repeat(pixels[:, :, :, None], config.temporal_patch_size, axis=3)
+    return frames.reshape(n, i, -1)
+
+
+def norm(config: VisionConfig, dtype: Any) -> nn.Module:
+    """Returns the family's norm: LayerNorm (Qwen2-VL) or RMSNorm (Qwen2.5-VL), in float32."""
+    if config.family == "qwen2_vl":
+        return nn.LayerNorm(epsilon=config.norm_eps, dtype=dtype, use_fast_variance=False)
+    return nn.RMSNorm(epsilon=config.norm_eps, dtype=dtype)
+
+
+class Mlp(nn.Module):
+    """fc2(act(fc1(x))); `width` is the hidden width, `out` the output's, both layers with bias."""
+
+    width: int
+    out: int
+    act: str
+    dtype: Any
+
+    def setup(self) -> None:
+        """Declares the two kernels."""
+        self.fc1 = dense(self.width, self.dtype, bias=True)
+        self.fc2 = dense(self.out, self.dtype, bias=True)
+
+    def __call__(self, x: Array) -> Array:
+        """Maps [..., D] to [..., out]."""
+        return self.fc2(ACTIVATIONS[self.act](self.fc1(x)))
+
+
+class Attention(nn.Module):
+    """Self-attention within the segments of the patch axis, not causal, with 2-D rotary."""
+
+    config: VisionConfig
+    dtype: Any
+
+    def setup(self) -> None:
+        """Declares the joint projection and the output's."""
+        self.qkv = dense(3 * self.config.width, self.dtype, bias=True)
+        self.proj = dense(self.config.width, self.dtype, bias=True)
+
+    def __call__(self, x: Array, segment: Array, rotary: tuple[Array, Array]) -> Array:
+        """Maps [N, I, Dv] to the same; `segment` int32[N, I] is 0 at padding."""
+        n, i, width = x.shape
+        q, k, v = jnp.moveaxis(self.qkv(x).reshape(n, i, 3, self.config.heads, -1), 2, 0)
+        ids = Ids(segment[:, None], jnp.zeros(i, jnp.int32))
+        q, k = rotate(q, rotary), rotate(k, rotary)
+        return self.proj(attend(q[:, None], ids, [Keys(k, v, ids)]).reshape(n, i, width))
+
+
+class Block(nn.Module):
+    """One pre-norm block; the scanned flag chooses between whole images and windows."""
+
+    config: VisionConfig
+    dtype: Any
+
+    def setup(self) -> None:
+        """Declares the family's norms and MLP."""
+        c = self.config
+        self.norm1 = norm(c, self.dtype)
+        self.attn = Attention(c, self.dtype)
+        self.norm2 = norm(c, self.dtype)
+        if c.family == "qwen2_vl":
+            self.mlp = Mlp(c.mlp_width, c.width, c.act, self.dtype)
+        else:
+            self.mlp = GatedMlp(c.mlp_width, c.width, c.act, True, self.dtype)
+
+    def __call__(self, x: Array, full: Array, shared: tuple) -> tuple[Array, None]:
+        """Maps [N, I, Dv] to the same; `full` bool[] widens attention from windows to images."""
+        image, window, rotary = shared
+        x = x + self.attn(self.norm1(x), jnp.where(full, image, window), rotary)
+        return x + self.mlp(self.norm2(x)), None
+
+
+class Merger(nn.Module):
+    """Joins each merge block of patches into one image token of the language model's width."""
+
+    config: VisionConfig
+    dtype: Any
+
+    def setup(self) -> None:
+        """Declares the norm of a patch and the MLP of a block."""
+        c = self.config
+        self.norm = norm(c, self.dtype)
+        self.fc1 = dense(c.width * c.merge_size**2, self.dtype, bias=True)
+        self.fc2 = dense(c.out_width, self.dtype, bias=True)
+
+    def __call__(self, x: Array) -> Array:
+        """Maps [N, I, Dv] to [N, M, D]."""
+        n, i, _ = x.shape
+        x = self.norm(x).reshape(n, i // self.config.merge_size**2, -1)
+        return self.fc2(ACTIVATIONS["gelu"](self.fc1(x)))
+
+
+class VisionTower(nn.Module):
+    """Patches to image tokens.
+
+    Attributes:
+        config: sizes and family.
+        dtype: compute dtype.
+        remat: see `layers.stacked`.
+    """
+
+    config: VisionConfig
+    dtype: Any
+    remat: bool | str = False
+
+    def setup(self) -> None:
+        """Declares the patch projection, the scanned blocks and the merger."""
+        c = self.config
+        self.patch_embed = dense(c.width, self.dtype, bias=False)
+        self.blocks = stacked(Block, c.depth, self.remat)(c, self.dtype)
+        self.merger = Merger(c, self.dtype)
+
+    def __call__(self, batch: Batch) -> Array:
+        """Encodes the images of each prompt.
+
+        Args:
+            batch: its patch fields are read, of N prompts with I patches each.
+
+        Returns:
+            [N, M, D] in `dtype`, one feature a merge block in the order of the patches; finite and
+            meaningless at padding.
+        """
+        c = self.config
+        full = np.isin(np.arange(c.depth), c.full_attention_blocks)
+        with jax.named_scope("vision"):
+            x = self.patch_embed(normalise(batch.patches, c).astype(self.dtype))
+            rotary = rope_2d(batch.patch_coords, c.width // c.heads)
+            shared = (batch.patch_image, batch.patch_window, rotary)
+            x, _ = self.blocks(x, jnp.asarray(full), shared)
+            return self.merger(x)

@@ -1,0 +1,299 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The language model of Qwen2-VL and Qwen2.5-VL: three ways through one stack of decoder blocks.
+
+`prefill` runs prompts and keeps their keys and values, `decode` adds one token to each sequence, and
+`forward` runs prompts and complete responses together for training. In all three a response attends,
+with one softmax, to its prompt (computed once for the G responses to it) and to itself. The module
+does not know how tokens are chosen, nor where positions of prompts come from.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from rlvlm_jax.models.attention import Ids, Keys, attend
+from rlvlm_jax.models.layers import INIT, GatedMlp, dense, stacked
+from rlvlm_jax.models.qwen_vl_config import QwenVLConfig
+from rlvlm_jax.models.rope import mrope, rotate
+from rlvlm_jax.types import Array, Batch
+
+LANGUAGE_RULES = (
+    (r"^language/embed/embedding$", P("tensor", "fsdp")),  # [V, D]
+    (r"^language/layers/attn/[qkv]/kernel$", P(None, "fsdp", "tensor")),  # [L, D, heads * E]
+    (r"^language/layers/attn/[qkv]/bias$", P(None, "tensor")),  # [L, heads * E]
+    (r"^language/layers/attn/o/kernel$", P(None, "tensor", "fsdp")),  # [L, H * E, D]
+    (r"^language/layers/mlp/(gate|up)/kernel$", P(None, "fsdp", "tensor")),  # [L, D, F]
+    (r"^language/layers/mlp/down/kernel$", P(None, "tensor", "fsdp")),  # [L, F, D]
+    (r"^language/(layers/norm[12]|norm)/scale$", P()),
+    (r"^language/head/kernel$", P("fsdp", "tensor")),  # [D, V]
+)
+
+Rotary = tuple[Array, Array]
+
+
+class Context(NamedTuple):
+    """What every layer needs to know about the tokens; None where a stream is absent."""
+
+    prompt: Ids  # of the prompt columns, as queries and as keys
+    prompt_rotary: Rotary | None
+    response: Ids | None  # of the response tokens run now
+    response_rotary: Rotary | None
+    own: Ids | None  # of the response's keys: the tokens run now, or all slots of the cache
+    step: Array | None  # int32[], the cache slot to write
+
+
+class Attention(nn.Module):
+    """Grouped-query projections with biases and M-RoPE; the attention itself is `attend`."""
+
+    config: QwenVLConfig
+    dtype: Any
+
+    def setup(self) -> None:
+        """Declares the four projections."""
+        c = self.config
+        self.q = dense(c.heads * c.head_size, self.dtype, bias=True)
+        self.k = dense(c.kv_heads * c.head_size, self.dtype, bias=True)
+        self.v = dense(c.kv_heads * c.head_size, self.dtype, bias=True)
+        self.o = dense(c.width, self.dtype, bias=False)
+
+    def project(self, x: Array, rotary: Rotary) -> tuple[Array, Array, Array]:
+        """Maps [N, G, T, D] to turned queries [N, G, T, H, E] and keys, and values [..., K, E]."""
+        size = self.config.head_size
+        q, k, v = (p(x).reshape(*x.shape[:-1], -1, size) for p in (self.q, self.k, self.v))
+        return rotate(q, rotary), rotate(k, rotary), v
+
+    def join(self, heads: Array) -> Array:
+        """Maps [N, G, T, H, E] to [N, G, T, D]."""
+        return self.o(heads.reshape(*heads.shape[:-2], -1))
+
+
+class Block(nn.Module):
+    """One decoder block over up to two streams: prompts [N, 1, P, D], responses [N, G, T, D]."""
+
+    config: QwenVLConfig
+    dtype: Any
+
+    def setup(self) -> None:
+        """Declares the two norms, attention and MLP, which the streams share."""
+        c = self.config
+        self.norm1 = nn.RMSNorm(epsilon=c.norm_eps, dtype=self.dtype)
+        self.attn = Attention(c, self.dtype)
+        self.norm2 = nn.RMSNorm(epsilon=c.norm_eps, dtype=self.dtype)
+        self.mlp = GatedMlp(c.mlp_width, c.width, "silu", False, self.dtype)
+
+    def __call__(self, carry: tuple, scanned: tuple, context: Context) -> tuple[tuple, Any]:
+        """Runs one layer.
+
+        Args:
+            carry: (prompt, response, cache of all layers), each None where absent.
+            scanned: (index of the layer, prefix of the layer or None where the prompt runs too).
+            context: ids and rotary pairs.
+
+        Returns:
+            (carry, the prefix of the layer where only the prompt runs, else None).
+        """
+        prompt, response, cache = carry
+        layer, prefix = scanned
+        if prompt is not None:
+            q, k, v = self.attn.project(self.norm1(prompt), context.prompt_rotary)
+            prefix = {"k": k[:, 0], "v": v[:, 0]}
+            seen = attend(q, context.prompt, [Keys(**prefix, ids=context.prompt)])
+            prompt = self.finish(prompt, seen)
+        if response is None:
+            return (prompt, None, None), prefix
+
+        q, k, v = self.attn.project(self.norm1(response), context.response_rotary)
+        if cache is not None:
+            cache, k, v = write_and_read(cache, layer, context.step, k, v)
+        keys = [Keys(**prefix, ids=context.prompt), Keys(k, v, context.own)]
+        response = self.finish(response, attend(q, context.response, keys))
+        return (prompt, response, cache), None
+
+    def finish(self, x: Array, seen: Array) -> Array:
+        """Adds the attention's result and then the MLP's to the stream."""
+        x = x + self.attn.join(seen)
+        return x + self.mlp(self.norm2(x))
+
+
+def write_and_read(cache: dict, layer: Array, step: Array, k: Array, v: Array) -> tuple:
+    """Writes one row of one layer into the cache, then reads that layer.
+
+    Args:
+        cache: {"k", "v"}: [L, B, R, K, E].
+        layer: int32[].
+        step: int32[], slot below R.
+        k: [N, G, 1, K, E], of the token run now; `v` alike.
+        v: see `k`.
+
+    Returns:
+        (cache, keys, values), the latter two [N, G, R, K, E].
+    """
+    n, g = k.shape[:2]
+    read = []
+    for name, row in (("k", k), ("v", v)):
+        row = row.reshape(1, n * g, *row.shape[2:]).astype(cache[name].dtype)
+        whole = jax.lax.dynamic_update_slice(cache[name], row, (layer, 0, step, 0, 0))
+        cache = cache | {name: whole}
+        of_layer = jax.lax.dynamic_index_in_dim(whole, layer, 0, keepdims=False)
+        read.append(of_layer.reshape(n, g, *of_layer.shape[1:]))
+    return cache, *read
+
+
+class LanguageModel(nn.Module):
+    """Embeddings, decoder blocks, final norm and head. All hidden states returned are normed.
+
+    Attributes:
+        config: sizes.
+        dtype: compute dtype.
+        remat: see `layers.stacked`.
+    """
+
+    config: QwenVLConfig
+    dtype: Any
+    remat: bool | str = False
+
+    def setup(self) -> None:
+        """Declares the weights; the head only where it is not the embedding itself."""
+        c = self.config
+        self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=INIT)
+        self.layers = stacked(Block, c.layers, self.remat)(c, self.dtype)
+        self.norm = nn.RMSNorm(epsilon=c.norm_eps, dtype=self.dtype)
+        if not c.tie_embeddings:
+            float32_out = functools.partial(
+                jax.lax.dot_general, preferred_element_type=jnp.float32
+            )
+            self.head = nn.Dense(
+                c.vocab_size,
+                use_bias=False,
+                dtype=self.dtype,
+                kernel_init=INIT,
+                dot_general=float32_out,
+            )
+
+    def __call__(self, batch: Batch, features: Array) -> Array:
+        """Touches every weight: what initialisation traces."""
+        return self.logits(self.prefill(batch, features)[0])
+
+    def logits(self, hidden: Array) -> Array:
+        """Maps [..., D] to float32[..., V], accumulated in float32."""
+        with jax.named_scope("logits"):
+            if not self.config.tie_embeddings:
+                return self.head(hidden)
+            table = self.embed.embedding.astype(self.dtype)
+            return jnp.einsum(
+                "...d,vd->...v",
+                hidden.astype(self.dtype),
+                table,
+                preferred_element_type=jnp.float32,
+            )
+
+    def prefill(self, batch: Batch, features: Array) -> tuple[Array, dict]:
+        """See `Model.prefill`."""
+        prompt, context = self._start(batch, features)
+        (prompt, _, _), prefix = self.layers((prompt, None, None), self._scanned(), context)
+        return self.norm(_last_valid(prompt[:, 0], batch.mask)), prefix
+
+    def decode(
+        self,
+        tokens: Array,
+        positions: Array,
+        prefix: dict,
+        prefix_mask: Array,
+        cache: dict,
+        step: Array,
+    ) -> tuple[Array, dict]:
+        """See `Model.decode`."""
+        n, length = prefix_mask.shape
+        groups = tokens.shape[0] // n
+        positions = jnp.broadcast_to(positions.reshape(n, groups, 1, 1), (n, groups, 3, 1))
+        slots = cache["k"].shape[2]
+        context = Context(
+            prompt=_ids(prefix_mask[:, None]),
+            prompt_rotary=None,
+            response=Ids(jnp.ones((n, 1, 1), jnp.int32), jnp.reshape(length + step, 1)),
+            response_rotary=self._rotary(positions),
+            own=_ids(jnp.ones((n, 1, slots), bool), length),
+            step=step,
+        )
+        response = self._embed(tokens).reshape(n, groups, 1, -1)
+        carry = (None, response, cache)
+        (_, response, cache), _ = self.layers(carry, self._scanned(prefix), context)
+        return self.norm(response.reshape(tokens.shape[0], -1)), cache
+
+    def forward(self, batch: Batch, features: Array, tokens: Array, mask: Array) -> Array:
+        """See `Model.forward`."""
+        n, length = batch.tokens.shape
+        groups, steps = tokens.shape[0] // n, tokens.shape[1]
+        # The response goes on after the largest position of its prompt, on all three axes.
+        last = jnp.where(batch.mask[:, None], batch.positions, -1).max((1, 2))  # int32[N]
+        positions = last[:, None] + 1 + jnp.arange(steps)
+        positions = jnp.broadcast_to(positions[:, None, None], (n, 1, 3, steps))
+        ids = _ids(mask.reshape(n, groups, steps), length)
+
+        prompt, context = self._start(batch, features)
+        context = context._replace(
+            response=ids, response_rotary=self._rotary(positions), own=ids
+        )
+        response = self._embed(tokens).reshape(n, groups, steps, -1)
+        carry = (prompt, response, None)
+        (prompt, response, _), _ = self.layers(carry, self._scanned(), context)
+
+        # One token earlier: the prompt's last column predicts the first response token.
+        first = _last_valid(prompt[:, 0], batch.mask)[:, None, None]
+        first = jnp.broadcast_to(first, (n, groups, 1, first.shape[-1]))
+        hidden = jnp.concatenate([first, response[:, :, :-1]], axis=2)
+        return self.norm(hidden.reshape(n * groups, steps, -1))
+
+    def _start(self, batch, features):
+        """Prompt embeddings [N, 1, P, D] with the image features in place, and their context."""
+        x = merge_images(
+            self._embed(batch.tokens),
+            features,
+            (batch.tokens == self.config.image_token_id) & batch.mask,
+        )
+        rotary = self._rotary(batch.positions[:, None])
+        return x[:, None], Context(_ids(batch.mask[:, None]), rotary, None, None, None, None)
+
+    def _embed(self, tokens):
+        # Rows are gathered before the cast: casting the table would touch all of it for each token.
+        return self.embed.embedding[tokens].astype(self.dtype)
+
+    def _rotary(self, positions):
+        return mrope(positions, self.config.mrope_section, self.config.rope_theta)
+
+    def _scanned(self, prefix=None):
+        return jnp.arange(self.config.layers), prefix
+
+
+def merge_images(x: Array, features: Array, is_image: Array) -> Array:
+    """Replaces the k-th image token of each row by feature k of that row.
+
+    Args:
+        x: [N, P, D], token embeddings.
+        features: [N, M, D]; those beyond the row's image tokens are not read.
+        is_image: bool[N, P].
+
+    Returns:
+        [N, P, D] in the dtype of `x`.
+    """
+    if features.shape[1] == 0:
+        return x
+    index = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, features.shape[1] - 1)
+    chosen = jnp.take_along_axis(features, index[..., None], axis=1)
+    return jnp.where(is_image[..., None], chosen.astype(x.dtype), x)
+
+
+def _ids(mask, first_column=0):
+    """Ids of tokens of one sequence in consecutive columns; mask bool[N, G, S]."""
+    return Ids(mask.astype(jnp.int32), first_column + jnp.arange(mask.shape[-1]))
+
+
+def _last_valid(x, mask):
+    """[N, D] of [N, P, D]: the last column that counts, wherever the padding is."""
+    last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]

@@ -1,0 +1,583 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a Qwen2-VL or Qwen2.5-VL model is: its sizes, read from Hugging Face's config.json.
+
+`from_hf` accepts the three layouts in circulation: flat (transformers 4.x), nested with
+`text_config` (4.5x) and nested with `rope_parameters` (5.x). Every field is either read, known to
+be without effect on the computation, or refused by name, so that no model is run as something else.
+This file knows nothing of weights or arrays; `qwen_vl.py` computes, `convert.py` moves weights.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rlvlm_jax.errors import InputError
+
+FAMILIES = ("qwen2_vl", "qwen2_5_vl")
+ACTIVATION = {"qwen2_vl": "quick_gelu", "qwen2_5_vl": "silu"}  # of the vision tower's MLP
+ARCHITECTURE = {
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+}
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # red, green, blue in 0..1
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+NORM_EPS = 1e-6  # of every norm in the vision tower; no published field sets it
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """The vision tower and the merger that hands its output to the language model.
+
+    Attributes:
+        family: "qwen2_vl" or "qwen2_5_vl".
+        depth: Number of blocks.
+        width: Width of the tower.
+        heads: Attention heads; `width // heads` is a multiple of 4 (two rotated axes).
+        mlp_width: Inner width of a block's MLP.
+        out_width: Width after the merger, equal to the language model's.
+        patch_size: Side of a patch, pixels.
+        temporal_patch_size: Frames of a patch; a still image repeats its one frame.
+        merge_size: Side of the square of patches that become one image token.
+        window_size: Side of an attention window, pixels; 0 without windows (Qwen2-VL).
+        full_attention_blocks: Blocks in which a patch sees its whole image.
+        act: Activation of the MLP: "quick_gelu" (plain MLP) or "silu" (gated MLP).
+        norm_eps: Epsilon of the tower's norms.
+        image_mean: Mean of red, green, blue in 0..1, subtracted from the pixels.
+        image_std: What the difference is divided by.
+    """
+
+    family: str
+    depth: int
+    width: int
+    heads: int
+    mlp_width: int
+    out_width: int
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    merge_size: int = 2
+    window_size: int = 0
+    full_attention_blocks: tuple[int, ...] = ()
+    act: str = "quick_gelu"
+    norm_eps: float = NORM_EPS
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
+
+
+@dataclasses.dataclass(frozen=True)
+class QwenVLConfig:
+    """Sizes of the decoder, the ids of the vision tokens, and the vision tower.
+
+    Attributes:
+        family: "qwen2_vl" or "qwen2_5_vl".
+        vocab_size: Rows of the embedding, which may exceed the tokenizer's vocabulary.
+        width: Width of the decoder.
+        layers: Number of decoder layers.
+        heads: Query heads.
+        kv_heads: Key and value heads, a divisor of `heads`.
+        head_size: Size of a head, `width // heads`.
+        mlp_width: Inner width of the gated MLP.
+        rope_theta: Base of the rotary frequencies.
+        mrope_section: Rotary frequencies given to time, row, column; sum `head_size // 2`.
+        norm_eps: Epsilon of the RMS norms.
+        tie_embeddings: Whether the output head is the transposed embedding.
+        image_token_id: Stands for one image token in a prompt.
+        video_token_id: The same for video, which is never sent.
+        vision_start_token_id: Opens an image.
+        vision_end_token_id: Closes an image.
+        vision_token_id: A further reserved vision token, where the configuration names one.
+        vision: The vision tower.
+    """
+
+    family: str
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    mlp_width: int
+    rope_theta: float
+    mrope_section: tuple[int, int, int]
+    norm_eps: float
+    tie_embeddings: bool
+    image_token_id: int
+    video_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
+    vision_token_id: int | None
+    vision: VisionConfig
+
+
+# Fields without effect on the computation: bookkeeping, generation settings (the sampler has its
+# own), what applies to training elsewhere (dropout, initialisation), and what another field
+# switches off (the sliding window, of which only `use_sliding_window: false` is accepted).
+_IGNORED = """
+    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures
+    attention_dropout attn_implementation begin_suppress_tokens bad_words_ids bos_token_id
+    decoder_start_token_id diversity_penalty do_sample dtype early_stopping
+    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
+    forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label initializer_range
+    is_composition label2id length_penalty max_length max_position_embeddings max_window_layers
+    min_length name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels
+    num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix
+    problem_type processor_class remove_invalid_values repetition_penalty return_dict
+    return_dict_in_generate sep_token_id sliding_window suppress_tokens task_specific_params
+    temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript
+    transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16 use_cache
+"""
+# Fields of transformers' base class that would change the computation if they were set.
+_UNSET = {
+    "add_cross_attention": False,
+    "chunk_size_feed_forward": 0,
+    "cross_attention_hidden_size": None,
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "pruned_heads": {},
+    "quantization_config": None,
+    "tie_encoder_decoder": False,
+}
+# transformers 4.5x repeats these inside text_config, as null or as at the top, where they count.
+_TOKEN_IDS = (
+    "image_token_id",
+    "video_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+    "vision_token_id",
+)
+_REQUIRED = object()
+
+
+class _Fields:
+    """One JSON object of a file; remembers what it was asked for.
+
+    `where` goes before the name of a field in messages: "text_config." for the fields inside that.
+    """
+
+    def __init__(self, fields: Any, where: str = "", file: str = "config.json"):
+        if not isinstance(fields, Mapping):
+            name = where.rstrip(".") or "the content"
+            raise InputError(f"{file}: {name} is {fields!r}, expected an object with fields")
+        self.fields, self.where, self.file, self.asked = fields, where, file, set()
+
+    def get(self, key: str, default: Any = _REQUIRED) -> Any:
+        self.asked.add(key)
+        if key in self.fields:
+            return self.fields[key]
+        if default is _REQUIRED:
+            raise InputError(f"{self.file}: the field {self.where}{key} is missing")
+        return default
+
+    def refuse(self, key: str, expected: str):
+        value = self.fields.get(key)
+        raise InputError(f"{self.file}: {self.where}{key} is {value!r}, expected {expected}")
+
+    def integer(self, key: str, default: Any = _REQUIRED, minimum: int = 1) -> int:
+        value = self.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            self.refuse(key, f"an integer of at least {minimum}")
+        return value
+
+    def number(self, key: str, default: Any = _REQUIRED) -> float:
+        value = self.get(key, default)
+        if not _is_number(value) or value <= 0:
+            self.refuse(key, "a positive number")
+        return float(value)
+
+    def integers(self, key: str, default: Any) -> list[int]:
+        value = self.get(key, default)
+        if not isinstance(value, list | tuple) or any(type(i) is not int for i in value):
+            self.refuse(key, "a list of integers")
+        return list(value)
+
+    def boolean(self, key: str, default: bool) -> bool:
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            self.refuse(key, "true or false")
+        return value
+
+    def only(self, key: str, *supported: Any):
+        """Accepts an absent field or one of the supported values."""
+        if self.get(key, supported[0]) not in supported:
+            self.refuse(key, " or ".join(map(repr, supported)) + " (nothing else is supported)")
+
+    def unknown(self) -> list[str]:
+        """Full names of the fields that were never asked for and are not known to be harmless."""
+        for key, value in _UNSET.items():
+            self.only(key, value, None)
+        ignored = set(_IGNORED.split())
+        return sorted(
+            self.where + key for key in self.fields if key not in self.asked and key not in ignored
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def from_hf(config: Mapping, preprocessor: Mapping | None = None) -> QwenVLConfig:
+    """Reads the contents of config.json, in any of the three layouts.
+
+    Args:
+        config: The parsed config.json.
+        preprocessor: The parsed preprocessor_config.json, for the mean and deviation of the pixels;
+            None gives CLIP's, the default of both families.
+
+    Returns:
+        The sizes of the model. Absent fields get the defaults that transformers gives them.
+
+    Raises:
+        InputError: naming a missing field, a value that is not supported or makes no sense, or
+            fields that are not known and might change what the model computes.
+    """
+    top = _Fields(config)
+    family = top.get("model_type")
+    if family not in FAMILIES:
+        top.refuse("model_type", " or ".join(map(repr, FAMILIES)))
+    tied = top.boolean("tie_word_embeddings", False)
+    ids = {
+        key: top.integer(key, default, minimum=0)
+        for key, default in zip(_TOKEN_IDS, (151655, 151656, 151652, 151653), strict=False)
+    }
+    vision_token_id = top.get("vision_token_id", None)
+    if vision_token_id is not None:
+        vision_token_id = top.integer("vision_token_id", minimum=0)
+
+    unknown = []
+    if top.get("text_config", None) is None:
+        text = _read_text(top)
+    else:
+        inner = _Fields(config["text_config"], "text_config.")
+        text = _read_text(inner)
+        _check_repeated(top, inner, text)
+        inner.only("model_type", family + "_text", family)
+        # transformers ties where either says so.
+        tied |= inner.boolean("tie_word_embeddings", False)
+        inner.asked.update(_TOKEN_IDS)
+        unknown += inner.unknown()
+
+    tower = _Fields(top.get("vision_config"), "vision_config.")
+    tower.only("model_type", family + "_vision", family)
+    read_vision = _read_vision_2 if family == "qwen2_vl" else _read_vision_2_5
+    vision = read_vision(tower, text["width"], **_read_pixels(tower, preprocessor))
+    unknown += tower.unknown()
+
+    unknown = top.unknown() + unknown
+    if unknown:
+        raise InputError(
+            f"config.json has fields that {family} is not known to have and that might change what "
+            f"it computes: {', '.join(unknown)}; remove them if they have no effect"
+        )
+    return QwenVLConfig(
+        family=family,
+        tie_embeddings=tied,
+        **ids,
+        vision_token_id=vision_token_id,
+        vision=vision,
+        **text,
+    )
+
+
+def _read_text(fields: _Fields) -> dict[str, Any]:
+    """The decoder's part of `QwenVLConfig`, from the top level or from text_config."""
+    width = fields.integer("hidden_size")
+    heads = fields.integer("num_attention_heads")
+    kv_heads = heads
+    if fields.get("num_key_value_heads") is not None:
+        kv_heads = fields.integer("num_key_value_heads")
+    layers = fields.integer("num_hidden_layers")
+    if width % heads or width // heads % 2:
+        fields.refuse("num_attention_heads", f"a divisor of hidden_size {width} into even parts")
+    if heads % kv_heads:
+        fields.refuse("num_key_value_heads", f"a divisor of num_attention_heads {heads}")
+    head_size = width // heads
+    fields.only("head_dim", head_size, None)  # transformers' attention has no other either
+    fields.only("hidden_act", "silu")
+    fields.only("use_sliding_window", False, None)
+    fields.only("layer_types", ["full_attention"] * layers, None)
+    theta, section = _read_rotary(fields, head_size)
+    return {
+        "vocab_size": fields.integer("vocab_size"),
+        "width": width,
+        "layers": layers,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "head_size": head_size,
+        "mlp_width": fields.integer("intermediate_size"),
+        "rope_theta": theta,
+        "mrope_section": section,
+        "norm_eps": fields.number("rms_norm_eps", 1e-5),
+    }
+
+
+def _read_rotary(fields: _Fields, head_size: int) -> tuple[float, tuple[int, int, int]]:
+    """Base and sections of the rotary embedding, from any of its three spellings."""
+    old, new = fields.get("rope_scaling", None), fields.get("rope_parameters", None)
+    name = "rope_scaling" if old else "rope_parameters"
+    rotary = _Fields(old or new or {}, f"{fields.where}{name}.")
+    # "mrope" and "default" both mean: no scaling of the frequencies, split among three axes.
+    rotary.only("type", "mrope", "default", None)
+    rotary.only("rope_type", "default", "mrope", None)
+    rotary.only("partial_rotary_factor", 1.0, None)
+    section = rotary.integers("mrope_section", (16, 24, 24))
+    if len(section) != 3 or min(section) < 0 or sum(section) != head_size // 2:
+        raise InputError(
+            f"config.json: {rotary.where}mrope_section is {section}, expected three integers that "
+            f"add up to half the head size, {head_size // 2}"
+        )
+    outer = fields.number("rope_theta", 1_000_000.0)
+    theta = rotary.number("rope_theta", outer)
+    if rotary.unknown():
+        raise InputError(
+            f"config.json: {', '.join(rotary.unknown())} would change the rotary embedding and is "
+            "not supported"
+        )
+    return theta, tuple(section)
+
+
+def _check_repeated(top: _Fields, inner: _Fields, text: dict[str, Any]):
+    """Lets the top level repeat text_config, as transformers 4.5x writes it, but not differ."""
+    repeated = {key: top.get(key) for key in sorted(inner.asked) if key in top.fields}
+    merged = _Fields({**inner.fields, **repeated})
+    # The rotary fields have several spellings, so there what they mean is compared.
+    same_spelling = [key for key in repeated if key in inner.fields and "rope" not in key]
+    differing = [key for key in same_spelling if repeated[key] != inner.fields[key]]
+    if not differing and repeated and _read_text(merged) != text:
+        differing = [key for key in repeated if key not in same_spelling]
+    if differing:
+        raise InputError(
+            f"config.json gives {', '.join(differing)} at the top level and another value in "
+            "text_config; remove one of the two"
+        )
+
+
+def _read_pixels(tower: _Fields, preprocessor: Mapping | None) -> dict[str, Any]:
+    """Patch geometry and pixel statistics, on which both files must agree."""
+    patch = tower.integer("patch_size", 14)
+    frames = tower.integer("temporal_patch_size", 2)
+    merge = tower.integer("spatial_merge_size", 2)
+    for key in ("in_channels", "in_chans"):
+        tower.only(key, 3)
+    tower.only("spatial_patch_size", patch)
+    geometry = {"patch_size": patch, "temporal_patch_size": frames, "merge_size": merge}
+
+    given = {} if preprocessor is None else preprocessor
+    pixels = _Fields(given, file="preprocessor_config.json")
+    for key, value in geometry.items():
+        pixels.only(key, value, None)
+    pixels.only("do_normalize", True, None)
+    pixels.only("do_rescale", True, None)
+    if abs(pixels.number("rescale_factor", 1 / 255) * 255 - 1) > 1e-6:
+        pixels.refuse("rescale_factor", "1/255")
+    statistics = {}
+    for key, default in {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}.items():
+        value = pixels.get(key, None) or default
+        if (
+            not isinstance(value, list | tuple)
+            or len(value) != 3
+            or not all(map(_is_number, value))
+            or (key == "image_std" and min(value) <= 0)
+        ):
+            pixels.refuse(key, "three numbers, one a colour, above 0 for image_std")
+        statistics[key] = tuple(map(float, value))
+    return geometry | statistics
+
+
+def _read_vision_2(tower: _Fields, text_width: int, **pixels: Any) -> VisionConfig:
+    width = tower.integer("embed_dim", 1280)
+    depth = tower.integer("depth", 32)
+    tower.only("hidden_size", text_width)
+    return VisionConfig(
+        family="qwen2_vl",
+        depth=depth,
+        width=width,
+        heads=_read_vision_heads(tower, width),
+        mlp_width=int(width * tower.number("mlp_ratio", 4)),
+        out_width=text_width,
+        window_size=0,
+        full_attention_blocks=tuple(range(depth)),
+        act=_read_activation(tower, "qwen2_vl"),
+        **pixels,
+    )
+
+
+def _read_vision_2_5(tower: _Fields, text_width: int, **pixels: Any) -> VisionConfig:
+    width = tower.integer("hidden_size", 3584)
+    depth = tower.integer("depth", 32)
+    tower.only("out_hidden_size", text_width)
+    tower.get("tokens_per_second", None)  # spaces the frames of a video; still images have none
+    window, merged = tower.integer("window_size", 112), pixels["patch_size"] * pixels["merge_size"]
+    if window % merged:
+        tower.refuse("window_size", f"a multiple of {merged} pixels, the side of an image token")
+    full = tower.integers("fullatt_block_indexes", (7, 15, 23, 31))
+    return VisionConfig(
+        family="qwen2_5_vl",
+        depth=depth,
+        width=width,
+        heads=_read_vision_heads(tower, width),
+        mlp_width=tower.integer("intermediate_size", 3420),
+        out_width=text_width,
+        window_size=window,
+        full_attention_blocks=tuple(block for block in range(depth) if block in full),
+        act=_read_activation(tower, "qwen2_5_vl"),
+        **pixels,
+    )
+
+
+def _read_vision_heads(tower: _Fields, width: int) -> int:
+    heads = tower.integer("num_heads", 16)
+    if width % heads or width // heads % 4:
+        tower.refuse("num_heads", f"a divisor of the tower's width {width} into multiples of 4")
+    rotary = _Fields(tower.get("rope_parameters", None) or {}, tower.where + "rope_parameters.")
+    rotary.only("rope_type", "axial", "default", None)
+    rotary.only("rope_theta", 10000.0, None)
+    if rotary.unknown():
+        raise InputError(
+            f"config.json: {', '.join(rotary.unknown())} would change the rotary embedding and is "
+            "not supported"
+        )
+    return heads
+
+
+def _read_activation(tower: _Fields, family: str) -> str:
+    tower.only("hidden_act", ACTIVATION[family])
+    return ACTIVATION[family]
+
+
+def to_hf(config: QwenVLConfig) -> dict[str, Any]:
+    """The contents of a config.json in the flat layout, for a model that never had one.
+
+    A converted model keeps the file that it came with. `from_hf(to_hf(config)) == config` for the
+    default pixel statistics, which live in preprocessor_config.json.
+    """
+    tower = config.vision
+    vision = {
+        "model_type": config.family,
+        "depth": tower.depth,
+        "num_heads": tower.heads,
+        "hidden_act": tower.act,
+        "in_channels": 3,
+        "patch_size": tower.patch_size,
+        "temporal_patch_size": tower.temporal_patch_size,
+        "spatial_merge_size": tower.merge_size,
+    }
+    if config.family == "qwen2_vl":
+        ratio = tower.mlp_width / tower.width
+        vision |= {
+            "embed_dim": tower.width,
+            "hidden_size": tower.out_width,
+            "mlp_ratio": int(ratio) if ratio.is_integer() else ratio,
+        }
+    else:
+        vision |= {
+            "hidden_size": tower.width,
+            "out_hidden_size": tower.out_width,
+            "intermediate_size": tower.mlp_width,
+            "window_size": tower.window_size,
+            "fullatt_block_indexes": list(tower.full_attention_blocks),
+        }
+    ids = {key: getattr(config, key) for key in _TOKEN_IDS if getattr(config, key) is not None}
+    return {
+        "architectures": [ARCHITECTURE[config.family]],
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.kv_heads,
+        "intermediate_size": config.mlp_width,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": {"type": "mrope", "mrope_section": list(config.mrope_section)},
+        "use_sliding_window": False,
+        "tie_word_embeddings": config.tie_embeddings,
+        **ids,
+        "vision_config": vision,
+    }
+
+
+def _published(
+    family: str,
+    *,
+    width: int,
+    layers: int,
+    heads: int,
+    kv_heads: int,
+    mlp_width: int,
+    vocab_size: int = 152_064,
+    tie_embeddings: bool = False,
+    vision_mlp_width: int,
+) -> QwenVLConfig:
+    windowed = family == "qwen2_5_vl"
+    tower = VisionConfig(
+        family=family,
+        depth=32,
+        width=1280,
+        heads=16,
+        mlp_width=vision_mlp_width,
+        out_width=width,
+        window_size=112 if windowed else 0,
+        full_attention_blocks=(7, 15, 23, 31) if windowed else tuple(range(32)),
+        act=ACTIVATION[family],
+    )
+    return QwenVLConfig(
+        family=family,
+        vocab_size=vocab_size,
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_size=128,
+        mlp_width=mlp_width,
+        rope_theta=1_000_000.0,
+        mrope_section=(16, 24, 24),
+        norm_eps=1e-6,
+        tie_embeddings=tie_embeddings,
+        image_token_id=151655,
+        video_token_id=151656,
+        vision_start_token_id=151652,
+        vision_end_token_id=151653,
+        vision_token_id=151654,
+        vision=tower,
+    )
+
+
+_qwen2 = functools.partial(_published, "qwen2_vl", vision_mlp_width=5120)
+_qwen2_5 = functools.partial(_published, "qwen2_5_vl")
+
+# The sizes on the hub, for shape-only tests and for planning memory before anything is downloaded.
+PUBLISHED = {
+    "qwen2-vl-2b": _qwen2(
+        width=1536,
+        layers=28,
+        heads=12,
+        kv_heads=2,
+        mlp_width=8960,
+        vocab_size=151_936,
+        tie_embeddings=True,
+    ),
+    "qwen2-vl-7b": _qwen2(width=3584, layers=28, heads=28, kv_heads=4, mlp_width=18944),
+    "qwen2-vl-72b": _qwen2(width=8192, layers=80, heads=64, kv_heads=8, mlp_width=29568),
+    "qwen2.5-vl-3b": _qwen2_5(
+        width=2048,
+        layers=36,
+        heads=16,
+        kv_heads=2,
+        mlp_width=11008,
+        vocab_size=151_936,
+        tie_embeddings=True,
+        vision_mlp_width=3420,
+    ),
+    "qwen2.5-vl-7b": _qwen2_5(
+        width=3584, layers=28, heads=28, kv_heads=4, mlp_width=18944, vision_mlp_width=3420
+    ),
+    "qwen2.5-vl-32b": _qwen2_5(
+        width=5120, layers=64, heads=40, kv_heads=8, mlp_width=27648, vision_mlp_width=3456
+    ),
+    "qwen2.5-vl-72b": _qwen2_5(
+        width=8192, layers=80, heads=64, kv_heads=8, mlp_width=29568, vision_mlp_width=3456
+    ),
+}

@@ -1,0 +1,363 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Worker processes in which every item has its own deadline.
+
+Symbolic algebra can run for ever on a hostile answer, inside C code that no signal interrupts, so
+it runs in processes that can be killed. pebble supplies the pool; this file adds what a training
+run needs around it:
+
+* workers never run the user's `__main__` and never load JAX, so they start alike and quickly under
+  `python script.py`, `python -m` and `python -`;
+* Ctrl-C and SIGTERM reach only the parent, which decides; a worker ends by SIGKILL alone;
+* on Linux the kernel kills the workers when the parent dies, however it dies;
+* an item whose worker died is tried once more, and a pool that broke is replaced.
+
+It does not know what the items are; only `shared` names what its workers prepare. POSIX only.
+"""
+
+import atexit
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError, Future
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection, context, popen_spawn_posix, resource_tracker, spawn
+from typing import Any
+
+import pebble
+
+MAX_WORKERS = 8  # by default; judging is seldom the bottleneck beyond this
+TASKS_PER_WORKER = 5000  # then a fresh process takes over: sympy's caches only ever grow
+MEMORY_BYTES = 4 << 30  # address space one item may use
+STALL_S = 30.0  # a pool that finishes nothing for the deadline plus this is broken
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_PR_SET_PDEATHSIG = 1
+
+
+class Lost:
+    """The result of an item that ran past its deadline or whose worker died twice."""
+
+
+LOST = Lost()
+
+# --------------------------------------------------------------------------------------------------
+# Starting workers
+# --------------------------------------------------------------------------------------------------
+
+_spawn_lock = threading.Lock()
+
+
+@contextlib.contextmanager
+def _main_hidden() -> Iterator[None]:
+    """Keeps multiprocessing from telling the new process to run the user's script again.
+
+    Only for this thread: another one may be starting processes of its own that need the script.
+    """
+    original, owner = spawn.get_preparation_data, threading.get_ident()
+
+    def without_main(name: str) -> dict[str, Any]:
+        data = original(name)
+        if threading.get_ident() == owner:
+            data.pop("init_main_from_name", None)
+            data.pop("init_main_from_path", None)
+        return data
+
+    spawn.get_preparation_data = without_main
+    try:
+        yield
+    finally:
+        spawn.get_preparation_data = original
+
+
+class _Popen(popen_spawn_posix.Popen):
+    def _launch(self, process_obj: Any) -> None:
+        resource_tracker.ensure_running()  # before blocking: it resets this thread's signal mask
+        with _spawn_lock, _main_hidden():
+            # The mask is inherited: no signal hits the child before `_start_worker` is ready for it
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            try:
+                super()._launch(process_obj)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Process(context.SpawnProcess):
+    @staticmethod
+    def _Popen(process_obj: Any) -> _Popen:  # noqa: N802 (multiprocessing's name)
+        return _Popen(process_obj)
+
+    def terminate(self) -> None:
+        # Workers ignore SIGTERM. A forked copy of the parent must leave the parent's workers alone.
+        if self._parent_pid == os.getpid():
+            self.kill()
+
+
+class _Context(context.SpawnContext):
+    Process = _Process
+
+
+def _ignore(signum: int, frame: Any) -> None:
+    # A handler and not SIG_IGN, which the user's own subprocesses would inherit.
+    pass
+
+
+def _start_worker(parent: int, warm_up: Callable[[], None] | None) -> None:
+    """Prepares a worker; runs in it before its first item, hence outside every deadline."""
+    for signum in _SIGNALS:
+        signal.signal(signum, _ignore)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the call above
+            os._exit(0)
+    else:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ["JAX_PLATFORMS"] = "cpu"  # should a user's reward import JAX: leave the device alone
+    if warm_up is not None:
+        warm_up()
+
+
+def _end_with_parent() -> None:
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(0)
+
+
+@contextlib.contextmanager
+def limited_memory() -> Iterator[None]:
+    """Turns a runaway allocation of this process into MemoryError; Linux only."""
+    if sys.platform != "linux":
+        yield
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+# --------------------------------------------------------------------------------------------------
+# The pool
+# --------------------------------------------------------------------------------------------------
+
+
+class Pool:
+    """A fixed number of worker processes, started at the first item and kept.
+
+    Safe to use from several threads at once.
+
+    Args:
+        workers: number of processes; 0 means one a core, at most `MAX_WORKERS`.
+        warm_up: called without arguments in every new worker before its first item, so that
+            imports do not count against a deadline; a module-level function.
+        tasks_per_worker: items after which a worker is replaced.
+    """
+
+    def __init__(
+        self,
+        workers: int = 0,
+        warm_up: Callable[[], None] | None = None,
+        tasks_per_worker: int = TASKS_PER_WORKER,
+    ):
+        self.workers = workers or min(os.cpu_count() or 1, MAX_WORKERS)
+        self._warm_up = warm_up
+        self._tasks_per_worker = tasks_per_worker
+        self._lock = threading.RLock()
+        self._pool: pebble.ProcessPool | None = None
+        self._closing = threading.Event()
+        self._finished = 0  # items ever finished, by whichever thread: the sign of life
+
+    def map(self, function: Callable[..., Any], items: Sequence[tuple], deadline_s: float) -> list:
+        """Applies a function to every item in the workers.
+
+        Args:
+            function: importable from a module; must return, since an exception is a fault of ours.
+            items: positional arguments of each call; picklable.
+            deadline_s: seconds that one call may take, counted from its start in a worker, not from
+                its place in the queue.
+
+        Returns:
+            The results in the order of the items, `LOST` for an item that ran out of time or killed
+            its worker twice.
+        """
+        results: list[Any] = [LOST] * len(items)
+        deaths = [0] * len(items)
+        breakdowns = 0
+        todo = list(range(len(items)))
+        while todo:
+            # After two breakdowns items go one at a time, so that the next one names its culprit.
+            turn = todo if breakdowns < 2 else todo[:1]
+            pool, futures = self._submit(function, [items[i] for i in turn], deadline_s)
+            again = todo[len(turn) :]
+            broken = False
+            try:
+                for i, future in zip(turn, futures, strict=True):
+                    try:
+                        results[i] = self._wait(pool, future, deadline_s)
+                    except TimeoutError:
+                        pass  # stays LOST
+                    except pebble.ProcessExpired:
+                        deaths[i] += 1
+                        if deaths[i] < 2:
+                            again.append(i)
+                    except (BrokenProcessPool, CancelledError):
+                        broken = True
+                        if len(turn) > 1 or deaths[i] == 0:
+                            deaths[i] += len(turn) == 1
+                            again.append(i)
+            except BaseException:  # Ctrl-C, preemption: leave no work behind in the queue
+                for future in futures:
+                    future.cancel()
+                raise
+            if broken:
+                breakdowns += 1
+                self._discard(pool)
+            todo = sorted(again)
+        return results
+
+    def close(self) -> None:
+        """Kills the workers. A later `map` starts new ones."""
+        with self._lock:
+            pool = self._pool
+        if pool is not None:
+            self._discard(pool)
+
+    def forget(self) -> None:
+        """Drops the workers without touching them: for a forked child, whose parent owns them."""
+        self._lock = threading.RLock()
+        self._pool = None
+        self._closing = threading.Event()
+
+    def _submit(
+        self, function: Callable[..., Any], items: list[tuple], deadline_s: float
+    ) -> tuple[pebble.ProcessPool, list[Future]]:
+        while True:
+            pool = self._running()
+            futures = []
+            try:
+                for item in items:
+                    future = pool.schedule(function, args=item, timeout=deadline_s)
+                    future.add_done_callback(self._count)
+                    futures.append(future)
+            except RuntimeError:  # pebble: the pool broke while it was idle
+                for future in futures:
+                    future.cancel()
+                self._discard(pool)
+            else:
+                return pool, futures
+
+    def _count(self, future: Future) -> None:
+        self._finished += 1
+
+    def _wait(self, pool: pebble.ProcessPool, future: Future, deadline_s: float) -> Any:
+        """Waits for one future as long as the pool shows any life."""
+        while True:
+            finished = self._finished
+            try:
+                return future.result(timeout=deadline_s + STALL_S)
+            except TimeoutError:
+                if future.done():  # either the item's own deadline, or a photo finish
+                    return future.result()
+                if self._finished == finished or pool is not self._pool:
+                    raise BrokenProcessPool("no item finished for a long time") from None
+
+    def _running(self) -> pebble.ProcessPool:
+        with self._lock:
+            if self._pool is not None and not self._pool.active:
+                self._discard(self._pool)
+            if self._pool is None:
+                self._pool = pebble.ProcessPool(
+                    max_workers=self.workers,
+                    max_tasks=self._tasks_per_worker,
+                    initializer=_start_worker,
+                    initargs=(os.getpid(), self._warm_up),
+                    context=_Context(),
+                )
+                self._closing = threading.Event()
+                started = threading.Event()
+                # The kernel ties a worker to the thread that started it, not to our process. So a
+                # thread that lives as long as the pool starts it, not the one that happens to ask.
+                threading.Thread(
+                    target=_keep,
+                    args=(self._pool, started, self._closing),
+                    name="reward pool",
+                    daemon=True,
+                ).start()
+                started.wait()
+            return self._pool
+
+    def _discard(self, pool: pebble.ProcessPool) -> None:
+        with self._lock:
+            if pool is not self._pool:
+                return  # another thread was faster
+            self._pool = None
+            pool.stop()
+            pool.join()
+            self._closing.set()
+
+
+def _keep(pool: pebble.ProcessPool, started: threading.Event, closing: threading.Event) -> None:
+    try:
+        pool.active  # noqa: B018 (asking starts the processes)
+    finally:
+        started.set()
+    closing.wait()
+
+
+# --------------------------------------------------------------------------------------------------
+# The pool everybody shares
+# --------------------------------------------------------------------------------------------------
+
+_shared: Pool | None = None
+_shared_lock = threading.Lock()
+
+
+def _load_judge() -> None:
+    from rlvlm_jax.rewards import math_answer
+
+    math_answer.warm_up()
+
+
+def shared(workers: int | None = None) -> Pool:
+    """Returns the pool that all judging in this process shares.
+
+    Args:
+        workers: number of processes, 0 for one a core; a number other than the running pool's
+            replaces it. None takes the pool as it is.
+    """
+    global _shared
+    with _shared_lock:
+        if _shared is not None and workers is not None:
+            wanted = workers or min(os.cpu_count() or 1, MAX_WORKERS)
+            if wanted != _shared.workers:
+                _shared.close()
+                _shared = None
+        if _shared is None:
+            _shared = Pool(workers or 0, _load_judge)
+            atexit.register(_shared.close)  # before multiprocessing's own hook, which would wait
+        return _shared
+
+
+def close() -> None:
+    """Kills the shared pool's workers. Judging again starts new ones."""
+    with _shared_lock:
+        if _shared is not None:
+            _shared.close()
+
+
+def _after_fork() -> None:
+    global _shared_lock
+    _shared_lock = threading.Lock()
+    if _shared is not None:
+        _shared.forget()
+
+
+os.register_at_fork(after_in_child=_after_fork)

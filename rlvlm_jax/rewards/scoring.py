@@ -1,0 +1,326 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the training loop calls: verdicts for many responses, and the score of each.
+
+Step between sampling and trajectory: texts in, numbers out. Whatever may run for ever runs in the
+pool. This file does not know tokens, prompts or images.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import numpy as np
+
+from rlvlm_jax.errors import InputError
+from rlvlm_jax.rewards import custom as custom_reward
+from rlvlm_jax.rewards import faithful, latex, math_answer, pool, text_rules
+from rlvlm_jax.rewards.math_answer import Verdict
+
+Style = Literal["strict", "maye", "mm_eureka"]
+_TIMEOUT = Verdict(False, "timeout")
+
+# --------------------------------------------------------------------------------------------------
+# Verdicts
+# --------------------------------------------------------------------------------------------------
+
+
+def judge(response: str, solution: str, style: Style = "strict") -> Verdict:
+    r"""Judges one response; `judge_batch` of one.
+
+    Example:
+        >>> judge(r"It is \boxed{\frac{1}{2}}", r"\boxed{0.5}")
+        Verdict(correct=True, status='ok')
+    """
+    return judge_batch([response], [solution], style)[0]
+
+
+def judge_batch(
+    responses: Sequence[str],
+    solutions: Sequence[str],
+    style: Style = "strict",
+    deadline_s: float = 5.0,
+    *,
+    workers: int | None = None,
+) -> list[Verdict]:
+    r"""Judges responses against their solutions.
+
+    What needs no computer algebra is decided at once, the rest in the worker processes.
+
+    Args:
+        responses: texts of the model.
+        solutions: one for each response; the last `\boxed{}` of each is the reference answer.
+        style: "strict" (see `math_answer`), or "maye" and "mm_eureka" (see `faithful`).
+        deadline_s: seconds one item may take once it runs. Past it, its verdict is "timeout".
+        workers: number of worker processes, 0 for one a core, None to keep what is running.
+
+    Returns:
+        The verdicts, in order.
+
+    Raises:
+        ValueError: the lengths differ, or the style is unknown.
+    """
+    if len(responses) != len(solutions):
+        raise ValueError(f"{len(responses)} responses, but {len(solutions)} solutions")
+    _check_style(style)
+    verdicts: list[Verdict] = [_TIMEOUT] * len(responses)
+    slow: dict[tuple[str, str, str], list[int]] = {}  # equal items are judged once
+    for i, (response, solution) in enumerate(zip(responses, solutions, strict=True)):
+        item = _extract(response, solution, style)
+        try:
+            if style != "strict":
+                raise math_answer.NeedsAlgebra
+            verdicts[i] = math_answer.quick(*item)
+        except math_answer.NeedsAlgebra:
+            slow.setdefault((style, *item), []).append(i)
+    if slow:
+        results = pool.shared(workers).map(_judge_item, list(slow), deadline_s)
+        for rows, result in zip(slow.values(), results, strict=True):
+            for i in rows:
+                verdicts[i] = _TIMEOUT if result is pool.LOST else Verdict(*result)
+    return verdicts
+
+
+def gold_problem(solution: str, style: Style = "strict") -> str | None:
+    """Says why a solution cannot be judged, or None; may run for ever, see `check_golds`."""
+    _check_style(style)
+    if style == "strict":
+        return math_answer.problem(latex.last_box(solution), algebra=True)
+    return faithful.problem(solution, style)
+
+
+def check_golds(
+    solutions: Sequence[str],
+    style: Style = "strict",
+    deadline_s: float = 5.0,
+    *,
+    workers: int | None = None,
+) -> list[str | None]:
+    r"""Says for every solution why nothing can be judged by it, or None; for a whole data set.
+
+    Returns:
+        In order: None, or a phrase such as "its \boxed{} is empty" to follow "the solution cannot
+        be judged: ".
+    """
+    _check_style(style)
+    problems: list[str | None] = [None] * len(solutions)
+    slow: dict[tuple[str, str], list[int]] = {}
+    for i, solution in enumerate(solutions):
+        try:
+            if style != "strict":
+                raise math_answer.NeedsAlgebra
+            problems[i] = math_answer.problem(latex.last_box(solution), algebra=False)
+        except math_answer.NeedsAlgebra:
+            slow.setdefault((solution, style), []).append(i)
+    if slow:
+        results = pool.shared(workers).map(_check_item, list(slow), deadline_s)
+        for rows, result in zip(slow.values(), results, strict=True):
+            for i in rows:
+                late = f"reading it took more than {deadline_s:g} s"
+                problems[i] = late if result is pool.LOST else result or None
+    return problems
+
+
+def _extract(response: str, solution: str, style: Style) -> tuple[str | None, str | None]:
+    """Cuts out what is compared, so that little has to travel to the workers."""
+    if style == "strict":
+        return latex.last_box(response), latex.last_box(solution)
+    if style == "maye":
+        return faithful.maye_fragment(response), faithful.maye_fragment(solution)
+    return faithful.mm_eureka_content(response), faithful.mm_eureka_reference(solution)
+
+
+_JUDGES = {
+    "strict": math_answer.strict,
+    "maye": faithful.maye,
+    "mm_eureka": faithful.mm_eureka,
+}
+
+
+def _judge_item(style: Style, answer: str | None, reference: str | None) -> tuple[bool, str]:
+    with pool.limited_memory():
+        try:
+            return tuple(_JUDGES[style](answer, reference))
+        except (MemoryError, RecursionError):  # too big to finish, as if it had run out of time
+            return tuple(_TIMEOUT)
+
+
+def _check_item(solution: str, style: Style) -> str:
+    with pool.limited_memory():
+        try:
+            return gold_problem(solution, style) or ""
+        except (MemoryError, RecursionError):
+            return "reading it takes too much memory"
+
+
+def _check_style(style: str) -> None:
+    if style not in _JUDGES:
+        raise ValueError(f"style={style!r} is none of {', '.join(_JUDGES)}")
+
+
+# --------------------------------------------------------------------------------------------------
+# Scores
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """The `rewards` group of the configuration.
+
+    Attributes:
+        judge: style of the accuracy judge.
+        accuracy: weight of the accuracy reward, 1 for a right answer and 0 for any other.
+        language: weight of the language reward, between -0.1 and 0.
+        format: weight of the format reward, 0 or 1.
+        format_style: tags that the format reward asks for.
+        custom: a user's reward as "module:function", empty for none.
+        custom_weight: its weight.
+        no_eos_penalty: replace the score of a truncated response by `penalty`.
+        penalty: score of truncated and of too short responses.
+        min_tokens: responses shorter than this are too short.
+        deadline_s: seconds one judgement, or one call of the user's function, may take.
+        workers: worker processes, 0 for one a core.
+    """
+
+    judge: Style = "strict"
+    accuracy: float = 1.0
+    language: float = 1.0
+    format: float = 0.0
+    format_style: text_rules.FormatStyle = "think"
+    custom: str = ""
+    custom_weight: float = 1.0
+    no_eos_penalty: bool = True
+    penalty: float = -0.1
+    min_tokens: int = 1
+    deadline_s: float = 5.0
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        for key, choices in (
+            ("judge", get_args(Style)),
+            ("format_style", get_args(text_rules.FormatStyle)),
+        ):
+            if getattr(self, key) not in choices:
+                raise InputError(
+                    f"config.rewards.{key}={getattr(self, key)!r} must be one of "
+                    + ", ".join(map(repr, choices))
+                )
+        for key, valid, rule in (
+            ("deadline_s", self.deadline_s > 0, "above 0"),
+            ("workers", self.workers >= 0, "at least 0"),
+            ("min_tokens", self.min_tokens >= 0, "at least 0"),
+        ):
+            if not valid:
+                raise InputError(f"config.rewards.{key}={getattr(self, key)} must be {rule}")
+
+
+class Scores(NamedTuple):
+    """Scores of B responses.
+
+    Attributes:
+        rewards: name -> float32[B], before weighting: "accuracy" (0 or 1), "language" (-0.1 to 0),
+            "format" (0 or 1), and "custom" where one is configured.
+        score: float32[B], the weighted sum, replaced by the penalty where `penalised`.
+        correct: bool[B], the judge's word, whatever became of the score.
+        status: the judge's status of each response.
+        penalised: bool[B], truncated or too short.
+        custom_timeouts: calls of the user's function that ran out of time and count as 0.
+    """
+
+    rewards: dict[str, np.ndarray]
+    score: np.ndarray
+    correct: np.ndarray
+    status: list[str]
+    penalised: np.ndarray
+    custom_timeouts: int
+
+
+def score(
+    texts: Sequence[str],
+    examples: Sequence[Mapping[str, Any]],
+    truncated: Sequence[bool],
+    lengths: Sequence[int],
+    config: RewardConfig,
+) -> Scores:
+    """Scores responses by rule.
+
+    score = accuracy weight * accuracy + language weight * language + format weight * format
+            + custom weight * custom,
+    then the penalty in its place where the response is truncated or too short. The accuracy is not
+    replaced: a truncated right answer counts as right and is trained with the penalty.
+
+    Args:
+        texts: B responses, special tokens removed.
+        examples: one for each response, with the key "solution"; handed on to the user's function,
+            so each must be picklable (file names rather than pictures).
+        truncated: for each response, whether it has no stop token.
+        lengths: tokens of each response, the stop token not counted.
+        config: weights and rules.
+
+    Raises:
+        ValueError: the lengths of the arguments differ.
+        RuntimeError: the user's function raised or returned no finite number; with its traceback.
+
+    Source: MAYE (arXiv:2504.02587) and its released code.
+    """
+    if not len(texts) == len(examples) == len(truncated) == len(lengths):
+        raise ValueError(
+            f"{len(texts)} texts, {len(examples)} examples, {len(truncated)} truncation flags and "
+            f"{len(lengths)} lengths"
+        )
+    solutions = [example["solution"] for example in examples]
+    verdicts = judge_batch(
+        texts, solutions, config.judge, config.deadline_s, workers=config.workers
+    )
+    rewards = {
+        "accuracy": [float(verdict.correct) for verdict in verdicts],
+        "language": [text_rules.language(text) for text in texts],
+        "format": [text_rules.format_tags(text, config.format_style) for text in texts],
+    }
+    weights = {
+        "accuracy": config.accuracy,
+        "language": config.language,
+        "format": config.format,
+        "custom": config.custom_weight,
+    }
+    custom_timeouts = 0
+    if config.custom:
+        rewards["custom"], custom_timeouts = _custom(texts, examples, config)
+    rewards = {name: np.asarray(values, np.float32) for name, values in rewards.items()}
+    total = np.zeros(len(texts), np.float32)
+    for name, values in rewards.items():
+        total += np.float32(weights[name]) * values
+    penalised = np.asarray(
+        [
+            text_rules.penalised(
+                cut, length, no_eos_penalty=config.no_eos_penalty, min_tokens=config.min_tokens
+            )
+            for cut, length in zip(truncated, lengths, strict=True)
+        ],
+        bool,
+    )
+    return Scores(
+        rewards=rewards,
+        score=np.where(penalised, np.float32(config.penalty), total),
+        correct=np.asarray([verdict.correct for verdict in verdicts], bool),
+        status=[verdict.status for verdict in verdicts],
+        penalised=penalised,
+        custom_timeouts=custom_timeouts,
+    )
+
+
+def _custom(
+    texts: Sequence[str], examples: Sequence[Mapping[str, Any]], config: RewardConfig
+) -> tuple[list[float], int]:
+    function = custom_reward.load_custom(config.custom)
+    items = [(function, text, dict(example)) for text, example in zip(texts, examples, strict=True)]
+    results = pool.shared(config.workers).map(custom_reward.call, items, config.deadline_s)
+    for i, result in enumerate(results):
+        if isinstance(result, str):
+            name = examples[i].get("id", "without id")
+            raise RuntimeError(
+                f"the reward function {config.custom} failed on response {i} (example {name}):\n"
+                f"{result}"
+            )
+    timeouts = sum(result is pool.LOST for result in results)
+    return [0.0 if result is pool.LOST else result for result in results], timeouts

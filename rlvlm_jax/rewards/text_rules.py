@@ -1,0 +1,53 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Rewards that look at the text alone: its language, its tags; and when a score is replaced.
+
+Pure string functions, linear in their input. They do not know the right answer.
+"""
+
+import re
+from typing import Literal
+
+FormatStyle = Literal["think", "think_answer"]
+
+_IDEOGRAPH = re.compile("[\u4e00-\u9fff]")
+_THINK_THEN_ANSWER = re.compile(r"<think>.+?</think>\s*<answer>.+?</answer>", re.DOTALL)
+
+
+def language(text: str) -> float:
+    """Penalises Chinese characters: -0.1 * (their share of all characters), 0 for an empty text.
+
+    Only the block U+4E00-U+9FFF counts; other scripts do not.
+
+    Source: MAYE (arXiv:2504.02587), released code; the paper gives no formula.
+    """
+    return -0.1 * len(_IDEOGRAPH.findall(text)) / len(text) if text else 0.0
+
+
+def format_tags(text: str, style: FormatStyle) -> float:
+    """Rewards the demanded tags with 1, anything else with 0.
+
+    Args:
+        text: the response.
+        style: "think" demands exactly one `<think>...</think>` block (MAYE); "think_answer" demands
+            each of the four tags once, a think block and then, after blanks at most, an answer
+            block, neither empty (MM-EUREKA, which weighs it 0.5). Other text may surround them.
+    """
+    once = [text.count(tag) == 1 for tag in ("<think>", "</think>", "<answer>", "</answer>")]
+    if style == "think":
+        return float(once[0] and once[1] and text.index("<think>") < text.index("</think>"))
+    return float(all(once) and _THINK_THEN_ANSWER.search(text) is not None)
+
+
+def penalised(truncated: bool, length: int, *, no_eos_penalty: bool, min_tokens: int) -> bool:
+    """True where the score is to be replaced by the penalty.
+
+    Args:
+        truncated: the response has no stop token.
+        length: tokens of the response, the stop token not counted.
+        no_eos_penalty: whether truncation alone is penalised.
+        min_tokens: responses with fewer tokens are penalised; 1 catches an immediate stop.
+
+    Source: MAYE's released code; its paper does not mention the rule.
+    """
+    return (truncated and no_eos_penalty) or length < min_tokens

@@ -1,0 +1,437 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""A run and its directory: where the programs' effects are.
+
+Making a `Run` checks everything a user can get wrong (directory, model, data, configuration) and
+writes nothing; entering it starts the records. It keeps what the loops must not care about:
+records, checkpoints, signals, progress.
+"""
+
+import importlib.metadata
+import math
+import platform
+import signal
+import subprocess
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rlvlm_jax import __version__, checkpoint, metrics, optim, records, rewards, sharding, startup
+from rlvlm_jax import config as config_lib
+from rlvlm_jax.data import dataset, loader
+from rlvlm_jax.data.dataset import Example
+from rlvlm_jax.errors import InputError
+from rlvlm_jax.evaluation.scheme import Evaluation
+from rlvlm_jax.evaluation.scores import is_reflective, is_repetitive, reflection
+from rlvlm_jax.sampling.responses import Responses
+from rlvlm_jax.types import Params, TrainState
+
+SPLITS = ("val", "test", "test_ood")
+MAY_CHANGE = (  # keys that a resumed run may set otherwise than the run it continues
+    "total_steps",
+    "epochs",
+    "checkpoint_every",
+    "eval_every",
+    "mesh.",
+    "eval.",
+    "log.",
+    "data.workers",
+    "rewards.workers",
+    "update.microbatch",
+    "update.logprob_batch",
+    "update.logprob_chunk",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Returns what a run's numbers depend on beside its configuration."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
+    revision = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    devices = jax.devices()
+    return {
+        "versions": {
+            "rlvlm_jax": __version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        "git_revision": revision.stdout.strip() or None,
+        "device_kind": devices[0].device_kind,
+        "device_count": len(devices),
+    }
+
+
+def _changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Returns the dotted keys whose values differ, but for those that may."""
+    changed = []
+    for key in sorted({*old, *new}):
+        name, a, b = prefix + key, old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            changed += _changed_keys(a, b, f"{name}.")
+        elif a != b and not name.startswith(MAY_CHANGE):
+            changed.append(name)
+    return changed
+
+
+class Run:
+    """One run: `with run:` writes its directory, restores signal handlers at the end."""
+
+    def __init__(self, config: ConfigDict, workdir: str):
+        self.stop_requested = False
+        self._handlers: dict[int, Any] = {}
+        self._catch_signals()
+        self.config = config
+        self.workdir = Path(workdir)
+        self._compiles = metrics.CompileCounter()
+        self._checkpoints = self.workdir / "checkpoints"
+        self.first_step = checkpoint.latest_step(self._checkpoints) or 0
+        self._resumed = self.first_step > 0 or checkpoint.is_checkpoint(self._checkpoints)
+        saved = self._read_saved() if self._resumed else {}
+        self.session = startup.open_session(config, startup.open_source(config.model.path))
+        self._load_data()
+        if saved:
+            self.loader.restore(saved["cursor"])
+        self.step = self.first_step
+        self._epoch_correct, self._epoch_count = saved.get("epoch_accuracy", (0, 0))
+        self._saved_step = self.first_step if self._resumed else -1
+
+    # ---- before anything is written -----------------------------------------------------------
+
+    def _read_saved(self) -> dict[str, Any]:
+        """Returns what the newest checkpoint says of its run, if this run may continue it."""
+        saved = checkpoint.read_run(self._checkpoints, self.first_step)
+        changed = _changed_keys(saved["config"], startup.resolved_config(self.config))
+        if changed:
+            raise InputError(
+                f"{self.workdir} holds a run with another configuration (config."
+                f"{', config.'.join(changed[:5])} differ{'s' if len(changed) == 1 else ''}); "
+                "restore the old values, or use another --workdir"
+            )
+        return saved
+
+    def _load_data(self) -> None:
+        """Reads and checks all records, chooses the static shapes, opens the loader."""
+        c, session = self.config, self.session
+        reader = dataset.Reader(
+            tokenizer=session.tokenizer,
+            spec=session.spec,
+            instruction=c.data.instruction,
+            system=c.data.system,
+            max_prompt_tokens=c.data.max_prompt_tokens,
+            on_bad_record=c.data.on_bad_record,
+            gold_check=lambda golds: rewards.check_golds(golds, style=c.rewards.judge),
+        )
+        self.reports = {}
+        self.evaluation_sets = {}
+        for split in SPLITS:
+            if c.data[split]:
+                found, self.reports[split] = reader.read(c.data[split], f"config.data.{split}")
+                self.evaluation_sets[split] = loader.EvaluationSet(
+                    found[: c.data.limit_eval or None],
+                    reader.encode,
+                    prompts=config_lib.eval_batch(c),
+                )
+        self.loader = None
+        if c.mode == "eval":
+            self.total_steps, self.epoch_steps = 0, 0.0
+            return
+        prompts = c.rollout.prompts if c.mode == "rl" else c.update.minibatch
+        found, self.reports["train"] = reader.read(
+            c.data.train, "config.data.train", at_least=prompts
+        )
+        self.loader = loader.Loader(
+            found,
+            reader.encode,
+            prompts=prompts,
+            buckets=c.data.buckets,
+            seed=c.seed,
+            workers=c.data.workers,
+        )
+        self.epoch_steps = len(found) / prompts
+        self.total_steps = c.total_steps or math.ceil(c.epochs * self.epoch_steps)
+
+    # ---- signals ------------------------------------------------------------------------------
+
+    def _catch_signals(self) -> None:
+        def ask_to_stop(number: int, frame: FrameType | None) -> None:
+            del number, frame
+            self.stop_requested = True
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._handlers[number] = signal.signal(number, ask_to_stop)
+
+    def __enter__(self) -> "Run":
+        """Creates or trims the run's directory; from here on things are written."""
+        c = self.config
+        self._records = records.RunDirectory(self.workdir)
+        self._records.trim(self.first_step if self._resumed else None)
+        self._records.write_config(
+            {"config": startup.resolved_config(c), **environment(), "data": self.reports}
+        )
+        self._manager = checkpoint.open_manager(self._checkpoints, c.log.keep_checkpoints)
+        self._writers = metrics.Writers(
+            c.log, str(self.workdir), self.total_steps, startup.resolved_config(c)
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._manager.close()
+        self._writers.close()
+        rewards.close()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    # ---- state --------------------------------------------------------------------------------
+
+    def restore_or_init(self, optimizer: Any, init: Callable[[Params], TrainState]) -> TrainState:
+        """Returns the state of the newest checkpoint, or of the beginning.
+
+        Args:
+            optimizer: whose state is placed like the parameters it belongs to.
+            init: initial parameters -> state.
+        """
+        session = self.session
+        shapes = jax.eval_shape(init, session.shapes)
+        parts = optim.trained_parts(self.config.update)
+        trained, _ = optim.split(session.shapes, session.model.part, parts)
+        scalar = sharding.replicated(session.mesh)
+        trained_places = jax.tree.map(lambda s: s.sharding, trained)
+        places = TrainState(
+            params=jax.tree.map(lambda s: s.sharding, session.shapes),
+            opt_state=optim.state_shardings(optimizer, trained, trained_places, scalar),
+            step=scalar,
+            bad_steps=scalar,
+        )
+        if self._resumed:
+            wanted = sharding.with_shardings(shapes, places)
+            return checkpoint.restore(self._checkpoints, self.first_step, wanted)
+        params = startup.initial_params(session)
+        return jax.jit(init, out_shardings=places, donate_argnums=0)(params)
+
+    def save(self, state: TrainState) -> None:
+        """Writes a checkpoint of the last finished step, in the background."""
+        if self._saved_step == self.step:
+            return
+        about = {
+            "config": startup.resolved_config(self.config),
+            "cursor": self.loader.state(),
+            "epoch_accuracy": (self._epoch_correct, self._epoch_count),
+        }
+        checkpoint.save(self._manager, self.step, state, about, dict(self.session.source.files))
+        self._saved_step = self.step
+
+    def finish(self, state: TrainState) -> None:
+        """Saves the last step and waits until it is on disk."""
+        self.save(state)
+        self._manager.wait_until_finished()
+
+    def is_due(self, every: int) -> bool:
+        """Returns whether something done `every` steps (-1: every epoch) follows this step."""
+        if every == -1:
+            return self._epoch_ended(self.step)
+        return every > 0 and self.step % every == 0
+
+    def _epoch_ended(self, step: int) -> bool:
+        return int(step / self.epoch_steps + 1e-9) > int((step - 1) / self.epoch_steps + 1e-9)
+
+    def check_gradients(self, bad_steps: int) -> None:
+        """Stops a run whose gradients stay non-finite.
+
+        Raises:
+            FloatingPointError: `update.max_bad_steps` updates in a row were skipped.
+        """
+        if bad_steps >= self.config.update.max_bad_steps:
+            raise FloatingPointError(
+                f"{bad_steps} updates in a row had a non-finite gradient "
+                f"(config.update.max_bad_steps={self.config.update.max_bad_steps}) at step "
+                f"{self.step}; the last checkpoint is from before, lower config.update.lr"
+            )
+
+    # ---- records ------------------------------------------------------------------------------
+
+    def _record(self, phase: str, values: Mapping[str, Any], note: str = "") -> None:
+        epoch = self.step / self.epoch_steps if self.epoch_steps else 0.0
+        values = {name: float(value) for name, value in values.items() if value is not None}
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
+        self._records.append(phase, self.step, epoch, values)
+        self._writers.write(self.step, values, note)
+
+    def _image_names(self, example: Example) -> str | list[str] | None:
+        """Returns where the example's images lie; those without a file are written once."""
+        names = []
+        for number, image in enumerate(example.images):
+            if isinstance(image, bytes):
+                names.append(self._records.write_image(f"{example.id}-{number}.png", image))
+            else:
+                names.append(str(image))
+        return names[0] if len(names) == 1 else names or None
+
+    def _response_rows(
+        self,
+        examples: Sequence[Example],
+        responses: Responses,
+        correct: np.ndarray,
+        statuses: Sequence[str],
+        parts: Mapping[str, np.ndarray],
+        gaps: np.ndarray | None,
+    ) -> list[dict[str, Any]]:
+        rows = []
+        samples = len(responses.texts) // len(examples)
+        for b in range(len(responses.texts)):
+            example = examples[b // samples]
+            row = {
+                "id": example.id,
+                "question": example.question,
+                "image": self._image_names(example),
+                "solution": example.solution,
+                "response": responses.texts[b],
+                "tokens": int(responses.tokens[b]),
+                "length": int(responses.lengths[b]),
+                "truncated": bool(responses.truncated[b]),
+                "correct": bool(correct[b]),
+                "judge": statuses[b],
+                "rewards": {name: float(values[b]) for name, values in parts.items()},
+                "reflective": is_reflective(responses.texts[b]),
+            }
+            if gaps is not None:
+                row["logprob_gap"] = float(gaps[b])
+            rows.append(row)
+        return rows
+
+    def record_step(
+        self,
+        step: int,
+        examples: list[Example],
+        responses: Responses,
+        scores: rewards.Scores,
+        gaps: np.ndarray,
+        device_stats: Mapping[str, Any],
+        watch: metrics.Stopwatch,
+    ) -> None:
+        """Writes everything about one RL step.
+
+        Args:
+            step: from 1.
+            examples: N, the example of each prompt.
+            responses: B.
+            scores: their rewards.
+            gaps: float32[B], largest sampler-trainer difference of each response, nats.
+            device_stats: name -> number, of steps III and IV.
+            watch: the step's timer.
+        """
+        self.step = step
+        rows = self._response_rows(
+            examples, responses, scores.correct, scores.status, scores.rewards, gaps
+        )
+        if self.config.log.rollouts:
+            self._records.write_rollouts(step, rows)
+        self._epoch_correct += int(scores.correct.sum())
+        self._epoch_count += len(responses.texts)
+        values = {
+            "reward/score": scores.score.mean(),
+            **{f"reward/{name}": value.mean() for name, value in scores.rewards.items()},
+            **self._behaviour(responses, scores.correct),
+            "judge/timeouts": scores.status.count("timeout") + scores.custom_timeouts,
+            "judge/unparsable": scores.status.count("unparsable"),
+            "judge/no_answer": scores.status.count("no_answer"),
+            **device_stats,
+            **watch.metrics(),
+            **metrics.memory_metrics(),
+            "compile/count": self._compiles.count,
+        }
+        tokens = float(responses.tokens.sum())
+        values["throughput/rollout_tokens_per_s"] = tokens / values["time/rollout_s"]
+        values["throughput/update_tokens_per_s"] = (
+            tokens * self.config.update.epochs / values["time/update_s"]
+        )
+        if self._epoch_ended(step):
+            values["epoch/train_accuracy"] = self._epoch_correct / self._epoch_count
+            self._epoch_correct = self._epoch_count = 0
+        note = (
+            f"reward {values['reward/score']:.3f}  "
+            f"{values['throughput/rollout_tokens_per_s']:,.0f} tokens/s"
+        )
+        self._record("train", values, note)
+
+    def record_supervised(
+        self, step: int, device_stats: Mapping[str, Any], tokens: int, watch: metrics.Stopwatch
+    ) -> None:
+        """Writes everything about one supervised step."""
+        self.step = step
+        values = {
+            **device_stats,
+            **watch.metrics(),
+            **metrics.memory_metrics(),
+            "compile/count": self._compiles.count,
+        }
+        values["throughput/update_tokens_per_s"] = tokens / values["time/update_s"]
+        self._record("sft", values, f"loss {values['update/loss']:.3f}")
+
+    def _behaviour(self, responses: Responses, correct: np.ndarray) -> dict[str, Any]:
+        """Returns response/*, reflection/* and reflection_words/*."""
+        repetitive = [is_repetitive(text) for text in responses.texts]
+        found = reflection(responses.texts, correct.tolist())
+        words = found.pop("words")
+        return {
+            **metrics.response_metrics(responses.lengths, correct, responses.truncated, repetitive),
+            **{f"reflection/{name}": value for name, value in found.items()},
+            **{f"reflection_words/{word}": count for word, count in words.items()},
+        }
+
+    def record_evaluations(
+        self, evaluate: Callable[..., Iterable[Evaluation]], params: Params
+    ) -> None:
+        """Evaluates all given sets; writes the accuracies and the responses.
+
+        Args:
+            evaluate: from `scheme.make_evaluate_fn`.
+            params: of the model as it is now.
+        """
+        values: dict[str, Any] = {}
+        for split, questions in self.evaluation_sets.items():
+            for found in evaluate(params, questions):
+                correct = np.array([verdict.correct for verdict in found.verdicts])
+                statuses = [verdict.status for verdict in found.verdicts]
+                parts = {"accuracy": correct.astype(np.float32)}
+                rows = self._response_rows(
+                    found.examples, found.responses, correct, statuses, parts, None
+                )
+                self._records.write_evaluation(self.step, split, found.setting, rows)
+                values[f"eval/{split}/{found.setting}"] = found.pass_at_k
+        self._record("eval", values)
+
+
+def score_responses(
+    responses: Responses, examples: Sequence[Example], config: rewards.RewardConfig
+) -> rewards.Scores:
+    """Scores the G adjacent responses of each example; see `rewards.score`."""
+    samples = len(responses.texts) // len(examples)
+    fields = [
+        {
+            "id": example.id,
+            "question": example.question,
+            "answer": example.answer,
+            "solution": example.solution,
+            "images": [str(image) for image in example.images if not isinstance(image, bytes)],
+        }
+        for example in examples
+        for _ in range(samples)
+    ]
+    return rewards.score(
+        responses.texts, fields, responses.truncated.tolist(), responses.lengths.tolist(), config
+    )

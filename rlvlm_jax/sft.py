@@ -1,0 +1,117 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""`config.mode="sft"`: supervised training on worked solutions, the baseline beside RL.
+
+Same model, data, optimizer, mesh, run directory and evaluation as `train`; the loss is the mean
+negative log-probability of the solution's tokens, the end token included. One batch of
+`update.minibatch` problems is one optimizer step.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rlvlm_jax import optim, run, sharding
+from rlvlm_jax.algorithms import masked
+from rlvlm_jax.config import microbatch
+from rlvlm_jax.evaluation import scheme
+from rlvlm_jax.logprobs import make_logprobs_fn
+from rlvlm_jax.metrics import Stopwatch
+from rlvlm_jax.sampling.logits import Policy
+from rlvlm_jax.types import Array, Batch, Params, TrainState
+from rlvlm_jax.update import init_state, make_optimizer_step, mean_stats
+
+
+def encode_solutions(
+    solutions: Sequence[str], tokenizer: Any, length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (tokens int32[B, R], mask bool[B, R]): solutions with their end token.
+
+    A solution longer than R is cut at the end, and then has no end token: the loss teaches only
+    what is there.
+    """
+    tokens = np.full((len(solutions), length), tokenizer.pad_id, np.int32)
+    mask = np.zeros((len(solutions), length), bool)
+    for row, solution in enumerate(solutions):
+        ids = [*tokenizer.encode(solution), tokenizer.end_id][:length]
+        tokens[row, : len(ids)] = ids
+        mask[row, : len(ids)] = True
+    return tokens, mask
+
+
+def make_sft_fn(model: Any, config: ConfigDict, optimizer: Any, mesh: Any) -> Any:
+    """Builds step(state, batch, tokens, mask) -> (state, stats), to be jitted once."""
+    micro = microbatch(config)
+    logprobs_fn = make_logprobs_fn(model, Policy(), config.update.logprob_chunk)
+    optimizer_step = make_optimizer_step(model, optimizer, optim.trained_parts(config.update))
+
+    def step(
+        state: TrainState, batch: Batch, tokens: Array, mask: Array
+    ) -> tuple[TrainState, dict[str, Array]]:
+        count = masked.divisor(mask)
+
+        def loss_fn(params: Params, rows: Array) -> tuple[Array, dict[str, Array]]:
+            piece = jax.tree.map(lambda x: x[rows], (batch, tokens, mask))
+            piece = jax.lax.with_sharding_constraint(piece, sharding.batch_sharding(mesh))
+            prompts, targets, valid = piece
+            lps, entropies = logprobs_fn(params, prompts, None, targets, valid)
+            share = -masked.sum(lps, valid) / count
+            return share, {"entropy": masked.sum(entropies, valid) / count}
+
+        rows = np.arange(tokens.shape[0], dtype=np.int32).reshape(-1, micro)
+        state, sums = optimizer_step(state, loss_fn, rows)
+        return state, mean_stats({name: value[None] for name, value in sums.items()})
+
+    return step
+
+
+def train(config: ConfigDict, workdir: str) -> bool:
+    """Runs supervised training in `workdir`, from its newest checkpoint where it holds one.
+
+    Returns:
+        True when all steps are done; False when a signal asked to stop and a checkpoint was saved.
+
+    Raises:
+        InputError: something the user can mend.
+        FloatingPointError: `update.max_bad_steps` updates in a row had a non-finite gradient.
+    """
+    this = run.Run(config, workdir)
+    session = this.session
+    optimizer, schedule = optim.make_optimizer(config.update, this.total_steps)
+    parts = optim.trained_parts(config.update)
+    step_fn = jax.jit(make_sft_fn(session.model, config, optimizer, session.mesh), donate_argnums=0)
+    state = this.restore_or_init(
+        optimizer, lambda params: init_state(params, optimizer, session.model, parts)
+    )
+    evaluate = scheme.make_evaluate_fn(session, config)
+
+    with this:
+        if this.first_step == 0 and config.eval_every:
+            this.record_evaluations(evaluate, state.params)
+        for step in range(this.first_step + 1, this.total_steps + 1):
+            if this.stop_requested:
+                break
+            watch = Stopwatch()
+            with watch.measure("data"):
+                examples, host_batch = this.loader.next()
+                tokens, mask = encode_solutions(
+                    [example.solution for example in examples],
+                    session.tokenizer,
+                    config.rollout.max_tokens,
+                )
+                arrays = sharding.put_batch((host_batch, tokens, mask), session.mesh)
+            with watch.measure("update"):
+                state, stats = step_fn(state, *arrays)
+                stats = sharding.to_host(stats)
+            stats["update/lr"] = schedule(int(state.step) - 1)
+            this.record_supervised(step, stats, int(mask.sum()), watch)
+            this.check_gradients(int(state.bad_steps))
+            if this.is_due(config.eval_every):
+                this.record_evaluations(evaluate, state.params)
+            if this.is_due(config.checkpoint_every):
+                this.save(state)
+        this.finish(state)
+    return not this.stop_requested

@@ -1,0 +1,169 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What training, supervised training and evaluation do before their first step.
+
+A model's directory, either kind, becomes a `Source`; a configuration and a source become a
+`Session`: mesh, model, tokenizer, and how to read prompts. Parameters come last, straight into
+their places on the mesh.
+"""
+
+import dataclasses
+import importlib.resources
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rlvlm_jax import checkpoint, models, sharding
+from rlvlm_jax.data import processor, tokenizer
+from rlvlm_jax.models import convert
+from rlvlm_jax.types import Params
+
+BUNDLED = "bundled"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a model comes from: a Hugging Face directory or an orbax directory."""
+
+    directory: Path
+    is_orbax: bool
+    files: Mapping[str, str]  # name -> text of config.json, tokenizer and processor files
+
+    @property
+    def config(self) -> models.QwenVLConfig:
+        """The model's sizes and token ids."""
+        return convert.read_config(self.files)
+
+
+def open_source(path: str) -> Source:
+    """Finds the model that `model.path` names.
+
+    Args:
+        path: "bundled", a Hugging Face directory or repository, or an orbax directory: what
+            `rlvlm_jax.convert` writes, or a run's checkpoints.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    if path == BUNDLED:
+        path = str(importlib.resources.files("rlvlm_jax") / "assets" / "tiny")
+    if checkpoint.is_checkpoint(path):
+        return Source(Path(path), True, checkpoint.read_model_files(path))
+    directory = convert.resolve(path)
+    return Source(directory, False, convert.read_side_files(directory))
+
+
+def load_tokenizer(source: Source) -> tokenizer.Tokenizer:
+    """Returns the source's tokenizer; transformers reads it from files, so they are written out."""
+    if not source.is_orbax:
+        return tokenizer.Tokenizer.load(source.directory)
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, text in source.files.items():
+            (Path(scratch) / name).write_text(text, encoding="utf-8")
+        return tokenizer.Tokenizer.load(scratch)
+
+
+def image_spec(source: Source, min_pixels: int = 0, max_pixels: int = 0) -> processor.ImageSpec:
+    """Returns how the source's model wants its images; limits other than 0 replace its own."""
+    spec = processor.ImageSpec.from_files(source.files)
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    return dataclasses.replace(spec, **{name: value for name, value in limits.items() if value})
+
+
+def banned_ids(source: Source, text: tokenizer.Tokenizer) -> tuple[int, ...]:
+    """Returns the ids of the vision tokens, which must never be sampled."""
+    names = ("vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
+    ids = {text.token_id(f"<|{name}|>") for name in names}
+    c = source.config
+    ids |= {
+        c.image_token_id,
+        c.video_token_id,
+        c.vision_start_token_id,
+        c.vision_end_token_id,
+        c.vision_token_id,
+    }
+    return tuple(sorted(i for i in ids if i is not None and 0 <= i < c.vocab_size))
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """What every program of a run shares."""
+
+    config: ConfigDict
+    source: Source
+    mesh: Any
+    model: models.Model
+    shapes: Params  # ShapeDtypeStructs that carry their shardings
+    tokenizer: tokenizer.Tokenizer
+    spec: processor.ImageSpec
+    banned: tuple[int, ...]
+
+    @property
+    def features_frozen(self) -> bool:
+        """Whether image features stay what they are during training, so that one pass serves."""
+        return not (self.config.update.train_vit or self.config.update.train_connector)
+
+
+def open_session(config: ConfigDict, source: Source) -> Session:
+    """Builds the mesh, the model's functions and the text side; reads no weights."""
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    model = models.build(
+        source.config, dtype=config.model.dtype, remat=config.model.remat == "full"
+    )
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    places = sharding.param_shardings(shapes, model.param_rules, mesh)
+    text = load_tokenizer(source)
+    return Session(
+        config=config,
+        source=source,
+        mesh=mesh,
+        model=model,
+        shapes=sharding.with_shardings(shapes, places),
+        tokenizer=text,
+        spec=image_spec(source, config.data.min_pixels, config.data.max_pixels),
+        banned=banned_ids(source, text),
+    )
+
+
+def load_params(session: Session, source: Source) -> Params:
+    """Reads a source's weights, each parameter straight to its place on the mesh.
+
+    Raises:
+        InputError: the weights are damaged or are not this model's.
+    """
+    if source.is_orbax:
+        return checkpoint.restore_params(source.directory, session.shapes)
+    places = {
+        sharding.path_name(path): leaf.sharding
+        for path, leaf in jax.tree_util.tree_leaves_with_path(session.shapes)
+    }
+    params, _ = convert.load_hf(
+        source.directory,
+        session.model.config,
+        place=lambda name, value: jax.device_put(np.asarray(value, np.float32), places[name]),
+    )
+    return params
+
+
+def random_params(session: Session, seed: int) -> Params:
+    """Draws new parameters, each on its own place."""
+    places = jax.tree.map(lambda s: s.sharding, session.shapes)
+    return jax.jit(session.model.init, out_shardings=places)(jax.random.key(seed))
+
+
+def initial_params(session: Session) -> Params:
+    """Returns the parameters that a run starts from."""
+    if session.config.model.random_init:
+        return random_params(session, session.config.seed)
+    return load_params(session, session.source)
+
+
+def resolved_config(config: ConfigDict) -> dict[str, Any]:
+    """Returns the configuration as JSON has it: a nested dict, tuples as lists."""
+    return json.loads(config.to_json())

@@ -1,0 +1,156 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The main program: reinforcement learning of a vision-language model from rule rewards.
+
+`train` sets up and runs the loop, which is the paper's four steps, one statement each:
+I data flow, II response collection, III trajectory generation, IV policy update. The compiled
+steps are built once by `make_steps`; the arithmetic is in sampling/, trajectory.py and update.py.
+
+Removed from MAYE's system: the second inference engine and its weight transfer (sampler and
+trainer are one program with the same parameters), and the second pass of images through the
+processor.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rlvlm_jax import optim, run, sharding, startup
+from rlvlm_jax.config import sequences
+from rlvlm_jax.evaluation import scheme
+from rlvlm_jax.metrics import Stopwatch
+from rlvlm_jax.rewards import RewardConfig
+from rlvlm_jax.sampling.logits import Policy
+from rlvlm_jax.sampling.responses import read_responses
+from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
+from rlvlm_jax.trajectory import make_trajectory_fn
+from rlvlm_jax.update import init_state, make_update_fn
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """The compiled functions of the loop."""
+
+    encode: Callable[..., Any]  # (params, batch) -> features; identity-like where vision trains
+    sample: Callable[..., Any]  # (params, batch, features, key) -> Rollout
+    trajectory: Callable[..., Any]
+    update: Callable[..., Any]
+
+
+def make_steps(session: startup.Session, optimizer: Any) -> Steps:
+    """Builds and jits steps II, III and IV once."""
+    config, model = session.config, session.model
+    policy = Policy(config.rollout.temperature, session.banned)
+    settings = SampleSettings(
+        samples=config.rollout.samples,
+        max_tokens=config.rollout.max_tokens,
+        stop_ids=session.tokenizer.stop_ids,
+        pad_id=session.tokenizer.pad_id,
+        banned_ids=session.banned,
+        temperature=config.rollout.temperature,
+        top_p=config.rollout.top_p,
+        top_k=config.rollout.top_k,
+        chunk=config.rollout.chunk,
+        policy=policy,
+    )
+    sample = make_sample_fn(model, settings)
+    ids = np.arange(sequences(config), dtype=np.uint32)
+    rows = sharding.batch_sharding(session.mesh)
+    return Steps(
+        encode=jax.jit(model.encode_images, out_shardings=rows),
+        sample=jax.jit(
+            lambda params, batch, features, key: sample(
+                params, batch, features, sequence_keys(key, ids)
+            ),
+            out_shardings=rows,
+        ),
+        trajectory=jax.jit(make_trajectory_fn(model, config, policy)),
+        update=jax.jit(
+            make_update_fn(model, config, optimizer, policy, session.mesh), donate_argnums=0
+        ),
+    )
+
+
+def needs_reference(config: ConfigDict) -> bool:
+    """Returns whether any term compares with the model that training started from."""
+    return bool(config.algorithm.kl_loss_coef or config.algorithm.kl_reward_coef)
+
+
+def train(config: ConfigDict, workdir: str) -> bool:
+    """Runs reinforcement learning in `workdir`, from its newest checkpoint where it holds one.
+
+    Returns:
+        True when all steps are done; False when a signal asked to stop and a checkpoint was saved.
+
+    Raises:
+        InputError: something the user can mend.
+        FloatingPointError: `update.max_bad_steps` updates in a row had a non-finite gradient.
+    """
+    # ---- set-up: run directory, model, data, state --------------------------------------------
+    this = run.Run(config, workdir)
+    session = this.session
+    updates = config.update.epochs * sequences(config) // config.update.minibatch
+    optimizer, schedule = optim.make_optimizer(config.update, this.total_steps * updates)
+    parts = optim.trained_parts(config.update)
+    steps = make_steps(session, optimizer)
+    reference = startup.initial_params(session) if needs_reference(config) else None
+    state = this.restore_or_init(
+        optimizer, lambda params: init_state(params, optimizer, session.model, parts)
+    )
+    evaluate = scheme.make_evaluate_fn(session, config)
+    rewards = RewardConfig(**config.rewards)
+    base_key = jax.random.key(config.seed)
+
+    with this:
+        if this.first_step == 0 and config.eval_every:
+            this.record_evaluations(evaluate, state.params)
+        for step in range(this.first_step + 1, this.total_steps + 1):
+            if this.stop_requested:
+                break
+            sample_key, update_key = jax.random.split(jax.random.fold_in(base_key, step))
+            watch = Stopwatch()
+
+            # Step I: data flow. Shuffled records become one batch of prompts on the device.
+            with watch.measure("data"):
+                examples, host_batch = this.loader.next()
+                batch = sharding.put_batch(host_batch, session.mesh)
+
+            # Step II: response collection, with the live parameters.
+            with watch.measure("rollout"):
+                features = steps.encode(state.params, batch) if session.features_frozen else None
+                rollout = steps.sample(state.params, batch, features, sample_key)
+                responses = read_responses(rollout, session.tokenizer)
+
+            # Step III: trajectory generation. Only the text is looked at on the host.
+            with watch.measure("score"):
+                scores = run.score_responses(responses, examples, rewards)
+            with watch.measure("trajectory"):
+                trajectory, trajectory_stats, gaps = steps.trajectory(
+                    state.params,
+                    reference,
+                    batch,
+                    features,
+                    rollout,
+                    *sharding.put_batch((scores.score, scores.rewards["accuracy"]), session.mesh),
+                )
+                trajectory_stats = sharding.to_host(trajectory_stats)
+
+            # Step IV: policy update. All optimizer steps of the batch in one program.
+            with watch.measure("update"):
+                state, update_stats = steps.update(state, trajectory, update_key)
+                update_stats = sharding.to_host(update_stats)
+
+            update_stats["update/lr"] = schedule(int(state.step) - 1)
+            stats = {**trajectory_stats, **update_stats}
+            this.record_step(step, examples, responses, scores, np.asarray(gaps), stats, watch)
+            this.check_gradients(int(state.bad_steps))
+            if this.is_due(config.eval_every):
+                this.record_evaluations(evaluate, state.params)
+            if this.is_due(config.checkpoint_every):
+                this.save(state)
+        this.finish(state)
+    return not this.stop_requested

@@ -8,7 +8,8 @@
         --config.data.test=DIR/geometry3k_test_v0.jsonl
 
 Arguments: `geometry3k` (50 epochs, 100 steps), `mm_math5k` (30 epochs, 150 steps), `smoke` (the
-bundled model and data). The paper used 8 x H800 with Qwen2-VL-7B and Qwen2.5-VL-7B; not run here.
+bundled model and data). The paper used 8 x H800, 7 of them to train, with Qwen2-VL-7B and
+Qwen2.5-VL-7B. An update of 28 sequences wants 1, 2, 4, 7, 14 or 28 devices.
 
 Source: Ma et al. 2025 (arXiv:2504.02587), section 5.1 and appendix A. Where paper and released
 script differ, the main text is followed; the mathematics is the corrected one (M-RoPE positions,

@@ -49,7 +49,9 @@ def parse_config(argv: Sequence[str], command: str) -> tuple[ConfigDict, str]:
         "[--config.key=value ...]"
     )
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", lock_config=True, flag_values=values)
+    config_flags.DEFINE_config_file(
+        "config", lock_config=True, flag_values=values, sys_argv=[command, *argv]
+    )
     flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values)
     given = [a for a in argv if a.lstrip("-").split("=", 1)[0] == "config" and a.startswith("-")]
     if not given:

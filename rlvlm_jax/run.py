@@ -140,6 +140,9 @@ class Run:
                     found[: c.data.limit_eval or None],
                     reader.encode,
                     prompts=config_lib.eval_batch(c),
+                    workers=c.data.workers,
+                    pad_id=session.tokenizer.pad_id,
+                    on_bad_record=c.data.on_bad_record,
                 )
         self.loader = None
         if c.mode == "eval":
@@ -156,6 +159,8 @@ class Run:
             buckets=c.data.buckets,
             seed=c.seed,
             workers=c.data.workers,
+            pad_id=session.tokenizer.pad_id,
+            on_bad_record=c.data.on_bad_record,
         )
         self.epoch_steps = len(found) / prompts
         self.total_steps = c.total_steps or math.ceil(c.epochs * self.epoch_steps)
@@ -275,10 +280,11 @@ class Run:
         """Returns where the example's images lie; those without a file are written once."""
         names = []
         for number, image in enumerate(example.images):
-            if isinstance(image, bytes):
-                names.append(self._records.write_image(f"{example.id}-{number}.png", image))
-            else:
+            if isinstance(image, str | Path):
                 names.append(str(image))
+                continue
+            encoded = image if isinstance(image, bytes) else image.read()
+            names.append(self._records.write_image(f"{example.id}-{number}", encoded))
         return names[0] if len(names) == 1 else names or None
 
     def _response_rows(

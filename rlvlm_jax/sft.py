@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from rlvlm_jax import optim, run, sharding
 from rlvlm_jax.algorithms import masked
+from rlvlm_jax.algorithms.losses import denominator
 from rlvlm_jax.config import microbatch
 from rlvlm_jax.evaluation import scheme
 from rlvlm_jax.logprobs import make_logprobs_fn
@@ -51,7 +52,7 @@ def make_sft_fn(model: Any, config: ConfigDict, optimizer: Any, mesh: Any) -> An
     def step(
         state: TrainState, batch: Batch, tokens: Array, mask: Array
     ) -> tuple[TrainState, dict[str, Array]]:
-        count = masked.divisor(mask)
+        count = denominator(mask)
 
         def loss_fn(params: Params, rows: Array) -> tuple[Array, dict[str, Array]]:
             piece = jax.tree.map(lambda x: x[rows], (batch, tokens, mask))

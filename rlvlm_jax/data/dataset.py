@@ -1,14 +1,57 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""One problem, and where problems come from: jsonl files, `datasets`, the bundled generator."""
+"""One problem, and where problems come from: jsonl files, `datasets`, the bundled generator.
 
-from dataclasses import dataclass
+Every record is checked here, before the first step: its fields, its pictures' headers, its
+solution, the length of its prompt. What is wrong is refused with file, line and id, or dropped and
+counted. Also says how a problem becomes a prompt. Does not decode pictures ahead of time, does not
+batch, and does not know how solutions are judged: the check of solutions is a function it is given.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+
+from rlvlm_jax.data.processor import (
+    Encoded,
+    ImageError,
+    ImageSpec,
+    VisionTokens,
+    check_placeholders,
+    count_image_tokens,
+    encode_prompt,
+    image_size,
+    local_path,
+)
+from rlvlm_jax.data.tokenizer import Tokenizer
+from rlvlm_jax.errors import InputError
+
+MARKER = "<image>"  # stands for a picture in a question
+_FILES = (".jsonl", ".json", ".ndjson")
+_HEADER_THREADS = 8  # they mostly wait for the disk
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One problem with its reference solution."""
+    """One problem with its reference solution.
+
+    Attributes:
+        id: unique within its data set.
+        question: the text of the problem; `<image>` inside it says where a picture belongs.
+        answer: the bare answer, for reading; may be empty.
+        solution: what responses are judged by; its answer is in a box.
+        images: paths, encoded bytes, or objects whose `read()` gives encoded bytes.
+        messages: a whole chat, where the record holds one instead of a question.
+        source: file and line, for messages.
+        tokens: length of its prompt, known from the headers of its pictures; 0 before `Reader`.
+        patches: of all its pictures; likewise.
+    """
 
     id: str
     question: str
@@ -17,4 +60,482 @@ class Example:
     images: tuple[Any, ...] = ()
     messages: tuple[dict[str, Any], ...] | None = None
     source: str = ""
-    sizes: tuple[tuple[int, int], ...] = ()
+    tokens: int = 0
+    patches: int = 0
+
+
+class BadRecord(Exception):
+    """Says what is wrong with a record, and of which kind that is."""
+
+    def __init__(self, kind: str, message: str, name: str = ""):
+        super().__init__(message)
+        self.kind = kind
+        self.name = name  # the record's id, where it has one
+
+
+@dataclass(frozen=True, eq=False)
+class StoredImage:
+    """A picture inside a `datasets` table, read when it is needed and not kept."""
+
+    table: Any
+    row: int
+    column: str
+    number: int | None  # position in the column's list; None where the column holds one picture
+    label: str
+
+    def read(self) -> bytes:
+        """Returns the encoded bytes."""
+        cell = self.table[self.row][self.column]
+        return (cell if self.number is None else cell[self.number])["bytes"]
+
+    def __str__(self) -> str:
+        return self.label
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads data sets for one model, and turns their problems into its prompts.
+
+    Attributes:
+        tokenizer: of the model.
+        spec: of the model.
+        instruction: put on a line of its own behind every question; not added to chats.
+        system: system message; "" leaves it to the chat template; not added to chats.
+        max_prompt_tokens: a longer prompt is dropped, never cut.
+        on_bad_record: "error" refuses the data set at the first bad record, "skip" drops and
+            counts bad records.
+        gold_check: solutions -> for each None, or why nothing can be judged by it.
+    """
+
+    tokenizer: Tokenizer
+    spec: ImageSpec
+    instruction: str = ""
+    system: str = ""
+    max_prompt_tokens: int = 2048
+    on_bad_record: str = "error"
+    gold_check: Callable[[list[str]], list[str | None]] | None = None
+
+    def read(
+        self, name: str, key: str = "config.data.train", at_least: int = 1
+    ) -> tuple[list[Example], dict[str, Any]]:
+        """Reads and checks a whole data set.
+
+        Args:
+            name: a jsonl file, a parquet file, a directory or hub name for `datasets` (with
+                ":SPLIT" behind it where there are several splits), or "bundled:SPLIT".
+            key: the configuration key that gave the name, for messages.
+            at_least: fewer usable records are an error.
+
+        Returns:
+            (examples in the order of the file, {"records": all, "used": those returned,
+            "dropped": {kind: [id or file:line, …]}}).
+
+        Raises:
+            InputError: there is no such data set; a bad record with on_bad_record="error"; or too
+                few usable records.
+        """
+        dropped: dict[str, list[str]] = {}
+        total = 0
+
+        def refuse(kind: str, where: str, record_id: str, problem: object) -> None:
+            label = f"{where} (id {record_id})" if record_id else where
+            if self.on_bad_record == "error":
+                raise InputError(
+                    f"{key}: {label}: {problem}; mend the record, or set "
+                    "config.data.on_bad_record=skip to leave such records out"
+                )
+            dropped.setdefault(kind, []).append(record_id or where)
+
+        examples: dict[str, Example] = {}
+        for where, found in read_records(name, key):
+            total += 1
+            if isinstance(found, BadRecord):
+                refuse(found.kind, where, found.name, found)
+            elif found.id in examples:
+                first = examples[found.id].source
+                refuse("duplicate_id", where, found.id, f"the id is taken by {first}")
+            else:
+                examples[found.id] = found
+
+        sized = []
+        with ThreadPoolExecutor(_HEADER_THREADS) as threads:
+            for example in threads.map(self._with_size, examples.values()):
+                if isinstance(example, tuple):
+                    example, problem = example
+                    refuse(problem.kind, example.source, example.id, problem)
+                else:
+                    sized.append(example)
+
+        solutions = [example.solution for example in sized]
+        problems = self.gold_check(solutions) if self.gold_check else [None] * len(solutions)
+        kept = []
+        for example, problem in zip(sized, problems, strict=True):
+            if problem is not None:
+                refuse("unparsable_solution", example.source, example.id, problem)
+            elif example.tokens > self.max_prompt_tokens:
+                dropped.setdefault("prompt_too_long", []).append(example.id)
+            else:
+                kept.append(example)
+
+        if dropped:
+            _LOG.warning("%s=%s: %s", key, name, _describe(dropped, total))
+        if len(kept) < max(at_least, 1):
+            raise InputError(
+                f"{key}={name} has {len(kept)} usable records of {total}, but {max(at_least, 1)} "
+                f"are needed; {_describe(dropped, total)}"
+            )
+        return kept, {"records": total, "used": len(kept), "dropped": dropped}
+
+    def messages(self, example: Example) -> list[dict[str, Any]]:
+        """Returns the chat that asks for a solution.
+
+        The pictures stand where the question's markers are, or before its text.
+        """
+        if example.messages is not None:
+            return list(example.messages)
+        texts = [example.question]
+        if example.images and MARKER in example.question:
+            texts = example.question.split(MARKER)
+        if self.instruction:
+            texts[-1] += "\n" + self.instruction
+        picture = {"type": "image"}
+        lead = [picture] * (len(example.images) - (len(texts) - 1))
+        content = [*lead, {"type": "text", "text": texts[0]}]
+        for text in texts[1:]:
+            content += [picture, {"type": "text", "text": text}]
+        content = [part for part in content if part.get("text") != ""]
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        return [*system, {"role": "user", "content": content}]
+
+    def text(self, example: Example) -> str:
+        """Returns the rendered prompt, with one image token for each picture."""
+        return self.tokenizer.render(self.messages(example))
+
+    def size(self, example: Example) -> tuple[int, int]:
+        """Returns (tokens, patches) of the prompt; reads headers of pictures only.
+
+        Raises:
+            ImageError: a picture cannot be used.
+            InputError: the chat template leaves pictures out.
+        """
+        counts = [count_image_tokens(*image_size(i), self.spec) for i in example.images]
+        ids = self.tokenizer.encode(self.text(example))
+        vision = VisionTokens.from_tokenizer(self.tokenizer)
+        check_placeholders(ids, len(counts), vision, _label(example))
+        tokens = sum(counts)
+        return len(ids) - len(counts) + tokens, tokens * self.spec.merge_size**2
+
+    def encode(self, example: Example) -> Encoded:
+        """Returns the prompt as arrays; decodes its pictures.
+
+        Raises:
+            ImageError: a picture cannot be used; the message names the record.
+        """
+        try:
+            return encode_prompt(
+                self.text(example), example.images, self.tokenizer, self.spec, _label(example)
+            )
+        except ImageError as error:
+            raise ImageError(error.kind, f"{_label(example)}: {error}") from error
+
+    def _with_size(self, example: Example) -> Example | tuple[Example, ImageError]:
+        try:
+            tokens, patches = self.size(example)
+        except ImageError as problem:
+            return example, problem
+        return replace(example, tokens=tokens, patches=patches)
+
+
+def _label(example: Example) -> str:
+    return f"{example.source} (id {example.id})"
+
+
+def _describe(dropped: dict[str, list[str]], total: int) -> str:
+    """Returns counts of what was dropped, with the first ids of each kind."""
+    kinds = [
+        f"{kind} {len(names)} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
+        for kind, names in dropped.items()
+    ]
+    count = sum(len(names) for names in dropped.values())
+    return f"{count} of {total} records dropped" + (f": {'; '.join(kinds)}" if kinds else "")
+
+
+# ---- where records come from ----------------------------------------------------------------
+
+
+def read_records(name: str, key: str = "data") -> Iterator[tuple[str, Example | BadRecord]]:
+    """Yields (file and line, the problem or what is wrong with it) for every record.
+
+    Args:
+        name: see `Reader.read`.
+        key: the configuration key that gave the name, for messages.
+
+    Raises:
+        InputError: there is no such data set.
+    """
+    if name.startswith("bundled:"):
+        from rlvlm_jax.data import problems  # which imports this module
+
+        for example in problems.named(name):
+            yield example.source, example
+        return
+    path = Path(name)
+    rows: Iterator[tuple[str, int, Any]]
+    if path.suffix in _FILES or (path.is_file() and path.suffix != ".parquet"):
+        if not path.is_file():
+            raise InputError(f"{key}={name}: there is no such file")
+        rows, folder = _jsonl_rows(path), path.parent
+    else:
+        rows, folder = _table_rows(name, key), path if path.is_dir() else path.parent
+    for where, number, row in rows:
+        try:
+            yield where, _parse(row, number, where, folder)
+        except BadRecord as problem:
+            yield where, problem
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[str, int, Any]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield f"{path}:{number}", number, line
+
+
+def _table_rows(name: str, key: str) -> Iterator[tuple[str, int, Any]]:
+    table, label = _open_table(name, key)
+    for number in range(len(table)):
+        where = f"{label}:{number}"
+        row = dict(table[number])
+        for column, cell in row.items():
+            if _is_stored(cell):
+                row[column] = _reference(cell, table, number, column, None, where)
+            elif isinstance(cell, list) and cell and all(map(_is_stored, cell)):
+                row[column] = [
+                    _reference(one, table, number, column, k, where) for k, one in enumerate(cell)
+                ]
+        yield where, number, row
+
+
+def _is_stored(cell: Any) -> bool:
+    return isinstance(cell, dict) and cell.keys() == {"bytes", "path"}
+
+
+def _reference(
+    cell: dict[str, Any], table: Any, row: int, column: str, number: int | None, where: str
+) -> StoredImage | str | None:
+    """Returns the picture's path, or where its bytes lie in the table."""
+    if cell["bytes"] is None:
+        return cell["path"]
+    place = "" if number is None else f"[{number}]"
+    return StoredImage(table, row, column, number, f"{where}:{column}{place}")
+
+
+def _open_table(name: str, key: str) -> tuple[Any, str]:
+    """Opens what `datasets` knows; returns (table without decoding of pictures, its label)."""
+    import datasets  # a second to import: only where it is used
+
+    path, split = name, ""
+    if not Path(name).exists() and (found := re.fullmatch(r"(.+):([\w.-]+)", name)):
+        path, split = found.groups()
+    local = Path(path)
+    try:
+        if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
+            opened = datasets.load_from_disk(path)
+        elif local.is_file():
+            opened = datasets.load_dataset("parquet", data_files=path)
+        else:
+            opened = datasets.load_dataset(path)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise InputError(
+            f"{key}={name} is neither a jsonl file nor a data set that `datasets` can open: {error}"
+        ) from error
+    if isinstance(opened, dict):
+        splits = sorted(opened)
+        split = split or ("train" if len(splits) > 1 else splits[0])
+        if split not in opened:
+            raise InputError(
+                f"{key}={name}: no split {split!r}; write {path}:SPLIT with one of {splits}"
+            )
+        opened = opened[split]
+    elif split:
+        raise InputError(f"{key}={name}: {path} has no splits; leave out :{split}")
+    stored = datasets.Image(decode=False)
+    for column, feature in opened.features.items():
+        if isinstance(feature, datasets.Image):
+            opened = opened.cast_column(column, stored)
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+            opened = opened.cast_column(column, datasets.List(stored))
+    return opened, f"{path}:{split}" if split else path
+
+
+# ---- what a record must hold ----------------------------------------------------------------
+
+
+def _parse(row: Any, number: int, where: str, folder: Path) -> Example:
+    """Makes a problem of one record.
+
+    Args:
+        row: a line of a file, or a dict.
+        number: of the line or row: the id of a record without one.
+        where: file and line.
+        folder: what paths of pictures are relative to.
+
+    Raises:
+        BadRecord: something is missing or of the wrong type.
+    """
+    if isinstance(row, bytes):
+        row = _parse_line(row)
+    if not isinstance(row, dict):
+        raise BadRecord("not_an_object", f"the record is a {type(row).__name__}, not an object")
+    name = row.get("id")
+    name = str(number) if name is None else name
+    if isinstance(name, bool) or not isinstance(name, str | int):
+        raise BadRecord("wrong_type", f"id is a {type(name).__name__}; expected a string")
+    name = str(name)
+    try:
+        if row.get("message") is not None:
+            return _parse_chat(row, name, where, folder)
+        return _parse_question(row, name, where, folder)
+    except BadRecord as problem:
+        problem.name = name
+        raise
+
+
+def _parse_line(line: bytes) -> Any:
+    try:
+        text = line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadRecord("not_utf8", f"the line is not UTF-8: {error}") from error
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadRecord("malformed_json", f"malformed JSON: {error}") from error
+
+
+def _parse_question(row: dict[str, Any], name: str, where: str, folder: Path) -> Example:
+    question = _string(row, "question" if row.get("question") is not None else "problem")
+    if not question.strip():
+        raise BadRecord("missing_question", "question is missing or empty")
+    given = row.get("images")
+    given = row.get("image") if given is None else given
+    given = [] if given is None else given if isinstance(given, list) else [given]
+    images = tuple(_image(image, folder) for image in given)
+    return Example(
+        id=name,
+        question=_place_images(question, len(images)),
+        answer=_string(row, "answer"),
+        solution=_solution(row),
+        images=images,
+        source=where,
+    )
+
+
+def _parse_chat(row: dict[str, Any], name: str, where: str, folder: Path) -> Example:
+    chat = row["message"]
+    if isinstance(chat, str):
+        try:
+            chat = json.loads(chat)
+        except (ValueError, RecursionError) as error:
+            raise BadRecord("malformed_json", f"message is malformed JSON: {error}") from error
+    if not isinstance(chat, list) or not chat:
+        raise BadRecord("wrong_type", "message is not a list of chat turns")
+    messages, images, texts = [], [], []
+    for turn in chat:
+        if not isinstance(turn, dict) or not isinstance(turn.get("role"), str):
+            raise BadRecord("wrong_type", "a turn of message is not an object with a role")
+        content = turn.get("content")
+        content = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(content, list):
+            raise BadRecord("wrong_type", "a turn's content is neither a string nor a list")
+        parts = []
+        for part in content:
+            picture, text = _chat_part(part)
+            if text is None:
+                images.append(_image(picture, folder))
+                parts.append({"type": "image"})
+            else:
+                parts.append({"type": "text", "text": text})
+                if turn["role"] == "user":
+                    texts.append(text)
+        messages.append({"role": turn["role"], "content": parts})
+    if messages[-1]["role"] != "user":
+        raise BadRecord("wrong_type", "the last turn of message is not the user's")
+    if not "".join(texts).strip():
+        raise BadRecord("missing_question", "message holds no text of the user")
+    return Example(
+        id=name,
+        question="\n".join(texts),
+        answer=_string(row, "answer"),
+        solution=_solution(row),
+        images=tuple(images),
+        messages=tuple(messages),
+        source=where,
+    )
+
+
+def _chat_part(part: Any) -> tuple[Any, str | None]:
+    """Returns (picture, None) or (None, text) of a part of a turn."""
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return None, part["text"]
+    if kind == "image":
+        return part.get("image", part.get("path")), None
+    if kind == "image_url":
+        address = part.get("image_url")
+        return (address.get("url") if isinstance(address, dict) else address), None
+    raise BadRecord("wrong_type", f"a part of message has type {kind!r}; expected text or image")
+
+
+def _string(row: dict[str, Any], field: str) -> str:
+    """Returns a field as text: "" where it is absent, numbers as written."""
+    value = row.get(field)
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise BadRecord("wrong_type", f"{field} is a {type(value).__name__}; expected a string")
+    return str(value)
+
+
+def _solution(row: dict[str, Any]) -> str:
+    r"""Returns the solution; a record without that field is judged by its answer, put in a box."""
+    solution = _string(row, "solution")
+    if row.get("solution") is None:
+        answer = _string(row, "answer").strip()
+        if "\\boxed" in answer:
+            solution = answer
+        elif answer:
+            bare = re.fullmatch(r"(\$\$?)([^$]*)\1", answer)
+            solution = f"\\boxed{{{bare[2].strip() if bare else answer}}}"
+    if not solution.strip():
+        raise BadRecord("missing_solution", "solution is missing or empty")
+    if "\\boxed" not in solution:
+        raise BadRecord("no_box", "solution has no \\boxed{…} to judge by")
+    return solution
+
+
+def _image(image: Any, folder: Path) -> Any:
+    """Returns where a picture lies; a relative path counts from `folder`."""
+    if isinstance(image, StoredImage):
+        return image
+    if not isinstance(image, str) or not image:
+        raise BadRecord("wrong_type", f"an image is a {type(image).__name__}; expected a path")
+    try:
+        return folder / local_path(image)
+    except ImageError as problem:
+        raise BadRecord(problem.kind, str(problem)) from problem
+
+
+def _place_images(question: str, images: int) -> str:
+    """Returns the question without a marker that only says "a picture comes first".
+
+    As many markers as pictures say where each belongs, and stay.
+    """
+    markers = question.count(MARKER)
+    if markers == 1 and images and question.lstrip().startswith(MARKER):
+        return question.lstrip().removeprefix(MARKER).lstrip()
+    if markers not in (0, images):
+        raise BadRecord(
+            "image_markers",
+            f"question has {markers} {MARKER} markers, but there are {images} images",
+        )
+    return question

@@ -169,15 +169,16 @@ def _jitter(rng: Random) -> int:
 
 
 def _triangle(pen: ImageDraw.ImageDraw, rng: Random, colour: Colour) -> None:
-    corners = (
-        (16 + _jitter(rng), 64 + _jitter(rng)),
-        (68 - _jitter(rng), 64 + _jitter(rng)),
-        (36 + 3 * _jitter(rng), 16 + _jitter(rng)),
-    )
-    if rng.random() < 0.5:
-        pen.polygon(corners, fill=colour)
-    else:
-        pen.line((*corners, corners[0]), fill=colour, width=3)
+    """Draws a triangle row by row: Pillow's own slanted edges differ between its versions."""
+    left, right, peak = 16 + _jitter(rng), 68 - _jitter(rng), 36 + 3 * _jitter(rng)
+    top, bottom = 16 + _jitter(rng), 64 + _jitter(rng)
+    filled = rng.random() < 0.5
+    for y in range(top, bottom + 1):
+        start = peak + (left - peak) * (y - top) // (bottom - top)
+        end = peak + (right - peak) * (y - top) // (bottom - top)
+        pen.line((start, y, end, y), fill=colour)
+        if not filled and y <= bottom - 3 and end - start > 6:
+            pen.line((start + 3, y, end - 3, y), fill=WHITE)
 
 
 def _cell(pen: ImageDraw.ImageDraw, row: int, column: int, colour: Colour) -> None:

@@ -268,7 +268,6 @@ def _example(split: str, kind: str, index: int) -> Example:
         solution="\n".join((*steps, _box(answer))),
         images=(family.draw(facts, kind == "vision", rng, colour),),
         source=f"bundled:{split}/{kind}",
-        sizes=((SIZE, SIZE),),
     )
 
 

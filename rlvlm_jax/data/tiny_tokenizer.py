@@ -84,7 +84,9 @@ def learn_merges(texts: Iterable[str], count: int) -> list[tuple[str, str]]:
     """
     letters = byte_letters()
     pieces = Counter(piece for text in texts for piece in _ASCII_SPLIT.findall(text))
-    words = {tuple(letters[byte] for byte in piece.encode("ascii")): n for piece, n in pieces.items()}
+    words = {
+        tuple(letters[byte] for byte in piece.encode("ascii")): n for piece, n in pieces.items()
+    }
     merges: list[tuple[str, str]] = []
     for _ in range(count):
         pairs: Counter[tuple[str, str]] = Counter()

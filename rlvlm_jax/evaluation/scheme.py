@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from rlvlm_jax.data.loader import EvaluationSet
-from rlvlm_jax.evaluation.scores import pass_at_k
 
 from rlvlm_jax import rewards, sharding
 from rlvlm_jax.config import EVAL_SETTINGS
 from rlvlm_jax.data.dataset import Example
+from rlvlm_jax.data.loader import EvaluationSet
+from rlvlm_jax.evaluation.scores import pass_at_k
 from rlvlm_jax.sampling.responses import Responses, read_responses
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
 from rlvlm_jax.types import Params

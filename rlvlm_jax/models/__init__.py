@@ -58,9 +58,7 @@ class Model:
     part: Callable[[str], str]
 
 
-def build(
-    config: QwenVLConfig, *, dtype: str = "float32", remat: bool | str = False
-) -> Model:
+def build(config: QwenVLConfig, *, dtype: str = "float32", remat: bool | str = False) -> Model:
     """Returns the functions of a Qwen2-VL or Qwen2.5-VL.
 
     Args:

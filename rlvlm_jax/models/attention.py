@@ -3,9 +3,9 @@
 """Attention as one pure function, `attend`: the only place where queries meet keys.
 
 The vision tower and the language model, prefill, decoding and training all call it. It knows about
-groups (G sequences that share the keys of their prompt), grouped heads (H query heads on K key/value
-heads) and which query may see which key; it knows nothing of weights, positions or caches. A library
-kernel can take its place without a change elsewhere.
+groups (G sequences that share the keys of their prompt), grouped heads (H query heads on K key and
+value heads) and which query may see which key; it knows nothing of weights, positions or caches. A
+library kernel can take its place without a change elsewhere.
 """
 
 from functools import reduce
@@ -84,7 +84,7 @@ def attend(q: Array, ids: Ids, keys: list[Keys], *, max_scores: int = MAX_SCORES
 
 
 def _attend(q, ids, keys):
-    """`attend` for q [N, G, Q, K, H/K, E] in one piece; letters: h = query heads of one key head."""
+    """`attend` for q [N, G, Q, K, H/K, E] in one piece; h counts the query heads of a key head."""
     seen = [_visible(ids, run.ids)[:, None, :, None] for run in keys]  # bool[N, 1, G, 1, Q, S]
     scores = []
     for run, mask in zip(keys, seen, strict=True):

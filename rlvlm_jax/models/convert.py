@@ -517,6 +517,31 @@ def save_hf(
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def lossless_dtypes(params: Params, files: Mapping[str, str]) -> dict[str, str]:
+    """Finds for each tensor a type that holds its values exactly, for `save_hf`.
+
+    The type that config.json states where that does, float32 elsewhere: a model that was loaded
+    from bfloat16 and not trained gives the same bits back, a trained one loses none.
+
+    Args:
+        params: The parameter tree, float32.
+        files: {name: text}, of which config.json is read.
+    """
+    content = _parse("config.json", files["config.json"])
+    parts = [content, content.get("text_config") or {}]
+    stated = [part[key] for part in parts for key in ("dtype", "torch_dtype") if part.get(key)]
+    wanted = stated[0] if stated and stated[0] in DTYPES else "float32"
+    leaves = dict(_flatten(params))
+    dtypes = {}
+    for name, rule, layer in _in_order(hf_table(read_config(files))):
+        leaf = leaves[rule.path]
+        value = np.asarray(leaf if layer is None else leaf[layer])
+        with np.errstate(over="ignore"):
+            same = np.array_equal(value.astype(DTYPES[wanted]).astype(np.float32), value)
+        dtypes[name] = wanted if same else "float32"
+    return dtypes
+
+
 class _Planned(NamedTuple):
     """A tensor that is going to be written."""
 

@@ -3,8 +3,8 @@
 """The vision tower of Qwen2-VL and Qwen2.5-VL with its patch merger: pixels in, image tokens out.
 
 The two families differ in norm, MLP, and in that most blocks of Qwen2.5-VL attend within windows.
-The images of a prompt lie one after another on one axis of patches; attention is kept within an image
-or a window by the numbers in `Batch`, so patches need no reordering. It does not know the text.
+The images of a prompt lie one after another on one axis of patches; attention is kept within an
+image or a window by the numbers in `Batch`, so patches need no reordering. It does not know the text.
 """
 
 from typing import Any

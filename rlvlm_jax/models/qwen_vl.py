@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The language model of Qwen2-VL and Qwen2.5-VL: three ways through one stack of decoder blocks.
 
-`prefill` runs prompts and keeps their keys and values, `decode` adds one token to each sequence, and
-`forward` runs prompts and complete responses together for training. In all three a response attends,
-with one softmax, to its prompt (computed once for the G responses to it) and to itself. The module
-does not know how tokens are chosen, nor where positions of prompts come from.
+`prefill` runs prompts and keeps their keys and values, `decode` adds one token to each sequence,
+and `forward` runs prompts and complete responses together for training. In all three a response
+attends, with one softmax, to its prompt (computed once for the G responses to it) and to itself. The
+module does not know how tokens are chosen, nor where positions of prompts come from.
 """
 
 import functools
@@ -164,9 +164,7 @@ class LanguageModel(nn.Module):
         self.layers = stacked(Block, c.layers, self.remat)(c, self.dtype)
         self.norm = nn.RMSNorm(epsilon=c.norm_eps, dtype=self.dtype)
         if not c.tie_embeddings:
-            float32_out = functools.partial(
-                jax.lax.dot_general, preferred_element_type=jnp.float32
-            )
+            float32_out = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
             self.head = nn.Dense(
                 c.vocab_size,
                 use_bias=False,
@@ -236,9 +234,7 @@ class LanguageModel(nn.Module):
         ids = _ids(mask.reshape(n, groups, steps), length)
 
         prompt, context = self._start(batch, features)
-        context = context._replace(
-            response=ids, response_rotary=self._rotary(positions), own=ids
-        )
+        context = context._replace(response=ids, response_rotary=self._rotary(positions), own=ids)
         response = self._embed(tokens).reshape(n, groups, steps, -1)
         carry = (prompt, response, None)
         (prompt, response, _), _ = self.layers(carry, self._scanned(), context)

@@ -70,6 +70,7 @@ _CHARS |= str.maketrans(
         "≠": r"\ne ",
         "∞": r"\infty ",
         "∪": r"\cup ",
+        "→": r"\to ",
         "∈": r"\in ",
         "∅": r"\emptyset ",
         "∠": r"\angle ",
@@ -134,7 +135,7 @@ _REWRITES = [
         (r"√\s*(?=\{)", r"\\sqrt"),
     )
 ]
-_UNWRAP = re.compile(_TEXT + r"\s*\{([^{}]*)\}")
+_UNWRAP = re.compile(_TEXT + r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _SHORT_FORMS = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -142,7 +143,7 @@ _SHORT_FORMS = [
         (r"\\frac\s*([0-9A-Za-z])\s*\{", r"\\frac{\1}{"),
         (r"(\\frac\s*\{[^{}]*\})\s*([0-9A-Za-z])", r"\1{\2}"),
         (r"\\sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}"),
-        (r"([\^_])\s*([0-9A-Za-z])", r"\1{\2}"),
+        (r" *([\^_])\s*([0-9A-Za-z]|(?=\{))", lambda m: m[1] + (m[2] and f"{{{m[2]}}}")),
         (r"\{ *([0-9A-Za-z.+-]+) *\}", r"{\1}"),
         (r" +", " "),
         (r" *\n\s*", "\n"),
@@ -212,6 +213,17 @@ def closing(s: str, start: int) -> int:
             if depth == 0:
                 return token.end() - 1
     return -1
+
+
+def nesting(s: str) -> int | None:
+    """Depth of the deepest bracket, or None where brackets do not pair off."""
+    depth = deepest = 0
+    for token in _BRACKET.finditer(s):
+        depth += (token.group() in _OPENING) - (token.group() in _CLOSING)
+        deepest = max(deepest, depth)
+        if depth < 0:
+            return None
+    return None if depth else deepest
 
 
 def split(s: str, separator: re.Pattern[str]) -> list[str]:

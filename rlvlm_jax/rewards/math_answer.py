@@ -34,6 +34,7 @@ Status = Literal["ok", "unparsable", "timeout", "no_answer"]
 
 RELATIVE_TOLERANCE = Fraction(1, 10**6)  # of decimals
 MAX_PARTS = 64
+MAX_NESTING = 12  # of brackets in one value; deeper ones are no answers but slow to read
 
 
 class Verdict(NamedTuple):
@@ -154,7 +155,7 @@ Tree = str | Parts | Bracket
 
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _SPACED_THOUSANDS = re.compile(r"[-+]?\d{1,3}(?: \d{3})+")
-_BLANKS = re.compile(r"[;\n]")
+_BLANKS = re.compile(r"[;\n]|\\(?:to|rightarrow)(?![A-Za-z])")
 _COMMA = re.compile(r",|(?<![A-Za-z\\])(?:or|and)(?![A-Za-z])")
 _UNION = re.compile(r"\\cup(?![A-Za-z])")
 _NUMBERED = re.compile(r"\((\d)\)")
@@ -217,6 +218,8 @@ def _read(text: str, depth: int = 0) -> Tree:
 
 
 def _equal(given: Tree, wanted: Tree, leaves: type) -> bool:
+    if given == wanted:
+        return True
     if isinstance(wanted, Parts) and len(wanted.parts) == 1 and not isinstance(given, Parts):
         wanted = wanted.parts[0]
     if isinstance(given, Parts) and len(given.parts) == 1 and not isinstance(wanted, Parts):
@@ -300,6 +303,8 @@ def _equal_leaves(given: str, wanted: str, leaves: type) -> bool:
         return _equal(_read(given), _read(other[1][-1]), leaves)
     if _has_equals(given) != _has_equals(wanted):
         return False
+    if given in _SYMBOLS or wanted in _SYMBOLS:
+        return given == wanted
     if _RELATION.search(given) or _RELATION.search(wanted):
         return _equal_relations(given, wanted, leaves)
     return leaves.equal(given, wanted)
@@ -625,10 +630,11 @@ class _Algebra:
         except NeedsAlgebra:
             if _WORD.fullmatch(text) or _is_text(text):
                 return
-            relation = _relation(text)
-            for term in relation[0] if relation else [text]:
-                if term or not relation:
-                    _parse(latex.measured(term).value)
+            if not _is_statement(text):
+                relation = _relation(text)
+                for term in relation[0] if relation else [text]:
+                    if term or not relation:
+                        _parse(latex.measured(term).value)
 
     @staticmethod
     def equal(given: str, wanted: str) -> bool:
@@ -636,7 +642,11 @@ class _Algebra:
         if decided is not None:
             return decided
         given, wanted = latex.measured(given).value, latex.measured(wanted).value
-        return _same_value(_parse(given), _parse(wanted))
+        answer = _parse(given)
+        try:
+            return _same_value(answer, _parse(wanted))
+        except Unreadable:  # a statement, which only an equal text could have matched
+            return False
 
     @staticmethod
     def equivalent(given: str, wanted: str) -> bool:
@@ -649,6 +659,13 @@ class _Algebra:
         return len(symbols) == 1 and symbols == other.free_symbols and _same_set(one, other)
 
 
+def _is_statement(text: str) -> bool:
+    """True where letters carry the answer, though they be no formula, as in 'ABC ~ DEF'."""
+    return not re.search(r"\{\s*\}", text) and bool(
+        re.search(r"[^\W\d_]", re.sub(r"\\[A-Za-z]+", "", text))
+    )
+
+
 @lru_cache(maxsize=4096)
 def _parse(text: str) -> Any:
     """Reads one value into a sympy object.
@@ -659,6 +676,9 @@ def _parse(text: str) -> Any:
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
 
+    depth = latex.nesting(text)
+    if depth is None or depth > MAX_NESTING:
+        raise Unreadable(f"{text!r:.100}")
     s, factor = text, 1
     if s.endswith("%"):
         s, factor = s[:-1], 100
@@ -679,7 +699,7 @@ def _parse(text: str) -> Any:
         f"${s}$", extraction_config=[config], fallback_mode="no_fallback", parsing_timeout=None
     )
     if not found or not s:
-        raise Unreadable(repr(text))
+        raise Unreadable(f"{text!r:.100}")
     return found[0] / factor if factor > 1 else found[0]
 
 

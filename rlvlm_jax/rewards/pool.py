@@ -91,10 +91,22 @@ class _Process(context.SpawnProcess):
     def _Popen(process_obj: Any) -> _Popen:  # noqa: N802 (multiprocessing's name)
         return _Popen(process_obj)
 
+    # Workers ignore SIGTERM, so SIGKILL ends them. A forked copy of the parent inherits this object
+    # and pebble's exit hook, but must leave its parent's workers alone.
+
+    def _is_ours(self) -> bool:
+        return self._parent_pid == os.getpid()
+
     def terminate(self) -> None:
-        # Workers ignore SIGTERM. A forked copy of the parent must leave the parent's workers alone.
-        if self._parent_pid == os.getpid():
+        if self._is_ours():
             self.kill()
+
+    def join(self, timeout: float | None = None) -> None:
+        if self._is_ours():
+            super().join(timeout)
+
+    def is_alive(self) -> bool:
+        return self._is_ours() and super().is_alive()
 
 
 class _Context(context.SpawnContext):
@@ -172,8 +184,10 @@ class Pool:
         self._tasks_per_worker = tasks_per_worker
         self._lock = threading.RLock()
         self._pool: pebble.ProcessPool | None = None
-        self._closing = threading.Event()
+        self._closing = self._closed = threading.Event()  # of the present pool
         self._finished = 0  # items ever finished, by whichever thread: the sign of life
+        self._waiting: set[Future] = set()  # of all threads, to be woken when the pool goes
+        self._closes = 0
 
     def map(self, function: Callable[..., Any], items: Sequence[tuple], deadline_s: float) -> list:
         """Applies a function to every item in the workers.
@@ -187,7 +201,11 @@ class Pool:
         Returns:
             The results in the order of the items, `LOST` for an item that ran out of time or killed
             its worker twice.
+
+        Raises:
+            RuntimeError: another thread called `close` meanwhile.
         """
+        closes = self._closes
         results: list[Any] = [LOST] * len(items)
         deaths = [0] * len(items)
         breakdowns = 0
@@ -214,9 +232,10 @@ class Pool:
                             deaths[i] += len(turn) == 1
                             again.append(i)
             except BaseException:  # Ctrl-C, preemption: leave no work behind in the queue
-                for future in futures:
-                    future.cancel()
+                self._discard(pool)
                 raise
+            if self._closes != closes:
+                raise RuntimeError("the worker pool was closed while it was working")
             if broken:
                 breakdowns += 1
                 self._discard(pool)
@@ -226,15 +245,15 @@ class Pool:
     def close(self) -> None:
         """Kills the workers. A later `map` starts new ones."""
         with self._lock:
-            pool = self._pool
-        if pool is not None:
-            self._discard(pool)
+            self._closes += 1
+            if self._pool is not None:
+                self._discard(self._pool)
 
     def forget(self) -> None:
         """Drops the workers without touching them: for a forked child, whose parent owns them."""
         self._lock = threading.RLock()
         self._pool = None
-        self._closing = threading.Event()
+        self._waiting = set()
 
     def _submit(
         self, function: Callable[..., Any], items: list[tuple], deadline_s: float
@@ -245,17 +264,17 @@ class Pool:
             try:
                 for item in items:
                     future = pool.schedule(function, args=item, timeout=deadline_s)
-                    future.add_done_callback(self._count)
+                    self._waiting.add(future)
+                    future.add_done_callback(self._done)
                     futures.append(future)
             except RuntimeError:  # pebble: the pool broke while it was idle
-                for future in futures:
-                    future.cancel()
                 self._discard(pool)
             else:
                 return pool, futures
 
-    def _count(self, future: Future) -> None:
+    def _done(self, future: Future) -> None:
         self._finished += 1
+        self._waiting.discard(future)
 
     def _wait(self, pool: pebble.ProcessPool, future: Future, deadline_s: float) -> Any:
         """Waits for one future as long as the pool shows any life."""
@@ -281,13 +300,10 @@ class Pool:
                     initargs=(os.getpid(), self._warm_up),
                     context=_Context(),
                 )
-                self._closing = threading.Event()
-                started = threading.Event()
-                # The kernel ties a worker to the thread that started it, not to our process. So a
-                # thread that lives as long as the pool starts it, not the one that happens to ask.
+                started, self._closing, self._closed = (threading.Event() for _ in range(3))
                 threading.Thread(
                     target=_keep,
-                    args=(self._pool, started, self._closing),
+                    args=(self._pool, started, self._closing, self._closed),
                     name="reward pool",
                     daemon=True,
                 ).start()
@@ -299,17 +315,34 @@ class Pool:
             if pool is not self._pool:
                 return  # another thread was faster
             self._pool = None
-            pool.stop()
-            pool.join()
             self._closing.set()
+            self._closed.wait()
+            for future in tuple(self._waiting):
+                future.cancel()  # pebble leaves them pending for ever
 
 
-def _keep(pool: pebble.ProcessPool, started: threading.Event, closing: threading.Event) -> None:
+def _keep(
+    pool: pebble.ProcessPool,
+    started: threading.Event,
+    closing: threading.Event,
+    closed: threading.Event,
+) -> None:
+    """Starts and stops one pool, in a thread that lives as long as the pool.
+
+    Starts it, because the kernel ties a worker to the thread that started it and not to the
+    process: a passing thread would take the workers with it. Stops it, because a second Ctrl-C
+    reaches the main thread only and so cannot leave the work half done.
+    """
     try:
         pool.active  # noqa: B018 (asking starts the processes)
     finally:
         started.set()
     closing.wait()
+    try:
+        pool.stop()
+        pool.join()
+    finally:
+        closed.set()
 
 
 # --------------------------------------------------------------------------------------------------

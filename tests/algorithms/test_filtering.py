@@ -11,7 +11,7 @@ import pytest
 from rlvlm_jax.algorithms import filtering
 
 
-@pytest.mark.parametrize("group_size", [2, 3, 7, 8, 10, 16])
+@pytest.mark.parametrize("group_size", [3, 8, 10])
 def test_keeps_exactly_the_groups_between_the_limits(group_size):
     """All counts 0..G at once; 1 of 10 and 9 of 10 lie on the limits and are kept."""
     accuracy = np.tril(np.ones((group_size + 1, group_size)), -1)  # row c has c right

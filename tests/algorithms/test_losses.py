@@ -11,7 +11,6 @@ import pytest
 
 from rlvlm_jax.algorithms import losses
 
-WRAPS = pytest.mark.parametrize("wrap", [lambda f: f, jax.jit], ids=["eager", "jit"])
 LOG2 = float(np.log(2.0))
 
 
@@ -23,7 +22,7 @@ def one_token(ratio, advantage, **options):
             logprob, jnp.array([[-1.0]]), jnp.array([advantage]), jnp.array([[True]]), **options
         )[0]
 
-    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.array([[-1.0 + np.log(ratio)]]))
+    value, gradient = jax.value_and_grad(loss)(jnp.array([[-1.0 + np.log(ratio)]]))
     return float(value), float(gradient[0, 0])
 
 
@@ -167,7 +166,6 @@ def test_truncated_importance_weight_is_constant_and_outside_the_clip():
 # ---------------------------------------------------------------- aggregation
 
 
-@WRAPS
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -177,12 +175,11 @@ def test_truncated_importance_weight_is_constant_and_outside_the_clip():
         ({"aggregate": "constant", "length_norm": 5}, -(3 * 1 + 1 * 2 - 2 * 3) / (4 * 5)),
     ],
 )
-def test_aggregation_by_hand(wrap, options, expected):
+def test_aggregation_by_hand(options, expected):
     mask = jnp.array([[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 0]], bool)
     lp = jnp.full((4, 3), -0.5)
-    loss, stats = wrap(functools.partial(losses.policy_loss, **options))(
-        lp, lp, jnp.array([1.0, 2.0, 9.0, -3.0]), mask
-    )
+    adv = jnp.array([1.0, 2.0, 9.0, -3.0])
+    loss, stats = losses.policy_loss(lp, lp, adv, mask, **options)
     assert loss == pytest.approx(expected, abs=1e-6)
     assert loss.shape == ()
     assert loss.dtype == jnp.float32
@@ -242,11 +239,8 @@ def test_equals_the_formulas_on_ragged_masks(case, aggregate):
         "sequence": (tokens.sum(1) / np.maximum(lengths, 1)).sum() / (lengths > 0).sum(),
         "constant": tokens.sum() / (len(mask) * 16),
     }[aggregate]
-    loss = jax.jit(
-        functools.partial(
-            losses.policy_loss, aggregate=aggregate, length_norm=16, **settings(case, data)
-        )
-    )(data["lp"], data["old"], data["adv"], mask)[0]
+    options = {"aggregate": aggregate, "length_norm": 16, **settings(case, data)}
+    loss, _ = losses.policy_loss(data["lp"], data["old"], data["adv"], mask, **options)
     assert loss == pytest.approx(expected, rel=2e-5, abs=1e-6)
 
 
@@ -275,6 +269,17 @@ def test_gradient_equals_finite_differences_of_the_formula(case):
         slope = (formula(up) - formula(down)) / (2 * step)
         assert gradient[i, t] == pytest.approx(slope, rel=1e-3, abs=1e-5), (i, t)
     assert not np.asarray(gradient)[~mask].any()
+
+
+@pytest.mark.parametrize("case", [CASES[1], CASES[7], CASES[8]], ids=str)
+def test_jit_equals_eager(case):
+    data = ragged()
+    arguments = [np.float32(data[name]) for name in ("lp", "old", "adv")] + [data["mask"]]
+    function = jax.value_and_grad(
+        functools.partial(losses.policy_loss, **settings(case, data)), has_aux=True
+    )
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+    jax.tree.map(close, jax.jit(function)(*arguments), function(*arguments))
 
 
 def test_advantages_of_responses_and_of_tokens_are_the_same_thing():
@@ -334,8 +339,8 @@ def test_parts_over_the_whole_denominator_add_up_to_one_batch(case, aggregate):
         return numerator / total, sums
 
     lp = jnp.float32(data["lp"])
-    (loss, stats), gradient = jax.jit(jax.value_and_grad(whole, has_aux=True))(lp)
-    one_part = jax.jit(jax.value_and_grad(part, has_aux=True))
+    (loss, stats), gradient = jax.value_and_grad(whole, has_aux=True)(lp)
+    one_part = jax.value_and_grad(part, has_aux=True)
     pieces = [one_part(lp, rows) for rows in np.split(np.arange(len(mask)), 3)]
     assert sum(value for (value, _), _ in pieces) == pytest.approx(float(loss), rel=1e-5, abs=1e-6)
     np.testing.assert_allclose(sum(g for _, g in pieces), gradient, rtol=1e-5, atol=1e-7)
@@ -376,9 +381,9 @@ def test_garbage_outside_the_mask_changes_nothing(case, aggregate):
 
     def run(filler):
         dirty = {n: np.where(mask, x, filler).astype(np.float32) for n, x in data.items()}
-        return compiled(dirty["lp"], dirty)
+        return differentiated(dirty["lp"], dirty)
 
-    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    differentiated = jax.value_and_grad(loss, has_aux=True)
     clean = run(0.0)
     for garbage in (np.nan, np.inf, -np.inf, 1e30, -1e30):
         jax.tree.map(np.testing.assert_array_equal, run(garbage), clean)

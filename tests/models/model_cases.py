@@ -19,7 +19,7 @@ WORDS = 140  # ids below are plain text
 
 
 def tiny_config(family="qwen2_5_vl", *, heads=4, kv_heads=2, tied=False, layers=2):
-    """Head size 16; patches of 4 pixels; for Qwen2.5-VL windows of 4x4 patches in blocks 0 and 2."""
+    """Head size 16, patches of 4 pixels; Qwen2.5-VL has windows of 4x4 patches in blocks 0 and 2."""
     windowed = family == "qwen2_5_vl"
     vision = VisionConfig(
         family=family,
@@ -168,12 +168,30 @@ def first_positions(batch):
     return np.where(batch.mask[:, None], batch.positions, -1).max((1, 2)).astype(np.int32) + 1
 
 
+def run_prefill(model, params, batch):
+    """`Model.prefill` with the images encoded, in one compiled call."""
+
+    def run(params, batch):
+        return model.prefill(params, batch, model.encode_images(params, batch))
+
+    return jax.jit(run)(params, batch)
+
+
+def run_forward(model, params, batch, tokens, mask):
+    """Hidden states [B, R, D] of `Model.forward` with the images encoded, in one compiled call."""
+
+    def run(params, batch, tokens, mask):
+        features = model.encode_images(params, batch)
+        return model.forward(params, batch, features, tokens, mask)
+
+    return jax.jit(run)(params, batch, tokens, mask)
+
+
 def decode_all(model, params, batch, tokens):
     """Hidden states of every response position by prefill and one decode a token, [B, R, D]."""
     count, length = tokens.shape
     groups = count // len(batch.tokens)
-    features = model.encode_images(params, batch)
-    first, prefix = model.prefill(params, batch, features)
+    first, prefix = run_prefill(model, params, batch)
     hidden = [np.repeat(first, groups, axis=0)]
     cache = empty_cache(model.config, count, length, prefix["k"].dtype)
     positions = np.repeat(first_positions(batch), groups)

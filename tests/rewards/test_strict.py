@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from rlvlm_jax.rewards import Verdict, check_golds, gold_problem, judge, judge_batch
 
 RIGHT = [
@@ -381,9 +382,11 @@ def test_check_golds_keeps_order_and_survives_a_hang():
     ids=range(11),
 )
 def test_hostile_text_is_wrong_and_takes_no_time(response):
-    start = time.perf_counter()
-    assert not judge(response, r"\boxed{20}").correct
-    assert time.perf_counter() - start < 2.0
+    start = time.process_time()
+    verdict = judge(response, r"\boxed{20}")
+    assert not verdict.correct
+    assert verdict.status != "timeout"
+    assert time.process_time() - start < 2.0
 
 
 def test_ordinary_verdicts_are_fast():

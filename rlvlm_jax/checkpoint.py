@@ -1,0 +1,229 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: the only place that knows orbax.
+
+A step directory holds four items: `params` (all parameters), `optimizer` (its state and counters),
+`run` (JSON: configuration, data cursor, running sums) and `model_files` (JSON: the text of
+config.json, tokenizer and processor files, so that export needs nothing else). What
+`rlvlm_jax.convert` writes is the first and the last of these. A step directory gets its name only
+when it is complete, so one that a crash cut off is never seen.
+"""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from rlvlm_jax.errors import InputError
+from rlvlm_jax.types import Params, TrainState
+
+PARAMS, OPTIMIZER, RUN, FILES = "params", "optimizer", "run", "model_files"
+
+
+def open_manager(directory: str | Path, keep: int) -> ocp.CheckpointManager:
+    """Opens a run's checkpoints for writing, in the background; clears away unfinished ones.
+
+    Args:
+        directory: created where it is missing.
+        keep: the newest so many steps stay.
+    """
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep, create=True, cleanup_tmp_directories=True
+    )
+    return ocp.CheckpointManager(_absolute(directory), options=options)
+
+
+def save(
+    manager: ocp.CheckpointManager,
+    step: int,
+    state: TrainState,
+    about: Mapping[str, Any],
+    model_files: Mapping[str, str],
+) -> None:
+    """Starts to write a step; the state may be donated as soon as this returns.
+
+    Args:
+        manager: from `open_manager`.
+        step: of the loop.
+        state: to be written.
+        about: JSON values: configuration, data cursor, running sums.
+        model_files: name -> text.
+    """
+    manager.save(
+        step,
+        args=ocp.args.Composite(
+            **{
+                PARAMS: ocp.args.StandardSave(state.params),
+                OPTIMIZER: ocp.args.StandardSave(_optimizer_item(state)),
+                RUN: ocp.args.JsonSave(dict(about)),
+                FILES: ocp.args.JsonSave(dict(model_files)),
+            }
+        ),
+    )
+
+
+def write_params(directory: str | Path, params: Params, model_files: Mapping[str, str]) -> None:
+    """Writes parameters and model files alone, complete or not at all."""
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
+        writer.save(
+            _absolute(directory),
+            args=ocp.args.Composite(
+                **{
+                    PARAMS: ocp.args.StandardSave(params),
+                    FILES: ocp.args.JsonSave(dict(model_files)),
+                }
+            ),
+        )
+
+
+def latest_step(directory: str | Path) -> int | None:
+    """Returns the newest complete step of a run's checkpoints, None where there is none."""
+    path = _absolute(directory)
+    if not path.is_dir():
+        return None
+    steps = [int(entry.name) for entry in path.iterdir() if entry.name.isdecimal()]
+    return max(steps, default=None)
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    """Returns whether this is a run's checkpoints, one step of them, or a converted model."""
+    directory = _absolute(path)
+    return (directory / PARAMS).is_dir() or latest_step(directory) is not None
+
+
+def read_model_files(path: str | Path) -> dict[str, str]:
+    """Returns name -> text of config.json, tokenizer and processor files.
+
+    Raises:
+        InputError: the checkpoint is incomplete or damaged.
+    """
+    return _read_json(path, FILES)
+
+
+def read_run(path: str | Path) -> dict[str, Any]:
+    """Returns what `save` was given as `about`.
+
+    Raises:
+        InputError: the checkpoint is incomplete or damaged.
+    """
+    return _read_json(path, RUN)
+
+
+def restore_params(path: str | Path, wanted: Params | None = None) -> Params:
+    """Reads parameters, each shard straight to its device.
+
+    Args:
+        path: a run's checkpoints (newest step), one step, or a converted model.
+        wanted: ShapeDtypeStructs that carry shardings; None reads to host memory.
+
+    Raises:
+        InputError: the checkpoint is damaged, or holds another model.
+    """
+    return _restore(path, PARAMS, wanted)
+
+
+def restore(path: str | Path, wanted: TrainState) -> TrainState:
+    """Reads a whole state, on the same or on another mesh.
+
+    Args:
+        path: a run's checkpoints (newest step), or one step.
+        wanted: ShapeDtypeStructs that carry shardings.
+
+    Raises:
+        InputError: the checkpoint is damaged, or of another model or optimizer.
+    """
+    rest = _restore(path, OPTIMIZER, _optimizer_item(wanted))
+    return TrainState(_restore(path, PARAMS, wanted.params), **rest)
+
+
+def _optimizer_item(state: TrainState) -> dict[str, Any]:
+    return {name: value for name, value in state._asdict().items() if name != "params"}
+
+
+def _absolute(path: str | Path) -> epath.Path:
+    return epath.Path(path).expanduser().absolute() if "://" not in str(path) else epath.Path(path)
+
+
+def _step_directory(path: str | Path) -> epath.Path:
+    """Returns the directory that holds the items: `path` or its newest step."""
+    directory = _absolute(path)
+    step = None if (directory / PARAMS).is_dir() else latest_step(directory)
+    return directory if step is None else directory / str(step)
+
+
+def _item(path: str | Path, item: str) -> epath.Path:
+    found = _step_directory(path) / item
+    if not found.is_dir():
+        raise InputError(
+            f"{path} is no complete checkpoint: {found} is missing; name RUN/checkpoints, "
+            "RUN/checkpoints/STEP, or what rlvlm_jax.convert wrote"
+        )
+    return found
+
+
+def _read_json(path: str | Path, item: str) -> dict[str, Any]:
+    found = _item(path, item)
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            return reader.restore(found)
+    except (ValueError, OSError) as error:
+        raise _damaged(found, error) from error
+
+
+def _damaged(path: epath.Path, error: Exception) -> InputError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return InputError(
+        f"the checkpoint {path} is damaged ({reason[:200]}); remove its step directory to go on "
+        "from an older one"
+    )
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    return {_path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _path_name(path: Any) -> str:
+    names = (getattr(e, "key", getattr(e, "name", getattr(e, "idx", e))) for e in path)
+    return "/".join(map(str, names))
+
+
+def _restore(path: str | Path, item: str, wanted: Any) -> Any:
+    found = _item(path, item)
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            stored = reader.metadata(found).item_metadata.tree
+            if wanted is None:
+                return reader.restore(
+                    found, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), stored)
+                )
+            _check_same(found, stored, wanted)
+            return reader.restore(found, wanted)
+    except InputError:
+        raise
+    except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
+        raise _damaged(found, error) from error
+
+
+def _check_same(path: epath.Path, stored: Any, wanted: Any) -> None:
+    """Compares names and shapes, so that the message names what differs."""
+    have = {name: tuple(leaf.shape) for name, leaf in _leaves(stored).items()}
+    want = {name: tuple(leaf.shape) for name, leaf in _leaves(wanted).items()}
+    problems = [f"{name} is missing" for name in want if name not in have]
+    problems += [f"{name} is not expected" for name in have if name not in want]
+    problems += [
+        f"{name} has shape {have[name]}, expected {want[name]}"
+        for name in want
+        if name in have and have[name] != want[name]
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise InputError(
+            f"the checkpoint {path} is of another model or optimizer: "
+            f"{'; '.join(problems[:3])}{more}; name a checkpoint of this model"
+        )

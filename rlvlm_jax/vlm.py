@@ -1,0 +1,274 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""`VLM`: load a model, generate, ask for log-probabilities, save. For notebooks and scripts.
+
+The same functions as in training, on one device. Shapes are rounded up to a few sizes, so that a
+new prompt seldom compiles anything.
+"""
+
+import functools
+import math
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlvlm_jax import checkpoint, models, startup
+from rlvlm_jax.data import processor
+from rlvlm_jax.errors import InputError
+from rlvlm_jax.logprobs import make_logprobs_fn
+from rlvlm_jax.models import convert
+from rlvlm_jax.sampling.logits import Policy
+from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
+from rlvlm_jax.types import Batch
+
+MAX_ROWS = 32  # sequences in one compiled call
+
+
+class Completion(NamedTuple):
+    """One sampled response."""
+
+    text: str  # special tokens left out
+    tokens: list[int]  # the stop token included
+    logprobs: np.ndarray  # float32[len(tokens)], nats, of the model itself (temperature 1)
+    finish_reason: str  # "stop" or "length"
+
+
+def _round_up(size: int, multiple: int) -> int:
+    """Rounds up to `multiple` times a power of two: few different values."""
+    return multiple * 2 ** max(0, math.ceil(math.log2(max(size, 1) / multiple)))
+
+
+def _image_of(part: Mapping[str, Any]) -> Any:
+    """Returns the picture of one part of a chat message."""
+    for key in ("image", "path", "url", "image_url"):
+        if part.get(key) is not None:
+            found = part[key]
+            return found["url"] if isinstance(found, Mapping) else found
+    raise InputError(f"a message's image part {dict(part)!r} names no image")
+
+
+class VLM:
+    """A vision-language model with its tokenizer and image processor, on one device."""
+
+    def __init__(
+        self,
+        source: startup.Source,
+        model: models.Model,
+        params: Any,
+        dtypes: Mapping[str, str],
+    ):
+        self.model, self.params = model, params
+        self.tokenizer = startup.load_tokenizer(source)
+        self.spec = startup.image_spec(source)
+        self._files, self._dtypes = source.files, dtypes
+        self._banned = startup.banned_ids(source, self.tokenizer)
+        self._encode = jax.jit(model.encode_images)
+        self._logprobs = jax.jit(make_logprobs_fn(model, Policy(), chunk=64))
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | os.PathLike, dtype: str = "float32") -> "VLM":
+        """Loads a Qwen2-VL or Qwen2.5-VL.
+
+        Args:
+            path_or_repo: Hugging Face directory or repository, orbax directory (a run's
+                checkpoint, or what `rlvlm_jax.convert` wrote), or "bundled".
+            dtype: compute type, "float32" or "bfloat16"; parameters are float32.
+
+        Raises:
+            InputError: there is no such model, or it is damaged or of an unsupported kind.
+        """
+        source = startup.open_source(os.fspath(path_or_repo))
+        model = models.build(source.config, dtype=dtype)
+        if source.is_orbax:
+            params = checkpoint.restore_params(source.directory, _abstract(model))
+            return cls(source, model, params, convert.lossless_dtypes(params, source.files))
+        params, dtypes = convert.load_hf(
+            source.directory, source.config, place=lambda _, value: jnp.asarray(value)
+        )
+        return cls(source, model, params, dtypes)
+
+    def generate(
+        self,
+        prompts: Sequence[Mapping[str, Any]],
+        n: int = 1,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        max_tokens: int = 64,
+        seed: int = 0,
+    ) -> list[list[Completion]]:
+        """Samples `n` responses to every prompt.
+
+        Vision tokens are never sampled. The samples of a prompt depend on the seed, the prompt and
+        the number of the sample alone, not on the other prompts of the call.
+
+        Args:
+            prompts: each {"text": rendered prompt, "images": [PIL image or path, ...]} or
+                {"messages": chat in the Hugging Face format}.
+            n: responses a prompt.
+            temperature: 0 is greedy.
+            top_p: nucleus sampling; 1 = off.
+            top_k: 0 = off.
+            max_tokens: limit of a response.
+            seed: of the random keys.
+
+        Returns:
+            For every prompt a list of n completions.
+
+        Raises:
+            InputError: a prompt or an argument cannot be used.
+        """
+        for name, good, rule in (
+            ("n", n >= 1, "at least 1"),
+            ("temperature", temperature >= 0, "0 or more"),
+            ("top_p", 0 < top_p <= 1, "above 0 and at most 1"),
+            ("top_k", top_k >= 0, "0 or more"),
+            ("max_tokens", max_tokens >= 1, "at least 1"),
+        ):
+            if not good:
+                raise InputError(f"generate: {name} must be {rule}")
+        settings = SampleSettings(
+            samples=n,
+            max_tokens=max_tokens,
+            stop_ids=self.tokenizer.stop_ids,
+            pad_id=self.tokenizer.pad_id,
+            banned_ids=self._banned,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+        )
+        sample = _jitted_sampler(self.model, settings)
+        key = jax.random.key(seed)
+        encoded = self._encode_prompts(prompts)
+        ids = _prompt_ids(encoded)
+        results: list[list[Completion]] = []
+        for start, batch in self._batches(encoded, max(1, MAX_ROWS // n)):
+            rows = np.zeros(batch.tokens.shape[0], np.uint32)
+            found = ids[start : start + len(rows)]
+            rows[: len(found)] = found
+            keys = jax.vmap(lambda k: sequence_keys(k, np.arange(n, dtype=np.uint32)))(
+                sequence_keys(key, rows)
+            ).reshape(-1)
+            rollout = jax.device_get(
+                sample(self.params, batch, self._encode(self.params, batch), keys)
+            )
+            for prompt in range(len(found)):
+                group = range(prompt * n, prompt * n + n)
+                results.append([self._completion(rollout, row) for row in group])
+        return results
+
+    def logprobs(
+        self, prompts: Sequence[Mapping[str, Any]], responses: Sequence[Sequence[int]]
+    ) -> list[np.ndarray]:
+        """Returns the log-probability of every token of a response to each prompt.
+
+        Args:
+            prompts: as for `generate`.
+            responses: token ids, one list for each prompt.
+
+        Returns:
+            float32[len(response)] for each, nats, at temperature 1.
+
+        Raises:
+            InputError: a prompt cannot be used, a token id is not in the vocabulary, or there are
+                not as many responses as prompts.
+        """
+        if len(prompts) != len(responses):
+            raise InputError(f"{len(prompts)} prompts, but {len(responses)} responses")
+        vocabulary = self.model.config.vocab_size
+        for number, response in enumerate(responses):
+            if any(not 0 <= token < vocabulary for token in response):
+                raise InputError(f"response {number} holds a token id outside 0..{vocabulary - 1}")
+        encoded = self._encode_prompts(prompts)
+        length = _round_up(max((len(r) for r in responses), default=1), 16)
+        results = []
+        for start, batch in self._batches(encoded, MAX_ROWS // 4):
+            rows = batch.tokens.shape[0]
+            found = responses[start : start + rows]
+            tokens, mask = np.zeros((rows, length), np.int32), np.zeros((rows, length), bool)
+            for row, response in enumerate(found):
+                tokens[row, : len(response)], mask[row, : len(response)] = response, True
+            features = self._encode(self.params, batch)
+            lps, _ = self._logprobs(self.params, batch, features, tokens, mask)
+            lps = np.asarray(lps)
+            results += [lps[row, : len(response)] for row, response in enumerate(found)]
+        return results
+
+    def save_pretrained(self, directory: str | os.PathLike) -> None:
+        """Writes a Hugging Face directory; every tensor has the bits and type it was loaded with.
+
+        Raises:
+            InputError: the directory holds a model already, or cannot be written.
+        """
+        convert.save_hf(self.params, directory, files=self._files, dtypes=self._dtypes)
+
+    def _encode_prompts(self, prompts: Sequence[Mapping[str, Any]]) -> list[processor.Encoded]:
+        encoded = []
+        for number, prompt in enumerate(prompts):
+            if "messages" in prompt:
+                text = self.tokenizer.render(prompt["messages"])
+                images = [
+                    _image_of(part)
+                    for message in prompt["messages"]
+                    if not isinstance(message["content"], str)
+                    for part in message["content"]
+                    if part.get("type") in ("image", "image_url")
+                ]
+            elif "text" in prompt:
+                text, images = prompt["text"], prompt.get("images") or []
+            else:
+                raise InputError(f'prompt {number} has neither "text" nor "messages"')
+            encoded.append(
+                processor.encode_prompt(
+                    text, images, self.tokenizer, self.spec, name=f"prompt {number}"
+                )
+            )
+        return encoded
+
+    def _batches(
+        self, encoded: Sequence[processor.Encoded], rows: int
+    ) -> Iterator[tuple[int, Batch]]:
+        """Yields (number of the first prompt, batch); the last one is filled with empty rows."""
+        for start in range(0, len(encoded), rows):
+            part = list(encoded[start : start + rows])
+            count = _round_up(len(part), 1)
+            tokens = _round_up(max(len(one.tokens) for one in part), 32)
+            merge = self.spec.merge_size**2
+            patches = _round_up(max(len(one.patches) for one in part), 4 * merge)
+            part += [None] * (count - len(part))
+            yield start, processor.collate(part, tokens, patches, self.tokenizer.pad_id)
+
+    def _completion(self, rollout: Any, row: int) -> Completion:
+        count = int(rollout.mask[row].sum())
+        tokens = rollout.tokens[row, :count].tolist()
+        return Completion(
+            text=self.tokenizer.decode(tokens),
+            tokens=tokens,
+            logprobs=rollout.logprobs[row, :count],
+            finish_reason="length" if rollout.truncated[row] else "stop",
+        )
+
+
+def _abstract(model: models.Model) -> Any:
+    return jax.eval_shape(model.init, jax.random.key(0))
+
+
+@functools.lru_cache(maxsize=32)
+def _jitted_sampler(model: models.Model, settings: SampleSettings) -> Any:
+    return jax.jit(make_sample_fn(model, settings))
+
+
+def _prompt_ids(encoded: Sequence[processor.Encoded]) -> np.ndarray:
+    """Returns uint32[N]: a hash of each prompt's content and of how often it came before."""
+    seen: dict[int, int] = {}
+    ids = []
+    for one in encoded:
+        content = zlib.crc32(one.patches.tobytes(), zlib.crc32(one.tokens.tobytes()))
+        seen[content] = seen.get(content, -1) + 1
+        ids.append(zlib.crc32(seen[content].to_bytes(4, "little"), content))
+    return np.asarray(ids, np.uint32)

@@ -1,0 +1,68 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Language, format and length by hand-computed values."""
+
+import pytest
+
+from rlvlm_jax.rewards.text_rules import format_tags, language, penalised
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", 0.0),
+        ("abcd", 0.0),
+        ("角", -0.1),
+        ("ab角度", -0.05),
+        ("\u4e00\u9fff..", -0.05),  # both ends of the block
+        ("\u3400\ua000あア한Жé", 0.0),  # neighbours and other scripts do not count
+    ],
+)
+def test_language_counts_the_share_of_ideographs(text, expected):
+    assert language(text) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("text", "think", "think_answer"),
+    [
+        ("", 0, 0),
+        ("plain", 0, 0),
+        ("<think>a</think>", 1, 0),
+        ("<think>\na\n</think>\nb", 1, 0),
+        ("<think></think>", 1, 0),
+        ("</think>a<think>", 0, 0),
+        ("<think>a", 0, 0),
+        ("<think>a</think><think>b</think>", 0, 0),
+        ("<think>a</think><answer>b</answer>", 1, 1),
+        ("x <think>a\nb</think> \n <answer>c\nd</answer> y", 1, 1),
+        ("<think>a</think> so <answer>b</answer>", 1, 0),
+        ("<think></think><answer>b</answer>", 1, 0),
+        ("<think>a</think><answer></answer>", 1, 0),
+        ("<answer>b</answer><think>a</think>", 1, 0),
+        ("<think>a</think><answer>b</answer><answer>c</answer>", 1, 0),
+        ("<think>a<think>b</think><answer>c</answer>", 0, 0),
+    ],
+)
+def test_format_demands_its_tags_once_and_in_order(text, think, think_answer):
+    assert format_tags(text, "think") == think
+    assert format_tags(text, "think_answer") == think_answer
+
+
+@pytest.mark.parametrize(
+    ("truncated", "length", "no_eos_penalty", "min_tokens", "expected"),
+    [
+        (True, 9, True, 1, True),
+        (True, 9, False, 1, False),
+        (False, 9, True, 1, False),
+        (False, 0, True, 1, True),
+        (False, 1, True, 1, False),
+        (False, 17, True, 18, True),
+        (True, 17, False, 18, True),
+        (False, 0, True, 0, False),
+    ],
+)
+def test_truncated_and_short_responses_are_penalised(
+    truncated, length, no_eos_penalty, min_tokens, expected
+):
+    found = penalised(truncated, length, no_eos_penalty=no_eos_penalty, min_tokens=min_tokens)
+    assert found == expected

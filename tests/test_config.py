@@ -1,0 +1,141 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Configurations: every file in configs/, every kind of mistake."""
+
+from pathlib import Path
+
+import pytest
+
+from rlvlm_jax import cli, config
+from rlvlm_jax.errors import InputError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+RECIPES = (
+    "tiny.py",
+    "tiny.py:smoke",
+    "maye.py",
+    "maye.py:geometry3k",
+    "maye.py:mm_math5k",
+    "maye.py:smoke",
+    "mm_eureka.py",
+    "mm_eureka.py:smoke",
+    "base.py",
+)
+
+
+def parse(*flags, recipe="tiny.py", devices=4):
+    found, workdir = cli.parse_config(
+        [f"--config={CONFIGS / recipe}", "--workdir=somewhere", *flags], "rlvlm_jax.main"
+    )
+    config.validate(found, devices)
+    return found, workdir
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_is_valid(recipe):
+    found, workdir = parse(recipe=recipe)
+    assert workdir == "somewhere"
+    assert dict(config.flatten(found)).keys() == dict(config.flatten(config.default())).keys()
+
+
+@pytest.mark.parametrize("recipe", ["maye.py", "mm_eureka.py"])
+def test_smoke_keeps_the_algorithm(recipe):
+    whole, _ = parse(recipe=recipe)
+    small, _ = parse(recipe=f"{recipe}:smoke")
+    assert small.algorithm.to_dict() == whole.algorithm.to_dict()
+    assert small.rewards.to_dict() == whole.rewards.to_dict()
+    assert small.rollout.samples == whole.rollout.samples
+    assert small.model.path == "bundled"
+    assert small.data.train == "bundled:train"
+
+
+def test_flags_change_values():
+    found, _ = parse("--config.update.lr=1", "--config.rollout.prompts=24", "--config.seed=7")
+    assert found.update.lr == 1.0
+    assert isinstance(found.update.lr, float)
+    assert (found.rollout.prompts, found.seed) == (24, 7)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--config.rollout.promts=4"], "did you mean config.rollout.prompts?"),
+        (["--config.updat.lr=4"], "did you mean config.update.lr?"),
+        (["--config.lr=4"], "did you mean config.update.lr?"),
+        (["--config.rollout.samples=2.5"], "config.rollout.samples=2.5"),
+        (["--config.update.lr=fast"], "config.update.lr=fast"),
+        (["--config.algorithm.filter=perhaps"], "config.algorithm.filter=perhaps"),
+        (["--config.mode=train"], "config.mode='train' is not one of rl, sft, eval"),
+        (["--config.algorithm.advantage=gae"], "config.algorithm.advantage='gae' is not one of"),
+        (["--config.rollout.temperature=0"], "config.rollout.temperature=0"),
+        (["--config.rollout.prompts=0"], "config.rollout.prompts=0 must be greater than 0"),
+        (["--config.update.lr=nan"], "config.update.lr=nan is not a finite number"),
+        (["--config.update.minibatch=48"], "config.update.minibatch=48 does not divide the 128"),
+        (["--config.update.microbatch=48"], "config.update.microbatch=48 does not divide"),
+        (["--config.mesh.data=3"], "does not divide over config.mesh.data x config.mesh.fsdp = 3"),
+        (["--config.rollout.samples=1"], "config.rollout.samples=1 must be at least 2"),
+        (["--config.update.train_llm=False"], "nothing is trained"),
+        (["--config.data.train="], "config.data.train is empty"),
+        (["--config.model.path="], "config.model.path is empty"),
+        (["--config.eval.settings=('pass@3',)"], "config.eval.settings has 'pass@3'"),
+        (["--config.mesh.data=-1", "--config.mesh.fsdp=-1"], "only one axis may be -1"),
+        (["--config.rewards.custom=mine"], "is not of the form module:function"),
+        (["--unknown=1"], "unknown"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_mistakes_are_named(flags, expected):
+    with pytest.raises(InputError) as caught:
+        parse(*flags)
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([], "--config is missing"),
+        (["--config=nowhere.py", "--workdir=x"], "nowhere.py"),
+        ([f"--config={CONFIGS / 'tiny.py'}"], "--workdir is missing"),
+        ([f"--config={CONFIGS / 'maye.py'}:geometry4k", "--workdir=x"], "use one of geometry3k"),
+    ],
+)
+def test_usage_mistakes_are_named(argv, expected):
+    with pytest.raises(InputError) as caught:
+        cli.parse_config(argv, "rlvlm_jax.main")
+    assert expected in str(caught.value)
+
+
+def test_misspelt_key_inside_a_config_file(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from rlvlm_jax import config\n"
+        "def get_config():\n"
+        "    c = config.default()\n"
+        "    c.rollout.sample = 4\n"
+        "    return c\n"
+    )
+    with pytest.raises(InputError) as caught:
+        cli.parse_config([f"--config={file}", "--workdir=x"], "rlvlm_jax.main")
+    assert "sample" in str(caught.value)
+    assert "mine.py" in str(caught.value)
+
+
+def test_all_problems_are_reported_at_once():
+    with pytest.raises(InputError) as caught:
+        parse("--config.update.lr=-1", "--config.rollout.top_p=2", "--config.mode=x")
+    for part in ("config.update.lr=-1", "config.rollout.top_p=2", "config.mode='x'"):
+        assert part in str(caught.value)
+
+
+def test_mesh_takes_the_devices_that_are_left():
+    found, _ = parse("--config.mesh.fsdp=-1", "--config.mesh.tensor=2")
+    assert (found.mesh.data, found.mesh.fsdp, found.mesh.tensor) == (1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("most", "passes"),
+    [(0, 1), (128, 1), (127, 2), (64, 2), (40, 4), (8, 16), (1, 16)],
+)
+def test_logprob_passes_keep_prompts_whole(most, passes):
+    found, _ = parse(f"--config.update.logprob_batch={most}")
+    assert config.logprob_passes(found) == passes  # 16 prompts of 8 samples, one device

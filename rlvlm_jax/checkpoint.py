@@ -31,12 +31,23 @@ def open_manager(directory: str | Path, keep: int) -> ocp.CheckpointManager:
     Args:
         directory: created where it is missing.
         keep: the newest so many steps stay.
+
+    Raises:
+        InputError: the directory cannot be written.
     """
+    path = _absolute(directory)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"checkpoints cannot be written to {directory} ({error.strerror}); name a directory "
+            "that can"
+        ) from error
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, create=True, cleanup_tmp_directories=True
     )
-    return ocp.CheckpointManager(_absolute(directory), options=options)
+    return ocp.CheckpointManager(path, options=options)
 
 
 def save(
@@ -69,10 +80,17 @@ def save(
 
 
 def write_params(directory: str | Path, params: Params, model_files: Mapping[str, str]) -> None:
-    """Writes parameters and model files alone, complete or not at all."""
+    """Writes parameters and model files alone, complete or not at all.
+
+    Raises:
+        InputError: the directory exists already.
+    """
+    path = _absolute(directory)
+    if path.exists():
+        raise InputError(f"{directory} exists already; name a directory that does not")
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
         writer.save(
-            _absolute(directory),
+            path,
             args=ocp.args.Composite(
                 **{
                     PARAMS: ocp.args.StandardSave(params),
@@ -87,7 +105,9 @@ def latest_step(directory: str | Path) -> int | None:
     path = _absolute(directory)
     if not path.is_dir():
         return None
-    steps = [int(entry.name) for entry in path.iterdir() if entry.name.isdecimal()]
+    steps = [
+        int(entry.name) for entry in path.iterdir() if entry.name.isdecimal() and entry.is_dir()
+    ]
     return max(steps, default=None)
 
 
@@ -204,8 +224,8 @@ def _restore(path: str | Path, item: str, wanted: Any) -> Any:
                 )
             _check_same(found, stored, wanted)
             return reader.restore(found, wanted)
-    except InputError:
-        raise
+    except (InputError, MemoryError, jax.errors.JaxRuntimeError):
+        raise  # another model, or too little memory: the file is not to blame
     except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
         raise _damaged(found, error) from error
 

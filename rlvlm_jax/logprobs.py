@@ -39,15 +39,18 @@ def make_logprobs_fn(model: Any, policy: Policy, chunk: int) -> Callable[..., tu
             4 * B * chunk * V bytes.
 
     Returns:
-        A function of (params, Batch of N prompts, image features or None, int32[B, R], bool[B, R])
-        that returns two float32[B, R] in nats, 0 outside the mask. B is a multiple of N; the
-        B / N responses of a prompt are adjacent and share one pass over it. Entropies are those
-        of the policy's whole distribution, and carry no gradient.
+        A function of (params, Batch of N prompts, image features, int32[B, R], bool[B, R]) that
+        returns two float32[B, R] in nats, 0 outside the mask. Without features (None) it computes
+        them itself, so that gradients reach the vision tower. B is a multiple of N; the B / N
+        responses of a prompt are adjacent and share one pass over it. Entropies are those of the
+        policy's whole distribution, and carry no gradient.
     """
 
     def logprobs(
         params: Params, batch: Batch, features: Array | None, tokens: Array, mask: Array
     ) -> tuple[Array, Array]:
+        if features is None:
+            features = model.encode_images(params, batch)
         hidden = model.forward(params, batch, features, tokens, mask)  # [B, R, D]
         rows, length, width = hidden.shape
         size = min(chunk, length)

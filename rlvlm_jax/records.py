@@ -8,6 +8,7 @@ twice and none is missing. Imports no JAX.
 """
 
 import json
+import math
 import os
 import re
 import time
@@ -18,11 +19,26 @@ from typing import Any
 from rlvlm_jax.errors import InputError
 
 METRICS, CONFIG = "metrics.jsonl", "config.json"
+_METRIC_NAME = re.compile(r"\w+/[^\n]+")
+
+
+# Valid inside a JSON string, but Python's str.splitlines and some viewers end a line there.
+_LINE_ENDS = {ord(sign): f"\\u{ord(sign):04x}" for sign in "\x85\u2028\u2029"}
 
 
 def _dump(value: Any) -> str:
-    """Returns one line of JSON; NaN and infinities are refused, they are not JSON."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    """Returns one line of JSON; numbers of numpy are plain, undefined ones are left out."""
+    text = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
+    return text.translate(_LINE_ENDS)
+
+
+def _plain(value: Any) -> Any:
+    """Returns numpy's and JAX's scalars as Python's, and objects without NaN and infinities."""
+    if isinstance(value, Mapping):
+        plain = {name: _plain(item) for name, item in value.items()}
+        undefined = [n for n, x in plain.items() if isinstance(x, float) and not math.isfinite(x)]
+        return {name: item for name, item in plain.items() if name not in undefined}
+    return value.item() if hasattr(value, "item") else value
 
 
 class RunDirectory:
@@ -56,16 +72,21 @@ class RunDirectory:
             phase: "train", "eval" or "sft".
             step: of the loop.
             epoch: passes over the training data so far.
-            values: name -> finite number; what is undefined is left out by the caller.
+            values: GROUP/NAME -> number; None, NaN and infinities are left out.
+
+        Raises:
+            ValueError: a name is not of this form.
         """
+        if bad := [name for name in values if not _METRIC_NAME.fullmatch(name)]:
+            raise ValueError(f"{bad[0]!r} is no metric name: expected GROUP/NAME on one line")
         line = {
             "phase": phase,
             "step": step,
-            "epoch": round(epoch, 6),
+            "epoch": round(float(epoch), 6),
             "wall_s": round(time.time() - self._start, 3),
-            **values,
+            **{name: value for name, value in values.items() if value is not None},
         }
-        data = (_dump(line) + "\n").encode()
+        data = _encode(_dump(line) + "\n")
         with (self.path / METRICS).open("ab", buffering=0) as file:
             file.write(data)
             os.fsync(file.fileno())
@@ -110,10 +131,15 @@ class RunDirectory:
 
     def _write(self, target: Path, content: str | bytes) -> None:
         """Writes a whole file, or leaves the old one."""
-        data = content.encode() if isinstance(content, str) else content
+        data = _encode(content) if isinstance(content, str) else content
         partial = target.with_name(f".{target.name}.partial")
         partial.write_bytes(data)
         partial.replace(target)
+
+
+def _encode(text: str) -> bytes:
+    """Returns UTF-8; half a surrogate pair, as broken data may hold, stays as its JSON escape."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -121,7 +147,21 @@ def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def _whole_lines(file: Path) -> list[dict[str, Any]]:
-    """Returns the lines that are complete JSON objects; a crash can cut off only the last."""
-    text = file.read_bytes()
-    end = text.rfind(b"\n") + 1
-    return [json.loads(line) for line in text[:end].splitlines() if line.strip()]
+    """Returns the lines that end; a crash can cut off only the last.
+
+    Raises:
+        InputError: a line is not what `append` writes.
+    """
+    data = file.read_bytes()
+    lines = []
+    for number, text in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            line = json.loads(text)
+            line["step"] += 0
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(
+                f"{file}, line {number}: expected a JSON object with a step; mend or remove the "
+                "line, or use another --workdir"
+            ) from error
+        lines.append(line)
+    return lines

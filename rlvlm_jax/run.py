@@ -98,6 +98,8 @@ class Run:
         self._resumed = self.first_step > 0 or checkpoint.is_checkpoint(self._checkpoints)
         saved = self._read_saved() if self._resumed else {}
         self.session = startup.open_session(config, startup.open_source(config.model.path))
+        if config.rewards.custom:
+            rewards.load_custom(config.rewards.custom)
         self._load_data()
         if saved:
             self.loader.restore(saved["cursor"])
@@ -129,7 +131,9 @@ class Run:
             system=c.data.system,
             max_prompt_tokens=c.data.max_prompt_tokens,
             on_bad_record=c.data.on_bad_record,
-            gold_check=lambda golds: rewards.check_golds(golds, style=c.rewards.judge),
+            gold_check=lambda golds: rewards.check_golds(
+                golds, c.rewards.judge, c.rewards.deadline_s, workers=c.rewards.workers
+            ),
         )
         self.reports = {}
         self.evaluation_sets = {}
@@ -195,6 +199,8 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self.loader is not None:
+            self.loader.close()
         self._manager.close()
         self._writers.close()
         rewards.close()
@@ -355,6 +361,7 @@ class Run:
             "judge/timeouts": scores.status.count("timeout") + scores.custom_timeouts,
             "judge/unparsable": scores.status.count("unparsable"),
             "judge/no_answer": scores.status.count("no_answer"),
+            "data/dropped": self.loader.dropped.count,
             **device_stats,
             **watch.metrics(),
             **metrics.memory_metrics(),

@@ -37,7 +37,7 @@ def encode_solutions(
     tokens = np.full((len(solutions), length), tokenizer.pad_id, np.int32)
     mask = np.zeros((len(solutions), length), bool)
     for row, solution in enumerate(solutions):
-        ids = [*tokenizer.encode(solution), tokenizer.end_id][:length]
+        ids = [*tokenizer.encode(tokenizer.escape(solution)), tokenizer.end_id][:length]
         tokens[row, : len(ids)] = ids
         mask[row, : len(ids)] = True
     return tokens, mask

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from rlvlm_jax import checkpoint, models, sharding
 from rlvlm_jax.data import processor, tokenizer
+from rlvlm_jax.errors import InputError
 from rlvlm_jax.models import convert
 from rlvlm_jax.types import Params
 
@@ -60,13 +61,25 @@ def open_source(path: str) -> Source:
 
 
 def load_tokenizer(source: Source) -> tokenizer.Tokenizer:
-    """Returns the source's tokenizer; transformers reads it from files, so they are written out."""
-    if not source.is_orbax:
-        return tokenizer.Tokenizer.load(source.directory)
-    with tempfile.TemporaryDirectory() as scratch:
-        for name, text in source.files.items():
-            (Path(scratch) / name).write_text(text, encoding="utf-8")
-        return tokenizer.Tokenizer.load(scratch)
+    """Returns the source's tokenizer; transformers reads it from files, so they are written out.
+
+    Raises:
+        InputError: it cannot be read, or calls another token the image token than config.json.
+    """
+    if source.is_orbax:
+        with tempfile.TemporaryDirectory() as scratch:
+            for name, text in source.files.items():
+                (Path(scratch) / name).write_text(text, encoding="utf-8")
+            found = tokenizer.Tokenizer.load(scratch)
+    else:
+        found = tokenizer.Tokenizer.load(source.directory)
+    image, expected = found.token_id("<|image_pad|>"), source.config.image_token_id
+    if image != expected:
+        raise InputError(
+            f"{source.directory}: config.json has image_token_id={expected}, but its tokenizer "
+            f"gives <|image_pad|> the id {image}; the files belong to different models"
+        )
+    return found
 
 
 def image_spec(source: Source, min_pixels: int = 0, max_pixels: int = 0) -> processor.ImageSpec:

@@ -70,7 +70,7 @@ def make_optimizer_step(
         shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], pieces))
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         (grads, sums), _ = jax.lax.scan(add_piece, zeros, pieces)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
 
         def accept() -> TrainState:
             updates, opt_state = optimizer.update(grads, state.opt_state, trained)

@@ -21,8 +21,7 @@ from rlvlm_jax.types import Batch
 
 Bucket = tuple[int, int]  # (P tokens, I patches)
 
-TOKENS_MULTIPLE = 16  # P and I are multiples of these, as accelerators like it
-PATCHES_MULTIPLE = 32  # whole merge blocks of 2 x 2 patches
+MULTIPLE = 16  # P and I are multiples of it, as accelerators like it; also whole merge blocks
 _TRIALS = 512  # batches drawn to estimate how often a bucket would serve
 _MIN_SAVING = 0.05  # a further bucket must save this share of the work: each is compiled
 
@@ -44,8 +43,7 @@ def choose_buckets(sizes: Sequence[Bucket], count: int, prompts: int) -> tuple[B
         Up to `count` pairs (P, I), from the smallest to the one that fits everything.
     """
     needed = np.asarray(sizes, np.int64).reshape(-1, 2)
-    multiple = np.array([TOKENS_MULTIPLE, PATCHES_MULTIPLE])
-    needed = np.maximum(-(-needed // multiple), 1) * multiple
+    needed = np.maximum(-(-needed // MULTIPLE), 1) * MULTIPLE
     chosen = [needed.max(axis=0)]
     rows = np.random.default_rng(0).integers(len(needed), size=(_TRIALS, prompts))
     batches = needed[rows].max(axis=1)  # [_TRIALS, 2]

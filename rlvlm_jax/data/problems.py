@@ -24,7 +24,6 @@ from random import Random
 from rlvlm_jax.data.dataset import Example
 from rlvlm_jax.data.drawing import (
     COLOURS,
-    SIZE,
     UNSEEN_COLOURS,
     draw_bars,
     draw_grid,

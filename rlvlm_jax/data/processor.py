@@ -385,11 +385,11 @@ def count_image_tokens(width: int, height: int, spec: ImageSpec) -> int:
     return math.prod(resized_size(width, height, spec)) // spec.block**2
 
 
-def process_image(image: Image.Image, spec: ImageSpec) -> tuple[np.ndarray, tuple[int, int]]:
+def process_image(image: Any, spec: ImageSpec) -> tuple[np.ndarray, tuple[int, int]]:
     """Cuts a picture into patches.
 
     Args:
-        image: any mode; transparency is put on white.
+        image: what `open_image` takes, of any mode; transparency is put on white.
         spec: sizes and limits.
 
     Returns:

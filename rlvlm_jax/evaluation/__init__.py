@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""How responses are measured, and the evaluation of whole question sets inside a run."""
+"""How a model is measured: scores of samples here, the scheme that draws them in `scheme`.
+
+`pass_at_k` and `reflection` are plain Python; importing this package loads no JAX.
+"""
 
 from rlvlm_jax.evaluation.scores import pass_at_k, reflection
 

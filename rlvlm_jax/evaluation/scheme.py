@@ -49,7 +49,6 @@ def make_evaluate_fn(
         session: of the run, see startup.Session.
         config: the whole configuration; `eval` and `rewards` are read.
     """
-    encode = jax.jit(session.model.encode_images)
 
     def make_sampler(samples: int, temperature: float, top_p: float) -> Callable[..., Any]:
         settings = SampleSettings(
@@ -80,7 +79,7 @@ def make_evaluate_fn(
                 batch = sharding.put_batch(host_batch, session.mesh)
                 ids = (numbers[:, None] * k + np.arange(k)).reshape(-1).astype(np.uint32)
                 ids = sharding.put_batch(ids, session.mesh)
-                rollout = sample(params, batch, encode(params, batch), key, ids)
+                rollout = sample(params, batch, None, key, ids)
                 responses = read_responses(rollout, session.tokenizer)
                 real = len(found) * k  # the last batch is filled up with empty prompts
                 parts.append(Responses(responses.texts[:real], *(x[:real] for x in responses[1:])))
@@ -89,8 +88,9 @@ def make_evaluate_fn(
             verdicts = rewards.judge_batch(
                 responses.texts,
                 [example.solution for example in examples for _ in range(k)],
-                style=config.rewards.judge,
-                deadline_s=config.rewards.deadline_s,
+                config.rewards.judge,
+                config.rewards.deadline_s,
+                workers=config.rewards.workers,
             )
             right = np.array([v.correct for v in verdicts]).reshape(-1, k).sum(axis=1)
             rate = float(np.mean([pass_at_k(k, int(c), k) for c in right]))

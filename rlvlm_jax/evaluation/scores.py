@@ -1,18 +1,19 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What responses are measured by: pass@k, reflection, repetition. Pure functions of texts.
+"""Scores of responses that have been judged: pass@k, reflection, repetition.
 
-Imports neither JAX nor anything of the run.
+Pure functions of texts and counts, for training steps and evaluations alike. How the responses
+were sampled and judged, and where the numbers are written, is not known here.
 """
 
 import math
+import operator
 import re
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
-
-WORDS = (  # the fifteen of MAYE (arXiv:2504.02587), table 2
+# The list of MAYE's evaluation (arXiv:2504.02587, table 2), in its order.
+REFLECTION_WORDS = (
     "re-check",
     "re-evaluate",
     "re-examine",
@@ -29,108 +30,138 @@ WORDS = (  # the fifteen of MAYE (arXiv:2504.02587), table 2
     "wait",
     "yet",
 )
-Match = Literal["substring", "word"]
+_WHOLE_WORDS = {word: re.compile(rf"(?<!\w){re.escape(word)}(?!\w)") for word in REFLECTION_WORDS}
+_CJK = "\u4e00-\u9fff"
+_PIECES = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]")
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Estimates without bias how often at least one of k samples is right.
+    """Estimates the chance that at least one of k samples is correct, without bias.
 
-    1 - C(n - c, k) / C(n, k); with k = n it is "any of k".
+    1 - C(n - c, k) / C(n, k), the share of the k-subsets of the n samples that hold a correct one.
 
     Args:
-        num_samples: n, samples of one question.
-        num_correct: c, right ones among them.
-        k: 1 to n.
+        num_samples: n >= 1, samples drawn for a question.
+        num_correct: c, how many of them are correct, 0 to n.
+        k: Size of the subset, 1 to n. k = n gives "any of k", 1 or 0.
 
     Returns:
-        A probability.
+        A probability in [0, 1].
 
     Raises:
-        ValueError: not 0 <= c <= n, or not 1 <= k <= n.
+        ValueError: A number is out of its range.
+        TypeError: A number is no integer.
 
-    Source: Chen et al. 2021 (arXiv:2107.03374), eq. 1.
+    Source: Chen et al. 2021 (arXiv:2107.03374), eq. 1. MAYE uses k = n = 8.
     """
-    if not 0 <= num_correct <= num_samples:
-        raise ValueError(f"num_correct={num_correct} is not between 0 and {num_samples}")
-    if not 1 <= k <= num_samples:
-        raise ValueError(f"k={k} is not between 1 and num_samples={num_samples}")
-    return 1.0 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
+    n, c, k = (operator.index(number) for number in (num_samples, num_correct, k))
+    if n < 1 or not 0 <= c <= n or not 1 <= k <= n:
+        raise ValueError(
+            f"num_samples={n}, num_correct={c}, k={k}: expected num_samples >= 1, "
+            "0 <= num_correct <= num_samples and 1 <= k <= num_samples"
+        )
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
-def count_words(text: str, match: Match = "substring") -> dict[str, int]:
-    """Counts the fifteen words in one text, in lower case and without overlap.
+def count_reflection(text: str, match: str = "substring") -> dict[str, int]:
+    """Counts the occurrences of the fifteen reflection words in a response.
 
     Args:
-        text: of a response.
-        match: "substring" as in the paper ("wait" is in "await"), or "word" between word
-            boundaries.
+        text: A response; case does not matter.
+        match: "substring" as MAYE counts (the "wait" in "await" too), "word" for whole words only.
+
+    Returns:
+        {word: non-overlapping occurrences}, zeros included, in the order of the list.
 
     Raises:
-        ValueError: an unknown kind of match.
+        ValueError: An unknown match.
     """
-    lowered = text.lower()
+    text = text.lower()
     if match == "substring":
-        return {word: lowered.count(word) for word in WORDS}
+        return {word: text.count(word) for word in REFLECTION_WORDS}
     if match == "word":
-        return {word: len(re.findall(rf"(?<!\w){word}(?!\w)", lowered)) for word in WORDS}
-    raise ValueError(f"match={match!r} is neither 'substring' nor 'word'")
+        return {word: len(pattern.findall(text)) for word, pattern in _WHOLE_WORDS.items()}
+    raise ValueError(f"match={match!r} is unknown; use 'substring' or 'word'")
 
 
-def is_reflective(text: str, match: Match = "substring") -> bool:
-    """Returns whether a response contains any of the fifteen words."""
-    return any(count_words(text, match).values())
+def is_reflective(text: str, match: str = "substring") -> bool:
+    """Tells whether a response holds at least one reflection word; see `count_reflection`."""
+    return any(count_reflection(text, match).values())
 
 
 def reflection(
-    texts: Sequence[str], correct: Sequence[bool], *, match: Match = "substring"
+    texts: Sequence[str], correct: Sequence[bool], *, match: str = "substring"
 ) -> dict[str, Any]:
-    """Measures how often responses reflect, and whether that goes with being right.
+    """Measures how often responses reflect, and how that goes with being correct.
 
-    With N responses, N_ref reflective, N+ right, N_ref+ both:
-    ratio = N_ref / N, ratio_in_correct = N_ref+ / N+,
-    ratio_in_incorrect = (N_ref - N_ref+) / (N - N+), accuracy_with = N_ref+ / N_ref,
-    accuracy_without = (N+ - N_ref+) / (N - N_ref).
+    With N responses, R reflective ones, C correct ones and RC both:
+
+    ratio                R / N
+    ratio_in_correct     RC / C
+    ratio_in_incorrect   (R - RC) / (N - C)
+    accuracy_with        RC / R
+    accuracy_without     (C - RC) / (N - R)
+
+    Counts are over all texts given and divided once, so a batch must be passed whole.
+    # Deviates from MAYE: its code averages per-device ratios and takes 0/0 as 0.
 
     Args:
         texts: N responses.
-        correct: N verdicts.
-        match: see `count_words`.
+        correct: N booleans, the judge's.
+        match: As in `count_reflection`.
 
     Returns:
-        The five ratios by name, those over nothing left out, and "words": {word: occurrences}.
+        The five ratios by these names, a ratio being absent where its denominator is 0, and under
+        "words" the fifteen counts {word: occurrences over all texts}.
 
     Raises:
-        ValueError: the lengths differ.
+        ValueError: The lengths differ, or an unknown match.
 
-    Source: MAYE (arXiv:2504.02587), section 4.3; counts are pooled before dividing.
+    Source: MAYE (arXiv:2504.02587), section 4.3 and table 2.
     """
     if len(texts) != len(correct):
-        raise ValueError(f"{len(texts)} texts, but {len(correct)} verdicts")
-    counts = [count_words(text, match) for text in texts]
-    reflective = np.array([any(found.values()) for found in counts], bool)
-    right = np.asarray(correct, bool)
-    parts = {
-        "ratio": (reflective, np.ones_like(right)),
-        "ratio_in_correct": (reflective, right),
-        "ratio_in_incorrect": (reflective, ~right),
-        "accuracy_with": (right, reflective),
-        "accuracy_without": (right, ~reflective),
+        raise ValueError(f"{len(texts)} texts but {len(correct)} judgements")
+    counts = [count_reflection(text, match) for text in texts]
+    reflective = [any(of_text.values()) for of_text in counts]
+    n, r, c = len(texts), sum(reflective), sum(map(bool, correct))
+    both = sum(a and bool(b) for a, b in zip(reflective, correct, strict=True))
+    quotients = {
+        "ratio": (r, n),
+        "ratio_in_correct": (both, c),
+        "ratio_in_incorrect": (r - both, n - c),
+        "accuracy_with": (both, r),
+        "accuracy_without": (c - both, n - r),
     }
-    ratios = {name: float(hit[among].mean()) for name, (hit, among) in parts.items() if among.any()}
-    words = {word: sum(found[word] for found in counts) for word in WORDS}
-    return {**ratios, "words": words}
+    result: dict[str, Any] = {name: a / b for name, (a, b) in quotients.items() if b}
+    result["words"] = {word: sum(of_text[word] for of_text in counts) for word in REFLECTION_WORDS}
+    return result
 
 
-def repetition(text: str, size: int = 4) -> float:
-    """Returns the share of runs of `size` words that stood in the text before; 0 for short texts.
+def repetition(text: str, n: int = 4) -> float:
+    """Measures how much of a response says again what it has said before.
 
-    A response caught in a loop comes near 1.
+    1 - distinct / all, over the n-grams of its words.
+
+    Args:
+        text: A response; case does not matter. Words are runs of letters and digits; every other
+            sign, and every CJK ideograph, is a word of its own.
+        n: Words of an n-gram.
+
+    Returns:
+        The share of n-grams that occurred earlier in the text, in [0, 1); 0 for a text of fewer
+        than n words. Near 1 is a loop; ordinary worked solutions stay well below a half.
     """
-    words = text.split()
-    runs = [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]
-    return 1.0 - len(set(runs)) / len(runs) if runs else 0.0
+    words = _PIECES.findall(text.lower())
+    grams = list(zip(*(words[start:] for start in range(n)), strict=False))
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def is_repetitive(text: str) -> bool:
-    """Returns whether more than half of the runs of four words stood in the text before."""
-    return repetition(text) > 0.5
+def is_repetitive(text: str, *, n: int = 4, threshold: float = 0.5) -> bool:
+    """Tells whether a response runs in a loop; response/repetition_fraction is the share that does.
+
+    Args:
+        text: A response.
+        n: Words of an n-gram.
+        threshold: A response loops where more than this share of its n-grams is `repetition`.
+    """
+    return repetition(text, n) > threshold

@@ -4,7 +4,8 @@
 
 The two families differ in norm, MLP, and in that most blocks of Qwen2.5-VL attend within windows.
 The images of a prompt lie one after another on one axis of patches; attention is kept within an
-image or a window by the numbers in `Batch`, so patches need no reordering. It does not know the text.
+image or a window by the numbers in `Batch`, so patches need no reordering. The text is not known
+here.
 """
 
 from typing import Any

@@ -4,8 +4,8 @@
 
 `prefill` runs prompts and keeps their keys and values, `decode` adds one token to each sequence,
 and `forward` runs prompts and complete responses together for training. In all three a response
-attends, with one softmax, to its prompt (computed once for the G responses to it) and to itself. The
-module does not know how tokens are chosen, nor where positions of prompts come from.
+attends, with one softmax, to its prompt (computed once for the G responses to it) and to itself.
+The module does not know how tokens are chosen, nor where positions of prompts come from.
 """
 
 import functools

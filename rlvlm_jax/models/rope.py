@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rotary position embeddings as pure functions: the decoder's M-RoPE, the vision tower's 2-D rotary.
+"""Rotary position embeddings as pure functions: the decoder's M-RoPE, the vision tower's 2-D one.
 
 A rotary pair is (cos, sin), each float32[..., E/2]. The vector pairs (x_j, x_{j + E/2}) turn by the
 angle j. Which positions a token has is decided in `data/`; here they are only turned into angles.

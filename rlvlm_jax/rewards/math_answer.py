@@ -24,6 +24,7 @@ The rules, where taste enters:
 import logging
 import math
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
@@ -113,15 +114,16 @@ def warm_up() -> None:
 
 
 def _judge(answer: str | None, reference: str | None, leaves: type) -> Verdict:
-    if answer is None:
+    if answer is None or not answer.strip():
+        return Verdict(False, "no_answer")
+    if len(answer) > latex.MAX_CHARS:
+        return Verdict(False, "unparsable")
+    given = _readings(answer)
+    if not given:
         return Verdict(False, "no_answer")
     if problem(reference, algebra=leaves is _Algebra) is not None:
         return Verdict(False, "unparsable")
-    if len(answer) > latex.MAX_CHARS:
-        return Verdict(False, "unparsable")
-    given, wanted = _readings(answer), _readings(reference)
-    if not given:
-        return Verdict(False, "no_answer")
+    wanted = _readings(reference)
     # 1,234 may be one number or two parts, but it must be read alike on both sides.
     pairs = dict.fromkeys([(given[0], wanted[0]), (given[-1], wanted[-1])])
     try:
@@ -617,6 +619,8 @@ def _kind(text: str) -> str:
 # Leaves that need computer algebra
 # --------------------------------------------------------------------------------------------------
 
+# math-verify reads past these: 20_3, which is 6, would be 20
+_DROPPED = re.compile(r"'|\d\s*_|\\(?:approx|simeq|sim|cong|equiv|propto|not|neg)(?![A-Za-z])")
 _INNER_DEGREES = re.compile(rf"(\d+(?:\.\d+)?){latex.DEGREE}")
 
 
@@ -644,19 +648,24 @@ class _Algebra:
         given, wanted = latex.measured(given).value, latex.measured(wanted).value
         answer = _parse(given)
         try:
-            return _same_value(answer, _parse(wanted))
+            reference = _parse(wanted)
         except Unreadable:  # a statement, which only an equal text could have matched
             return False
+        return _digested(_same_value, answer, reference)
 
     @staticmethod
     def equivalent(given: str, wanted: str) -> bool:
-        from math_verify import verify
+        return _digested(_same_relation, _parse(given), _parse(wanted))
 
-        one, other = _parse(given), _parse(wanted)
-        if verify(other, one, timeout_seconds=None):
-            return True
-        symbols = one.free_symbols
-        return len(symbols) == 1 and symbols == other.free_symbols and _same_set(one, other)
+
+def _digested(compare: Callable[[Any, Any], bool], given: Any, wanted: Any) -> bool:
+    """Compares two sympy objects; whatever sympy raises on them makes them unreadable."""
+    try:
+        return compare(given, wanted)
+    except (MemoryError, RecursionError):
+        raise
+    except Exception as error:  # any of dozens of kinds, by what a model happened to write
+        raise Unreadable(f"{wanted!r:.100}") from error
 
 
 def _is_statement(text: str) -> bool:
@@ -673,11 +682,12 @@ def _parse(text: str) -> Any:
     Raises:
         Unreadable: math-verify makes nothing of it.
     """
+    import sympy
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, parse
 
     depth = latex.nesting(text)
-    if depth is None or depth > MAX_NESTING:
+    if depth is None or depth > MAX_NESTING or _DROPPED.search(text):
         raise Unreadable(f"{text!r:.100}")
     s, factor = text, 1
     if s.endswith("%"):
@@ -700,7 +710,11 @@ def _parse(text: str) -> Any:
     )
     if not found or not s:
         raise Unreadable(f"{text!r:.100}")
-    return found[0] / factor if factor > 1 else found[0]
+    if factor == 1:
+        return found[0]
+    if not isinstance(found[0], sympy.Expr):
+        raise Unreadable(f"{text!r:.100}")
+    return found[0] / factor
 
 
 def _same_value(given: Any, wanted: Any) -> bool:
@@ -718,8 +732,13 @@ def _same_value(given: Any, wanted: Any) -> bool:
     return verify(wanted, given, timeout_seconds=None)
 
 
-def _same_set(given: Any, wanted: Any) -> bool:
-    """Compares what two inequalities in one unknown allow."""
+def _same_relation(given: Any, wanted: Any) -> bool:
+    from math_verify import verify
+
+    if verify(wanted, given, timeout_seconds=None):
+        return True
+    if len(wanted.free_symbols) != 1 or wanted.free_symbols != given.free_symbols:
+        return False
     try:
         return given.as_set() == wanted.as_set()
     except NotImplementedError:  # sympy cannot solve this kind: not shown to be equal

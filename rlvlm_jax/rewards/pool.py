@@ -34,6 +34,7 @@ import pebble
 MAX_WORKERS = 8  # by default; judging is seldom the bottleneck beyond this
 TASKS_PER_WORKER = 5000  # then a fresh process takes over: sympy's caches only ever grow
 MEMORY_BYTES = 4 << 30  # address space one item may use
+START_S = 120.0  # a first worker is ready within this, on a busy machine too
 STALL_S = 30.0  # a pool that finishes nothing for the deadline plus this is broken
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1
@@ -203,7 +204,7 @@ class Pool:
             its worker twice.
 
         Raises:
-            RuntimeError: another thread called `close` meanwhile.
+            RuntimeError: the workers do not start, or another thread called `close` meanwhile.
         """
         closes = self._closes
         results: list[Any] = [LOST] * len(items)
@@ -218,6 +219,9 @@ class Pool:
             broken = False
             try:
                 for i, future in zip(turn, futures, strict=True):
+                    if broken and not future.done():
+                        again.append(i)
+                        continue
                     try:
                         results[i] = self._wait(pool, future, deadline_s)
                     except TimeoutError:
@@ -308,6 +312,13 @@ class Pool:
                     daemon=True,
                 ).start()
                 started.wait()
+                try:
+                    self._pool.schedule(os.getpid).result(timeout=START_S)
+                except (TimeoutError, RuntimeError) as error:
+                    self._discard(self._pool)
+                    raise RuntimeError(
+                        "the reward workers do not start; their messages are above"
+                    ) from error
             return self._pool
 
     def _discard(self, pool: pebble.ProcessPool) -> None:

@@ -74,6 +74,8 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
 
     def sample(params: Params, batch: Batch, features: Array | None, keys: Array) -> Rollout:
         prompts, rows = batch.tokens.shape[0], batch.tokens.shape[0] * s.samples
+        if features is None:
+            features = model.encode_images(params, batch)
         hidden, prefix = model.prefill(params, batch, features)
         hidden = jnp.repeat(hidden, s.samples, axis=0)  # [B, D]
         first = jnp.repeat(next_positions(batch), s.samples)  # int32[B]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvlm_jax.algorithms import losses
+from rlvlm_jax.algorithms import advantages, losses
 
 LOG2 = float(np.log(2.0))
 
@@ -169,16 +169,16 @@ def test_truncated_importance_weight_is_constant_and_outside_the_clip():
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        # on-policy rows of 3, 1, 0 and 2 valid tokens with advantages 1, 2, 9 and -3
-        ({"aggregate": "token"}, -(3 * 1 + 1 * 2 - 2 * 3) / 6),
-        ({"aggregate": "sequence"}, -(1 + 2 - 3) / 3),
-        ({"aggregate": "constant", "length_norm": 5}, -(3 * 1 + 1 * 2 - 2 * 3) / (4 * 5)),
+        # on-policy rows of 3, 1, 0 and 2 valid tokens with advantages 1, 2, 9 and -2
+        ({"aggregate": "token"}, -(3 * 1 + 1 * 2 - 2 * 2) / 6),
+        ({"aggregate": "sequence"}, -(1 + 2 - 2) / 3),
+        ({"aggregate": "constant", "length_norm": 5}, -(3 * 1 + 1 * 2 - 2 * 2) / (4 * 5)),
     ],
 )
 def test_aggregation_by_hand(options, expected):
     mask = jnp.array([[1, 1, 1], [1, 0, 0], [0, 0, 0], [1, 1, 0]], bool)
     lp = jnp.full((4, 3), -0.5)
-    adv = jnp.array([1.0, 2.0, 9.0, -3.0])
+    adv = jnp.array([1.0, 2.0, 9.0, -2.0])
     loss, stats = losses.policy_loss(lp, lp, adv, mask, **options)
     assert loss == pytest.approx(expected, abs=1e-6)
     assert loss.shape == ()
@@ -432,6 +432,26 @@ def test_a_wild_ratio_stays_finite(kind, advantage):
     assert np.isfinite(gradient).all()
 
 
+def test_rows_over_eight_devices_give_the_same_loss_gradient_and_advantages():
+    """Sums are global under jit: no device averages over its own rows."""
+    rng = np.random.default_rng(9)
+    mask = np.arange(7)[None] < rng.integers(0, 8, 16)[:, None]
+    lp, old = -rng.exponential(1.0, (2, 16, 7)).astype(np.float32)
+    scores = rng.normal(size=16).astype(np.float32)
+
+    @jax.jit
+    def step(lp, old, scores, mask):
+        adv = advantages.reinforce_pp(scores, mask)
+        loss = functools.partial(losses.policy_loss, aggregate="sequence")
+        return adv, jax.value_and_grad(loss, has_aux=True)(lp, old, adv, mask)
+
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6)
+    arguments = (lp, old, scores, mask)
+    jax.tree.map(close, step(*jax.device_put(arguments, rows)), step(*arguments))
+
+
 # ---------------------------------------------------------------- statistics, misuse
 
 
@@ -448,6 +468,14 @@ def test_statistics_by_hand():
         old + log_ratio, old, adv, jnp.ones((2, 2), bool), rollout_logprobs=old - LOG2, is_cap=1.5
     )
     assert stats["is_weight"] == pytest.approx(1.5)
+
+
+def test_clip_fraction_counts_what_the_dual_clip_stops_for_bad_tokens_only():
+    log_ratio = jnp.log(jnp.array([[5.0, 1.0], [2.0, 1.0]]))
+    adv = jnp.array([[-1.0, -1.0], [-1.0, 1.0]])
+    arguments = (log_ratio, jnp.zeros((2, 2)), adv, jnp.ones((2, 2), bool))
+    assert losses.policy_loss(*arguments)[1]["clip_fraction"] == 0
+    assert losses.policy_loss(*arguments, dual_clip=3.0)[1]["clip_fraction"] == 0.25
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,14 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from data_cases import IMAGE_ID, SPECIALS, TEMPLATE, write_json, write_tokenizer
+from data_cases import (
+    IMAGE_ID,
+    SPECIALS,
+    TEMPLATE,
+    byte_letters,
+    write_json,
+    write_tokenizer,
+)
 
 from rlvlm_jax.data.tokenizer import Tokenizer
 from rlvlm_jax.errors import InputError
@@ -144,6 +151,17 @@ def test_stop_id_of_another_type_is_refused(tmp_path, value):
     write_json(tmp_path / "generation_config.json", {"eos_token_id": value})
     with pytest.raises(InputError, match="eos_token_id"):
         Tokenizer.load(tmp_path)
+
+
+def test_vocabulary_and_merges_in_two_files(tmp_path, tokenizer):
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    added = {str(256 + k): {"content": t, "special": True, **flags} for k, t in enumerate(SPECIALS)}
+    write_tokenizer(tmp_path, tokenizer_class="Qwen2Tokenizer", added_tokens_decoder=added)
+    (tmp_path / "tokenizer.json").unlink()
+    write_json(tmp_path / "vocab.json", {letter: b for b, letter in enumerate(byte_letters())})
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    text = "Find x.<|im_end|>\n<|image_pad|>é"
+    assert Tokenizer.load(tmp_path).encode(text) == tokenizer.encode(text)
 
 
 def test_missing_directory_and_files_are_refused(tmp_path):

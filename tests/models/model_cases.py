@@ -7,6 +7,9 @@ package does not hide itself.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +22,7 @@ WORDS = 140  # ids below are plain text
 
 
 def tiny_config(family="qwen2_5_vl", *, heads=4, kv_heads=2, tied=False, layers=2):
-    """Head size 16, patches of 4 pixels; Qwen2.5-VL has windows of 4x4 patches in blocks 0 and 2."""
+    """Head size 16, patches of 4 pixels; for Qwen2.5-VL windows of 4x4 patches but in block 1."""
     windowed = family == "qwen2_5_vl"
     vision = VisionConfig(
         family=family,
@@ -168,36 +171,38 @@ def first_positions(batch):
     return np.where(batch.mask[:, None], batch.positions, -1).max((1, 2)).astype(np.int32) + 1
 
 
-def run_prefill(model, params, batch):
-    """`Model.prefill` with the images encoded, in one compiled call."""
+@functools.cache
+def compiled(model):
+    """The model's functions, jitted once for all tests, those of batches with images encoded."""
 
-    def run(params, batch):
+    def prefill(params, batch):
         return model.prefill(params, batch, model.encode_images(params, batch))
 
-    return jax.jit(run)(params, batch)
-
-
-def run_forward(model, params, batch, tokens, mask):
-    """Hidden states [B, R, D] of `Model.forward` with the images encoded, in one compiled call."""
-
-    def run(params, batch, tokens, mask):
+    def forward(params, batch, tokens, mask):
         features = model.encode_images(params, batch)
         return model.forward(params, batch, features, tokens, mask)
 
-    return jax.jit(run)(params, batch, tokens, mask)
+    return Compiled(jax.jit(prefill), jax.jit(model.decode), jax.jit(forward))
+
+
+class Compiled(NamedTuple):
+    """(params, batch), (params, *as `Model.decode`) and (params, batch, tokens, mask)."""
+
+    prefill: Callable
+    decode: Callable
+    forward: Callable
 
 
 def decode_all(model, params, batch, tokens):
     """Hidden states of every response position by prefill and one decode a token, [B, R, D]."""
     count, length = tokens.shape
     groups = count // len(batch.tokens)
-    first, prefix = run_prefill(model, params, batch)
+    first, prefix = compiled(model).prefill(params, batch)
     hidden = [np.repeat(first, groups, axis=0)]
     cache = empty_cache(model.config, count, length, prefix["k"].dtype)
     positions = np.repeat(first_positions(batch), groups)
-    decode = jax.jit(model.decode)
     for step in range(length - 1):
-        out, cache = decode(
+        out, cache = compiled(model).decode(
             params, tokens[:, step], positions + step, prefix, batch.mask, cache, np.int32(step)
         )
         hidden.append(out)

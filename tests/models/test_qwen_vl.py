@@ -115,7 +115,7 @@ def largest_gap(pair, batch, groups=2, length=5):
     theirs, model, params = pair
     tokens, mask = cases.random_responses(batch, groups, length)
     expected = logprobs_of(torch_logits(theirs, model.config, batch, tokens, mask), tokens)
-    hidden = cases.run_forward(model, params, batch, tokens, mask)
+    hidden = cases.compiled(model).forward(params, batch, tokens, mask)
     ours = logprobs_of(model.logits(params, hidden), tokens)
     assert expected[mask].std() > 0.5, "the weights say nothing"
     return np.abs(ours - expected)[mask].max()
@@ -192,14 +192,13 @@ def test_greedy_decoding_gives_torchs_tokens(make_pair, family, pad):
         logits = torch_logits(theirs, model.config, batch, padded, mask)[:, -1]
         expected = np.concatenate([expected, choose(logits)[:, None]], axis=1)
 
-    hidden, prefix = cases.run_prefill(model, params, batch)
+    hidden, prefix = cases.compiled(model).prefill(params, batch)
     cache = cases.empty_cache(model.config, count, length)
-    decode = jax.jit(model.decode)
     tokens = []
     for step in range(length):
         tokens.append(choose(model.logits(params, hidden)))
         positions = cases.first_positions(batch) + step
-        hidden, cache = decode(
+        hidden, cache = cases.compiled(model).decode(
             params, tokens[-1], positions, prefix, batch.mask, cache, np.int32(step)
         )
     np.testing.assert_array_equal(np.stack(tokens, axis=1), expected)

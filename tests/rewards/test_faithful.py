@@ -29,7 +29,7 @@ MAYE = [
     ("I do not know", "20", True),  # fault: two texts without a box
     ("", "", True),  # the same
     (r"\boxed{yes!}", r"\boxed{yes}", False),  # fault: the sentence ends inside the box
-    (r"\boxed{120\textdegree}", r"\boxed{120^\circ}", True),
+    (r"\boxed{120^\text{o}}", r"\boxed{120^\circ}", True),
     (r"\boxed{19}", r"\boxed{20}", False),
 ]
 
@@ -51,7 +51,7 @@ MM_EUREKA = [
     ("<answer>(C)</answer>", r"\boxed{C}", True),
     ("<answer>It is C</answer>", r"\boxed{C}", True),
     ("<answer>option C, surely</answer>", r"\boxed{C}", True),
-    ("<answer>choose C and be glad</answer>", r"\boxed{C}", False),  # fault: letters in words
+    ("<answer>it's optionC, decidedly</answer>", r"\boxed{C}", False),  # fault: letters in words
     ("<answer>moon or dune, who knows</answer>", r"\boxed{D}", True),  # fault, the other way
     ("<answer>A or B</answer>", r"\boxed{E}", False),
     ("<answer>anything</answer>", "", True),  # fault: a reference that cannot be read

@@ -185,8 +185,8 @@ def custom(function, texts=("aabb",), bonus=0.0, **config):
 
 def test_custom_reward_is_weighted_and_added(module):
     scores = custom("share_of_a", ["aabb", r"a \boxed{1}aaa"], bonus=0.25)
-    np.testing.assert_allclose(scores.rewards["custom"], [0.75, 4 / 13 + 0.25], rtol=1e-6)
-    np.testing.assert_allclose(scores.score, [1.5, 1 + 8 / 13 + 0.5], rtol=1e-6)
+    np.testing.assert_allclose(scores.rewards["custom"], [0.75, 4 / 14 + 0.25], rtol=1e-6)
+    np.testing.assert_allclose(scores.score, [1.5, 1 + 8 / 14 + 0.5], rtol=1e-6)
     assert custom("array").score == 1.0
     assert custom("Nested.one").score == 2.0
 

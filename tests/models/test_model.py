@@ -1,0 +1,247 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What must hold between the functions of a `Model`, whatever the weights."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import model_cases as cases
+import numpy as np
+import pytest
+
+from rlvlm_jax.models import build
+
+FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
+PROMPTS = [([(6, 10), (2, 2)], 2), ([], 9), ([(4, 6)], 1)]
+G, R = 3, 5
+
+
+@functools.cache
+def make(family, dtype="float32", remat=False):
+    model = build(cases.tiny_config(family), dtype=dtype, remat=remat)
+    return model, cases.random_params(model)
+
+
+def forward(model, params, *args):
+    return np.asarray(cases.compiled(model).forward(params, *args))
+
+
+def select(batch, rows):
+    return jax.tree.map(lambda x: x[rows], batch)
+
+
+def gradients(model, params, batch, tokens, mask, pulled):
+    """Gradient of a loss that depends on every valid hidden state in a different way."""
+
+    def loss(params):
+        features = model.encode_images(params, batch)
+        hidden = model.forward(params, batch, features, tokens, mask)
+        return jnp.where(mask[..., None], hidden * pulled, 0.0).sum() / mask.sum()
+
+    return jax.jit(jax.grad(loss))(params)
+
+
+def assert_close(tree, expected, relative=1e-5):
+    """Every leaf within `relative` of its own largest value."""
+    for (path, ours), theirs in zip(
+        jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True
+    ):
+        scale = np.abs(theirs).max() + 1e-12
+        gap = np.abs(ours - theirs).max() / scale
+        assert gap < relative, f"{jax.tree_util.keystr(path)}: {gap}"
+
+
+@pytest.mark.parametrize("pad", ["left", "right", "hole"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_forward_equals_prefill_and_decode(family, pad):
+    model, params = make(family)
+    batch = cases.make_batch(model.config, PROMPTS, pad=pad)
+    tokens, mask = cases.random_responses(batch, G, R)
+    expected = cases.decode_all(model, params, batch, tokens)
+    hidden = forward(model, params, batch, tokens, mask)
+    np.testing.assert_allclose(hidden[mask], expected[mask], atol=1e-5)
+    assert hidden[mask].std() > 0.5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_responses_of_a_group_equal_the_same_responses_one_by_one(family):
+    model, params = make(family)
+    batch = cases.make_batch(model.config, PROMPTS)
+    tokens, mask = cases.random_responses(batch, G, R)
+    hidden = forward(model, params, batch, tokens, mask)
+    for sample in range(G):
+        rows = np.arange(len(PROMPTS)) * G + sample
+        alone = forward(model, params, batch, tokens[rows], mask[rows])
+        np.testing.assert_allclose(hidden[rows], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradient_of_a_shared_prompt_equals_that_of_separate_rows(family):
+    model, params = make(family)
+    batch = cases.make_batch(model.config, PROMPTS)
+    tokens, mask = cases.random_responses(batch, G, R)
+    pulled = np.random.default_rng(2).standard_normal((*tokens.shape, model.config.width))
+    pulled = np.float32(pulled)
+    shared = gradients(model, params, batch, tokens, mask, pulled)
+    rows = np.repeat(np.arange(len(PROMPTS)), G)
+    separate = gradients(model, params, select(batch, rows), tokens, mask, pulled)
+    assert_close(shared, separate)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(shared))
+
+
+@pytest.mark.parametrize("remat", [True, "dots_saveable"])
+def test_remat_changes_nothing(remat):
+    model, params = make("qwen2_5_vl")
+    batch = cases.make_batch(model.config, PROMPTS)
+    tokens, mask = cases.random_responses(batch, G, R)
+    pulled = np.float32(np.random.default_rng(2).standard_normal((*tokens.shape, 64)))
+    expected = gradients(model, params, batch, tokens, mask, pulled)
+    again, _ = make("qwen2_5_vl", remat=remat)
+    assert_close(gradients(again, params, batch, tokens, mask, pulled), expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_lies_under_the_masks_changes_nothing(family):
+    model, params = make(family)
+    batch = cases.make_batch(model.config, PROMPTS, pad="hole")
+    tokens, mask = cases.random_responses(batch, G, R)
+    rng = np.random.default_rng(3)
+    image = batch.patch_image > 0
+    other = batch._replace(
+        # The image token among the rest: it must not take the feature of a real one.
+        tokens=np.where(batch.mask, batch.tokens, cases.IMAGE),
+        positions=np.where(batch.mask[:, None], batch.positions, 10**6),
+        patches=np.where(image[..., None], batch.patches, rng.integers(0, 256, 48, np.uint8)),
+        patch_coords=np.where(image[..., None], batch.patch_coords, 77),
+    )
+    other_tokens = np.where(mask, tokens, rng.integers(3, cases.WORDS, tokens.shape))
+    expected = forward(model, params, batch, tokens, mask)
+    hidden = forward(model, params, other, other_tokens.astype(np.int32), mask)
+    np.testing.assert_array_equal(hidden[mask], expected[mask])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_the_patches_further_changes_nothing(family):
+    model, params = make(family)
+    tokens, mask = cases.random_responses(cases.make_batch(model.config, PROMPTS), G, R)
+    hidden = [
+        forward(model, params, cases.make_batch(model.config, PROMPTS, extra=extra), tokens, mask)
+        for extra in [(0, 0), (3, 5)]
+    ]
+    np.testing.assert_allclose(hidden[0], hidden[1], atol=1e-5)
+
+
+def test_a_batch_without_patches_is_a_batch_without_images():
+    model, params = make("qwen2_5_vl")
+    batch = cases.make_batch(model.config, [([], 9), ([], 4)], extra=(1, 3))
+    tokens, mask = cases.random_responses(batch, G, R)
+    patch_fields = [name for name in batch._fields if name.startswith("patch")]
+    bare = batch._replace(**{name: getattr(batch, name)[:, :0] for name in patch_fields})
+    assert bare.patches.shape[1] == 0
+    expected = forward(model, params, batch, tokens, mask)
+    np.testing.assert_allclose(forward(model, params, bare, tokens, mask), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_empty_prompt_is_finite_and_leaves_the_others_alone(family):
+    model, params = make(family)
+    batch = cases.make_batch(model.config, PROMPTS)
+    dummy = cases.make_batch(model.config, [([], 1)] * len(PROMPTS))
+    for field, empty in zip(batch, dummy, strict=True):
+        field[1] = np.zeros_like(field[1]) if field.shape[1:] != empty.shape[1:] else empty[1]
+    batch.mask[1] = False
+    tokens, mask = cases.random_responses(batch, G, R)
+    mask[G : 2 * G] = False
+    pulled = np.ones((*tokens.shape, model.config.width), np.float32)
+
+    hidden = forward(model, params, batch, tokens, mask)
+    assert np.isfinite(hidden).all()
+    assert np.isfinite(cases.decode_all(model, params, batch, tokens)).all()
+
+    both = gradients(model, params, batch, tokens, mask, pulled)
+    kept = np.r_[0:G, 2 * G : 3 * G]
+    alone = gradients(model, params, select(batch, [0, 2]), tokens[kept], mask[kept], pulled[kept])
+    assert_close(both, alone)
+
+    nothing = gradients(
+        model, params, select(batch, [1]), *[x[G : 2 * G] for x in (tokens, mask)], 1.0
+    )
+    # 0 / 0 valid tokens is the loss's affair; what reaches the weights must be exactly zero.
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(nothing))
+
+
+def test_bfloat16_computes_close_to_float32_and_gives_float32_logits():
+    model, params = make("qwen2_5_vl")
+    half, _ = make("qwen2_5_vl", dtype="bfloat16")
+    batch = cases.make_batch(model.config, PROMPTS)
+    tokens, mask = cases.random_responses(batch, G, R)
+    exact = forward(model, params, batch, tokens, mask)
+    hidden = cases.compiled(half).forward(params, batch, tokens, mask)
+    assert hidden.dtype == jnp.bfloat16
+    logits = half.logits(params, hidden)
+    assert logits.dtype == jnp.float32
+    gap = np.abs(np.float32(hidden) - exact)[mask]
+    assert 0 < gap.mean() < 0.05 * np.abs(exact[mask]).mean()
+    # Accumulated in float32: the error is that of rounding the factors, not of the sum.
+    head = np.float64(jnp.asarray(params["language"]["head"]["kernel"], jnp.bfloat16))
+    np.testing.assert_allclose(logits, np.float64(hidden) @ head, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_decoding_updates_the_cache_in_place_and_compiles_once(dtype):
+    config = cases.tiny_config(layers=6)
+    model = build(config, dtype=dtype)
+    params = cases.random_params(model)
+    n, g, p, r = 2, 4, 16, 1024
+    traces = []
+
+    def steps(params, tokens, prefix, mask, cache, first):
+        traces.append(first)
+
+        def body(carry, step):
+            tokens, cache = carry
+            hidden, cache = model.decode(params, tokens, p + step, prefix, mask, cache, step[0])
+            tokens = model.logits(params, hidden).argmax(-1).astype(jnp.int32)
+            return (tokens, cache), tokens
+
+        steps = first + jnp.arange(3, dtype=jnp.int32)
+        return jax.lax.scan(body, (tokens, cache), jnp.broadcast_to(steps[:, None], (3, n * g)))
+
+    cache = cases.empty_cache(config, n * g, r, dtype)
+    shape = (config.layers, n, p, config.kv_heads, config.head_size)
+    prefix = {name: jnp.ones(shape, dtype) for name in "kv"}
+    tokens, mask = np.ones(n * g, np.int32), np.ones((n, p), bool)
+
+    jitted = jax.jit(steps, donate_argnums=4)
+    for call in range(3):
+        before = {name: np.array(x, np.float32) for name, x in cache.items()}
+        (tokens, cache), _ = jitted(params, tokens, prefix, mask, cache, np.int32(3 * call))
+        for name, x in cache.items():
+            changed = (np.array(x, np.float32) != before[name]).any((0, 1, 3, 4))
+            assert np.flatnonzero(changed).tolist() == [3 * call, 3 * call + 1, 3 * call + 2]
+    assert len(traces) == 1
+
+    compiled = jitted.lower(params, tokens, prefix, mask, cache, np.int32(0)).compile()
+    size = sum(x.nbytes for x in cache.values())
+    assert compiled.memory_analysis().temp_size_in_bytes < size / 2
+
+
+def test_a_large_image_never_holds_the_scores_of_all_pairs_of_patches():
+    config = cases.with_vision(cases.tiny_config(), width=64, heads=16, depth=4)
+    model = build(config)
+    patches = 5120
+    shapes = {"patches": (48,), "patch_coords": (2,), "patch_image": (), "patch_window": ()}
+    batch = cases.make_batch(config, [([], 1)])._replace(
+        **{
+            name: np.zeros((1, patches, *shape), np.uint8 if name == "patches" else np.int32)
+            for name, shape in shapes.items()
+        }
+    )
+    params = jax.eval_shape(model.init, jax.random.key(0))
+
+    def loss(params, batch):
+        return model.encode_images(params, batch).sum()
+
+    compiled = jax.jit(jax.grad(loss)).lower(params, batch).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 16 * patches**2 * 4 / 2

@@ -1,0 +1,137 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Published sizes without a weight: parameter tree, counts, sharding rules, shapes of every call."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlvlm_jax.errors import InputError
+from rlvlm_jax.models import build
+from rlvlm_jax.models.convert import param_shapes
+from rlvlm_jax.models.qwen_vl_config import PUBLISHED, to_hf
+from rlvlm_jax.types import Batch
+
+# As stated on the hub.
+COUNTS = {
+    "qwen2-vl-2b": 2_208_985_600,
+    "qwen2-vl-7b": 8_291_375_616,
+    "qwen2-vl-72b": 73_405_560_320,
+    "qwen2.5-vl-3b": 3_754_622_976,
+    "qwen2.5-vl-7b": 8_292_166_656,
+    "qwen2.5-vl-32b": 33_452_718_336,
+    "qwen2.5-vl-72b": 73_410_777_344,
+}
+
+
+def abstract_params(model):
+    return jax.eval_shape(model.init, jax.random.key(0))
+
+
+def by_path(params):
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_sizes_have_the_published_parameters(name):
+    params = by_path(abstract_params(build(PUBLISHED[name], dtype="bfloat16", remat=True)))
+    assert {leaf.dtype for leaf in params.values()} == {jnp.dtype("float32")}
+    assert {path: leaf.shape for path, leaf in params.items()} == param_shapes(PUBLISHED[name])
+    assert sum(leaf.size for leaf in params.values()) == COUNTS[name]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_transformers_counts_the_same_parameters(name):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = PUBLISHED[name]
+    family = {"qwen2_vl": "Qwen2VL", "qwen2_5_vl": "Qwen2_5_VL"}[config.family]
+    with torch.device("meta"):
+        model = getattr(transformers, f"{family}ForConditionalGeneration")(
+            getattr(transformers, f"{family}Config")(**to_hf(config))
+        )
+    assert model.num_parameters() == COUNTS[name]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_each_parameter_has_one_rule_that_divides_it(name):
+    model = build(PUBLISHED[name])
+    used = set()
+    for path, leaf in by_path(abstract_params(model)).items():
+        matches = [rule for rule in model.param_rules if re.search(rule[0], path)]
+        assert len(matches) == 1, f"{path} matches {matches}"
+        used.add(matches[0][0])
+        spec = matches[0][1]
+        assert len(spec) <= len(leaf.shape)
+        for axis, size in zip(spec, leaf.shape, strict=False):
+            assert axis is None or size % 8 == 0, f"{path} {leaf.shape} over {axis}"
+        large = leaf.size * 4 > 2**30
+        assert not large or any(axis is not None for axis in spec), f"{path} is replicated"
+        assert model.part(path) in ("vit", "connector", "llm")
+    unused = {rule[0] for rule in model.param_rules} - used
+    assert unused == ({r"^language/head/kernel$"} if model.config.tie_embeddings else set())
+
+
+def test_part_is_what_can_be_frozen():
+    part = build(PUBLISHED["qwen2.5-vl-3b"]).part
+    assert part("vision/patch_embed/kernel") == "vit"
+    assert part("vision/merger/fc1/kernel") == "connector"
+    assert part("language/layers/norm1/scale") == "llm"
+    with pytest.raises(ValueError, match="visual/x"):
+        part("visual/x")
+
+
+@pytest.mark.parametrize("name", ["qwen2-vl-2b", "qwen2.5-vl-7b"])
+def test_every_call_has_the_promised_shapes_and_types(name):
+    config = PUBLISHED[name]
+    model = build(config, dtype="bfloat16")
+    params = abstract_params(model)
+    n, g, p, r, i = 2, 4, 1536, 1024, 5120
+
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    batch = Batch(
+        tokens=array(np.int32, n, p),
+        mask=array(bool, n, p),
+        positions=array(np.int32, n, 3, p),
+        patches=array(np.uint8, n, i, 588),
+        patch_coords=array(np.int32, n, i, 2),
+        patch_image=array(np.int32, n, i),
+        patch_window=array(np.int32, n, i),
+    )
+    bf16 = jnp.bfloat16
+    features = jax.eval_shape(model.encode_images, params, batch)
+    assert features == array(bf16, n, i // 4, config.width)
+
+    hidden, prefix = jax.eval_shape(model.prefill, params, batch, features)
+    keys = (config.kv_heads, config.head_size)
+    assert hidden == array(bf16, n, config.width)
+    assert prefix == {name: array(bf16, config.layers, n, p, *keys) for name in "kv"}
+
+    cache = {name: array(bf16, config.layers, n * g, r, *keys) for name in "kv"}
+    row = array(np.int32, n * g)
+    step = array(np.int32)
+    hidden, after = jax.eval_shape(model.decode, params, row, row, prefix, batch.mask, cache, step)
+    assert hidden == array(bf16, n * g, config.width)
+    assert after == cache
+
+    tokens, mask = array(np.int32, n * g, r), array(bool, n * g, r)
+    hidden = jax.eval_shape(model.forward, params, batch, features, tokens, mask)
+    assert hidden == array(bf16, n * g, r, config.width)
+    logits = jax.eval_shape(model.logits, params, hidden)
+    assert logits == array(np.float32, n * g, r, config.vocab_size)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"dtype": "float16"}, "model.dtype='float16'"), ({"remat": "all"}, "model.remat='all'")],
+)
+def test_build_names_the_key_of_a_wrong_option(options, message):
+    with pytest.raises(InputError, match=message):
+        build(PUBLISHED["qwen2-vl-2b"], **options)

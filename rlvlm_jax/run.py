@@ -111,7 +111,7 @@ class Run:
 
     def _read_saved(self) -> dict[str, Any]:
         """Returns what the newest checkpoint says of its run, if this run may continue it."""
-        saved = checkpoint.read_run(self._checkpoints, self.first_step)
+        saved = checkpoint.read_run(self._checkpoints / str(self.first_step))
         changed = _changed_keys(saved["config"], startup.resolved_config(self.config))
         if changed:
             raise InputError(
@@ -230,7 +230,7 @@ class Run:
         )
         if self._resumed:
             wanted = sharding.with_shardings(shapes, places)
-            return checkpoint.restore(self._checkpoints, self.first_step, wanted)
+            return checkpoint.restore(self._checkpoints / str(self.first_step), wanted)
         params = startup.initial_params(session)
         return jax.jit(init, out_shardings=places, donate_argnums=0)(params)
 

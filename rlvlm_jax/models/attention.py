@@ -41,6 +41,7 @@ class Keys(NamedTuple):
     ids: Ids
 
 
+@jax.named_scope("attend")
 def attend(q: Array, ids: Ids, keys: list[Keys], *, max_scores: int = MAX_SCORES) -> Array:
     """Computes softmax(q k / sqrt(E)) v with one softmax over all runs of keys together.
 
@@ -65,8 +66,8 @@ def attend(q: Array, ids: Ids, keys: list[Keys], *, max_scores: int = MAX_SCORES
     if length <= block:
         return _attend(q, ids, keys).reshape(n, g, length, heads, size)
 
+    block -= block % 128 if block > 128 else 0  # whole tiles on an accelerator
     blocks = -(-length // block)
-    block = -(-length // blocks)
 
     def split(x, axis):
         widths = [(0, blocks * block - length if a == axis else 0) for a in range(x.ndim)]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rlvlm_jax.models import build
+from rlvlm_jax.models.layers import REMAT_POLICIES
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
 PROMPTS = [([(6, 10), (2, 2)], 2), ([], 9), ([(4, 6)], 1)]
@@ -31,15 +32,29 @@ def select(batch, rows):
     return jax.tree.map(lambda x: x[rows], batch)
 
 
-def gradients(model, params, batch, tokens, mask, pulled):
-    """Gradient of a loss that depends on every valid hidden state in a different way."""
+@functools.cache
+def gradient(model):
+    """Gradient of sum(hidden * pulled) over valid tokens with respect to (language, features)."""
 
-    def loss(params):
-        features = model.encode_images(params, batch)
-        hidden = model.forward(params, batch, features, tokens, mask)
-        return jnp.where(mask[..., None], hidden * pulled, 0.0).sum() / mask.sum()
+    def loss(language, features, batch, tokens, mask, pulled):
+        hidden = model.forward({"language": language}, batch, features, tokens, mask)
+        return jnp.where(mask[..., None], hidden * pulled, 0.0).sum()
 
-    return jax.jit(jax.grad(loss))(params)
+    return jax.jit(jax.grad(loss, (0, 1)))
+
+
+@functools.cache
+def vision_gradient(model):
+    """Gradient of sum(features * pulled) with respect to the vision parameters."""
+
+    def loss(vision, batch, pulled):
+        return (model.encode_images({"vision": vision}, batch) * pulled).sum()
+
+    return jax.jit(jax.grad(loss))
+
+
+def noise(*shape, seed=2):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def assert_close(tree, expected, relative=1e-5):
@@ -76,29 +91,55 @@ def test_responses_of_a_group_equal_the_same_responses_one_by_one(family):
         np.testing.assert_allclose(hidden[rows], alone, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_gradient_of_a_shared_prompt_equals_that_of_separate_rows(family):
-    model, params = make(family)
-    batch = cases.make_batch(model.config, PROMPTS)
-    tokens, mask = cases.random_responses(batch, G, R)
-    pulled = np.random.default_rng(2).standard_normal((*tokens.shape, model.config.width))
-    pulled = np.float32(pulled)
-    shared = gradients(model, params, batch, tokens, mask, pulled)
-    rows = np.repeat(np.arange(len(PROMPTS)), G)
-    separate = gradients(model, params, select(batch, rows), tokens, mask, pulled)
-    assert_close(shared, separate)
-    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(shared))
-
-
-@pytest.mark.parametrize("remat", [True, "dots_saveable"])
-def test_remat_changes_nothing(remat):
+def test_gradient_of_a_shared_prompt_equals_that_of_separate_rows_with_remat():
     model, params = make("qwen2_5_vl")
     batch = cases.make_batch(model.config, PROMPTS)
     tokens, mask = cases.random_responses(batch, G, R)
-    pulled = np.float32(np.random.default_rng(2).standard_normal((*tokens.shape, 64)))
-    expected = gradients(model, params, batch, tokens, mask, pulled)
-    again, _ = make("qwen2_5_vl", remat=remat)
-    assert_close(gradients(again, params, batch, tokens, mask, pulled), expected)
+    features = noise(len(PROMPTS), batch.patches.shape[1] // 4, model.config.width)
+    pulled = noise(*tokens.shape, model.config.width, seed=3)
+    inputs = (tokens, mask, pulled)
+    shared, of_features = gradient(model)(params["language"], features, batch, *inputs)
+
+    rows = np.repeat(np.arange(len(PROMPTS)), G)
+    remat, _ = make("qwen2_5_vl", remat=True)
+    separate, of_each = gradient(remat)(
+        params["language"], features[rows], select(batch, rows), *inputs
+    )
+    assert_close(shared, separate)
+    assert_close(of_features, of_each.reshape(len(PROMPTS), G, *features.shape[1:]).sum(1))
+    del shared["head"]  # comes after the hidden states
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(shared))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_remat_and_padding_leave_the_vision_gradient_alone(family):
+    model, params = make(family)
+    remat, _ = make(family, remat=True)
+    batch = cases.make_batch(model.config, PROMPTS, extra=(0, 0))
+    pulled = noise(len(PROMPTS), batch.patches.shape[1] // 4, model.config.width)
+    expected = vision_gradient(model)(params["vision"], batch, pulled)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(expected))
+
+    padded = cases.make_batch(model.config, PROMPTS, extra=(0, 3))
+    # The first prompt has no padding, the second no image at all.
+    assert (batch.patch_image[0] > 0).all()
+    assert not batch.patch_image[1].any()
+    pulled = np.pad(pulled, ((0, 0), (0, 3), (0, 0)))
+    assert_close(vision_gradient(remat)(params["vision"], padded, pulled), expected)
+
+
+@pytest.mark.parametrize("remat", REMAT_POLICIES)
+def test_remat_reaches_both_scans_with_the_policy_named(remat):
+    model, params = make("qwen2_vl", remat=remat)
+    batch = cases.make_batch(model.config, PROMPTS)
+    features = jax.eval_shape(model.encode_images, params, batch)
+    for trace in (
+        jax.make_jaxpr(model.encode_images)(params, batch),
+        jax.make_jaxpr(model.prefill)(params, batch, features),
+    ):
+        blocks = [eqn for eqn in trace.eqns if eqn.primitive.name == "scan"]
+        (inner,) = [e for e in blocks[0].params["jaxpr"].eqns if "policy" in e.params]
+        assert inner.params["policy"] is getattr(jax.checkpoint_policies, remat)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -127,7 +168,7 @@ def test_padding_the_patches_further_changes_nothing(family):
     tokens, mask = cases.random_responses(cases.make_batch(model.config, PROMPTS), G, R)
     hidden = [
         forward(model, params, cases.make_batch(model.config, PROMPTS, extra=extra), tokens, mask)
-        for extra in [(0, 0), (3, 5)]
+        for extra in [(0, 0), (2, 8)]
     ]
     np.testing.assert_allclose(hidden[0], hidden[1], atol=1e-5)
 
@@ -143,32 +184,30 @@ def test_a_batch_without_patches_is_a_batch_without_images():
     np.testing.assert_allclose(forward(model, params, bare, tokens, mask), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_an_empty_prompt_is_finite_and_leaves_the_others_alone(family):
-    model, params = make(family)
+def test_an_empty_prompt_is_finite_and_has_no_gradient():
+    model, params = make("qwen2_5_vl")
     batch = cases.make_batch(model.config, PROMPTS)
-    dummy = cases.make_batch(model.config, [([], 1)] * len(PROMPTS))
-    for field, empty in zip(batch, dummy, strict=True):
-        field[1] = np.zeros_like(field[1]) if field.shape[1:] != empty.shape[1:] else empty[1]
-    batch.mask[1] = False
     tokens, mask = cases.random_responses(batch, G, R)
+    batch.mask[1] = False
     mask[G : 2 * G] = False
-    pulled = np.ones((*tokens.shape, model.config.width), np.float32)
+    features = noise(len(PROMPTS), batch.patches.shape[1] // 4, model.config.width)
 
-    hidden = forward(model, params, batch, tokens, mask)
-    assert np.isfinite(hidden).all()
+    assert np.isfinite(forward(model, params, batch, tokens, mask)).all()
     assert np.isfinite(cases.decode_all(model, params, batch, tokens)).all()
 
-    both = gradients(model, params, batch, tokens, mask, pulled)
-    kept = np.r_[0:G, 2 * G : 3 * G]
-    alone = gradients(model, params, select(batch, [0, 2]), tokens[kept], mask[kept], pulled[kept])
-    assert_close(both, alone)
-
-    nothing = gradients(
-        model, params, select(batch, [1]), *[x[G : 2 * G] for x in (tokens, mask)], 1.0
+    pulled = noise(*tokens.shape, model.config.width, seed=3)
+    run = functools.partial(gradient(model), params["language"])
+    expected = run(features, batch, tokens, mask, pulled)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(expected))
+    # Nothing of the empty prompt's row is in it.
+    batch.tokens[1], batch.positions[1], features[1], tokens[G : 2 * G] = 9, 9, 9.0, 9
+    again = run(features, batch, tokens, mask, pulled)
+    for ours, theirs in zip(jax.tree.leaves(again), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    only_empty = run(
+        features, batch, tokens, mask, pulled * (np.arange(len(mask)) // G == 1)[:, None, None]
     )
-    # 0 / 0 valid tokens is the loss's affair; what reaches the weights must be exactly zero.
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(nothing))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(only_empty))
 
 
 def test_bfloat16_computes_close_to_float32_and_gives_float32_logits():

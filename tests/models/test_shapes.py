@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Published sizes without a weight: parameter tree, counts, sharding rules, shapes of every call."""
+"""Published sizes without a weight: parameter tree, counts, sharding rules, shapes of all calls."""
 
 import re
 

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from rlvlm_jax import __version__, checkpoint, metrics, optim, records, rewards, sharding, startup
 from rlvlm_jax import config as config_lib
-from rlvlm_jax.data import dataset, loader
+from rlvlm_jax.data import dataset, loader, problems
 from rlvlm_jax.data.dataset import Example
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation.scheme import Evaluation
@@ -156,6 +156,8 @@ class Run:
         found, self.reports["train"] = reader.read(
             c.data.train, "config.data.train", at_least=prompts
         )
+        if c.mode == "sft" and c.sft.style == "mixed":
+            found = list(problems.in_mixed_styles(found, c.sft.direct_share))
         self.loader = loader.Loader(
             found,
             reader.encode,

@@ -1,0 +1,114 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Step II: choices of tokens, keys of sequences, stopping."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlvlm_jax.sampling.logits import Policy, draw, keep_top_k, keep_top_p
+from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
+from tests import tiny_model
+from tests.tiny_model import BANNED, PAD, STOP
+
+
+def probabilities(*values):
+    return jnp.log(jnp.array([values], jnp.float32))
+
+
+@pytest.mark.parametrize(
+    ("p", "kept"),
+    [(1.0, 4), (0.95, 4), (0.85, 3), (0.75, 2), (0.5, 1), (0.001, 1)],
+)
+def test_top_p_keeps_the_fewest_that_reach_p(p, kept):
+    logits = probabilities(0.1, 0.5, 0.1 + 1e-3, 0.299)
+    found = np.isfinite(np.asarray(keep_top_p(logits, p)))[0]
+    assert found.sum() == kept
+    assert found[1]
+
+
+def test_top_k_keeps_the_k_largest():
+    logits = probabilities(0.1, 0.5, 0.15, 0.25)
+    assert np.isfinite(np.asarray(keep_top_k(logits, 2)))[0].tolist() == [False, True, False, True]
+    assert np.isfinite(np.asarray(keep_top_k(logits, 0))).all()
+
+
+def test_policy_divides_by_temperature_and_bans():
+    scaled = Policy(0.5, (1,)).scale(jnp.array([1.0, 9.0, 2.0]))
+    assert np.asarray(scaled).tolist() == [2.0, -np.inf, 4.0]
+
+
+def test_draws_follow_the_distribution():
+    keys = jax.random.split(jax.random.key(0), 4000)
+    logits = jnp.tile(probabilities(0.2, 0.5, 0.3), (4000, 1))
+    drawn = np.asarray(draw(keys, logits, temperature=1.0, top_k=0, top_p=1.0))
+    np.testing.assert_allclose(np.bincount(drawn) / 4000, [0.2, 0.5, 0.3], atol=0.03)
+    assert set(np.asarray(draw(keys, logits, temperature=0, top_k=0, top_p=1.0))) == {1}
+
+
+@pytest.fixture(scope="module")
+def sampled():
+    model, params = tiny_model.build()
+    settings = SampleSettings(
+        samples=4,
+        max_tokens=10,
+        stop_ids=(STOP, 7),
+        pad_id=PAD,
+        banned_ids=BANNED,
+        chunk=4,
+        policy=Policy(1.0, BANNED),
+    )
+    traces = []
+
+    def traced(*arguments):
+        traces.append(1)
+        return make_sample_fn(model, settings)(*arguments)
+
+    return params, jax.jit(traced), traces
+
+
+def ids_of(prompts):
+    return (np.asarray(prompts)[:, None] * 4 + np.arange(4)).reshape(-1).astype(np.uint32)
+
+
+def test_permuting_the_batch_permutes_the_samples(sampled):
+    params, sample, traces = sampled
+    batch, order, key = tiny_model.batch(), np.array([2, 0, 3, 1]), jax.random.key(3)
+    one = sample(params, batch, None, sequence_keys(key, ids_of(np.arange(4))))
+    shuffled = jax.tree.map(lambda x: x[order], batch)
+    two = sample(params, shuffled, None, sequence_keys(key, ids_of(order)))
+    rows = ids_of(order)
+    np.testing.assert_array_equal(np.asarray(one.tokens)[rows], two.tokens)
+    np.testing.assert_allclose(np.asarray(one.logprobs)[rows], two.logprobs, atol=1e-5)
+    assert len(np.unique(np.asarray(one.tokens), axis=0)) > 8  # samples differ
+    sample(params, batch, None, sequence_keys(jax.random.key(4), ids_of(np.arange(4))))
+    assert len(traces) == 1
+
+
+def test_stop_tokens_end_a_response_and_belong_to_it(sampled):
+    params, sample, _ = sampled
+    keys = sequence_keys(jax.random.key(8), ids_of(np.arange(4)))
+    found = jax.device_get(sample(params, tiny_model.batch(), None, keys))
+    stops = np.isin(found.tokens, (STOP, 7)) & found.mask
+    assert stops.any(axis=1).tolist() == (~found.truncated).tolist()
+    assert (~found.truncated).any()
+    for tokens, mask, stop, cut in zip(
+        found.tokens, found.mask, stops, found.truncated, strict=True
+    ):
+        length = mask.sum()
+        assert mask[:length].all()
+        assert length == 10 if cut else stop[length - 1]
+        assert (tokens[length:] == PAD).all()
+    assert not np.isin(found.tokens[found.mask], BANNED).any()
+
+
+def test_a_dummy_prompt_gives_no_response(sampled):
+    params, sample, _ = sampled
+    batch = tiny_model.batch()
+    batch = batch._replace(mask=batch.mask & (np.arange(4) != 1)[:, None])
+    keys = sequence_keys(jax.random.key(8), ids_of(np.arange(4)))
+    found = jax.device_get(sample(params, batch, None, keys))
+    assert not found.mask[4:8].any()
+    assert not found.truncated[4:8].any()
+    assert np.isfinite(found.logprobs).all()

@@ -215,6 +215,7 @@ def _path_name(path: Any) -> str:
 
 def _restore(path: str | Path, item: str, wanted: Any) -> Any:
     found = _item(path, item)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of every item read alone
     try:
         with ocp.StandardCheckpointer() as reader:
             stored = reader.metadata(found).item_metadata.tree

@@ -438,6 +438,11 @@ def _recipe_problems(c: ConfigDict) -> Iterator[str]:
         yield "config.total_steps and config.epochs are both 0; set one of them"
     if c.eval_every and not (c.data.val or c.data.test or c.data.test_ood):
         yield f"config.eval_every={c.eval_every} but config.data.val and config.data.test are empty"
+    if c.mode == "sft" and c.sft.style == "mixed" and not c.data.train.startswith("bundled:"):
+        yield (
+            f"config.sft.style='mixed' needs the bundled problems, not config.data.train="
+            f"{c.data.train!r}; use config.sft.style='worked'"
+        )
     if c.rewards.custom and c.rewards.custom.count(":") != 1:
         yield f"config.rewards.custom={c.rewards.custom!r} is not of the form module:function"
 

@@ -7,6 +7,7 @@ writes nothing; entering it starts the records. It keeps what the loops must not
 records, checkpoints, signals, progress.
 """
 
+import dataclasses
 import importlib.metadata
 import math
 import platform
@@ -152,7 +153,10 @@ class Run:
         if c.mode == "eval":
             self.total_steps, self.epoch_steps = 0, 0.0
             return
-        prompts = c.rollout.prompts if c.mode == "rl" else c.update.minibatch
+        prompts = c.rollout.prompts
+        if c.mode == "sft":
+            prompts = c.update.minibatch
+            reader = dataclasses.replace(reader, max_solution_tokens=c.rollout.max_tokens)
         found, self.reports["train"] = reader.read(
             c.data.train, "config.data.train", at_least=prompts
         )

@@ -31,13 +31,13 @@ def encode_solutions(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (tokens int32[B, R], mask bool[B, R]): solutions with their end token.
 
-    A solution longer than R is cut at the end, and then has no end token: the loss teaches only
-    what is there.
+    Raises:
+        ValueError: a solution has more than R tokens; `dataset.Reader` leaves such records out.
     """
     tokens = np.full((len(solutions), length), tokenizer.pad_id, np.int32)
     mask = np.zeros((len(solutions), length), bool)
     for row, solution in enumerate(solutions):
-        ids = [*tokenizer.encode(tokenizer.escape(solution)), tokenizer.end_id][:length]
+        ids = tokenizer.encode_response(solution)
         tokens[row, : len(ids)] = ids
         mask[row, : len(ids)] = True
     return tokens, mask

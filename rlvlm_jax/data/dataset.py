@@ -102,6 +102,7 @@ class Reader:
         instruction: put on a line of its own behind every question; not added to chats.
         system: system message; "" leaves it to the chat template; not added to chats.
         max_prompt_tokens: a longer prompt is dropped, never cut.
+        max_solution_tokens: the same of solutions, end token included; 0 = no limit.
         on_bad_record: "error" refuses the data set at the first bad record, "skip" drops and
             counts bad records.
         gold_check: solutions -> for each None, or why nothing can be judged by it.
@@ -112,6 +113,7 @@ class Reader:
     instruction: str = ""
     system: str = ""
     max_prompt_tokens: int = 2048
+    max_solution_tokens: int = 0
     on_bad_record: str = "error"
     gold_check: Callable[[list[str]], list[str | None]] | None = None
 
@@ -174,6 +176,8 @@ class Reader:
                 refuse("unparsable_solution", example.source, example.id, problem)
             elif example.tokens > self.max_prompt_tokens:
                 dropped.setdefault("prompt_too_long", []).append(example.id)
+            elif self._solution_is_too_long(example):
+                dropped.setdefault("solution_too_long", []).append(example.id)
             else:
                 kept.append(example)
 
@@ -237,6 +241,10 @@ class Reader:
             )
         except ImageError as error:
             raise ImageError(error.kind, f"{_label(example)}: {error}") from error
+
+    def _solution_is_too_long(self, example: Example) -> bool:
+        limit = self.max_solution_tokens
+        return bool(limit) and len(self.tokenizer.encode_response(example.solution)) > limit
 
     def _with_size(self, example: Example) -> Example | tuple[Example, ImageError]:
         try:

@@ -80,6 +80,10 @@ class Tokenizer:
         """Returns the ids of `text`; special tokens written in it become their ids."""
         return self._fast.encode(text, add_special_tokens=False).ids
 
+    def encode_response(self, text: str) -> list[int]:
+        """Returns the ids of a whole response: `text`, escaped, and the end token."""
+        return [*self.encode(self.escape(text)), self.end_id]
+
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Returns the text of `ids`; an id outside the vocabulary decodes to nothing."""
         return self._fast.decode([int(i) for i in ids], skip_special_tokens=skip_special)

@@ -214,7 +214,7 @@ class Pool:
         while todo:
             # After two breakdowns items go one at a time, so that the next one names its culprit.
             turn = todo if breakdowns < 2 else todo[:1]
-            pool, futures = self._submit(function, [items[i] for i in turn], deadline_s)
+            pool, futures = self._submit(function, [items[i] for i in turn], deadline_s, closes)
             again = todo[len(turn) :]
             broken = False
             try:
@@ -238,8 +238,7 @@ class Pool:
             except BaseException:  # Ctrl-C, preemption: leave no work behind in the queue
                 self._discard(pool)
                 raise
-            if self._closes != closes:
-                raise RuntimeError("the worker pool was closed while it was working")
+            self._check_not_closed(closes)
             if broken:
                 breakdowns += 1
                 self._discard(pool)
@@ -260,7 +259,7 @@ class Pool:
         self._waiting = set()
 
     def _submit(
-        self, function: Callable[..., Any], items: list[tuple], deadline_s: float
+        self, function: Callable[..., Any], items: list[tuple], deadline_s: float, closes: int
     ) -> tuple[pebble.ProcessPool, list[Future]]:
         while True:
             pool = self._running()
@@ -271,10 +270,18 @@ class Pool:
                     self._waiting.add(future)
                     future.add_done_callback(self._done)
                     futures.append(future)
-            except RuntimeError:  # pebble: the pool broke while it was idle
+            except RuntimeError:  # pebble: the pool broke or was closed
                 self._discard(pool)
+                self._check_not_closed(closes)
             else:
+                if pool is not self._pool:  # what was added after the others were cancelled
+                    for future in futures:
+                        future.cancel()
                 return pool, futures
+
+    def _check_not_closed(self, closes: int) -> None:
+        if self._closes != closes:
+            raise RuntimeError("the worker pool was closed while it was working")
 
     def _done(self, future: Future) -> None:
         self._finished += 1

@@ -165,10 +165,11 @@ def test_interrupted_map_leaves_no_work_in_the_queue(pool):
     assert time.monotonic() - start < 10.0
 
 
-def test_close_while_busy_ends_the_map_at_once_and_a_later_one_starts_anew():
+@pytest.mark.parametrize("after_s", [0.02, 0.5])  # while items are submitted; while they run
+def test_close_while_busy_ends_the_map_at_once_and_a_later_one_starts_anew(after_s):
     pool = Pool(workers=2)
     before = pids(pool)
-    threading.Timer(0.5, pool.close).start()
+    threading.Timer(after_s, pool.close).start()
     start = time.monotonic()
     with pytest.raises(RuntimeError, match="was closed while it was working"):
         evaluate(pool, [sleep(600, 0)] * 5000, deadline_s=700.0)

@@ -93,7 +93,7 @@ def settings(**changes):
     """Returns a configuration for `batch()`: 4 prompts, 4 samples, 6 tokens; keys are dotted."""
     c = config.default()
     c.rollout.prompts, c.rollout.samples, c.rollout.max_tokens = 4, 4, 6
-    c.update.minibatch, c.update.lr = 8, 1e-2
+    c.update.minibatch, c.update.lr, c.update.weight_decay = 8, 1e-3, 0.0
     c.update.logprob_chunk = 4
     with c.unlocked():
         for key, value in changes.items():

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rlvlm_jax.errors import InputError
+from rlvlm_jax.types import Batch
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))  # the leading axis of prompts and of sequences
@@ -108,6 +109,23 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """Moves a pytree of host arrays onto the mesh, divided along their leading axis."""
     return jax.device_put(batch, batch_sharding(mesh))
+
+
+def batch_shapes(prompts: int, p: int, i: int, patch_bytes: int, mesh: Mesh) -> Batch:
+    """Returns ShapeDtypeStructs of a batch on the mesh: P tokens and I patches a prompt."""
+
+    def shape(*inner: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((prompts, *inner), dtype, sharding=batch_sharding(mesh))
+
+    return Batch(
+        tokens=shape(p),
+        mask=shape(p, dtype=bool),
+        positions=shape(3, p),
+        patches=shape(i, patch_bytes, dtype=np.uint8),
+        patch_coords=shape(i, 2),
+        patch_image=shape(i),
+        patch_window=shape(i),
+    )
 
 
 def to_host(tree: Any) -> Any:

@@ -28,21 +28,22 @@ from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sampling.responses import read_responses
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
 from rlvlm_jax.trajectory import make_trajectory_fn
+from rlvlm_jax.types import Params, TrainState
 from rlvlm_jax.update import init_state, make_update_fn
 
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """The compiled functions of the loop."""
+    """The functions of the loop, jitted, or compiled for one shape of batch."""
 
-    encode: Callable[..., Any]  # (params, batch) -> features; identity-like where vision trains
+    encode: Callable[..., Any]  # (params, batch) -> features
     sample: Callable[..., Any]  # (params, batch, features, key) -> Rollout
-    trajectory: Callable[..., Any]
-    update: Callable[..., Any]
+    trajectory: Callable[..., Any]  # see trajectory.make_trajectory_fn
+    update: Callable[..., Any]  # see update.make_update_fn; donates the state
 
 
-def make_steps(session: startup.Session, optimizer: Any) -> Steps:
-    """Builds and jits steps II, III and IV once."""
+def make_steps(session: startup.Session, optimizer: Any, state: TrainState) -> Steps:
+    """Builds and jits steps II, III and IV once; the state keeps its places on the mesh."""
     config, model = session.config, session.model
     policy = Policy(config.rollout.temperature, session.banned)
     settings = SampleSettings(
@@ -59,7 +60,7 @@ def make_steps(session: startup.Session, optimizer: Any) -> Steps:
     )
     sample = make_sample_fn(model, settings)
     ids = np.arange(sequences(config), dtype=np.uint32)
-    rows = sharding.batch_sharding(session.mesh)
+    rows, whole = sharding.batch_sharding(session.mesh), sharding.replicated(session.mesh)
     return Steps(
         encode=jax.jit(model.encode_images, out_shardings=rows),
         sample=jax.jit(
@@ -68,11 +69,57 @@ def make_steps(session: startup.Session, optimizer: Any) -> Steps:
             ),
             out_shardings=rows,
         ),
-        trajectory=jax.jit(make_trajectory_fn(model, config, policy)),
+        trajectory=jax.jit(
+            make_trajectory_fn(model, config, policy), out_shardings=(rows, whole, rows)
+        ),
         update=jax.jit(
-            make_update_fn(model, config, optimizer, policy, session.mesh), donate_argnums=0
+            make_update_fn(model, config, optimizer, policy, session.mesh),
+            out_shardings=(jax.tree.map(lambda x: x.sharding, state), whole),
+            donate_argnums=0,
         ),
     )
+
+
+def compile_steps(
+    steps: Steps,
+    session: startup.Session,
+    state: TrainState,
+    reference: Params | None,
+    bucket: tuple[int, int],
+) -> Steps:
+    """Compiles the steps for one shape of batch; runs nothing.
+
+    Args:
+        steps: jitted.
+        session: of the run.
+        state: arrays, or ShapeDtypeStructs with their shardings.
+        reference: parameters to compare with, alike, or None.
+        bucket: (P tokens, I patches) of a prompt.
+
+    Returns:
+        The same functions, which accept batches of this shape only and never compile.
+    """
+    rows = sharding.batch_sharding(session.mesh)
+    key = jax.random.key(0)
+
+    def divided(shapes: Any) -> Any:
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), shapes)
+
+    batch = sharding.batch_shapes(
+        session.config.rollout.prompts, *bucket, session.spec.patch_bytes, session.mesh
+    )
+    encode = features = None
+    if session.features_frozen:
+        encode = steps.encode.lower(state.params, batch)
+        features = divided(encode.out_info)
+    sample = steps.sample.lower(state.params, batch, features, key)
+    rollout = divided(sample.out_info)
+    scores = divided(jax.ShapeDtypeStruct(rollout.truncated.shape, np.float32))
+    trajectory = steps.trajectory.lower(
+        state.params, reference, batch, features, rollout, scores, scores
+    )
+    update = steps.update.lower(state, divided(trajectory.out_info[0]), key)
+    return Steps(*(f and f.compile() for f in (encode, sample, trajectory, update)))
 
 
 def needs_reference(config: ConfigDict) -> bool:
@@ -96,11 +143,15 @@ def train(config: ConfigDict, workdir: str) -> bool:
     updates = config.update.epochs * sequences(config) // config.update.minibatch
     optimizer, schedule = optim.make_optimizer(config.update, this.total_steps * updates)
     parts = optim.trained_parts(config.update)
-    steps = make_steps(session, optimizer)
     reference = startup.initial_params(session) if needs_reference(config) else None
     state = this.restore_or_init(
         optimizer, lambda params: init_state(params, optimizer, session.model, parts)
     )
+    jitted = make_steps(session, optimizer, state)
+    compiled = {
+        bucket: compile_steps(jitted, session, state, reference, bucket)
+        for bucket in this.loader.buckets
+    }
     evaluate = scheme.make_evaluate_fn(session, config)
     rewards = RewardConfig(**config.rewards)
     base_key = jax.random.key(config.seed)
@@ -118,6 +169,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
             with watch.measure("data"):
                 examples, host_batch = this.loader.next()
                 batch = sharding.put_batch(host_batch, session.mesh)
+                steps = compiled[batch.tokens.shape[1], batch.patches.shape[1]]
 
             # Step II: response collection, with the live parameters.
             with watch.measure("rollout"):

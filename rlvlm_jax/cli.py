@@ -72,7 +72,7 @@ def parse_config(argv: Sequence[str], command: str) -> tuple[ConfigDict, str]:
         raise InputError(
             f"--config={path}: no such config file could be loaded; {usage}"
         ) from error
-    except (AttributeError, KeyError, TypeError) as error:
+    except (AttributeError, ImportError, KeyError, SyntaxError, TypeError) as error:
         raise InputError(f"{given[0].lstrip('-')}: {error}; {usage}") from error
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}; {usage}")

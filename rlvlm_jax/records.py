@@ -41,6 +41,26 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
+def check_writable(directory: str | Path) -> None:
+    """Finds out whether a run's directory can be made and written, without making it.
+
+    Raises:
+        InputError: it is a file, lies below one, or must not be written.
+    """
+    path = Path(directory).absolute()
+    nearest = next(place for place in (path, *path.parents) if place.exists())
+    if not nearest.is_dir():
+        raise _not_writable(directory, f"{nearest} is a file")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise _not_writable(directory, f"no permission to write to {nearest}")
+
+
+def _not_writable(directory: str | Path, reason: str | None) -> InputError:
+    return InputError(
+        f"--workdir={directory} cannot be written ({reason}); name a directory that can"
+    )
+
+
 class RunDirectory:
     """Writes below one directory, which is created."""
 
@@ -56,10 +76,7 @@ class RunDirectory:
             for folder in ("rollouts", "eval"):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(
-                f"--workdir={directory} cannot be written ({error.strerror}); name a directory "
-                "that can"
-            ) from error
+            raise _not_writable(directory, error.strerror) from error
 
     def write_config(self, content: Mapping[str, Any]) -> None:
         """Writes config.json: the resolved configuration and what the run depends on."""
@@ -122,6 +139,7 @@ class RunDirectory:
         if metrics.is_file():
             kept = [line for line in _whole_lines(metrics) if line["step"] <= last]
             self._write(metrics, _lines(kept))
+            self._start -= kept[-1]["wall_s"] if kept else 0.0  # the clock goes on
         for folder in ("rollouts", "eval"):
             for file in (self.path / folder).iterdir():
                 number = file.name.split(".", 1)[0]

@@ -93,11 +93,12 @@ class Run:
         self._catch_signals()
         self.config = config
         self.workdir = Path(workdir)
+        records.check_writable(workdir)
         self._compiles = metrics.CompileCounter()
         self._checkpoints = self.workdir / "checkpoints"
         self.first_step = checkpoint.latest_step(self._checkpoints) or 0
-        self._resumed = self.first_step > 0 or checkpoint.is_checkpoint(self._checkpoints)
-        saved = self._read_saved() if self._resumed else {}
+        self.resumed = self.first_step > 0 or checkpoint.is_checkpoint(self._checkpoints)
+        saved = self._read_saved() if self.resumed else {}
         self.session = startup.open_session(config, startup.open_source(config.model.path))
         if config.rewards.custom:
             rewards.load_custom(config.rewards.custom)
@@ -106,7 +107,7 @@ class Run:
             self.loader.restore(saved["cursor"])
         self.step = self.first_step
         self._epoch_correct, self._epoch_count = saved.get("epoch_accuracy", (0, 0))
-        self._saved_step = self.first_step if self._resumed else -1
+        self._saved_step = self.first_step if self.resumed else -1
 
     # ---- before anything is written -----------------------------------------------------------
 
@@ -189,7 +190,7 @@ class Run:
         """Creates or trims the run's directory; from here on things are written."""
         c = self.config
         self._records = records.RunDirectory(self.workdir)
-        self._records.trim(self.first_step if self._resumed else None)
+        self._records.trim(self.first_step if self.resumed else None)
         self._records.write_config(
             {"config": startup.resolved_config(c), **environment(), "data": self.reports}
         )
@@ -234,7 +235,7 @@ class Run:
             step=scalar,
             bad_steps=scalar,
         )
-        if self._resumed:
+        if self.resumed:
             wanted = sharding.with_shardings(shapes, places)
             return checkpoint.restore(self._checkpoints / str(self.first_step), wanted)
         params = startup.initial_params(session)

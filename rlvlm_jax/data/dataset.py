@@ -284,8 +284,11 @@ def read_records(name: str, key: str = "data") -> Iterator[tuple[str, Example | 
     if name.startswith("bundled:"):
         from rlvlm_jax.data import problems  # which imports this module
 
-        for example in problems.named(name):
-            yield example.source, example
+        try:
+            found = problems.named(name)
+        except InputError as error:
+            raise InputError(f"{key}={name}: {error}") from error
+        yield from ((example.source, example) for example in found)
         return
     path = Path(name)
     rows: Iterator[tuple[str, int, Any]]

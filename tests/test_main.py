@@ -1,0 +1,267 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The command from end to end: the run directory, resuming, signals, the other modes."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rlvlm_jax import checkpoint, main
+from tests.run_cases import arguments, read_lines, write_problems
+
+OF_THE_CLOCK = ("time/", "throughput/", "memory/", "compile/", "wall_s")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_problems(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """A cache of compiled programs: the same run is started many times here."""
+    directory = str(tmp_path_factory.mktemp("compiled"))
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], directory)
+    jax.config.update(names[1], 0.0)
+    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+    yield directory
+    for name, value in before.items():
+        jax.config.update(name, value)
+    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data, compiled):
+    """A run of six steps that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "finished"
+    assert main.main(arguments(workdir, data, total_steps=6)) == 0
+    return workdir
+
+
+def train_lines(workdir):
+    lines = [line for line in read_lines(workdir / "metrics.jsonl") if line["phase"] == "train"]
+    return [
+        {name: value for name, value in line.items() if not name.startswith(OF_THE_CLOCK)}
+        for line in lines
+    ]
+
+
+def final_parameters(workdir):
+    state = checkpoint.restore_params(workdir / "checkpoints")
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf).tobytes()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
+
+
+def assert_same_run(one, other):
+    assert train_lines(one) == train_lines(other)
+    assert final_parameters(one) == final_parameters(other)
+
+
+def start(workdir, data, compiled, **keys):
+    """Starts the command in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "rlvlm_jax.main", *arguments(workdir, data, **keys)],
+        env={
+            **os.environ,
+            "JAX_COMPILATION_CACHE_DIR": compiled,
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        },
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition, process, limit_s=240.0):
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, "the run makes no progress"
+        time.sleep(0.02)
+
+
+def status_of(process):
+    """Waits for the process; returns its exit status, and shows what it wrote to stderr."""
+    _, written = process.communicate(timeout=240)
+    sys.stderr.write(written)
+    return process.returncode
+
+
+# ---- one run ---------------------------------------------------------------------------------
+
+
+def test_the_directory_of_a_run(finished, data):
+    about = json.loads((finished / "config.json").read_text())
+    assert about["config"]["data"]["train"] == str(data)
+    assert about["config"]["seed"] == 0
+    assert about["device_kind"]
+    assert {"jax", "rlvlm_jax"} <= set(about["versions"])
+    lines = read_lines(finished / "metrics.jsonl")
+    phases = [(line["phase"], line["step"]) for line in lines]
+    steps = [("train", step) for step in range(1, 7)]
+    assert phases == [
+        *[("eval", 0), *steps[:2], ("eval", 2), *steps[2:4]],
+        *[("eval", 4), *steps[4:], ("eval", 6)],
+    ]
+    assert all(isinstance(line["wall_s"], float) for line in lines)
+    assert sorted(int(path.name) for path in (finished / "checkpoints").iterdir()) == [4, 6]
+    evaluated = read_lines(finished / "eval" / "6.val.pass@1_t0.01.jsonl")
+    assert [row["id"] for row in evaluated] == [f"p{n}" for n in range(12)]
+    rate = np.mean([row["correct"] for row in evaluated])
+    assert lines[-1]["eval/val/pass@1_t0.01"] == pytest.approx(rate)
+
+
+def test_names_and_values_of_the_metrics(finished):
+    line = train_lines(finished)[-1]
+    expected = {
+        *("reward/score", "reward/accuracy", "response/length", "response/truncated_fraction"),
+        *("update/loss", "update/policy_loss", "update/entropy", "update/clip_fraction"),
+        *("update/ratio_mean", "update/grad_norm", "update/lr", "rollout/logprob_gap_mean"),
+        *("rollout/logprob_gap_max", "filter/kept_fraction", "judge/timeouts"),
+        *("judge/unparsable", "reflection/ratio"),
+    }
+    assert expected <= set(line)
+    assert "update/kl" not in line  # no reference was asked for
+    assert line["epoch"] == pytest.approx(6 * 4 / 12)
+    assert "epoch/train_accuracy" in line  # the second epoch ends with step 6
+    # Noise of half a unit in the last place of this model's weights moves single ones by 1e-5.
+    assert line["rollout/logprob_gap_mean"] < 1e-6
+    assert line["rollout/logprob_gap_max"] < 1e-4
+
+
+def test_rollouts_are_complete(finished, data):
+    rows = read_lines(finished / "rollouts" / "3.jsonl")
+    assert len(rows) == 8
+    for row in rows:
+        assert {"id", "question", "solution", "response", "rewards", "reflective"} <= set(row)
+        assert Path(row["image"]).samefile(data.parent / f"{row['id'][1:]}.png")
+        assert 0 < row["tokens"] <= 8
+        assert row["judge"] in ("ok", "unparsable", "timeout", "no_answer")
+        assert 0 <= row["logprob_gap"] < 1e-4
+        assert isinstance(row["correct"], bool)
+        assert isinstance(row["truncated"], bool)
+    assert [rows[2 * k]["id"] for k in range(4)] == [rows[2 * k + 1]["id"] for k in range(4)]
+    line = next(x for x in read_lines(finished / "metrics.jsonl") if x["step"] == 3)
+    assert line["response/truncated_fraction"] == np.mean([row["truncated"] for row in rows])
+
+
+def test_an_epoch_sees_every_problem_once(finished):
+    for first in (1, 4):
+        seen = [
+            row["id"]
+            for step in range(first, first + 3)
+            for row in read_lines(finished / "rollouts" / f"{step}.jsonl")[::2]
+        ]
+        assert sorted(seen) == sorted(f"p{n}" for n in range(12))
+
+
+def test_no_image_size_compiles_anything_after_the_first_step(tmp_path, compiled):
+    """60 pictures of random sizes, 15 steps an epoch; two static shapes."""
+    data = write_problems(tmp_path / "many", count=60, seed=1)
+    workdir = tmp_path / "run"
+    assert main.main(arguments(workdir, data, total_steps=22, eval_every=0, data__val="")) == 0
+    counts = [line["compile/count"] for line in read_lines(workdir / "metrics.jsonl")]
+    assert len(counts) == 22
+    assert len(set(counts)) == 1
+
+
+# ---- resuming --------------------------------------------------------------------------------
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, data, finished):
+    for steps in (2, 6, 6):  # the last finds nothing left to do
+        assert main.main(arguments(tmp_path, data, total_steps=steps)) == 0
+    assert_same_run(tmp_path, finished)
+
+
+def test_sigterm_saves_and_exits_75_and_the_run_goes_on(tmp_path, data, compiled, finished):
+    process = start(tmp_path, data, compiled, total_steps=6, checkpoint_every=0)
+    wait_for((tmp_path / "rollouts" / "1.jsonl").exists, process)
+    process.send_signal(signal.SIGTERM)
+    assert status_of(process) == 75
+    reached = checkpoint.latest_step(tmp_path / "checkpoints")
+    assert reached == train_lines(tmp_path)[-1]["step"]
+    assert reached < 6
+    assert main.main(arguments(tmp_path, data, total_steps=6, checkpoint_every=0)) == 0
+    assert_same_run(tmp_path, finished)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_sigkill_at_a_random_moment_loses_nothing(tmp_path, data, compiled, finished, seed):
+    after_start_s = random.Random(seed).uniform(0.0, 6.0)
+    keys = {"total_steps": 6, "checkpoint_every": 1}
+    process = start(tmp_path, data, compiled, **keys)
+    wait_for((tmp_path / "metrics.jsonl").exists, process)
+    time.sleep(after_start_s)
+    process.kill()
+    assert status_of(process) == -signal.SIGKILL
+    assert status_of(start(tmp_path, data, compiled, **keys)) == 0
+    assert_same_run(tmp_path, finished)
+
+
+# ---- the same program elsewhere --------------------------------------------------------------
+
+
+def test_eight_devices_write_the_same_responses(tmp_path, data, finished):
+    keys = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
+    assert main.main(arguments(tmp_path, data, total_steps=1, eval_every=0, **keys)) == 0
+    one, other = (read_lines(place / "rollouts" / "1.jsonl") for place in (finished, tmp_path))
+    assert [row["response"] for row in one] == [row["response"] for row in other]
+    a, b = train_lines(finished)[0], train_lines(tmp_path)[0]
+    for name in ("update/loss", "update/entropy", "reward/score"):
+        assert b[name] == pytest.approx(a[name], abs=1e-5), name
+    assert b["update/grad_norm"] == pytest.approx(a["update/grad_norm"], rel=1e-4)
+
+
+def test_evaluation_of_a_checkpoint(tmp_path, data, finished):
+    keys = {"mode": "eval", "model__path": finished / "checkpoints"}
+    assert main.main(arguments(tmp_path, data, **keys)) == 0
+    (line,) = read_lines(tmp_path / "metrics.jsonl")
+    last = read_lines(finished / "metrics.jsonl")[-1]
+    assert line["phase"] == "eval"
+    assert line["eval/val/pass@1_t0.01"] == last["eval/val/pass@1_t0.01"]
+    assert not (tmp_path / "checkpoints").exists() or not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_supervised_training_learns_the_solutions(tmp_path, data):
+    keys = {
+        "mode": "sft",
+        "rollout__max_tokens": 16,
+        "update__minibatch": 12,
+        "update__lr": 1e-3,
+        "total_steps": 6,
+        "checkpoint_every": 3,
+        "eval_every": 0,
+    }
+    assert main.main(arguments(tmp_path, data, **keys)) == 0
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert [(line["phase"], line["step"]) for line in lines] == [("sft", k) for k in range(1, 7)]
+    assert lines[-1]["update/loss"] < 0.8 * lines[0]["update/loss"]
+    assert checkpoint.latest_step(tmp_path / "checkpoints") == 6
+
+
+def test_mixed_styles_of_the_bundled_problems(tmp_path):
+    keys = {
+        "mode": "sft",
+        "rollout__max_tokens": 32,
+        "sft__style": "mixed",
+        "total_steps": 2,
+        "eval_every": 0,
+        "data__val": "",
+    }
+    assert main.main(arguments(tmp_path, "bundled:train:64", **keys)) == 0
+    lines = read_lines(tmp_path / "metrics.jsonl")
+    assert np.isfinite([line["update/loss"] for line in lines]).all()

@@ -1,0 +1,153 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The mesh and the places on it, over eight fake devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from rlvlm_jax import sharding
+from rlvlm_jax.errors import InputError
+from tests import tiny_model
+
+RULES = (
+    ("kernel$", PartitionSpec(None, "fsdp", "tensor")),
+    ("embedding", PartitionSpec(("fsdp", "tensor"), None)),
+    ("scale|bias", PartitionSpec()),
+)
+
+
+def shapes(**leaves):
+    """{"a_b": shape} as {"a": {"b": float32[shape]}}."""
+    tree = {}
+    for name, shape in leaves.items():
+        first, last = name.split("_")
+        tree.setdefault(first, {})[last] = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return tree
+
+
+# ---------------------------------------------------------------- mesh
+
+
+def test_the_mesh_takes_the_first_devices_it_needs():
+    mesh = sharding.make_mesh(1, 2, 3)
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 3}
+    assert set(mesh.devices.flat) == set(jax.devices()[:6])
+
+
+def test_the_mesh_keeps_to_the_devices_it_is_given():
+    given = jax.devices()[3:7]
+    assert set(sharding.make_mesh(2, 1, 1, given).devices.flat) == set(given[:2])
+
+
+@pytest.mark.parametrize(
+    ("axes", "devices", "message"),
+    [
+        ((3, 3, 1), None, r"data=3 x fsdp=3 x tensor=1 = 9 devices, but this program sees 8"),
+        ((1, 1, 2), 1, r"data=1 x fsdp=1 x tensor=2 = 2 devices, but this program sees 1"),
+    ],
+)
+def test_too_few_devices_are_named(axes, devices, message):
+    with pytest.raises(InputError, match=f"config.mesh asks for {message}"):
+        sharding.make_mesh(*axes, devices and jax.devices()[:devices])
+
+
+# ---------------------------------------------------------------- parameters
+
+
+def test_each_parameter_lies_where_its_rule_says():
+    mesh = sharding.make_mesh(2, 2, 2)
+    tree = shapes(mlp_kernel=(3, 4, 6), mlp_bias=(3, 5), embed_embedding=(8, 3))
+    places = sharding.param_shardings(tree, RULES, mesh)
+    assert jax.tree.structure(places) == jax.tree.structure(tree)
+    assert all(place.mesh == mesh for place in jax.tree.leaves(places))
+    shards = jax.tree.map(lambda leaf, place: place.shard_shape(leaf.shape), tree, places)
+    assert shards == {
+        "mlp": {"kernel": (3, 2, 3), "bias": (3, 5)},
+        "embed": {"embedding": (2, 3)},
+    }
+
+
+@pytest.mark.parametrize(
+    ("leaves", "message"),
+    [
+        ({"mlp_other": (4,)}, "mlp/other fits 0 sharding rules, expected 1"),
+        ({"bias_kernel": (2, 4, 4)}, "bias/kernel fits 2 sharding rules, expected 1"),
+        (
+            {"mlp_kernel": (2, 5, 4)},
+            r"mlp/kernel: dimension 5 is not divisible by \('fsdp',\) = 2",
+        ),
+        (
+            {"a_embedding": (6, 4)},
+            r"a/embedding: dimension 6 is not divisible by \('fsdp', 'tensor'\) = 4",
+        ),
+    ],
+)
+def test_a_parameter_that_does_not_fit_is_named(leaves, message):
+    tree = shapes(fine_kernel=(1, 2, 2), **leaves)
+    with pytest.raises(InputError, match=f"^parameters do not fit config.mesh: {message}$"):
+        sharding.param_shardings(tree, RULES, sharding.make_mesh(2, 2, 2))
+
+
+def test_every_problem_counts_and_the_first_five_are_told():
+    tree = shapes(a_kernel=(1, 3, 5), b_kernel=(1, 3, 5), c_kernel=(1, 3, 5), d_none=(1,))
+    with pytest.raises(InputError, match=r"a/kernel.*c/kernel: dimension 3.*; and 2 more$"):
+        sharding.param_shardings(tree, RULES, sharding.make_mesh(1, 2, 2))
+
+
+def test_an_axis_of_one_device_divides_everything():
+    places = sharding.param_shardings(
+        shapes(a_kernel=(1, 3, 5)), RULES, sharding.make_mesh(8, 1, 1)
+    )
+    assert places["a"]["kernel"].shard_shape((1, 3, 5)) == (1, 3, 5)
+
+
+def test_shapes_carry_their_places():
+    mesh = sharding.make_mesh(1, 2, 1)
+    tree = shapes(a_kernel=(1, 2, 3), a_bias=(4,))
+    places = sharding.param_shardings(tree, RULES, mesh)
+    got = sharding.with_shardings(tree, places)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), got) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), tree
+    )
+    assert jax.tree.map(lambda x: x.sharding, got) == places
+
+
+# ---------------------------------------------------------------- batches
+
+
+def test_batch_shapes_are_those_of_a_collated_batch_on_the_mesh():
+    mesh = sharding.make_mesh(2, 2, 2)
+    batch = tiny_model.batch(4)
+    _, length = batch.tokens.shape
+    _, patches, patch_bytes = batch.patches.shape
+    stated = sharding.batch_shapes(4, length, patches, patch_bytes, mesh)
+    placed = sharding.put_batch(batch, mesh)
+    for name in batch._fields:
+        want, host, device = (getattr(x, name) for x in (stated, batch, placed))
+        assert (want.shape, want.dtype) == (host.shape, host.dtype), name
+        assert want.sharding == device.sharding, name
+
+
+def test_a_batch_is_divided_over_data_and_fsdp_and_repeated_over_tensor():
+    mesh = sharding.make_mesh(2, 2, 2)
+    rows = np.arange(8).reshape(8, 1)
+    placed = sharding.put_batch({"rows": rows, "none": None}, mesh)["rows"]
+    pieces = [tuple(np.asarray(shard.data).ravel()) for shard in placed.addressable_shards]
+    assert sorted(pieces) == sorted([(0, 1), (2, 3), (4, 5), (6, 7)] * 2)
+    back = sharding.to_host({"rows": placed})["rows"]
+    assert isinstance(back, np.ndarray)
+    np.testing.assert_array_equal(back, rows)
+
+
+def test_replicated_is_whole_everywhere():
+    mesh = sharding.make_mesh(1, 2, 2)
+    placed = jax.device_put(np.arange(3), sharding.replicated(mesh))
+    assert [shard.data.shape for shard in placed.addressable_shards] == [(3,)] * 4
+
+
+def test_paths_are_written_with_slashes():
+    leaves = jax.tree_util.tree_leaves_with_path({"a": {"b": 1, "c": {"d": 2}}})
+    assert [sharding.path_name(path) for path, _ in leaves] == ["a/b", "a/c/d"]

@@ -5,7 +5,7 @@
 # Installs this checkout into .venv and runs a recipe on this machine:
 #   launch/run.sh cpu   configs/tiny.py      --workdir=runs/tiny
 #   launch/run.sh cuda  configs/mm_eureka.py --workdir=runs/mm_eureka --config.data.train=FILE
-#   launch/run.sh tpu   configs/mm_eureka.py --workdir=gs://BUCKET/mm_eureka ...
+#   launch/run.sh tpu   configs/mm_eureka.py --workdir=/mnt/disk/mm_eureka ...
 # Run again, it goes on from the newest checkpoint. Exit status 75: preempted, run it again.
 set -euo pipefail
 

@@ -45,8 +45,10 @@ def check_writable(directory: str | Path) -> None:
     """Finds out whether a run's directory can be made and written, without making it.
 
     Raises:
-        InputError: it is a file, lies below one, or must not be written.
+        InputError: it is a URL or a file, lies below a file, or must not be written.
     """
+    if "://" in str(directory):
+        raise _not_writable(directory, "it is no local path; a mounted bucket has one")
     path = Path(directory).absolute()
     nearest = next(place for place in (path, *path.parents) if place.exists())
     if not nearest.is_dir():

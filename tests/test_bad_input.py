@@ -118,6 +118,10 @@ def test_workdir_that_is_a_file(refused, tmp_path, data):
     assert (tmp_path / "taken").read_text() == "mine"
 
 
+def test_workdir_that_is_no_local_path(refused, data):
+    assert "gs://bucket/run" in refused(arguments("gs://bucket/run", data))
+
+
 # ---- data ------------------------------------------------------------------------------------
 
 

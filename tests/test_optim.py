@@ -162,9 +162,7 @@ def test_split_takes_each_leaf_once_and_merge_puts_it_back(parts):
         assert jax.tree.leaves(others[name]) == []
     merged = optim.merge(trained, frozen)
     assert jax.tree.structure(merged) == jax.tree.structure(whole)
-    assert all(
-        a is b for a, b in zip(jax.tree.leaves(merged), jax.tree.leaves(whole), strict=True)
-    )
+    assert all(a is b for a, b in zip(jax.tree.leaves(merged), jax.tree.leaves(whole), strict=True))
 
 
 def test_what_is_frozen_has_no_optimizer_state_and_no_share_in_the_norm():

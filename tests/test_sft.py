@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvlm_jax import optim, sharding
+from rlvlm_jax import main, optim, sharding
 from rlvlm_jax.data.tokenizer import Tokenizer
 from rlvlm_jax.logprobs import make_logprobs_fn
 from rlvlm_jax.metrics import CompileCounter
@@ -18,6 +18,7 @@ from rlvlm_jax.sft import encode_solutions, make_sft_fn
 from rlvlm_jax.types import TrainState
 from rlvlm_jax.update import init_state
 from tests import tiny_model
+from tests.run_cases import arguments, read_lines, write_problems
 from tests.tiny_model import PAD, STOP
 
 ROWS, LENGTH, EPS = 8, 6, 1e-3
@@ -106,11 +107,12 @@ def build(tiny):
             trained_places, _ = optim.split(places, model.part, parts)
             scalar = sharding.replicated(place)
             moments = optim.state_shardings(optimizer, trained, trained_places, scalar)
-            state = jax.jit(
-                lambda p: init_state(p, optimizer, model, parts),
-                out_shardings=TrainState(places, moments, scalar, scalar),
-            )(params)
-            made[key] = jax.jit(make_sft_fn(model, c, optimizer, place)), state, place
+            whole = TrainState(places, moments, scalar, scalar)
+            state = jax.jit(lambda p: init_state(p, optimizer, model, parts), out_shardings=whole)(
+                params
+            )
+            step = jax.jit(make_sft_fn(model, c, optimizer, place), out_shardings=(whole, scalar))
+            made[key] = step, state, place
         return made[key]
 
     return get
@@ -190,15 +192,10 @@ def test_micro_batches_change_nothing(build, problems, base, micro):
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(2, 2, 1), (1, 4, 2)])
 def test_devices_change_nothing(build, problems, base, mesh):
-    step, state, place = build(mesh)
-    arrays = sharding.put_batch(problems, place)
-    state, stats = step(state, *arrays)
+    state, stats = run(build(mesh), problems)
     assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == np.prod(mesh)
     assert distance(state.params, base[0].params) < 1e-5
     assert float(stats["update/loss"]) == pytest.approx(float(base[1]["update/loss"]), abs=1e-5)
-    counter = CompileCounter()
-    step(state, *arrays)
-    assert counter.count == 0  # the state stays where it was
 
 
 def test_what_stands_outside_the_mask_changes_nothing(build, problems, base):
@@ -245,3 +242,15 @@ def test_a_non_finite_loss_moves_nothing_and_is_counted(build, problems):
     assert (int(after.step), int(after.bad_steps)) == (0, 1)
     embedding = after.params["language"]["embed"]["embedding"]
     np.testing.assert_array_equal(embedding, state.params["language"]["embed"]["embedding"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_run_compiles_nothing_after_its_first_step(tmp_path, devices):
+    data = write_problems(tmp_path / "data")
+    keys = {"mode": "sft", "total_steps": 3, "eval_every": 0, "checkpoint_every": 0}
+    keys |= {"data__buckets": 1, "mesh__fsdp": devices, "rollout__max_tokens": 16}
+    assert main.main(arguments(tmp_path / "run", data, **keys)) == 0
+    counts = [line["compile/count"] for line in read_lines(tmp_path / "run" / "metrics.jsonl")]
+    assert len(counts) == 3
+    assert counts[0] == counts[1] == counts[2]

@@ -88,6 +88,12 @@ def write_params(directory: str | Path, params: Params, model_files: Mapping[str
     path = _absolute(directory)
     if path.exists():
         raise InputError(f"{directory} exists already; name a directory that does not")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{directory} cannot be written ({error.strerror}); name another"
+        ) from error
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
         writer.save(
             path,

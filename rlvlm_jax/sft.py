@@ -83,9 +83,16 @@ def train(config: ConfigDict, workdir: str) -> bool:
     session = this.session
     optimizer, schedule = optim.make_optimizer(config.update, this.total_steps)
     parts = optim.trained_parts(config.update)
-    step_fn = jax.jit(make_sft_fn(session.model, config, optimizer, session.mesh), donate_argnums=0)
     state = this.restore_or_init(
         optimizer, lambda params: init_state(params, optimizer, session.model, parts)
+    )
+    step_fn = jax.jit(
+        make_sft_fn(session.model, config, optimizer, session.mesh),
+        out_shardings=(
+            jax.tree.map(lambda x: x.sharding, state),
+            sharding.replicated(session.mesh),
+        ),
+        donate_argnums=0,
     )
     evaluate = scheme.make_evaluate_fn(session, config)
 

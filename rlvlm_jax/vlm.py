@@ -209,7 +209,13 @@ class VLM:
 
     def _encode_prompts(self, prompts: Sequence[Mapping[str, Any]]) -> list[processor.Encoded]:
         encoded = []
+        if isinstance(prompts, str | Mapping):
+            raise InputError("prompts must be a list of prompts, not a single one")
         for number, prompt in enumerate(prompts):
+            if not isinstance(prompt, Mapping):
+                raise InputError(
+                    f"prompt {number} is of type {type(prompt).__name__}; expected a dict"
+                )
             if "messages" in prompt:
                 text = self.tokenizer.render(prompt["messages"])
                 images = [
@@ -221,6 +227,8 @@ class VLM:
                 ]
             elif "text" in prompt:
                 text, images = prompt["text"], prompt.get("images") or []
+                if not isinstance(text, str) or not isinstance(images, list | tuple):
+                    raise InputError(f'prompt {number}: "text" must be a string, "images" a list')
             else:
                 raise InputError(f'prompt {number} has neither "text" nor "messages"')
             encoded.append(
@@ -255,7 +263,9 @@ class VLM:
 
 
 def _abstract(model: models.Model) -> Any:
-    return jax.eval_shape(model.init, jax.random.key(0))
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes)
 
 
 @functools.lru_cache(maxsize=32)
@@ -268,7 +278,9 @@ def _prompt_ids(encoded: Sequence[processor.Encoded]) -> np.ndarray:
     seen: dict[int, int] = {}
     ids = []
     for one in encoded:
-        content = zlib.crc32(one.patches.tobytes(), zlib.crc32(one.tokens.tobytes()))
+        content = 0
+        for array in (one.tokens, one.positions, one.patches):  # positions hold pictures' shapes
+            content = zlib.crc32(array.tobytes(), content)
         seen[content] = seen.get(content, -1) + 1
         ids.append(zlib.crc32(seen[content].to_bytes(4, "little"), content))
     return np.asarray(ids, np.uint32)

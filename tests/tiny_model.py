@@ -54,7 +54,7 @@ def hf_config(**changes):
 def build():
     """Returns (model, parameters) with weights large enough to matter."""
     model = models.build(qwen_vl_config.from_hf(hf_config()))
-    params = model.init(jax.random.key(0))
+    params = jax.jit(model.init)(jax.random.key(0))
     return model, jax.tree.map(lambda x: x * 3.0 if x.ndim > 1 else x, params)
 
 

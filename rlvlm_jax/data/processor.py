@@ -238,6 +238,12 @@ def _open_encoded(source: Any) -> Image.Image:
         if not path.is_file():
             raise ImageError("missing_image", f"image file {path} does not exist")
         file: Any = path
+    elif not isinstance(source, bytes) and not hasattr(source, "read"):
+        raise ImageError(
+            "unreadable_image",
+            f"an image is of type {type(source).__name__}; expected a path, bytes, an open file or "
+            "a PIL image",
+        )
     else:
         file = io.BytesIO(source if isinstance(source, bytes) else source.read())
     try:

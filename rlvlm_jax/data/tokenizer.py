@@ -124,6 +124,8 @@ class Tokenizer:
                 f"{self.directory} has no chat template: none in {', '.join(_TEMPLATE_FILES)}; "
                 "copy the model's own"
             )
+        if isinstance(messages, str) or not all(isinstance(m, dict) for m in messages):
+            raise InputError("messages must be a list of dicts with role and content")
         plain = [
             {**message, "content": self._plain_content(message.get("content"))}
             for message in messages

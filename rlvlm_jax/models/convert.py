@@ -507,7 +507,10 @@ def save_hf(
 
     staging = target.with_name(f".{target.name}.partial-{os.getpid()}")
     shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+    try:
+        staging.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{target} cannot be written ({error.strerror}); name another") from error
     try:
         for name, text in files.items():
             (staging / name).write_bytes(text.encode())

@@ -3,15 +3,15 @@
 """How the bundled model was made: supervised from random weights, on answers of two styles.
 
     python -m rlvlm_jax.main --config=configs/base.py --workdir=runs/base
-    python -m rlvlm_jax.export --checkpoint=runs/base/checkpoints/2000 --out=rlvlm_jax/assets/tiny \
+    python -m rlvlm_jax.export --checkpoint=runs/base/checkpoints/1375 --out=rlvlm_jax/assets/tiny \
         --dtype=bfloat16
 
 Part of the training texts work the answer out step by step, the larger part states it at once, as
 text on the web does. Greedy decoding then states answers at once and is often wrong; working
 them out, which the model can also do, is right more often. That is what RL finds.
 
-The committed weights are step 2000 of these 2500. With a limit of 24 tokens the longest worked
-solutions, those about angles, are cut before their end; a limit of 32 would hold them all.
+The committed weights are step 1375 of these 2500: by then greedy decoding is right about four times
+in ten, and there is something left for RL to do. These steps took 79 minutes on two shared cores.
 """
 
 from rlvlm_jax import config
@@ -24,9 +24,9 @@ def get_config(arg=None):
     c = config.default()
     c.mode = "sft"
     c.total_steps = 2500
-    c.eval_every = 250
-    c.checkpoint_every = 250
-    c.log.keep_checkpoints = 10
+    c.eval_every = 125
+    c.checkpoint_every = 125
+    c.log.keep_checkpoints = 20
     c.model.random_init = True
     c.data.train = "bundled:train:40000"
     c.data.val = "bundled:val"

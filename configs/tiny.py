@@ -22,7 +22,6 @@ def get_config(arg=None):
     c.rollout.max_tokens = 32
     c.update.minibatch = 64
     c.update.lr = 1e-4
-    c.update.schedule = "constant"
     c.update.warmup = 0.02
     if arg == "smoke":
         return config.smoke(c)

@@ -136,9 +136,8 @@ def test_names_and_values_of_the_metrics(finished):
     assert "update/kl" not in line  # no reference was asked for
     assert line["epoch"] == pytest.approx(6 * 4 / 12)
     assert "epoch/train_accuracy" in line  # the second epoch ends with step 6
-    # Noise of half a unit in the last place of this model's weights moves single ones by 1e-5.
     assert line["rollout/logprob_gap_mean"] < 1e-6
-    assert line["rollout/logprob_gap_max"] < 1e-4
+    assert line["rollout/logprob_gap_max"] < 1e-5
 
 
 def test_rollouts_are_complete(finished, data):
@@ -149,7 +148,7 @@ def test_rollouts_are_complete(finished, data):
         assert Path(row["image"]).samefile(data.parent / f"{row['id'][1:]}.png")
         assert 0 < row["tokens"] <= 8
         assert row["judge"] in ("ok", "unparsable", "timeout", "no_answer")
-        assert 0 <= row["logprob_gap"] < 1e-4
+        assert 0 <= row["logprob_gap"] < 1e-5
         assert isinstance(row["correct"], bool)
         assert isinstance(row["truncated"], bool)
     assert [rows[2 * k]["id"] for k in range(4)] == [rows[2 * k + 1]["id"] for k in range(4)]

@@ -86,14 +86,15 @@ def attend(q: Array, ids: Ids, keys: list[Keys], *, max_scores: int = MAX_SCORES
 
 def _attend(q, ids, keys):
     """`attend` for q [N, G, Q, K, H/K, E] in one piece; h counts the query heads of a key head."""
+    n, g, length, kv_heads, h, size = q.shape
     seen = [_visible(ids, run.ids)[:, None, :, None] for run in keys]  # bool[N, 1, G, 1, Q, S]
+    by_head = q.transpose(0, 3, 1, 4, 2, 5)  # [N, K, G, h, Q, E]
     scores = []
     for run, mask in zip(keys, seen, strict=True):
-        letters = "nske" if run.k.ndim == 4 else "ngske"
-        score = jnp.einsum(
-            f"ngqkhe,{letters}->nkghqs", q, run.k, preferred_element_type=jnp.float32
-        )
-        scores.append(jnp.where(mask, score * q.shape[-1] ** -0.5, _LOWEST))
+        shared = run.k.ndim == 4
+        score = _product(_rows(by_head, shared), _by_head(run.k, shared))
+        score = score.reshape(n, kv_heads, g, h, length, -1)
+        scores.append(jnp.where(mask, score * size**-0.5, _LOWEST))
 
     top = reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores])
     top = jax.lax.stop_gradient(top)
@@ -103,12 +104,35 @@ def _attend(q, ids, keys):
 
     out = 0.0
     for run, weight in zip(keys, weights, strict=True):
-        letters = "nske" if run.v.ndim == 4 else "ngske"
+        shared = run.v.ndim == 4
         weight = (weight / total).astype(run.v.dtype)
-        out += jnp.einsum(
-            f"nkghqs,{letters}->ngqkhe", weight, run.v, preferred_element_type=jnp.float32
-        )
-    return out.astype(q.dtype)
+        product = _product(_rows(weight, shared), _by_head(run.v, shared).swapaxes(-1, -2))
+        out += product.reshape(n, kv_heads, g, h, length, size)
+    return out.transpose(0, 2, 4, 1, 3, 5).astype(q.dtype)
+
+
+def _product(a, b):
+    """Batched float32[..., M, D] of a [..., M, C] and b [..., D, C].
+
+    In this form, both contracted along their last axis, a row of the product on CPU mostly has the
+    same bits whatever the number of rows: a token's attention is the same alone, in the sampler,
+    and among others, in the trainer. A single row takes another path, so there are always two.
+    """
+    single = a.shape[-2] == 1
+    if single:
+        a = jnp.concatenate([a, a], axis=-2)
+    result = jnp.einsum("...mc,...dc->...md", a, b, preferred_element_type=jnp.float32)
+    return result[..., :1, :] if single else result
+
+
+def _rows(x, shared):
+    """Maps [N, K, G, h, Q, C] to [N, K, G * h * Q, C] or, for own keys, [N, K, G, h * Q, C]."""
+    return x.reshape(*x.shape[: 2 if shared else 3], -1, x.shape[-1])
+
+
+def _by_head(x, shared):
+    """Maps [N, S, K, E] to [N, K, S, E], or [N, G, S, K, E] to [N, K, G, S, E]."""
+    return x.transpose(0, 2, 1, 3) if shared else x.transpose(0, 3, 1, 2, 4)
 
 
 def _visible(queries, keys):

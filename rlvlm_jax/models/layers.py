@@ -9,6 +9,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from rlvlm_jax.types import Array
 
@@ -25,6 +26,35 @@ INIT = nn.initializers.normal(0.02)
 def dense(width: int, dtype: Any, *, bias: bool) -> nn.Dense:
     """Returns a linear layer with the initial values of the published models."""
     return nn.Dense(width, use_bias=bias, dtype=dtype, kernel_init=INIT)
+
+
+class RMSNorm(nn.Module):
+    """x * scale / sqrt(mean(x^2) + epsilon), in float32.
+
+    Written as sqrt(D) / sqrt(sum(x^2) + D epsilon). The usual reciprocal root of a mean has, on
+    CPU, other last bits in a vectorised loop than in its remainder, so that a token's norm depends
+    on how many tokens there are; exact roots and quotients do not. Measured: with this and the
+    products of `attention`, the largest difference between the bundled model's sampler and trainer
+    falls from 9e-6 to 1e-6 nats. The maximum, without effect, keeps the compiler from making a
+    reciprocal root of it again.
+
+    Attributes:
+        epsilon: added to the mean square.
+        dtype: of the result.
+    """
+
+    epsilon: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [..., D] to [..., D]."""
+        width = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (width,))
+        x = x.astype(jnp.float32)
+        total = jnp.sum(jnp.square(x), axis=-1, keepdims=True) + width * self.epsilon
+        root = jnp.maximum(jnp.sqrt(total), jnp.finfo(jnp.float32).tiny)
+        return (x * (width**0.5 / root) * scale).astype(self.dtype)
 
 
 class GatedMlp(nn.Module):

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from rlvlm_jax.models.attention import Ids, Keys, attend
-from rlvlm_jax.models.layers import ACTIVATIONS, GatedMlp, dense, stacked
+from rlvlm_jax.models.layers import ACTIVATIONS, GatedMlp, RMSNorm, dense, stacked
 from rlvlm_jax.models.qwen_vl_config import VisionConfig
 from rlvlm_jax.models.rope import rope_2d, rotate
 from rlvlm_jax.types import Array, Batch
@@ -53,7 +53,7 @@ def norm(config: VisionConfig, dtype: Any) -> nn.Module:
     """Returns the family's norm: LayerNorm (Qwen2-VL) or RMSNorm (Qwen2.5-VL), in float32."""
     if config.family == "qwen2_vl":
         return nn.LayerNorm(epsilon=config.norm_eps, dtype=dtype, use_fast_variance=False)
-    return nn.RMSNorm(epsilon=config.norm_eps, dtype=dtype)
+    return RMSNorm(epsilon=config.norm_eps, dtype=dtype)
 
 
 class Mlp(nn.Module):

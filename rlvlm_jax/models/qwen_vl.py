@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from rlvlm_jax.models.attention import Ids, Keys, attend
-from rlvlm_jax.models.layers import INIT, GatedMlp, dense, stacked
+from rlvlm_jax.models.layers import INIT, GatedMlp, RMSNorm, dense, stacked
 from rlvlm_jax.models.qwen_vl_config import QwenVLConfig
 from rlvlm_jax.models.rope import mrope, rotate
 from rlvlm_jax.types import Array, Batch
@@ -81,9 +81,9 @@ class Block(nn.Module):
     def setup(self) -> None:
         """Declares the two norms, attention and MLP, which the streams share."""
         c = self.config
-        self.norm1 = nn.RMSNorm(epsilon=c.norm_eps, dtype=self.dtype)
+        self.norm1 = RMSNorm(epsilon=c.norm_eps, dtype=self.dtype)
         self.attn = Attention(c, self.dtype)
-        self.norm2 = nn.RMSNorm(epsilon=c.norm_eps, dtype=self.dtype)
+        self.norm2 = RMSNorm(epsilon=c.norm_eps, dtype=self.dtype)
         self.mlp = GatedMlp(c.mlp_width, c.width, "silu", False, self.dtype)
 
     def __call__(self, carry: tuple, scanned: tuple, context: Context) -> tuple[tuple, Any]:
@@ -162,7 +162,7 @@ class LanguageModel(nn.Module):
         c = self.config
         self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=INIT)
         self.layers = stacked(Block, c.layers, self.remat)(c, self.dtype)
-        self.norm = nn.RMSNorm(epsilon=c.norm_eps, dtype=self.dtype)
+        self.norm = RMSNorm(epsilon=c.norm_eps, dtype=self.dtype)
         if not c.tie_embeddings:
             float32_out = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
             self.head = nn.Dense(

@@ -1,0 +1,27 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The norm by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlvlm_jax.models.layers import RMSNorm
+
+
+def test_rms_norm_by_hand():
+    norm = RMSNorm(epsilon=0.5, dtype=jnp.float32)
+    params = {"params": {"scale": jnp.array([1.0, 2.0])}}
+    # mean square (9 + 16) / 2 = 12.5; with epsilon 13, whose root is 3.605551
+    expected = [3 / 3.605551, 2 * 4 / 3.605551]
+    np.testing.assert_allclose(norm.apply(params, jnp.array([3.0, 4.0])), expected, rtol=1e-6)
+    zeros = norm.apply(params, jnp.zeros(2))
+    assert zeros.tolist() == [0.0, 0.0]
+
+
+def test_rms_norm_is_computed_in_float32():
+    norm = RMSNorm(epsilon=1e-6, dtype=jnp.bfloat16)
+    params = norm.init(jax.random.key(0), jnp.zeros(4))
+    out = norm.apply(params, jnp.full(4, 300.0, jnp.bfloat16))
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(out.astype(jnp.float32), 1.0)

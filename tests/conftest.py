@@ -9,7 +9,9 @@ os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 
 def pytest_addoption(parser):
@@ -23,3 +25,18 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """A cache of compiled programs, for tests that start the same run many times; its path."""
+    directory = str(tmp_path_factory.mktemp("compiled"))
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], directory)
+    jax.config.update(names[1], 0.0)
+    compilation_cache.reset_cache()
+    yield directory
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

@@ -178,7 +178,7 @@ def test_image_of_an_impossible_shape(refused, tmp_path, data):
     assert "aspect ratio over 200" in message
 
 
-def test_bad_records_are_left_out_when_asked(tmp_path, data, monkeypatch):
+def test_bad_records_are_left_out_when_asked(tmp_path, data, monkeypatch, compiled):
     (data.parent / "4.png").write_text("not a picture")
     change(data, 7, solution="")
     keys = {"data__on_bad_record": "skip", "total_steps": 1, "eval_every": 0, "data__val": ""}
@@ -200,7 +200,9 @@ def test_every_prompt_is_too_long(refused, tmp_path, data):
     assert "prompt_too_long" in message
 
 
-def test_truncated_image_body_ends_the_run_with_its_name(tmp_path, data, monkeypatch, capfd):
+def test_truncated_image_body_ends_the_run_with_its_name(
+    tmp_path, data, monkeypatch, capfd, compiled
+):
     """Its header is sound, so the run has begun when it is found."""
     file = data.parent / "4.png"
     file.write_bytes(file.read_bytes()[:-400])
@@ -289,7 +291,7 @@ def test_tokenizer_of_another_model(refused, tmp_path, data, model):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, compiled):
     """A run of one step."""
     place = tmp_path_factory.mktemp("trained")
     data = write_problems(place / "data")

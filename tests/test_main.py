@@ -27,21 +27,6 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def compiled(tmp_path_factory):
-    """A cache of compiled programs: the same run is started many times here."""
-    directory = str(tmp_path_factory.mktemp("compiled"))
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    jax.config.update(names[0], directory)
-    jax.config.update(names[1], 0.0)
-    jax.experimental.compilation_cache.compilation_cache.reset_cache()
-    yield directory
-    for name, value in before.items():
-        jax.config.update(name, value)
-    jax.experimental.compilation_cache.compilation_cache.reset_cache()
-
-
-@pytest.fixture(scope="module")
 def finished(tmp_path_factory, data, compiled):
     """A run of six steps that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
@@ -214,6 +199,7 @@ def test_sigkill_at_a_random_moment_loses_nothing(tmp_path, data, compiled, fini
 # ---- the same program elsewhere --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_eight_devices_write_the_same_responses(tmp_path, data, finished):
     keys = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
     assert main.main(arguments(tmp_path, data, total_steps=1, eval_every=0, **keys)) == 0
@@ -252,6 +238,7 @@ def test_supervised_training_learns_the_solutions(tmp_path, data):
     assert checkpoint.latest_step(tmp_path / "checkpoints") == 6
 
 
+@pytest.mark.slow
 def test_mixed_styles_of_the_bundled_problems(tmp_path):
     keys = {
         "mode": "sft",

@@ -139,7 +139,7 @@ def test_rows_that_share_a_prompt_equal_rows_that_do_not(tiny, collected, base):
     [
         pytest.param((4, 1, 1), marks=pytest.mark.slow),
         pytest.param((1, 4, 1), marks=pytest.mark.slow),
-        (2, 1, 2),
+        pytest.param((2, 1, 2), marks=pytest.mark.slow),
         (1, 4, 2),
     ],
 )
@@ -158,6 +158,7 @@ def test_logprob_passes_change_nothing(tiny, collected, base):
     assert distance(base[0].params, other[0].params) < 1e-5
 
 
+@pytest.mark.slow
 def test_logprob_chunk_changes_nothing(tiny, collected, base):
     other = run(tiny, collected, update__logprob_chunk=64)
     np.testing.assert_allclose(other[2].old_logprobs, base[2].old_logprobs, atol=1e-6)
@@ -180,7 +181,7 @@ def test_frozen_parts_keep_their_bytes_and_have_no_state(tiny, collected, base):
     ("switch", "moved", "kept"),
     [
         ("train_vit", "vision/blocks", "vision/merger"),
-        ("train_connector", "vision/merger", "vision/blocks"),
+        pytest.param("train_connector", "vision/merger", "vision/blocks", marks=pytest.mark.slow),
     ],
 )
 def test_each_part_is_a_switch(tiny, collected, switch, moved, kept):

@@ -91,6 +91,7 @@ def test_responses_of_a_group_equal_the_same_responses_one_by_one(family):
         np.testing.assert_allclose(hidden[rows], alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_gradient_of_a_shared_prompt_equals_that_of_separate_rows_with_remat():
     model, params = make("qwen2_5_vl")
     batch = cases.make_batch(model.config, PROMPTS)

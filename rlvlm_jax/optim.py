@@ -79,7 +79,7 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Returns (AdamW with global-norm clipping, its learning-rate schedule).
 
-    Weight decay acts on matrices (kernels and embeddings) only.
+    Weight decay acts on matrices (weights and embeddings) only.
 
     Source: Loshchilov and Hutter 2019 (arXiv:1711.05101).
     """
@@ -87,7 +87,7 @@ def make_optimizer(
 
     def decayed(params: Params) -> Params:
         return jax.tree_util.tree_map_with_path(
-            lambda path, _: path[-1].key in ("kernel", "embedding"), params
+            lambda path, _: path[-1].key in ("weight", "embedding"), params
         )
 
     clip = optax.clip_by_global_norm(update.grad_clip) if update.grad_clip else optax.identity()

@@ -22,16 +22,16 @@ from rlvlm_jax.types import TrainState
 
 FILES = {"config.json": '{"model_type": "x"}', "vocab.json": "{}\n\u00e9"}
 ABOUT = {"config": {"seed": 3, "tuple": [1, 2]}, "cursor": {"epoch": 1, "next": 17}}
-PATHS = {"kernel": PartitionSpec("fsdp", None), "bias": PartitionSpec()}
+PATHS = {"weight": PartitionSpec("fsdp", None), "bias": PartitionSpec()}
 
 
 def make_params(seed=0):
     """Three arrays whose bits are not round numbers."""
     rng = np.random.default_rng(seed)
     return {
-        "vision": {"kernel": rng.normal(size=(8, 3)).astype(np.float32)},
+        "vision": {"weight": rng.normal(size=(8, 3)).astype(np.float32)},
         "language": {
-            "kernel": rng.normal(size=(16, 4)).astype(np.float32),
+            "weight": rng.normal(size=(16, 4)).astype(np.float32),
             "bias": np.array([np.pi, -0.0, 1e-40, 3e38], np.float32),  # a subnormal, a near-inf
         },
     }
@@ -41,7 +41,7 @@ def make_state(seed=0, mesh=None):
     """A state whose optimizer knows the language part only, as when the rest is frozen."""
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
     params = jax.tree.map(jnp.asarray, make_params(seed))
-    opt_state = optimizer.init({"vision": {"kernel": None}, "language": params["language"]})
+    opt_state = optimizer.init({"vision": {"weight": None}, "language": params["language"]})
     opt_state = jax.tree.map(lambda x: x + 1 if x.ndim == 0 else x + 0.1, opt_state)
     state = TrainState(params, opt_state, jnp.int32(5 + seed), jnp.int32(1))
     return state if mesh is None else jax.device_put(state, places(state, mesh))
@@ -138,7 +138,7 @@ def test_params_alone_to_the_host_or_to_places(tmp_path):
         assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(on_host))
         placed = checkpoint.restore_params(path, target)
         assert_bits_equal(placed, make_params(1))
-        assert placed["language"]["kernel"].sharding == target["language"]["kernel"].sharding
+        assert placed["language"]["weight"].sharding == target["language"]["weight"].sharding
         assert checkpoint.read_model_files(path) == FILES
 
 
@@ -263,18 +263,18 @@ def test_damaged_json_is_named(tmp_path, content):
 def test_another_model_is_named_by_path_and_shape(tmp_path):
     directory = saved(tmp_path)
     state = make_state(1)
-    other = dict(state.params["language"], kernel=jnp.zeros((16, 5)))
+    other = dict(state.params["language"], weight=jnp.zeros((16, 5)))
     target = wanted(state._replace(params=state.params | {"language": other}))
     with pytest.raises(
-        InputError, match=r"language/kernel has shape \(16, 4\), expected \(16, 5\)"
+        InputError, match=r"language/weight has shape \(16, 4\), expected \(16, 5\)"
     ) as error:
         checkpoint.restore(directory, target)
     assert "\n" not in str(error.value)
     target = wanted(state._replace(params={"vision": state.params["vision"]}))
     with pytest.raises(InputError, match="language/bias is not expected"):
         checkpoint.restore_params(directory, target.params)
-    extra = {**state.params, "head": {"kernel": jnp.zeros((2, 2))}}
-    with pytest.raises(InputError, match="head/kernel is missing"):
+    extra = {**state.params, "head": {"weight": jnp.zeros((2, 2))}}
+    with pytest.raises(InputError, match="head/weight is missing"):
         checkpoint.restore_params(directory, wanted(state._replace(params=extra)).params)
 
 

@@ -78,7 +78,7 @@ def run_directory(tmp_path_factory, loaded):
     manager = checkpoint.open_manager(directory, keep=2)
     for step, change in ((2, 0.0), (10, 1e-6)):
         moved = jax.tree.map(np.array, params)
-        moved["language"]["layers"]["mlp"]["up"]["kernel"][1] += np.float32(change)
+        moved["language"]["layers"]["mlp"]["up"]["weight"][1] += np.float32(change)
         placed = jax.device_put(moved, places)
         opt_state = optax.sgd(1.0).init(placed)
         state = TrainState(placed, opt_state, jnp.int32(step), jnp.int32(0))
@@ -194,8 +194,8 @@ def test_the_newest_step_of_a_run_or_the_one_that_is_named(tmp_path, run_directo
     assert {name for name in newest if newest[name] != bundled[name]} == {changed}
     kind, shape, data = newest[changed]
     assert (kind, shape) == ("float32", bundled[changed][1])
-    stored = checkpoint.restore_params(run_directory)["language"]["layers"]["mlp"]["up"]["kernel"]
-    np.testing.assert_array_equal(np.frombuffer(data, np.float32).reshape(shape), stored[1].T)
+    stored = checkpoint.restore_params(run_directory)["language"]["layers"]["mlp"]["up"]["weight"]
+    np.testing.assert_array_equal(np.frombuffer(data, np.float32).reshape(shape), stored[1])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])

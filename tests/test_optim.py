@@ -31,8 +31,8 @@ def part_of(path):
 
 def params():
     return {
-        "vit": {"kernel": jnp.array([[1.0, 2.0]]), "bias": jnp.array([3.0])},
-        "connector": {"kernel": jnp.array([[4.0]])},
+        "vit": {"weight": jnp.array([[1.0, 2.0]]), "bias": jnp.array([3.0])},
+        "connector": {"weight": jnp.array([[4.0]])},
         "llm": {"embedding": jnp.array([[5.0], [6.0]]), "scale": jnp.array([[7.0]])},
     }
 
@@ -91,39 +91,39 @@ def step(keys, weights, *gradients, total=10):
 
 
 def test_the_first_step_is_the_sign_of_the_gradient_and_the_decay():
-    weights = {"kernel": jnp.array([[2.0, -4.0]]), "bias": jnp.array([8.0])}
-    gradient = {"kernel": jnp.array([[3.0, -0.01]]), "bias": jnp.array([-5.0])}
+    weights = {"weight": jnp.array([[2.0, -4.0]]), "bias": jnp.array([8.0])}
+    gradient = {"weight": jnp.array([[3.0, -0.01]]), "bias": jnp.array([-5.0])}
     got = step(update_keys(lr=0.1, weight_decay=0.5), weights, gradient)
     # g / |g| - for the matrix - half the weight, all times -0.1
-    np.testing.assert_allclose(got["kernel"], [[-0.1 * (1 + 1), -0.1 * (-1 - 2)]], rtol=1e-5)
+    np.testing.assert_allclose(got["weight"], [[-0.1 * (1 + 1), -0.1 * (-1 - 2)]], rtol=1e-5)
     np.testing.assert_allclose(got["bias"], [0.1], rtol=1e-5)
 
 
 def test_the_second_step_by_hand():
     """Gradients 1 and 0: the moments are b1 (1 - b1) and b2 (1 - b2), each over 1 - b**2."""
-    weights = {"kernel": jnp.zeros((1, 1))}
-    one, zero = ({"kernel": jnp.full((1, 1), value)} for value in (1.0, 0.0))
+    weights = {"weight": jnp.zeros((1, 1))}
+    one, zero = ({"weight": jnp.full((1, 1), value)} for value in (1.0, 0.0))
     got = step(update_keys(b1=0.5, b2=0.75), weights, one, zero)
     first, second = 0.25 / 0.75, 0.1875 / 0.4375
-    assert float(got["kernel"][0, 0]) == pytest.approx(-first / second**0.5, rel=1e-5)
+    assert float(got["weight"][0, 0]) == pytest.approx(-first / second**0.5, rel=1e-5)
 
 
 def test_the_schedule_drives_the_steps():
-    weights = {"kernel": jnp.zeros((1, 1))}
-    one = {"kernel": jnp.ones((1, 1))}
+    weights = {"weight": jnp.zeros((1, 1))}
+    one = {"weight": jnp.ones((1, 1))}
     keys = update_keys(lr=0.5, schedule="cosine", warmup=0.2)
-    found = [float(step(keys, weights, *[one] * n, total=11)["kernel"][0, 0]) for n in (1, 2, 7)]
+    found = [float(step(keys, weights, *[one] * n, total=11)["weight"][0, 0]) for n in (1, 2, 7)]
     assert found == pytest.approx([-0.25, -0.5, -0.25], rel=1e-5)
 
 
-def test_decay_acts_on_kernels_and_embeddings_whatever_their_rank():
+def test_decay_acts_on_weights_and_embeddings_whatever_their_rank():
     """Layers are stacked, so a bias or a scale may have two axes; only names tell."""
-    names = ("kernel", "embedding", "bias", "scale")
+    names = ("weight", "embedding", "bias", "scale")
     weights = {name: {name: jnp.full((2, 3), 2.0)} for name in names}
     nothing = jax.tree.map(jnp.zeros_like, weights)
     got = step(update_keys(weight_decay=0.25), weights, nothing)
     found = {name: float(got[name][name].mean()) for name in names}
-    assert found == {"kernel": -0.5, "embedding": -0.5, "bias": 0.0, "scale": 0.0}
+    assert found == {"weight": -0.5, "embedding": -0.5, "bias": 0.0, "scale": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -131,11 +131,11 @@ def test_decay_acts_on_kernels_and_embeddings_whatever_their_rank():
 )
 def test_gradients_are_clipped_by_their_global_norm(clip, norm):
     """(3, 4) over two parameters has norm 5; eps = 1 makes the step g / (|g| + 1)."""
-    weights = {"llm": {"kernel": jnp.zeros((1, 1))}, "vit": {"bias": jnp.zeros(1)}}
-    gradient = {"llm": {"kernel": jnp.full((1, 1), 3.0)}, "vit": {"bias": jnp.full(1, -4.0)}}
+    weights = {"llm": {"weight": jnp.zeros((1, 1))}, "vit": {"bias": jnp.zeros(1)}}
+    gradient = {"llm": {"weight": jnp.full((1, 1), 3.0)}, "vit": {"bias": jnp.full(1, -4.0)}}
     got = step(update_keys(grad_clip=clip, eps=1.0), weights, gradient)
     a, b = 3 * norm / 5, 4 * norm / 5
-    assert float(got["llm"]["kernel"][0, 0]) == pytest.approx(-a / (a + 1), rel=1e-5)
+    assert float(got["llm"]["weight"][0, 0]) == pytest.approx(-a / (a + 1), rel=1e-5)
     assert float(got["vit"]["bias"][0]) == pytest.approx(b / (b + 1), rel=1e-5)
 
 
@@ -176,7 +176,7 @@ def test_what_is_frozen_has_no_optimizer_state_and_no_share_in_the_norm():
 
 def test_moments_lie_where_their_parameters_lie():
     mesh = sharding.make_mesh(1, 2, 1)
-    rules = (("embedding", PartitionSpec("fsdp")), ("kernel|bias|scale", PartitionSpec()))
+    rules = (("embedding", PartitionSpec("fsdp")), ("weight|bias|scale", PartitionSpec()))
     shapes = jax.eval_shape(params)
     places = sharding.param_shardings(shapes, rules, mesh)
     optimizer, _ = optim.make_optimizer(update_keys(grad_clip=1.0), 10)

@@ -13,7 +13,7 @@ from rlvlm_jax.errors import InputError
 from tests import tiny_model
 
 RULES = (
-    ("kernel$", PartitionSpec(None, "fsdp", "tensor")),
+    ("weight$", PartitionSpec(None, "fsdp", "tensor")),
     ("embedding", PartitionSpec(("fsdp", "tensor"), None)),
     ("scale|bias", PartitionSpec()),
 )
@@ -59,13 +59,13 @@ def test_too_few_devices_are_named(axes, devices, message):
 
 def test_each_parameter_lies_where_its_rule_says():
     mesh = sharding.make_mesh(2, 2, 2)
-    tree = shapes(mlp_kernel=(3, 4, 6), mlp_bias=(3, 5), embed_embedding=(8, 3))
+    tree = shapes(mlp_weight=(3, 4, 6), mlp_bias=(3, 5), embed_embedding=(8, 3))
     places = sharding.param_shardings(tree, RULES, mesh)
     assert jax.tree.structure(places) == jax.tree.structure(tree)
     assert all(place.mesh == mesh for place in jax.tree.leaves(places))
     shards = jax.tree.map(lambda leaf, place: place.shard_shape(leaf.shape), tree, places)
     assert shards == {
-        "mlp": {"kernel": (3, 2, 3), "bias": (3, 5)},
+        "mlp": {"weight": (3, 2, 3), "bias": (3, 5)},
         "embed": {"embedding": (2, 3)},
     }
 
@@ -74,10 +74,10 @@ def test_each_parameter_lies_where_its_rule_says():
     ("leaves", "message"),
     [
         ({"mlp_other": (4,)}, "mlp/other fits 0 sharding rules, expected 1"),
-        ({"bias_kernel": (2, 4, 4)}, "bias/kernel fits 2 sharding rules, expected 1"),
+        ({"bias_weight": (2, 4, 4)}, "bias/weight fits 2 sharding rules, expected 1"),
         (
-            {"mlp_kernel": (2, 5, 4)},
-            r"mlp/kernel: dimension 5 is not divisible by \('fsdp',\) = 2",
+            {"mlp_weight": (2, 5, 4)},
+            r"mlp/weight: dimension 5 is not divisible by \('fsdp',\) = 2",
         ),
         (
             {"a_embedding": (6, 4)},
@@ -86,27 +86,27 @@ def test_each_parameter_lies_where_its_rule_says():
     ],
 )
 def test_a_parameter_that_does_not_fit_is_named(leaves, message):
-    tree = shapes(fine_kernel=(1, 2, 2), **leaves)
+    tree = shapes(fine_weight=(1, 2, 2), **leaves)
     with pytest.raises(InputError, match=f"^parameters do not fit config.mesh: {message}$"):
         sharding.param_shardings(tree, RULES, sharding.make_mesh(2, 2, 2))
 
 
 def test_every_problem_counts_and_the_first_five_are_told():
-    tree = shapes(a_kernel=(1, 3, 5), b_kernel=(1, 3, 5), c_kernel=(1, 3, 5), d_none=(1,))
-    with pytest.raises(InputError, match=r"a/kernel.*c/kernel: dimension 3.*; and 2 more$"):
+    tree = shapes(a_weight=(1, 3, 5), b_weight=(1, 3, 5), c_weight=(1, 3, 5), d_none=(1,))
+    with pytest.raises(InputError, match=r"a/weight.*c/weight: dimension 3.*; and 2 more$"):
         sharding.param_shardings(tree, RULES, sharding.make_mesh(1, 2, 2))
 
 
 def test_an_axis_of_one_device_divides_everything():
     places = sharding.param_shardings(
-        shapes(a_kernel=(1, 3, 5)), RULES, sharding.make_mesh(8, 1, 1)
+        shapes(a_weight=(1, 3, 5)), RULES, sharding.make_mesh(8, 1, 1)
     )
-    assert places["a"]["kernel"].shard_shape((1, 3, 5)) == (1, 3, 5)
+    assert places["a"]["weight"].shard_shape((1, 3, 5)) == (1, 3, 5)
 
 
 def test_shapes_carry_their_places():
     mesh = sharding.make_mesh(1, 2, 1)
-    tree = shapes(a_kernel=(1, 2, 3), a_bias=(4,))
+    tree = shapes(a_weight=(1, 2, 3), a_bias=(4,))
     places = sharding.param_shardings(tree, RULES, mesh)
     got = sharding.with_shardings(tree, places)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), got) == jax.tree.map(

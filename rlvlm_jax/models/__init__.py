@@ -41,7 +41,7 @@ class Model:
         forward: (params, batch, features, tokens int32[B, R], mask bool[B, R]) -> hidden [B, R, D]
             where hidden[:, t] predicts tokens[:, t]. Each prompt runs once for its G responses.
             A response's positions go on after the largest of its prompt, as `decode` expects too.
-        logits: (params, hidden [..., D]) -> float32[..., V].
+        logits: (params, hidden [..., M, D]) -> float32[..., M, V].
         param_rules: (regex, PartitionSpec) pairs for mesh axes "data", "fsdp", "tensor"; each
             parameter path matches one.
         part: path of a parameter -> "vit", "connector" or "llm", the parts that can be frozen.

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rlvlm_jax.models.layers import product, row_sum
 from rlvlm_jax.types import Array
 
 # Scores of one sequence held at a time: 64 MiB of float32. More are computed in blocks of queries.
@@ -92,37 +93,24 @@ def _attend(q, ids, keys):
     scores = []
     for run, mask in zip(keys, seen, strict=True):
         shared = run.k.ndim == 4
-        score = _product(_rows(by_head, shared), _by_head(run.k, shared))
+        score = product(_rows(by_head, shared), _by_head(run.k, shared), jnp.float32)
         score = score.reshape(n, kv_heads, g, h, length, -1)
         scores.append(jnp.where(mask, score * size**-0.5, _LOWEST))
 
     top = reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores])
     top = jax.lax.stop_gradient(top)
     weights = [jnp.where(m, jnp.exp(s - top), 0.0) for s, m in zip(scores, seen, strict=True)]
-    total = sum(weight.sum(-1, keepdims=True) for weight in weights)
+    total = sum(row_sum(weight) for weight in weights)
     total = jnp.where(total > 0, total, 1.0)
 
     out = 0.0
     for run, weight in zip(keys, weights, strict=True):
         shared = run.v.ndim == 4
         weight = (weight / total).astype(run.v.dtype)
-        product = _product(_rows(weight, shared), _by_head(run.v, shared).swapaxes(-1, -2))
-        out += product.reshape(n, kv_heads, g, h, length, size)
+        values = _by_head(run.v, shared).swapaxes(-1, -2)
+        part = product(_rows(weight, shared), values, jnp.float32)
+        out += part.reshape(n, kv_heads, g, h, length, size)
     return out.transpose(0, 2, 4, 1, 3, 5).astype(q.dtype)
-
-
-def _product(a, b):
-    """Batched float32[..., M, D] of a [..., M, C] and b [..., D, C].
-
-    In this form, both contracted along their last axis, a row of the product on CPU mostly has the
-    same bits whatever the number of rows: a token's attention is the same alone, in the sampler,
-    and among others, in the trainer. A single row takes another path, so there are always two.
-    """
-    single = a.shape[-2] == 1
-    if single:
-        a = jnp.concatenate([a, a], axis=-2)
-    result = jnp.einsum("...mc,...dc->...md", a, b, preferred_element_type=jnp.float32)
-    return result[..., :1, :] if single else result
 
 
 def _rows(x, shared):

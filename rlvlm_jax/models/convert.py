@@ -49,36 +49,36 @@ DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bf
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # in a safetensors header
 
 # Hugging Face name, our path, Hugging Face shape. {l} runs over the layers, which we stack on a
-# leading axis. A path that ends in "kernel" is transposed: theirs is [out, in], ours [in, out]
-# with the input axes of the patch convolution flattened.
+# leading axis. A path that ends in "weight" is a matrix [out, in]: of the patch convolution the
+# input axes are flattened.
 _LANGUAGE = (
     ("model.embed_tokens.weight", "language/embed/embedding", "V D"),
     ("model.layers.{l}.input_layernorm.weight", "language/layers/norm1/scale", "D"),
-    ("model.layers.{l}.self_attn.q_proj.weight", "language/layers/attn/q/kernel", "Q D"),
+    ("model.layers.{l}.self_attn.q_proj.weight", "language/layers/attn/q/weight", "Q D"),
     ("model.layers.{l}.self_attn.q_proj.bias", "language/layers/attn/q/bias", "Q"),
-    ("model.layers.{l}.self_attn.k_proj.weight", "language/layers/attn/k/kernel", "K D"),
+    ("model.layers.{l}.self_attn.k_proj.weight", "language/layers/attn/k/weight", "K D"),
     ("model.layers.{l}.self_attn.k_proj.bias", "language/layers/attn/k/bias", "K"),
-    ("model.layers.{l}.self_attn.v_proj.weight", "language/layers/attn/v/kernel", "K D"),
+    ("model.layers.{l}.self_attn.v_proj.weight", "language/layers/attn/v/weight", "K D"),
     ("model.layers.{l}.self_attn.v_proj.bias", "language/layers/attn/v/bias", "K"),
-    ("model.layers.{l}.self_attn.o_proj.weight", "language/layers/attn/o/kernel", "D Q"),
+    ("model.layers.{l}.self_attn.o_proj.weight", "language/layers/attn/o/weight", "D Q"),
     ("model.layers.{l}.post_attention_layernorm.weight", "language/layers/norm2/scale", "D"),
-    ("model.layers.{l}.mlp.gate_proj.weight", "language/layers/mlp/gate/kernel", "F D"),
-    ("model.layers.{l}.mlp.up_proj.weight", "language/layers/mlp/up/kernel", "F D"),
-    ("model.layers.{l}.mlp.down_proj.weight", "language/layers/mlp/down/kernel", "D F"),
+    ("model.layers.{l}.mlp.gate_proj.weight", "language/layers/mlp/gate/weight", "F D"),
+    ("model.layers.{l}.mlp.up_proj.weight", "language/layers/mlp/up/weight", "F D"),
+    ("model.layers.{l}.mlp.down_proj.weight", "language/layers/mlp/down/weight", "D F"),
     ("model.norm.weight", "language/norm/scale", "D"),
 )
-_HEAD = (("lm_head.weight", "language/head/kernel", "V D"),)
+_HEAD = (("lm_head.weight", "language/head/weight", "V D"),)
 _ATTENTION = (
-    ("visual.blocks.{l}.attn.qkv.weight", "vision/blocks/attn/qkv/kernel", "3W W"),
+    ("visual.blocks.{l}.attn.qkv.weight", "vision/blocks/attn/qkv/weight", "3W W"),
     ("visual.blocks.{l}.attn.qkv.bias", "vision/blocks/attn/qkv/bias", "3W"),
-    ("visual.blocks.{l}.attn.proj.weight", "vision/blocks/attn/proj/kernel", "W W"),
+    ("visual.blocks.{l}.attn.proj.weight", "vision/blocks/attn/proj/weight", "W W"),
     ("visual.blocks.{l}.attn.proj.bias", "vision/blocks/attn/proj/bias", "W"),
 )
-_PATCHES = (("visual.patch_embed.proj.weight", "vision/patch_embed/kernel", "W 3 T P P"),)
+_PATCHES = (("visual.patch_embed.proj.weight", "vision/patch_embed/weight", "W 3 T P P"),)
 _MERGER = (
-    ("visual.merger.mlp.0.weight", "vision/merger/fc1/kernel", "M M"),
+    ("visual.merger.mlp.0.weight", "vision/merger/fc1/weight", "M M"),
     ("visual.merger.mlp.0.bias", "vision/merger/fc1/bias", "M"),
-    ("visual.merger.mlp.2.weight", "vision/merger/fc2/kernel", "O M"),
+    ("visual.merger.mlp.2.weight", "vision/merger/fc2/weight", "O M"),
     ("visual.merger.mlp.2.bias", "vision/merger/fc2/bias", "O"),
 )
 _TOWER = {
@@ -89,9 +89,9 @@ _TOWER = {
         *_ATTENTION,
         ("visual.blocks.{l}.norm2.weight", "vision/blocks/norm2/scale", "W"),
         ("visual.blocks.{l}.norm2.bias", "vision/blocks/norm2/bias", "W"),
-        ("visual.blocks.{l}.mlp.fc1.weight", "vision/blocks/mlp/fc1/kernel", "H W"),
+        ("visual.blocks.{l}.mlp.fc1.weight", "vision/blocks/mlp/fc1/weight", "H W"),
         ("visual.blocks.{l}.mlp.fc1.bias", "vision/blocks/mlp/fc1/bias", "H"),
-        ("visual.blocks.{l}.mlp.fc2.weight", "vision/blocks/mlp/fc2/kernel", "W H"),
+        ("visual.blocks.{l}.mlp.fc2.weight", "vision/blocks/mlp/fc2/weight", "W H"),
         ("visual.blocks.{l}.mlp.fc2.bias", "vision/blocks/mlp/fc2/bias", "W"),
         ("visual.merger.ln_q.weight", "vision/merger/norm/scale", "W"),
         ("visual.merger.ln_q.bias", "vision/merger/norm/bias", "W"),
@@ -102,11 +102,11 @@ _TOWER = {
         ("visual.blocks.{l}.norm1.weight", "vision/blocks/norm1/scale", "W"),
         *_ATTENTION,
         ("visual.blocks.{l}.norm2.weight", "vision/blocks/norm2/scale", "W"),
-        ("visual.blocks.{l}.mlp.gate_proj.weight", "vision/blocks/mlp/gate/kernel", "H W"),
+        ("visual.blocks.{l}.mlp.gate_proj.weight", "vision/blocks/mlp/gate/weight", "H W"),
         ("visual.blocks.{l}.mlp.gate_proj.bias", "vision/blocks/mlp/gate/bias", "H"),
-        ("visual.blocks.{l}.mlp.up_proj.weight", "vision/blocks/mlp/up/kernel", "H W"),
+        ("visual.blocks.{l}.mlp.up_proj.weight", "vision/blocks/mlp/up/weight", "H W"),
         ("visual.blocks.{l}.mlp.up_proj.bias", "vision/blocks/mlp/up/bias", "H"),
-        ("visual.blocks.{l}.mlp.down_proj.weight", "vision/blocks/mlp/down/kernel", "W H"),
+        ("visual.blocks.{l}.mlp.down_proj.weight", "vision/blocks/mlp/down/weight", "W H"),
         ("visual.blocks.{l}.mlp.down_proj.bias", "vision/blocks/mlp/down/bias", "W"),
         ("visual.merger.ln_q.weight", "vision/merger/norm/scale", "W"),
         *_MERGER,
@@ -127,15 +127,10 @@ class Rule(NamedTuple):
     layers: int | None  # how many are stacked; None where there is no {l}
 
     @property
-    def is_kernel(self) -> bool:
-        """Whether ours is the transpose of theirs."""
-        return self.path.endswith("/kernel")
-
-    @property
     def our_shape(self) -> tuple[int, ...]:
         """Shape of our parameter, layers first."""
         rows, *rest = self.shape
-        one = (math.prod(rest), rows) if self.is_kernel else self.shape
+        one = (rows, math.prod(rest)) if self.path.endswith("/weight") else self.shape
         return one if self.layers is None else (self.layers, *one)
 
     def names(self) -> list[str]:
@@ -442,22 +437,12 @@ def _read_parameter(rule: Rule, stored: dict[str, _Stored]) -> np.ndarray:
         with _open(file) as shard:
             for name, target in group:
                 source = shard.get_tensor(stored[name].name)
-                if rule.is_kernel:
-                    _transpose_into(target, source.reshape(len(source), -1))
-                else:
-                    target[...] = source
+                target[...] = source.reshape(target.shape)
                 if not (np.isfinite(target.min()) and np.isfinite(target.max())):
                     raise InputError(
                         f"{stored[name].name} in {file} has values that are not finite"
                     )
     return array
-
-
-def _transpose_into(target: np.ndarray, source: np.ndarray, block: int = 64):
-    """target[...] = source.T as float32, in blocks of rows that stay in the processor's cache."""
-    for start in range(0, len(source), block):
-        rows = source[start : start + block]
-        target[:, start : start + block] = rows.astype(np.float32, copy=False).T
 
 
 def save_hf(
@@ -565,8 +550,7 @@ class _Planned(NamedTuple):
         """The tensor as it is written: their shape, their type."""
         leaf = leaves[self.rule.path]
         value = np.asarray(leaf if self.layer is None else leaf[self.layer])
-        if self.rule.is_kernel:
-            value = value.T.reshape(self.rule.shape)
+        value = value.reshape(self.rule.shape)
         with np.errstate(over="ignore"):  # float16 may overflow, which is reported below
             value = value.astype(DTYPES[self.dtype])
         if not np.isfinite(value).all():

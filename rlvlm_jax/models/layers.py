@@ -1,8 +1,14 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The few Flax pieces that the vision tower and the language model share.
+"""The few pieces that the vision tower and the language model share.
 
 Parameters are float32 and computation runs in `dtype`; norms are computed in float32 either way.
+
+On CPU the usual products, sums and norms round a token otherwise when it runs alone, as in the
+sampler, than when it runs among others, as in the trainer: the order of a sum depends on the shape.
+`product`, `row_sum` and `RMSNorm` are written so that it does not. Measured in float32 on a model
+of 135M trained weights: the largest difference between the sampler's and the trainer's
+log-probability of a token falls from 3.1e-5 nats to 0.
 """
 
 from typing import Any
@@ -23,9 +29,60 @@ REMAT_POLICIES = ("nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_
 INIT = nn.initializers.normal(0.02)
 
 
-def dense(width: int, dtype: Any, *, bias: bool) -> nn.Dense:
-    """Returns a linear layer with the initial values of the published models."""
-    return nn.Dense(width, use_bias=bias, dtype=dtype, kernel_init=INIT)
+def product(x: Array, y: Array, dtype: Any) -> Array:
+    """Returns x y^T: [..., M, D] of x [..., M, C] and y [..., D, C] or [D, C], in `dtype`.
+
+    In this form, both contracted along their last axis, a row of the result has on CPU the same
+    bits whatever the number of rows, which a contraction along the first axis of `y` does not give
+    (measured for widths of 192 to 2048). So a token comes out alike alone, in the sampler, and
+    among others, in the trainer. A single row would take another path; it is computed twice.
+    """
+    rows = x.shape[-2] if y.ndim > 2 else x.size // x.shape[-1]
+    if rows == 1:
+        x = jnp.concatenate([x, x], axis=-2)
+    result = jnp.einsum("...mc,...dc->...md", x, y, preferred_element_type=dtype)
+    return result[..., :1, :] if rows == 1 else result
+
+
+def row_sum(x: Array) -> Array:
+    """Sums float32[..., M, S] along the last axis: float32[..., M, 1].
+
+    On CPU a reduction adds in an order that depends on the loop it is compiled into, so that the
+    sampler's sum and the trainer's differ; as a product with (eight) rows of ones it does not.
+    """
+
+    def by_product(x):
+        return product(x, jnp.ones((8, x.shape[-1]), x.dtype), x.dtype)[..., :1]
+
+    def by_reduction(x):
+        return jnp.sum(x, axis=-1, keepdims=True)
+
+    return jax.lax.platform_dependent(x, cpu=by_product, default=by_reduction)
+
+
+class Linear(nn.Module):
+    """x weight^T + bias, the weight stored [out, in] for the sake of `product`.
+
+    Attributes:
+        width: of the output.
+        dtype: compute dtype.
+        bias: whether there is one.
+        out: dtype of the result, and of its sums; None for `dtype`.
+    """
+
+    width: int
+    dtype: Any
+    bias: bool
+    out: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps [..., M, in] to [..., M, out]."""
+        weight = self.param("weight", INIT, (self.width, x.shape[-1]))
+        x = product(x.astype(self.dtype), weight.astype(self.dtype), self.out or self.dtype)
+        if self.bias:
+            x += self.param("bias", nn.initializers.zeros, (self.width,)).astype(x.dtype)
+        return x
 
 
 class RMSNorm(nn.Module):
@@ -33,10 +90,8 @@ class RMSNorm(nn.Module):
 
     Written as sqrt(D) / sqrt(sum(x^2) + D epsilon). The usual reciprocal root of a mean has, on
     CPU, other last bits in a vectorised loop than in its remainder, so that a token's norm depends
-    on how many tokens there are; exact roots and quotients do not. Measured: with this and the
-    products of `attention`, the largest difference between the bundled model's sampler and trainer
-    falls from 9e-6 to 1e-6 nats. The maximum, without effect, keeps the compiler from making a
-    reciprocal root of it again.
+    on how many tokens there are; exact roots and quotients do not. The maximum, without effect,
+    keeps the compiler from making a reciprocal root of it again.
 
     Attributes:
         epsilon: added to the mean square.
@@ -48,11 +103,11 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Maps [..., D] to [..., D]."""
+        """Maps [..., M, D] to the same."""
         width = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (width,))
         x = x.astype(jnp.float32)
-        total = jnp.sum(jnp.square(x), axis=-1, keepdims=True) + width * self.epsilon
+        total = row_sum(jnp.square(x)) + width * self.epsilon
         root = jnp.maximum(jnp.sqrt(total), jnp.finfo(jnp.float32).tiny)
         return (x * (width**0.5 / root) * scale).astype(self.dtype)
 
@@ -75,10 +130,10 @@ class GatedMlp(nn.Module):
     dtype: Any
 
     def setup(self) -> None:
-        """Declares the three kernels."""
-        self.gate = dense(self.width, self.dtype, bias=self.bias)
-        self.up = dense(self.width, self.dtype, bias=self.bias)
-        self.down = dense(self.out, self.dtype, bias=self.bias)
+        """Declares the three layers."""
+        self.gate = Linear(self.width, self.dtype, self.bias)
+        self.up = Linear(self.width, self.dtype, self.bias)
+        self.down = Linear(self.out, self.dtype, self.bias)
 
     def __call__(self, x: Array) -> Array:
         """Maps [..., D] to [..., out]."""

@@ -17,17 +17,17 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from rlvlm_jax.models.attention import Ids, Keys, attend
-from rlvlm_jax.models.layers import ACTIVATIONS, GatedMlp, RMSNorm, dense, stacked
+from rlvlm_jax.models.layers import ACTIVATIONS, GatedMlp, Linear, RMSNorm, stacked
 from rlvlm_jax.models.qwen_vl_config import VisionConfig
 from rlvlm_jax.models.rope import rope_2d, rotate
 from rlvlm_jax.types import Array, Batch
 
 # The tower is small next to the decoder: sharded over `fsdp` for memory, replicated over `tensor`.
 VISION_RULES = (
-    (r"^vision/patch_embed/kernel$", P(None, "fsdp")),  # [C * frames, Dv]
-    (r"^vision/blocks/(attn/qkv|mlp/(fc1|gate|up))/kernel$", P(None, "fsdp", None)),  # [Lv, Dv, F]
-    (r"^vision/blocks/(attn/proj|mlp/(fc2|down))/kernel$", P(None, None, "fsdp")),  # [Lv, F, Dv]
-    (r"^vision/merger/fc[12]/kernel$", P("fsdp", None)),
+    (r"^vision/patch_embed/weight$", P("fsdp", None)),  # [Dv, C * frames]
+    (r"^vision/blocks/(attn/qkv|mlp/(fc1|gate|up))/weight$", P(None, None, "fsdp")),  # [Lv, F, Dv]
+    (r"^vision/blocks/(attn/proj|mlp/(fc2|down))/weight$", P(None, "fsdp", None)),  # [Lv, Dv, F]
+    (r"^vision/merger/fc[12]/weight$", P(None, "fsdp")),  # [out, in]
     (r"^vision/(blocks|merger)/.*/(bias|scale)$", P()),
 )
 
@@ -65,9 +65,9 @@ class Mlp(nn.Module):
     dtype: Any
 
     def setup(self) -> None:
-        """Declares the two kernels."""
-        self.fc1 = dense(self.width, self.dtype, bias=True)
-        self.fc2 = dense(self.out, self.dtype, bias=True)
+        """Declares the two layers."""
+        self.fc1 = Linear(self.width, self.dtype, bias=True)
+        self.fc2 = Linear(self.out, self.dtype, bias=True)
 
     def __call__(self, x: Array) -> Array:
         """Maps [..., D] to [..., out]."""
@@ -82,8 +82,8 @@ class Attention(nn.Module):
 
     def setup(self) -> None:
         """Declares the joint projection and the output's."""
-        self.qkv = dense(3 * self.config.width, self.dtype, bias=True)
-        self.proj = dense(self.config.width, self.dtype, bias=True)
+        self.qkv = Linear(3 * self.config.width, self.dtype, bias=True)
+        self.proj = Linear(self.config.width, self.dtype, bias=True)
 
     def __call__(self, x: Array, segment: Array, rotary: tuple[Array, Array]) -> Array:
         """Maps [N, I, Dv] to the same; `segment` int32[N, I] is 0 at padding."""
@@ -128,8 +128,8 @@ class Merger(nn.Module):
         """Declares the norm of a patch and the MLP of a block."""
         c = self.config
         self.norm = norm(c, self.dtype)
-        self.fc1 = dense(c.width * c.merge_size**2, self.dtype, bias=True)
-        self.fc2 = dense(c.out_width, self.dtype, bias=True)
+        self.fc1 = Linear(c.width * c.merge_size**2, self.dtype, bias=True)
+        self.fc2 = Linear(c.out_width, self.dtype, bias=True)
 
     def __call__(self, x: Array) -> Array:
         """Maps [N, I, Dv] to [N, M, D]."""
@@ -154,7 +154,7 @@ class VisionTower(nn.Module):
     def setup(self) -> None:
         """Declares the patch projection, the scanned blocks and the merger."""
         c = self.config
-        self.patch_embed = dense(c.width, self.dtype, bias=False)
+        self.patch_embed = Linear(c.width, self.dtype, bias=False)
         self.blocks = stacked(Block, c.depth, self.remat)(c, self.dtype)
         self.merger = Merger(c, self.dtype)
 

@@ -8,7 +8,6 @@ attends, with one softmax, to its prompt (computed once for the G responses to i
 The module does not know how tokens are chosen, nor where positions of prompts come from.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,20 +16,20 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from rlvlm_jax.models.attention import Ids, Keys, attend
-from rlvlm_jax.models.layers import INIT, GatedMlp, RMSNorm, dense, stacked
+from rlvlm_jax.models.layers import INIT, GatedMlp, Linear, RMSNorm, product, stacked
 from rlvlm_jax.models.qwen_vl_config import QwenVLConfig
 from rlvlm_jax.models.rope import mrope, rotate
 from rlvlm_jax.types import Array, Batch
 
 LANGUAGE_RULES = (
     (r"^language/embed/embedding$", P("tensor", "fsdp")),  # [V, D]
-    (r"^language/layers/attn/[qkv]/kernel$", P(None, "fsdp", "tensor")),  # [L, D, heads * E]
+    (r"^language/layers/attn/[qkv]/weight$", P(None, "tensor", "fsdp")),  # [L, heads * E, D]
     (r"^language/layers/attn/[qkv]/bias$", P(None, "tensor")),  # [L, heads * E]
-    (r"^language/layers/attn/o/kernel$", P(None, "tensor", "fsdp")),  # [L, H * E, D]
-    (r"^language/layers/mlp/(gate|up)/kernel$", P(None, "fsdp", "tensor")),  # [L, D, F]
-    (r"^language/layers/mlp/down/kernel$", P(None, "tensor", "fsdp")),  # [L, F, D]
+    (r"^language/layers/attn/o/weight$", P(None, "fsdp", "tensor")),  # [L, D, H * E]
+    (r"^language/layers/mlp/(gate|up)/weight$", P(None, "tensor", "fsdp")),  # [L, F, D]
+    (r"^language/layers/mlp/down/weight$", P(None, "fsdp", "tensor")),  # [L, D, F]
     (r"^language/(layers/norm[12]|norm)/scale$", P()),
-    (r"^language/head/kernel$", P("fsdp", "tensor")),  # [D, V]
+    (r"^language/head/weight$", P("tensor", "fsdp")),  # [V, D]
 )
 
 Rotary = tuple[Array, Array]
@@ -56,10 +55,10 @@ class Attention(nn.Module):
     def setup(self) -> None:
         """Declares the four projections."""
         c = self.config
-        self.q = dense(c.heads * c.head_size, self.dtype, bias=True)
-        self.k = dense(c.kv_heads * c.head_size, self.dtype, bias=True)
-        self.v = dense(c.kv_heads * c.head_size, self.dtype, bias=True)
-        self.o = dense(c.width, self.dtype, bias=False)
+        self.q = Linear(c.heads * c.head_size, self.dtype, bias=True)
+        self.k = Linear(c.kv_heads * c.head_size, self.dtype, bias=True)
+        self.v = Linear(c.kv_heads * c.head_size, self.dtype, bias=True)
+        self.o = Linear(c.width, self.dtype, bias=False)
 
     def project(self, x: Array, rotary: Rotary) -> tuple[Array, Array, Array]:
         """Maps [N, G, T, D] to turned queries [N, G, T, H, E] and keys, and values [..., K, E]."""
@@ -164,31 +163,19 @@ class LanguageModel(nn.Module):
         self.layers = stacked(Block, c.layers, self.remat)(c, self.dtype)
         self.norm = RMSNorm(epsilon=c.norm_eps, dtype=self.dtype)
         if not c.tie_embeddings:
-            float32_out = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
-            self.head = nn.Dense(
-                c.vocab_size,
-                use_bias=False,
-                dtype=self.dtype,
-                kernel_init=INIT,
-                dot_general=float32_out,
-            )
+            self.head = Linear(c.vocab_size, self.dtype, bias=False, out=jnp.float32)
 
     def __call__(self, batch: Batch, features: Array) -> Array:
         """Touches every weight: what initialisation traces."""
         return self.logits(self.prefill(batch, features)[0])
 
     def logits(self, hidden: Array) -> Array:
-        """Maps [..., D] to float32[..., V], accumulated in float32."""
+        """Maps [..., M, D] to float32[..., M, V], accumulated in float32."""
         with jax.named_scope("logits"):
             if not self.config.tie_embeddings:
                 return self.head(hidden)
             table = self.embed.embedding.astype(self.dtype)
-            return jnp.einsum(
-                "...d,vd->...v",
-                hidden.astype(self.dtype),
-                table,
-                preferred_element_type=jnp.float32,
-            )
+            return product(hidden.astype(self.dtype), table, jnp.float32)
 
     def prefill(self, batch: Batch, features: Array) -> tuple[Array, dict]:
         """See `Model.prefill`."""

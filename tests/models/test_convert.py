@@ -160,25 +160,17 @@ def test_where_the_numbers_go(tmp_path):
     params, dtypes = convert.load_hf(tmp_path, tiny())
     leaves = flat(params)
     assert leaves["language/embed/embedding"][7, 5] == tensors["model.embed_tokens.weight"][7, 5]
-    assert leaves["language/layers/attn/q/kernel"].shape == (3, 12, 12)
-    assert leaves["language/layers/attn/q/kernel"][1, 2, 11] == tensors[Q_PROJ][11, 2]
+    assert leaves["language/layers/attn/q/weight"].shape == (3, 12, 12)
+    assert leaves["language/layers/attn/q/weight"][1, 11, 2] == tensors[Q_PROJ][11, 2]
     k_bias = tensors["model.layers.2.self_attn.k_proj.bias"]
     assert leaves["language/layers/attn/k/bias"][2, 3] == k_bias[3]
-    assert leaves["language/head/kernel"][4, 19] == tensors["lm_head.weight"][19, 4]
+    assert leaves["language/head/weight"][19, 4] == tensors["lm_head.weight"][19, 4]
     # Patches are flattened channel, frame, row, column: sizes 3, 2, 3, 3 here.
     place = ((2 * 2 + 1) * 3 + 0) * 3 + 2
-    assert leaves["vision/patch_embed/kernel"].shape == (54, 8)
-    assert leaves["vision/patch_embed/kernel"][place, 6] == patch[6, 2, 1, 0, 2]
+    assert leaves["vision/patch_embed/weight"].shape == (8, 54)
+    assert leaves["vision/patch_embed/weight"][6, place] == patch[6, 2, 1, 0, 2]
     assert {leaf.dtype for leaf in leaves.values()} == {np.dtype(np.float32)}
     assert set(dtypes.values()) == {"float32"}
-
-
-@pytest.mark.parametrize("size", [1, 63, 64, 65, 130])
-def test_block_transposition(size):
-    source = np.random.default_rng(0).standard_normal((size, 5), np.float32)
-    target = np.full((5, size), np.nan, np.float32)
-    convert._transpose_into(target, source)
-    np.testing.assert_array_equal(target, source.T)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -228,7 +220,7 @@ def test_what_was_read_is_written_bit_for_bit(tmp_path, family, shard_bytes):
 
 def test_shards_are_filled_up_to_their_limit():
     names = [f"model.layers.{i}.mlp.gate_proj.weight" for i in range(3)]
-    rule = next(r for r in convert.hf_table(tiny()) if r.path.endswith("layers/mlp/gate/kernel"))
+    rule = next(r for r in convert.hf_table(tiny()) if r.path.endswith("layers/mlp/gate/weight"))
     planned = [convert._Planned(name, rule, i, "float32") for i, name in enumerate(names)]
     assert planned[0].nbytes == 10 * 12 * 4
     sizes = [[t.nbytes for t in shard] for shard in convert._split(planned, 2 * 480)]

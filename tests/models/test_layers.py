@@ -1,27 +1,71 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The norm by hand."""
+"""The linear layer and the norm by hand; rows that do not depend on their number."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from rlvlm_jax.models.layers import RMSNorm
+from rlvlm_jax.models.layers import Linear, RMSNorm, product, row_sum
 
 
 def test_rms_norm_by_hand():
     norm = RMSNorm(epsilon=0.5, dtype=jnp.float32)
     params = {"params": {"scale": jnp.array([1.0, 2.0])}}
     # mean square (9 + 16) / 2 = 12.5; with epsilon 13, whose root is 3.605551
-    expected = [3 / 3.605551, 2 * 4 / 3.605551]
-    np.testing.assert_allclose(norm.apply(params, jnp.array([3.0, 4.0])), expected, rtol=1e-6)
-    zeros = norm.apply(params, jnp.zeros(2))
-    assert zeros.tolist() == [0.0, 0.0]
+    expected = [[3 / 3.605551, 2 * 4 / 3.605551]]
+    np.testing.assert_allclose(norm.apply(params, jnp.array([[3.0, 4.0]])), expected, rtol=1e-6)
+    zeros = norm.apply(params, jnp.zeros((1, 2)))
+    assert zeros.tolist() == [[0.0, 0.0]]
 
 
 def test_rms_norm_is_computed_in_float32():
     norm = RMSNorm(epsilon=1e-6, dtype=jnp.bfloat16)
-    params = norm.init(jax.random.key(0), jnp.zeros(4))
-    out = norm.apply(params, jnp.full(4, 300.0, jnp.bfloat16))
+    params = norm.init(jax.random.key(0), jnp.zeros((1, 4)))
+    out = norm.apply(params, jnp.full((1, 4), 300.0, jnp.bfloat16))
     assert out.dtype == jnp.bfloat16
     np.testing.assert_array_equal(out.astype(jnp.float32), 1.0)
+
+
+def test_linear_by_hand():
+    params = {"params": {"weight": jnp.array([[1.0, 2.0], [0.0, -1.0]]), "bias": jnp.ones(2)}}
+    layer = Linear(2, jnp.float32, bias=True)
+    out = layer.apply(params, jnp.array([[3.0, 4.0], [1.0, 0.0]]))
+    assert out.tolist() == [[12.0, -3.0], [2.0, 1.0]]
+    assert layer.apply(params, jnp.array([[3.0, 4.0]])).tolist() == [[12.0, -3.0]]
+
+
+def test_linear_rounds_its_factors_and_sums_in_the_dtype_of_the_result():
+    params = {"params": {"weight": jnp.array([[1.0, 1 / 256], [1.0 + 2**-12, 0.0]])}}
+    layer = Linear(2, jnp.bfloat16, bias=False, out=jnp.float32)
+    out = layer.apply(params, jnp.ones((3, 2)))
+    assert out.dtype == jnp.float32
+    assert out.tolist() == [[1 + 1 / 256, 1.0]] * 3  # 2**-12 is lost in the weight, 1 / 256 is kept
+
+
+@pytest.mark.parametrize("batch", [(), (2, 3)])
+@pytest.mark.parametrize(("width", "out"), [(192, 512), (576, 1536), (896, 192), (2048, 64)])
+def test_a_row_has_the_same_bits_alone_and_among_others(width, out, batch):
+    multiply = jax.jit(product, static_argnums=2)
+    a = jax.random.normal(jax.random.key(1), (256, width))
+    y = jax.random.normal(jax.random.key(2), (*batch, out, width))
+    x = jnp.broadcast_to(a, (*batch, 256, width))
+    together = multiply(x, y, jnp.float32)
+    for rows in (1, 2, 8, 32, 128):
+        np.testing.assert_array_equal(
+            multiply(x[..., :rows, :], y, jnp.float32), together[..., :rows, :]
+        )
+    np.testing.assert_allclose(together, jnp.einsum("...mc,...dc->...md", x, y), rtol=1e-4)
+
+
+@pytest.mark.parametrize("length", [16, 48, 192, 300, 1024])
+def test_a_row_has_the_same_sum_alone_and_among_others(length):
+    total = jax.jit(lambda x: row_sum(jnp.square(x)))  # a part of a loop, as in norm and softmax
+    x = jax.random.normal(jax.random.key(0), (4, 48, length))
+    sums = total(x)
+    for rows in (1, 3, 24):
+        np.testing.assert_array_equal(total(x[:, :rows]), sums[:, :rows])
+        np.testing.assert_array_equal(total(x[2:3, :rows]), sums[2:3, :rows])
+    exact = np.square(np.float64(x)).sum(-1, keepdims=True)
+    np.testing.assert_allclose(sums, exact, rtol=1e-6)

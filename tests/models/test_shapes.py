@@ -74,13 +74,13 @@ def test_each_parameter_has_one_rule_that_divides_it(name):
         assert not large or any(axis is not None for axis in spec), f"{path} is replicated"
         assert model.part(path) in ("vit", "connector", "llm")
     unused = {rule[0] for rule in model.param_rules} - used
-    assert unused == ({r"^language/head/kernel$"} if model.config.tie_embeddings else set())
+    assert unused == ({r"^language/head/weight$"} if model.config.tie_embeddings else set())
 
 
 def test_part_is_what_can_be_frozen():
     part = build(PUBLISHED["qwen2.5-vl-3b"]).part
-    assert part("vision/patch_embed/kernel") == "vit"
-    assert part("vision/merger/fc1/kernel") == "connector"
+    assert part("vision/patch_embed/weight") == "vit"
+    assert part("vision/merger/fc1/weight") == "connector"
     assert part("language/layers/norm1/scale") == "llm"
     with pytest.raises(ValueError, match="visual/x"):
         part("visual/x")

@@ -8,6 +8,7 @@ progress bar.
 """
 
 import contextlib
+import importlib.util
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -99,6 +100,19 @@ def response_metrics(
     }
 
 
+def check_writers(log: Any) -> None:
+    """Checks that what the configuration asks for is installed.
+
+    Raises:
+        InputError: W&B is asked for and is not.
+    """
+    if log.wandb and importlib.util.find_spec("wandb") is None:
+        raise InputError(
+            f"config.log.wandb={log.wandb!r} needs the package wandb: install rlvlm_jax[wandb], "
+            "or set config.log.wandb to ''"
+        )
+
+
 class Writers:
     """TensorBoard, W&B and the progress bar, as far as the configuration asks for them."""
 
@@ -109,13 +123,8 @@ class Writers:
 
             self._tensorboard = SummaryWriter(f"{workdir}/tensorboard")
         if log.wandb:
-            try:
-                import wandb
-            except ModuleNotFoundError as error:
-                raise InputError(
-                    f"config.log.wandb={log.wandb!r} needs the package wandb: install "
-                    "rlvlm_jax[wandb], or set config.log.wandb to ''"
-                ) from error
+            import wandb
+
             self._wandb = wandb.init(project=log.wandb, dir=workdir, config=dict(run_config))
         console = Console(stderr=True)
         if log.progress and console.is_terminal:

@@ -31,6 +31,7 @@ from rlvlm_jax.evaluation.scheme import Evaluation
 from rlvlm_jax.evaluation.scores import is_reflective, is_repetitive, reflection
 from rlvlm_jax.sampling.responses import Responses
 from rlvlm_jax.types import Params, TrainState
+from rlvlm_jax.update import init_state
 
 SPLITS = ("val", "test", "test_ood")
 MAY_CHANGE = (  # keys that a resumed run may set otherwise than the run it continues
@@ -94,6 +95,7 @@ class Run:
         self.config = config
         self.workdir = Path(workdir)
         records.check_writable(workdir)
+        metrics.check_writers(config.log)
         self._compiles = metrics.CompileCounter()
         self._checkpoints = self.workdir / "checkpoints"
         self.first_step = checkpoint.latest_step(self._checkpoints) or 0
@@ -216,16 +218,19 @@ class Run:
 
     # ---- state --------------------------------------------------------------------------------
 
-    def restore_or_init(self, optimizer: Any, init: Callable[[Params], TrainState]) -> TrainState:
+    def restore_or_init(self, optimizer: Any) -> TrainState:
         """Returns the state of the newest checkpoint, or of the beginning.
 
         Args:
             optimizer: whose state is placed like the parameters it belongs to.
-            init: initial parameters -> state.
         """
         session = self.session
-        shapes = jax.eval_shape(init, session.shapes)
         parts = optim.trained_parts(self.config.update)
+
+        def init(params: Params) -> TrainState:
+            return init_state(params, optimizer, session.model, parts)
+
+        shapes = jax.eval_shape(init, session.shapes)
         trained, _ = optim.split(session.shapes, session.model.part, parts)
         scalar = sharding.replicated(session.mesh)
         trained_places = jax.tree.map(lambda s: s.sharding, trained)
@@ -433,6 +438,7 @@ class Run:
                 )
                 self._records.write_evaluation(self.step, split, found.setting, rows)
                 values[f"eval/{split}/{found.setting}"] = found.pass_at_k
+            values[f"eval/{split}/dropped"] = questions.dropped.count
         self._record("eval", values)
 
 

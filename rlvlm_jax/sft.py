@@ -23,7 +23,7 @@ from rlvlm_jax.logprobs import make_logprobs_fn
 from rlvlm_jax.metrics import Stopwatch
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.types import Array, Batch, Params, TrainState
-from rlvlm_jax.update import init_state, make_optimizer_step, mean_stats
+from rlvlm_jax.update import make_optimizer_step, mean_stats
 
 
 def encode_solutions(
@@ -82,10 +82,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
     this = run.Run(config, workdir)
     session = this.session
     optimizer, schedule = optim.make_optimizer(config.update, this.total_steps)
-    parts = optim.trained_parts(config.update)
-    state = this.restore_or_init(
-        optimizer, lambda params: init_state(params, optimizer, session.model, parts)
-    )
+    state = this.restore_or_init(optimizer)
     step_fn = jax.jit(
         make_sft_fn(session.model, config, optimizer, session.mesh),
         out_shardings=(

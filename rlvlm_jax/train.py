@@ -29,7 +29,7 @@ from rlvlm_jax.sampling.responses import read_responses
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
 from rlvlm_jax.trajectory import make_trajectory_fn
 from rlvlm_jax.types import Params, TrainState
-from rlvlm_jax.update import init_state, make_update_fn
+from rlvlm_jax.update import make_update_fn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,11 +142,8 @@ def train(config: ConfigDict, workdir: str) -> bool:
     session = this.session
     updates = config.update.epochs * sequences(config) // config.update.minibatch
     optimizer, schedule = optim.make_optimizer(config.update, this.total_steps * updates)
-    parts = optim.trained_parts(config.update)
     reference = startup.initial_params(session) if needs_reference(config) else None
-    state = this.restore_or_init(
-        optimizer, lambda params: init_state(params, optimizer, session.model, parts)
-    )
+    state = this.restore_or_init(optimizer)
     jitted = make_steps(session, optimizer, state)
     compiled = {
         bucket: compile_steps(jitted, session, state, reference, bucket)

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Numbers about a step: what is counted, what is timed, what is undefined, where it is shown."""
 
+import importlib.util
 import sys
 import types
 
@@ -154,10 +155,11 @@ def test_what_is_off_writes_nothing(tmp_path, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_wandb_that_is_asked_for_but_not_there_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "wandb", None)
+def test_wandb_that_is_asked_for_but_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    metrics.check_writers(ConfigDict(SILENT))
     with pytest.raises(InputError, match=r"config\.log\.wandb='mine' needs the package wandb"):
-        metrics.Writers(ConfigDict({**SILENT, "wandb": "mine"}), str(tmp_path), 10, {})
+        metrics.check_writers(ConfigDict({**SILENT, "wandb": "mine"}))
 
 
 def test_wandb_gets_project_configuration_and_numbers(tmp_path, monkeypatch):

@@ -281,6 +281,9 @@ class EvaluationSet:
 
         `numbers` are places in the set; those of empty rows go on counting behind the set's end.
         `examples` are those of the real rows only, at most N.
+
+        Raises:
+            InputError: a damaged picture with on_bad_record="error", or none that is not.
         """
         import grain
 
@@ -296,6 +299,11 @@ class EvaluationSet:
                 if len(rows) == self._prompts:
                     yield self._batch(rows)
                     rows = []
+            if self.dropped.count == len(self.examples):
+                raise InputError(
+                    f"all {len(self.examples)} records of an evaluation set, the first from "
+                    f"{self.examples[0].source}, have damaged pictures ({dict(self.dropped)})"
+                )
             if rows:
                 yield self._batch(rows)
         finally:

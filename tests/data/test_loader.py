@@ -249,6 +249,9 @@ def test_evaluation_of_damaged_pictures():
     assert [int(e.id) for e in itertools.chain(*examples)] == [0, 1, 2, 3, 4, 6, 7, 8, 9]
     assert [n.tolist() for n in numbers] == [[0, 1, 2, 3], [4, 6, 7, 8], [9, 10, 11, 12]]
     assert questions.dropped == {"unreadable_image": ["5"]}
+    questions = EvaluationSet(EXAMPLES[:2], breaking(0, 1), prompts=2, on_bad_record="skip")
+    with pytest.raises(InputError, match="all 2 records of an evaluation set, the first from "):
+        list(questions)
 
 
 def test_evaluation_can_be_left_early():

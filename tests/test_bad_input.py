@@ -178,6 +178,7 @@ def test_image_of_an_impossible_shape(refused, tmp_path, data):
     assert "aspect ratio over 200" in message
 
 
+@pytest.mark.slow
 def test_bad_records_are_left_out_when_asked(tmp_path, data, monkeypatch, compiled):
     (data.parent / "4.png").write_text("not a picture")
     change(data, 7, solution="")

@@ -151,6 +151,7 @@ def test_an_epoch_sees_every_problem_once(finished):
         assert sorted(seen) == sorted(f"p{n}" for n in range(12))
 
 
+@pytest.mark.slow
 def test_no_image_size_compiles_anything_after_the_first_step(tmp_path, compiled):
     """60 pictures of random sizes, 15 steps an epoch; two static shapes."""
     data = write_problems(tmp_path / "many", count=60, seed=1)
@@ -185,11 +186,13 @@ def test_sigterm_saves_and_exits_75_and_the_run_goes_on(tmp_path, data, compiled
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_sigkill_at_a_random_moment_loses_nothing(tmp_path, data, compiled, finished, seed):
-    after_start_s = random.Random(seed).uniform(0.0, 6.0)
+    moment = random.Random(seed)
+    step, later_s = moment.randint(0, 4), moment.uniform(0.0, 0.5)
     keys = {"total_steps": 6, "checkpoint_every": 1}
     process = start(tmp_path, data, compiled, **keys)
-    wait_for((tmp_path / "metrics.jsonl").exists, process)
-    time.sleep(after_start_s)
+    begun = tmp_path / (f"rollouts/{step}.jsonl" if step else "metrics.jsonl")
+    wait_for(begun.exists, process)
+    time.sleep(later_s)
     process.kill()
     assert status_of(process) == -signal.SIGKILL
     assert status_of(start(tmp_path, data, compiled, **keys)) == 0
@@ -221,6 +224,7 @@ def test_evaluation_of_a_checkpoint(tmp_path, data, finished):
     assert not (tmp_path / "checkpoints").exists() or not list((tmp_path / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_supervised_training_learns_the_solutions(tmp_path, data):
     keys = {
         "mode": "sft",

@@ -106,6 +106,7 @@ def test_parameters_move_and_numbers_are_sane(tiny, collected, base):
     assert not np.asarray(trajectory.advantages)[~np.asarray(trajectory.mask)].any()
 
 
+@pytest.mark.slow
 def test_ratio_is_one_before_the_first_update(tiny, collected):
     _, stats, _ = run(tiny, collected, update__minibatch=16)
     assert float(stats["update/ratio_mean"]) == pytest.approx(1.0, abs=1e-6)
@@ -177,11 +178,12 @@ def test_frozen_parts_keep_their_bytes_and_have_no_state(tiny, collected, base):
     assert held == 2 * trained  # Adam's two moments of the language model alone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("switch", "moved", "kept"),
     [
         ("train_vit", "vision/blocks", "vision/merger"),
-        pytest.param("train_connector", "vision/merger", "vision/blocks", marks=pytest.mark.slow),
+        ("train_connector", "vision/merger", "vision/blocks"),
     ],
 )
 def test_each_part_is_a_switch(tiny, collected, switch, moved, kept):
@@ -223,6 +225,7 @@ def test_garbage_outside_the_mask_changes_nothing(tiny, collected, base):
     assert distance(base[0].params, other[0].params) == 0
 
 
+@pytest.mark.slow
 def test_reference_divergence_is_zero_at_the_start_and_pulls_back_later(tiny, collected):
     settings = {"update__minibatch": 16, "algorithm__kl_loss_coef": 0.1}
     _, stats, _ = run(tiny, collected, **settings, reference=tiny[1])

@@ -12,7 +12,10 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 LAYERS = (  # lowest first; a module may import lower layers, and its own package
     ("errors", "types"),
     ("config", "sharding"),
-    ("data", "models", "rewards", "algorithms", "evaluation.scores", "optim", "checkpoint"),
+    (
+        *("data", "models", "rewards", "algorithms", "optim", "checkpoint"),
+        *(f"evaluation.{name}" for name in ("scores", "statistics", "runs", "analysis")),
+    ),
     ("records", "metrics"),
     ("sampling",),
     ("logprobs",),
@@ -22,7 +25,7 @@ LAYERS = (  # lowest first; a module may import lower layers, and its own packag
     ("run",),
     ("train", "sft", "evaluate"),
     ("cli",),
-    ("main", "convert", "export"),
+    ("main", "convert", "export", "report"),
 )
 HOMES = {  # third party -> the only places that may import it
     "flax": ("models",),
@@ -30,7 +33,9 @@ HOMES = {  # third party -> the only places that may import it
     "orbax": ("checkpoint",),
     "transformers": ("data.tokenizer",),
     "tokenizers": ("data.tokenizer", "data.tiny_tokenizer"),
-    "PIL": ("data",),
+    "PIL": ("data", "report.browser"),
+    "matplotlib": ("report.figures",),
+    "scipy": ("evaluation.statistics",),
     "safetensors": ("models.convert",),
     "datasets": ("data.dataset",),
     "grain": ("data.loader",),
@@ -39,7 +44,10 @@ HOMES = {  # third party -> the only places that may import it
     "pebble": ("rewards.pool",),
     "torch": (),
 }
-WITHOUT_JAX = ("data", "rewards", "types", "errors", "cli", "records")
+WITHOUT_JAX = (
+    *("data", "rewards", "types", "errors", "cli", "records", "report"),
+    *(f"evaluation.{name}" for name in ("scores", "statistics", "runs", "analysis")),
+)
 
 
 def name_of(path):

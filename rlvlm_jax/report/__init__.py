@@ -1,0 +1,3 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m rlvlm_jax.report`: one page about runs, from their directories alone."""

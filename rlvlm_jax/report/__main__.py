@@ -1,0 +1,77 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m rlvlm_jax.report RUN_DIR [RUN_DIR ...] --out=report.html`.
+
+Reads run directories (or directories of `seed_N` runs) and writes one page, and beside it, in
+report_files/, each figure as SVG and PNG and each table as CSV.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rlvlm_jax import cli
+from rlvlm_jax.errors import InputError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes the report; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="rlvlm_jax.report", description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="*", metavar="RUN_DIR")
+    parser.add_argument("--out", required=True, help="the page to write, such as report.html")
+    parser.add_argument("--paper", help="JSON file of published curves to draw beside the runs")
+    parser.add_argument("--title", default="rlvlm_jax report")
+    parser.add_argument("--responses", type=int, default=10_000, help="at most so many in the page")
+    given = parser.parse_args(argv)
+    if not given.runs and not given.paper:
+        raise InputError("nothing to report: give one or more run directories, or --paper=FILE")
+    # Imported here, so that a bad flag is answered before matplotlib is loaded.
+    from rlvlm_jax.evaluation import runs
+    from rlvlm_jax.report import browser, curves, figures, page, tables
+
+    ours = [curves.measured(group) for group in runs.read_groups(given.runs)]
+    papers = curves.published(given.paper) if given.paper else {}
+    drawn = {"Runs": ours} if ours else {}
+    for name, methods in papers.items():
+        drawn[f"Published: {name}"] = [*ours, *methods]
+    sections = []
+    files: dict[str, bytes] = {}
+    for heading, methods in drawn.items():
+        layouts = figures.layouts(methods)
+        shown = methods if heading == "Runs" else [m for m in methods if m.published]
+        made = tables.everything(shown)
+        sections.append((heading, methods, layouts, made))
+        prefix = "" if heading == "Runs" else heading.removeprefix("Published: ") + "-"
+        for layout in layouts:
+            for form in ("svg", "png"):
+                files[f"{prefix}{layout.name}.{form}"] = figures.whole(layout, methods, form)
+        for table in made:
+            files[f"{prefix}{table.name}.csv"] = tables.to_csv(table).encode()
+    configs = {
+        f"{method.label}, seed {run.seed}": {"config": run.config, **run.about}
+        for method in ours
+        for run in method.group.runs
+    }
+    text = page.build(given.title, sections, configs, browser.collect(ours, given.responses))
+    write(Path(given.out), text, files)
+    return cli.DONE
+
+
+def write(out: Path, text: str, files: dict[str, bytes]) -> None:
+    """Writes the page and, in a directory of its name with `_files` behind it, the rest.
+
+    Raises:
+        InputError: they cannot be written.
+    """
+    beside = out.with_name(f"{out.stem}_files")
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (beside / name.replace("/", "_").replace("@", "_")).write_bytes(content)
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--out={out} cannot be written ({error.strerror})") from error
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,135 @@
+// The rollout browser. Text from models and data sets enters the page as text nodes only.
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("responses").textContent);
+  const byId = (id) => document.getElementById(id);
+  const PAGE = 20;
+  const filters = ["run", "kind", "step", "correct", "truncated", "reflective", "text", "colour"];
+  const escaped = data.words.map((w) => w.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
+  const words = new RegExp("(" + escaped.join("|") + ")", "gi");
+  let matching = [];
+  let drawn = 0;
+
+  const make = (tag, text, name) => {
+    const element = document.createElement(tag);
+    if (text !== undefined) element.textContent = text;
+    if (name) element.className = name;
+    return element;
+  };
+
+  const fill = (id, values) => {
+    byId(id).append(new Option("all", ""));
+    for (const value of values) byId(id).append(new Option(String(value), String(value)));
+  };
+  const distinct = (key) => [...new Set(data.groups.map((group) => group[key]))];
+  fill("run", distinct("run"));
+  fill("kind", distinct("kind"));
+  fill("step", distinct("step").sort((a, b) => a - b));
+
+  const agrees = (choice, value) => choice === "" || (choice === "yes") === value;
+
+  const chosen = () => {
+    const want = Object.fromEntries(filters.map((id) => [id, byId(id).value]));
+    const part = want.text.toLowerCase();
+    const found = [];
+    for (const group of data.groups) {
+      if (want.run && group.run !== want.run) continue;
+      if (want.kind && group.kind !== want.kind) continue;
+      if (want.step && String(group.step) !== want.step) continue;
+      const responses = group.responses.filter((one) =>
+        agrees(want.correct, one.correct) &&
+        agrees(want.truncated, one.truncated) &&
+        agrees(want.reflective, one.reflective) &&
+        (!part || one.response.toLowerCase().includes(part) ||
+          group.question.toLowerCase().includes(part)));
+      if (responses.length) found.push([group, responses]);
+    }
+    return found;
+  };
+
+  const marked = (text) => {
+    const line = make("p");
+    for (const [number, piece] of text.split(words).entries()) {
+      line.append(number % 2 ? make("mark", piece) : document.createTextNode(piece));
+    }
+    return line;
+  };
+
+  const shade = (kind, value, scale) => {
+    if (kind === "logprobs") return `rgba(192, 57, 43, ${Math.min(1, -value / 4).toFixed(2)})`;
+    const strength = Math.min(1, Math.abs(value) / scale).toFixed(2);
+    return value < 0 ? `rgba(192, 57, 43, ${strength})` : `rgba(31, 111, 178, ${strength})`;
+  };
+
+  const coloured = (one, kind) => {
+    const line = make("p");
+    const scale = Math.max(1e-6, ...one[kind].map(Math.abs));
+    for (const [number, piece] of one.pieces.entries()) {
+      const token = make("span", piece);
+      token.style.backgroundColor = shade(kind, one[kind][number], scale);
+      token.title = one[kind][number].toFixed(3);
+      line.append(token);
+    }
+    return line;
+  };
+
+  const sample = (one, kind) => {
+    const box = make("div", undefined, "sample" + (one.correct ? " correct" : ""));
+    const facts = [one.correct ? "correct" : "wrong", `${one.length} tokens`];
+    if (one.judge !== "ok") facts.push(one.judge.replace("_", " "));
+    if (one.truncated) facts.push("truncated");
+    if (one.reflective) facts.push("reflective");
+    for (const [name, value] of Object.entries(one.rewards)) facts.push(`${name} ${+value.toFixed(3)}`);
+    box.append(make("div", facts.join(" · "), "facts"));
+    box.append(kind && one.pieces && one[kind] ? coloured(one, kind) : marked(one.response));
+    return box;
+  };
+
+  const draw = ([group, responses], kind) => {
+    const box = make("article", undefined, "group");
+    box.append(make("div", `${group.run} · ${group.kind} · step ${group.step} · ${group.id}`, "where"));
+    const pictures = make("div", undefined, "pictures");
+    for (const number of group.pictures) {
+      if (number === null) {
+        pictures.append(make("span", "(a picture that is no longer there)", "where"));
+        continue;
+      }
+      const image = make("img");
+      image.src = data.pictures[number];
+      image.alt = "picture of the question";
+      image.loading = "lazy";
+      pictures.append(image);
+    }
+    box.append(pictures, make("p", group.question));
+    box.append(make("div", `reference: ${group.solution}`, "where"));
+    if (responses.length < group.responses.length) {
+      box.append(make("div", `${responses.length} of ${group.responses.length} responses`, "where"));
+    }
+    const samples = make("div", undefined, "samples");
+    samples.append(...responses.map((one) => sample(one, kind)));
+    box.append(samples);
+    return box;
+  };
+
+  const more = () => {
+    const kind = byId("colour").value;
+    const next = matching.slice(drawn, drawn + PAGE);
+    byId("groups").append(...next.map((found) => draw(found, kind)));
+    drawn += next.length;
+    byId("more").hidden = drawn >= matching.length;
+  };
+
+  const update = () => {
+    matching = chosen();
+    drawn = 0;
+    byId("groups").replaceChildren();
+    const responses = matching.reduce((sum, found) => sum + found[1].length, 0);
+    byId("count").textContent =
+      `${responses} responses to ${matching.length} prompts; the page holds ${data.shown} of ${data.total}`;
+    more();
+  };
+
+  for (const id of filters) byId(id).addEventListener(id === "text" ? "input" : "change", update);
+  byId("more").addEventListener("click", more);
+  update();
+})();

@@ -1,0 +1,134 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The rollout browser's data: which responses go into the page, with their pictures.
+
+Plain JSON values; what a model wrote is only ever data here. The page's script shows it as text.
+"""
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from rlvlm_jax.evaluation.runs import RunRecord, read_rows
+from rlvlm_jax.evaluation.scores import REFLECTION_WORDS
+from rlvlm_jax.report.curves import Method
+
+LARGEST = 60_000  # bytes of a picture that goes in as it is; larger ones are scaled down
+SIDE = 512  # pixels of a side of those
+_MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "GIF": "image/gif", "WEBP": "image/webp"}
+
+
+def collect(methods: Sequence[Method], limit: int) -> dict[str, Any]:
+    """Chooses responses evenly over runs and steps, whole groups at a time.
+
+    Args:
+        methods: those with runs are looked at.
+        limit: responses at most.
+
+    Returns:
+        {"words", "pictures": [data URI], "groups": [{"run", "kind", "step", "id", "question",
+        "solution", "pictures": [index or null], "responses": [...]}], "shown", "total"}.
+    """
+    sources = [
+        (f"{method.label} seed {run.seed}", run, kind, step, file)
+        for method in methods
+        if method.group is not None
+        for run in method.group.runs
+        for kind, step, file in _files(run)
+    ]
+    share = limit / max(1, len(sources))
+    pictures = _Pictures()
+    groups: list[dict[str, Any]] = []
+    shown = total = 0
+    for number, (label, run, kind, step, file) in enumerate(sources, 1):
+        for rows in _grouped(read_rows(file)):
+            total += len(rows)
+            if shown + len(rows) <= share * number:
+                shown += len(rows)
+                about = {"run": label, "kind": kind, "step": step}
+                groups.append({**about, **_group(run, rows, pictures)})
+    return {
+        "words": list(REFLECTION_WORDS),
+        "pictures": pictures.uris,
+        "groups": groups,
+        "shown": shown,
+        "total": total,
+    }
+
+
+def _files(run: RunRecord) -> Iterator[tuple[str, int, Path]]:
+    """Yields (kind, step, file): training first, then evaluations."""
+    for step, file in run.rollouts.items():
+        yield "training", step, file
+    for (split, setting), files in run.evaluations.items():
+        for step, file in files.items():
+            yield f"{split}, {setting}", step, file
+
+
+def _grouped(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Yields the adjacent responses to one question."""
+    start = 0
+    for end in range(1, len(rows) + 1):
+        if end == len(rows) or rows[end]["id"] != rows[start]["id"]:
+            yield list(rows[start:end])
+            start = end
+
+
+def _group(run: RunRecord, rows: list[dict[str, Any]], pictures: "_Pictures") -> dict[str, Any]:
+    first = rows[0]
+    names = first["image"] or []
+    names = [names] if isinstance(names, str) else names
+    return {
+        "id": first["id"],
+        "question": first["question"],
+        "solution": first["solution"],
+        "pictures": [pictures.add(run.path / name) for name in names],
+        "responses": [_response(row) for row in rows],
+    }
+
+
+def _response(row: dict[str, Any]) -> dict[str, Any]:
+    kept = ("response", "length", "truncated", "correct", "judge", "rewards", "reflective")
+    found = {name: row[name] for name in kept}
+    for name in ("logprob_gap", "pieces", "logprobs", "advantages"):
+        if name in row:
+            found[name] = np.round(row[name], 4).tolist() if name != "pieces" else row[name]
+    return found
+
+
+class _Pictures:
+    """Each file once, as a data URI."""
+
+    def __init__(self) -> None:
+        self.uris: list[str] = []
+        self._places: dict[Path, int | None] = {}
+
+    def add(self, file: Path) -> int | None:
+        """Returns the picture's number, None where the file is gone or no picture."""
+        if file not in self._places:
+            self._places[file] = None
+            uri = _data_uri(file)
+            if uri is not None:
+                self._places[file] = len(self.uris)
+                self.uris.append(uri)
+        return self._places[file]
+
+
+def _data_uri(file: Path) -> str | None:
+    try:
+        with Image.open(file) as image:
+            kind = image.format
+            data = file.read_bytes()
+            if len(data) > LARGEST or kind not in _MIME:
+                image.thumbnail((SIDE, SIDE))
+                target = io.BytesIO()
+                image.convert("RGB").save(target, "JPEG", quality=80)
+                data, kind = target.getvalue(), "JPEG"
+    except (OSError, UnidentifiedImageError):
+        return None  # the page says that the picture is not there
+    return f"data:{_MIME[kind]};base64,{base64.b64encode(data).decode()}"

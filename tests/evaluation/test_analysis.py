@@ -1,0 +1,148 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Reading runs back, and the tables made of them, on directories with chosen numbers."""
+
+import numpy as np
+import pytest
+
+from rlvlm_jax.errors import InputError
+from rlvlm_jax.evaluation import analysis, runs
+from tests.run_directories import SETTING, response, write_run
+
+STEP = ({"response/length": 10.0}, [response("a", True)])
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Two seeds; validation chooses step 2 of the first and step 1 of the second."""
+    write_run(
+        tmp_path / "rl" / "seed_0",
+        seed=0,
+        evaluations=[
+            (0, "val", [0, 0, 1, 0]),
+            (1, "val", [1, 0, 1, 0]),
+            (2, "val", [1, 1, 1, 0]),
+            (0, "test", [0, 0, 0, 1]),
+            (1, "test", [1, 1, 1, 1]),
+            (2, "test", [1, 1, 0, 0]),
+        ],
+        steps=[STEP, STEP],
+    )
+    write_run(
+        tmp_path / "rl" / "seed_1",
+        seed=1,
+        evaluations=[
+            (0, "val", [0, 0, 1, 0]),
+            (1, "val", [1, 1, 1, 1]),
+            (2, "val", [1, 0, 0, 0]),
+            (0, "test", [0, 0, 0, 1]),
+            (1, "test", [1, 1, 1, 0]),
+            (2, "test", [1, 1, 0, 0]),
+        ],
+        steps=[STEP, STEP],
+    )
+    return tmp_path / "rl"
+
+
+def test_the_step_is_chosen_on_validation_and_reported_on_test(sweep):
+    (group,) = runs.read_groups([sweep])
+    assert [run.seed for run in group.runs] == [0, 1]
+    row = analysis.accuracy_row(group, "test", SETTING)
+    assert row["n"] == 2
+    assert row["initial"] == 0.25
+    assert row["mean"] == pytest.approx((1.0 + 0.5 + 0.75 + 0.5) / 4)
+    assert row["max"] == pytest.approx((1.0 + 0.75) / 2)  # the optimistic column
+    selected = row["selected"]
+    assert selected["steps"] == [2, 1]
+    assert selected["mean"] == pytest.approx((0.5 + 0.75) / 2)
+    assert selected["std_population"] == pytest.approx(0.125)
+    assert selected["std_sample"] == pytest.approx(0.125 * 2**0.5)
+    assert 0 <= selected["low"] < selected["mean"] < selected["high"] <= 1
+    assert analysis.accuracy_row(group, "test_ood", SETTING) is None
+
+
+def test_equal_validation_takes_the_earliest_step(tmp_path):
+    values = [(step, "val", [1, 0]) for step in (0, 1, 2)]
+    run = runs.read_run(write_run(tmp_path, evaluations=values))
+    assert analysis.selected_step(run) == 0
+    assert analysis.selected_step(runs.read_run(write_run(tmp_path / "none"))) is None
+
+
+def test_any_of_the_samples_of_a_question_solves_it(tmp_path):
+    path = write_run(tmp_path, mode="eval", evaluations=[(0, "val", [[0, 1, 0], [0, 0, 0]])])
+    run = runs.read_run(path)
+    assert run.method == "Vanilla"
+    assert run.solved("val", "pass@8_t1.0", 0) == {"val-0": 1.0, "val-1": 0.0}
+
+
+def test_methods_are_compared_question_by_question(tmp_path, sweep):
+    right = [(0, "test", [0, 0, 0, 1]), (1, "val", [1, 1]), (1, "test", [0, 1, 0, 0])]
+    write_run(tmp_path / "sft", mode="sft", evaluations=right)
+    rl, sft = runs.read_groups([sweep, tmp_path / "sft"])
+    assert (rl.label, sft.label) == ("RL", "SFT")
+    found = analysis.compare(rl, sft, "test")
+    assert found["questions"] == 4
+    assert found["difference"] == pytest.approx(0.625 - 0.25)
+    assert found["low"] <= found["difference"] <= found["high"]
+    assert analysis.compare(rl, sft, "test_ood") is None
+
+
+def test_sensitivity_of_the_length_by_hand(tmp_path):
+    for seed, slope in ((0, 1.0), (1, 3.0)):
+        steps = [({"response/length": 20.0 + slope * step}, []) for step in range(10)]
+        write_run(tmp_path / f"seed_{seed}", seed=seed, steps=steps)
+    (group,) = runs.read_groups([tmp_path])
+    found = analysis.length_sensitivity(group)
+    # fifths are two steps: slopes 1 and 3 give means 2 s, deviations s, s = 0.5 and 8.5
+    assert found["n"] == 2
+    assert found["length_first"] == pytest.approx(21.0)
+    assert found["length_last"] == pytest.approx(37.0)
+    assert found["std_first"] == pytest.approx(0.5)
+    assert found["std_last"] == pytest.approx(8.5)
+    assert found["change"] == pytest.approx(37 / 21 - 1)
+    assert found["relative_std_last"] == pytest.approx(8.5 / 37)
+
+
+def test_reflection_and_length_per_step_and_per_response(tmp_path):
+    steps = []
+    for step in range(8):
+        rows = [response("a", True, length=30 + step, reflective=True), response("b", False)]
+        numbers = {"response/length": 20.0 + step, "reflection/ratio": 0.1 * step}
+        steps.append((numbers, rows))
+    write_run(tmp_path, steps=steps)
+    (group,) = runs.read_groups([tmp_path])
+    found = analysis.reflection_and_length(group)
+    assert found["curves"]["pearson"] == pytest.approx(1.0)
+    assert found["responses"] == pytest.approx(np.corrcoef(
+        [30 + s for s in range(8)] + [10] * 8, [1] * 8 + [0] * 8)[0, 1])  # fmt: skip
+    assert "detrended" not in found["curves"]  # nothing is left beside the trend
+
+
+@pytest.mark.parametrize(
+    ("break_it", "message"),
+    [
+        (lambda path: (path / "config.json").unlink(), "holds no config.json"),
+        (lambda path: (path / "metrics.jsonl").unlink(), "holds no metrics.jsonl"),
+        (lambda path: (path / "config.json").write_text("{"), "config.json is not JSON"),
+        (
+            lambda path: (path / "metrics.jsonl").write_text("[]\n"),
+            "line 1: expected a JSON object",
+        ),
+        (lambda path: (path / "metrics.jsonl").write_text("{\n"), "line 1: is not JSON"),
+    ],
+)
+def test_damaged_run_directories_are_named(tmp_path, break_it, message):
+    path = write_run(tmp_path / "run", evaluations=[(0, "val", [1])])
+    break_it(path)
+    with pytest.raises(InputError, match=message):
+        runs.read_groups([path])
+
+
+def test_the_same_recipe_and_seed_twice_is_refused(tmp_path):
+    for name in ("a", "b"):
+        write_run(tmp_path / name, seed=1)
+    with pytest.raises(InputError, match="same recipe with the same seed 1"):
+        runs.read_groups([tmp_path / "a", tmp_path / "b"])
+    other = write_run(tmp_path / "c", seed=1, update={"lr": 2.0})
+    groups = runs.read_groups([tmp_path / "a", other])
+    assert [group.label for group in groups] == ["RL a", "RL c"]

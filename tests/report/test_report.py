@@ -1,0 +1,174 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The report from run directories with chosen numbers, and from the published curves."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rlvlm_jax.errors import InputError
+from rlvlm_jax.evaluation import runs
+from rlvlm_jax.report import __main__ as report
+from rlvlm_jax.report import browser, curves, tables
+from tests.run_directories import response, write_run
+
+PAPER = Path(__file__).parents[3] / "shared" / "data" / "maye_figures.json"
+HOSTILE = "</script><script>document.title='run'</script><img src=x onerror=alert(1)> \\boxed{2}"
+# The paper's table 3, RL mean in percent: validation, test of pass@8, pass@1 T 0.6, pass@1 T 0.01.
+TABLE_3 = {
+    "Qwen2-VL-7B@mm_math5k": (48.5, 35.2, 23.4, 14.1, 24.1, 14.1),
+    "Qwen2.5-VL-7B@mm_math5k": (64.8, 54.6, 39.8, 29.0, 40.3, 31.8),
+    "Qwen2-VL-7B@geometry3k": (52.5, 58.0, 25.2, 30.3, 26.7, 31.1),
+    "Qwen2.5-VL-7B@geometry3k": (60.8, 69.3, 33.4, 41.5, 34.6, 42.0),
+}
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Two seeds of RL with pictures, hostile text and reflection, and a vanilla evaluation."""
+    for seed in (0, 1):
+        path = tmp_path / "rl" / f"seed_{seed}"
+        (path / "images").mkdir(parents=True)
+        Image.new("RGB", (40, 30), "red").save(path / "images" / "a.png")
+        steps = []
+        for step in range(6):
+            rows = [
+                response(
+                    f"q{n // 2}",
+                    n % 2,
+                    text=HOSTILE if n == 0 else f"wait, it is {n}: \\boxed{{{n}}}",
+                    reflective=n > 0,
+                    image="images/a.png" if n < 2 else "images/missing.png",
+                    truncated=n == 3,
+                )
+                for n in range(4)
+            ]
+            numbers = {
+                "response/length": 20.0 + step + seed,
+                "reflection/ratio": 0.1 * step,
+                "reflection_words/wait": 3.0,
+                "throughput/rollout_tokens_per_s": 100.0,
+                "time/step_s": 2.0,
+                "epoch/train_accuracy": 0.3 + 0.01 * step,
+            }
+            steps.append((numbers, rows))
+        evaluations = [(s, "val", [1, int(s > 2), 0, 0]) for s in (0, 3, 6)]
+        write_run(path, seed=seed, steps=steps, evaluations=evaluations)
+    write_run(tmp_path / "vanilla", mode="eval", evaluations=[(0, "val", [1, 0, 0, 0])])
+    return [tmp_path / "rl", tmp_path / "vanilla"]
+
+
+def make(tmp_path, *arguments):
+    out = tmp_path / "out" / "report.html"
+    assert report.main([*map(str, arguments), f"--out={out}"]) == 0
+    return out.read_text(encoding="utf-8"), out.with_name("report_files")
+
+
+def rows_of(file):
+    with file.open(newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def test_page_figures_and_numbers(tmp_path, sweep):
+    text, files = make(tmp_path, *sweep)
+    assert "http" not in re.sub(r"http://www\.w3\.org/\S+|http-equiv", "", text)  # nothing to load
+    names = {file.name for file in files.iterdir()}
+    for figure in ("dynamics", "accuracy", "reflection", "words"):
+        assert {f"{figure}.svg", f"{figure}.png"} <= names
+    with Image.open(files / "dynamics.png") as image:
+        assert np.asarray(image.convert("L")).std() > 5  # not blank
+    rl, vanilla = rows_of(files / "accuracy.csv")
+    assert (rl["method"], rl["n"], rl["before training"]) == ("RL", "2", "25.0")
+    assert (rl["mean"], rl["max (optimistic)"]) == ("50.0", "50.0")
+    assert rl["selected"] == "50.0 ± 0.0"
+    assert (vanilla["method"], vanilla["before training"]) == ("Vanilla", "25.0")
+    (difference,) = rows_of(files / "difference.csv")
+    assert difference["difference"] == "+25.0"
+    (length,) = rows_of(files / "length.csv")
+    assert (length["first"], length["last"]) == ("20.5", "25.5")
+    assert rows_of(files / "words.csv")[0]["total"] == "18"
+    assert "Vanilla" in text
+    assert "selected" in text
+
+
+def test_text_of_a_model_stays_text(tmp_path, sweep):
+    text, _ = make(tmp_path, *sweep)
+    assert text.count("<script") == 2  # the data and the page's own
+    assert text.count("</script>") == 2
+    embedded = re.search(r'<script type="application/json" id="responses">(.*?)</script>', text)[1]
+    found = json.loads(embedded)
+    assert found["groups"][0]["responses"][0]["response"] == HOSTILE
+    assert "<img src=x" not in text
+
+
+def test_pictures_go_in_once_and_missing_ones_are_marked(sweep):
+    methods = [curves.measured(group) for group in runs.read_groups(sweep)]
+    found = browser.collect(methods, 10_000)
+    assert found["shown"] == found["total"] == 2 * (6 * 4 + 3 * 4) + 4
+    assert len(found["pictures"]) == 2  # one a run directory
+    assert found["groups"][0]["pictures"] == [0]
+    assert found["groups"][1]["pictures"] == [None]
+    fewer = browser.collect(methods, 30)
+    assert 20 <= fewer["shown"] <= 30
+    assert {group["step"] for group in fewer["groups"]} >= {0, 2, 4, 6}  # from the whole run
+    assert all(len(group["responses"]) in (1, 2) for group in fewer["groups"])
+
+
+def test_large_pictures_are_scaled_down(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (900, 1200, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "big.png")
+    pictures = browser._Pictures()
+    assert pictures.add(tmp_path / "big.png") == 0
+    assert pictures.uris[0].startswith("data:image/jpeg;base64,")
+    assert len(pictures.uris[0]) < 400_000
+
+
+@pytest.mark.skipif(not PAPER.exists(), reason="the paper's curves are not at hand")
+def test_published_curves_alone_give_the_papers_table_and_correlations():
+    published = curves.published(PAPER)
+    correlations = (0.75, 0.77, 0.69, 0.39)
+    for (name, methods), expected in zip(published.items(), correlations, strict=True):
+        written = [row for row in tables.accuracy(methods).rows if row[2].startswith("RL")]
+        means = {row[:2]: float(row[5]) for row in written}
+        for n, mean in enumerate(TABLE_3[name]):
+            cell = (("validation", "test")[n % 2], list(curves.SETTINGS.values())[n // 2])
+            assert means[cell] == pytest.approx(mean, abs=0.1), (name, cell)
+        (row,) = tables.correlation(methods).rows
+        assert float(row[1]) == pytest.approx(expected, abs=0.02), name
+
+
+@pytest.mark.skipif(not PAPER.exists(), reason="the paper's curves are not at hand")
+@pytest.mark.parametrize("beside_ours", [False, True])
+def test_published_curves_in_a_page(tmp_path, sweep, beside_ours):
+    content = json.loads(PAPER.read_text())
+    content["settings"] = {"a": content["settings"]["a"]}
+    (tmp_path / "one.json").write_text(json.dumps(content))
+    text, files = make(tmp_path, *(sweep if beside_ours else []), f"--paper={tmp_path}/one.json")
+    assert "Published: Qwen2-VL-7B@mm_math5k" in text
+    assert (files / "Qwen2-VL-7B_mm_math5k-dynamics.svg").exists()
+    assert (files / "dynamics.svg").exists() == beside_ours
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to report"),
+        (["nowhere"], "nowhere is no run directory"),
+        (["--paper=nowhere.json"], "--paper=nowhere.json cannot be read"),
+    ],
+)
+def test_what_cannot_be_reported_is_said(tmp_path, arguments, message):
+    with pytest.raises(InputError, match=message):
+        report.main([*arguments, f"--out={tmp_path / 'r.html'}"])
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_damaged_file_of_curves_is_said(tmp_path):
+    (tmp_path / "p.json").write_text('{"settings": {"a": "x"}}')
+    with pytest.raises(InputError, match="is no file of published curves"):
+        report.main([f"--paper={tmp_path / 'p.json'}", f"--out={tmp_path / 'r.html'}"])

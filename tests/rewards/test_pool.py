@@ -5,6 +5,7 @@
 `eval` is the function mapped, so that an item can be any expression.
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -233,7 +234,8 @@ def test_workers_do_not_run_the_users_script_nor_load_jax(tmp_path, how):
 
 
 HANGING = rf"""
-import os, sys, threading
+import os, signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from rlvlm_jax.rewards.pool import Pool
 pool = Pool(workers=2)
 print(*set(pool.map(eval, [("__import__('time').sleep(0.2) or {GETPID}",)] * 6, 9.0)), flush=True)
@@ -241,7 +243,9 @@ pool.map(eval, [({HANG_IN_C!r},), ("__import__('time').sleep(600)",)], 600.0)
 """
 
 
-def start(program):
+@contextlib.contextmanager
+def started(program):
+    """Yields (process, pids of its two workers); whatever happens, none of them stays."""
     process = subprocess.Popen(
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
@@ -250,10 +254,14 @@ def start(program):
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
-    workers = [int(pid) for pid in process.stdout.readline().split()]
-    assert len(workers) == 2
-    time.sleep(0.5)  # until they hang
-    return process, workers
+    try:
+        workers = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(workers) == 2
+        time.sleep(0.5)  # until they hang
+        yield process, workers
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def gone(pids, within_s):
@@ -266,21 +274,21 @@ def gone(pids, within_s):
 
 
 def test_no_orphan_is_left_when_the_parent_is_killed():
-    process, workers = start(HANGING)
-    process.kill()
-    process.communicate()
-    assert gone(workers, within_s=10.0)
+    with started(HANGING) as (process, workers):
+        process.kill()
+        process.communicate()
+        assert gone(workers, within_s=10.0)
 
 
 @pytest.mark.parametrize("again", [1, 3])
 def test_ctrl_c_ends_the_group_with_the_parents_traceback_alone(again):
-    process, workers = start(HANGING)
-    for _ in range(again):
-        os.killpg(process.pid, signal.SIGINT)
-        time.sleep(0.02)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode != 0
-    assert gone(workers, within_s=10.0)
+    with started(HANGING) as (process, workers):
+        for _ in range(again):
+            os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.02)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode != 0
+        assert gone(workers, within_s=10.0)
     if again == 1:
         assert errors.count("Traceback") == 1
         assert errors.rstrip().endswith("KeyboardInterrupt")

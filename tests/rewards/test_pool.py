@@ -246,22 +246,22 @@ pool.map(eval, [({HANG_IN_C!r},), ("__import__('time').sleep(600)",)], 600.0)
 @contextlib.contextmanager
 def started(program):
     """Yields (process, pids of its two workers); whatever happens, none of them stays."""
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", program],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    try:
-        workers = [int(pid) for pid in process.stdout.readline().split()]
-        assert len(workers) == 2
-        time.sleep(0.5)  # until they hang
-        yield process, workers
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    ) as process:
+        try:
+            workers = [int(pid) for pid in process.stdout.readline().split()]
+            assert len(workers) == 2
+            time.sleep(0.5)  # until they hang
+            yield process, workers
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def gone(pids, within_s):

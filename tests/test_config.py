@@ -19,6 +19,8 @@ RECIPES = (
     "maye.py:smoke",
     "mm_eureka.py",
     "mm_eureka.py:smoke",
+    "sft.py",
+    "sft.py:smoke",
     "base.py",
 )
 

@@ -7,6 +7,7 @@ prompt holds one image token for each picture, which `processor.encode_prompt` r
 """
 
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -64,6 +65,8 @@ class Tokenizer:
                 f"{directory} has neither tokenizer.json nor vocab.json with merges.txt; "
                 "copy the tokenizer files beside the weights"
             )
+        # Its notice that PyTorch is missing would stand before our own messages.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         from transformers import AutoTokenizer  # seconds to import: only where it is used
 
         try:

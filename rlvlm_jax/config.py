@@ -42,6 +42,7 @@ CHOICES = {
 
 
 _POSITIVE = (
+    "seeds",
     "rollout.prompts",
     "rollout.samples",
     "rollout.max_tokens",
@@ -85,6 +86,7 @@ _NOT_NEGATIVE = (
     "eval.batch",
     "rewards.min_tokens",
     "data.limit_eval",
+    "log.token_prompts",
 )
 _FRACTIONS = (
     "rollout.top_p",
@@ -113,6 +115,7 @@ def default() -> ConfigDict:
     c = Config()
     c.mode = "rl"  # "rl", "sft" or "eval"
     c.seed = 0  # data order, sampling keys, random initialisation
+    c.seeds = 1  # runs with seeds seed, seed + 1, ..., one after another in WORKDIR/seed_N
     c.total_steps = 0  # steps of the loop (one batch of prompts each); 0 = by `epochs`
     c.epochs = 1.0  # passes over data.train, when total_steps is 0
     c.checkpoint_every = 0  # steps; 0 = only at the end; -1 = every epoch
@@ -220,6 +223,7 @@ def default() -> ConfigDict:
     c.log = ConfigDict()
     c.log.keep_checkpoints = 2
     c.log.rollouts = True  # write rollouts/STEP.jsonl
+    c.log.token_prompts = 4  # prompts a step whose responses are written token by token too
     c.log.tensorboard = True
     c.log.wandb = ""  # project name; "" = off
     c.log.progress = True  # progress bar, on a terminal

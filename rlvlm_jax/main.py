@@ -18,11 +18,13 @@ def main(argv: Sequence[str]) -> int:
     # Imported here, so that a bad flag is answered before JAX is loaded.
     import jax
 
-    from rlvlm_jax import evaluate, sft, train
+    from rlvlm_jax import evaluate, seeds, sft, train
 
     config_lib.validate(config, jax.device_count())
     programs = {"rl": train.train, "sft": sft.train, "eval": evaluate.evaluate}
-    finished = programs[config.mode](config, workdir)
+    program = programs[config.mode]
+    several = config.seeds > 1
+    finished = seeds.run_seeds(program, config, workdir) if several else program(config, workdir)
     return cli.DONE if finished else cli.PREEMPTED
 
 

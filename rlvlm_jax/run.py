@@ -28,13 +28,19 @@ from rlvlm_jax.data import dataset, loader, problems
 from rlvlm_jax.data.dataset import Example
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation.scheme import Evaluation
-from rlvlm_jax.evaluation.scores import is_reflective, is_repetitive, reflection
+from rlvlm_jax.evaluation.scores import (
+    count_reflection,
+    is_reflective,
+    is_repetitive,
+    reflection,
+)
 from rlvlm_jax.sampling.responses import Responses
 from rlvlm_jax.types import Params, TrainState
 from rlvlm_jax.update import init_state
 
 SPLITS = ("val", "test", "test_ood")
 MAY_CHANGE = (  # keys that a resumed run may set otherwise than the run it continues
+    "seeds",
     "total_steps",
     "epochs",
     "checkpoint_every",
@@ -344,6 +350,7 @@ class Run:
         responses: Responses,
         scores: rewards.Scores,
         gaps: np.ndarray,
+        advantages: np.ndarray,
         device_stats: Mapping[str, Any],
         watch: metrics.Stopwatch,
     ) -> None:
@@ -355,6 +362,7 @@ class Run:
             responses: B.
             scores: their rewards.
             gaps: float32[B], largest sampler-trainer difference of each response, nats.
+            advantages: float32[B, R], of each token.
             device_stats: name -> number, of steps III and IV.
             watch: the step's timer.
         """
@@ -363,6 +371,9 @@ class Run:
             examples, responses, scores.correct, scores.status, scores.rewards, gaps
         )
         if self.config.log.rollouts:
+            samples = len(rows) // len(examples)
+            for b, row in enumerate(rows[: self.config.log.token_prompts * samples]):
+                row |= self._token_fields(responses, advantages, b)
             self._records.write_rollouts(step, rows)
         self._epoch_correct += int(scores.correct.sum())
         self._epoch_count += len(responses.texts)
@@ -393,6 +404,17 @@ class Run:
         )
         self._record("train", values, note)
 
+    def _token_fields(
+        self, responses: Responses, advantages: np.ndarray, b: int
+    ) -> dict[str, list[Any]]:
+        """Returns text, log-probability (nats) and advantage of each token of response b."""
+        ids = responses.ids[b]
+        return {
+            "pieces": self.session.tokenizer.decode_batch([[token] for token in ids]),
+            "logprobs": np.round(responses.logprobs[b].astype(float), 4).tolist(),
+            "advantages": np.round(advantages[b, : len(ids)].astype(float), 4).tolist(),
+        }
+
     def record_supervised(
         self, step: int, device_stats: Mapping[str, Any], tokens: int, watch: metrics.Stopwatch
     ) -> None:
@@ -408,14 +430,22 @@ class Run:
         self._record("sft", values, f"loss {values['update/loss']:.3f}")
 
     def _behaviour(self, responses: Responses, correct: np.ndarray) -> dict[str, Any]:
-        """Returns response/*, reflection/* and reflection_words/*."""
+        """Returns response/* and reflection*/*.
+
+        reflection_words/WORD counts occurrences as MAYE does, inside other words too;
+        reflection_whole_words/WORD whole words only, and reflection_responses/WORD the responses
+        that hold one.
+        """
         repetitive = [is_repetitive(text) for text in responses.texts]
         found = reflection(responses.texts, correct.tolist())
         words = found.pop("words")
+        whole = [count_reflection(text, "word") for text in responses.texts]
         return {
             **metrics.response_metrics(responses.lengths, correct, responses.truncated, repetitive),
             **{f"reflection/{name}": value for name, value in found.items()},
             **{f"reflection_words/{word}": count for word, count in words.items()},
+            **{f"reflection_whole_words/{word}": sum(c[word] for c in whole) for word in words},
+            **{f"reflection_responses/{word}": sum(c[word] > 0 for c in whole) for word in words},
         }
 
     def record_evaluations(

@@ -195,7 +195,8 @@ def train(config: ConfigDict, workdir: str) -> bool:
 
             update_stats["update/lr"] = schedule(int(state.step) - 1)
             stats = {**trajectory_stats, **update_stats}
-            this.record_step(step, examples, responses, scores, np.asarray(gaps), stats, watch)
+            arrays = np.asarray(gaps), np.asarray(trajectory.advantages)
+            this.record_step(step, examples, responses, scores, *arrays, stats, watch)
             this.check_gradients(int(state.bad_steps))
             if this.is_due(config.eval_every):
                 this.record_evaluations(evaluate, state.params)

@@ -23,7 +23,7 @@ LAYERS = (  # lowest first; a module may import lower layers, and its own packag
     ("startup",),
     ("evaluation.scheme", "vlm"),
     ("run",),
-    ("train", "sft", "evaluate"),
+    ("train", "sft", "evaluate", "seeds"),
     ("cli",),
     ("main", "convert", "export", "report"),
 )
@@ -45,7 +45,7 @@ HOMES = {  # third party -> the only places that may import it
     "torch": (),
 }
 WITHOUT_JAX = (
-    *("data", "rewards", "types", "errors", "cli", "records", "report"),
+    *("data", "rewards", "types", "errors", "cli", "records", "report", "seeds"),
     *(f"evaluation.{name}" for name in ("scores", "statistics", "runs", "analysis")),
 )
 

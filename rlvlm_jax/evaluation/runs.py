@@ -19,7 +19,7 @@ from rlvlm_jax.errors import InputError
 
 METHODS = {"rl": "RL", "sft": "SFT", "eval": "Vanilla"}  # config.mode -> name in figures
 # Beside the seed, what may differ between the runs of one group: not what is done, but where.
-_INCIDENTAL = ("seed", "log", "mesh", "checkpoint_every")
+_INCIDENTAL = ("seed", "seeds", "log", "mesh", "checkpoint_every")
 
 
 @dataclass(frozen=True)

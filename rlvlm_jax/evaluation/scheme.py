@@ -6,7 +6,7 @@ The same sampler, judge and prompt as in training. Random keys belong to (questi
 models, or one model at two steps, are compared on the same draws. Writes nothing.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ from rlvlm_jax.config import EVAL_SETTINGS
 from rlvlm_jax.data.dataset import Example
 from rlvlm_jax.data.loader import EvaluationSet
 from rlvlm_jax.evaluation.scores import pass_at_k
-from rlvlm_jax.sampling.responses import Responses, read_responses
+from rlvlm_jax.sampling.responses import Responses, first, join, read_responses
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
 from rlvlm_jax.types import Params
 
@@ -31,13 +31,6 @@ class Evaluation(NamedTuple):
     examples: list[Example]  # each has k adjacent responses
     responses: Responses
     verdicts: list[rewards.Verdict]
-
-
-def _join(parts: Sequence[Responses]) -> Responses:
-    """Puts the responses of several batches behind one another."""
-    texts = [text for part in parts for text in part.texts]
-    arrays = (np.concatenate([part[field] for part in parts]) for field in range(1, 4))
-    return Responses(texts, *arrays)
 
 
 def make_evaluate_fn(
@@ -81,10 +74,10 @@ def make_evaluate_fn(
                 ids = sharding.put_batch(ids, session.mesh)
                 rollout = sample(params, batch, None, key, ids)
                 responses = read_responses(rollout, session.tokenizer)
-                real = len(found) * k  # the last batch is filled up with empty prompts
-                parts.append(Responses(responses.texts[:real], *(x[:real] for x in responses[1:])))
+                # The last batch is filled up with empty prompts.
+                parts.append(first(responses, len(found) * k))
                 examples += found
-            responses = _join(parts)
+            responses = join(parts)
             verdicts = rewards.judge_batch(
                 responses.texts,
                 [example.solution for example in examples for _ in range(k)],

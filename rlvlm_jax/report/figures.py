@@ -33,6 +33,7 @@ _STYLE = {
 }
 _TITLES = {
     TRAINING_ACCURACY: "training accuracy",
+    "reward/accuracy": "training accuracy of each step",
     "response/length": "response length (tokens)",
     "reflection/ratio": "reflection ratio",
     "reflection/ratio_in_correct": "reflection ratio in correct answers",
@@ -56,8 +57,12 @@ def layouts(methods: Sequence[Method]) -> tuple[Layout, ...]:
 
     The two words shown beside the dynamics are those that occur most.
     """
-    words = [f"reflection_words/{word}" for word in REFLECTION_WORDS]
-    often = sorted(words, key=lambda name: -_occurrences(methods, name))[:2]
+    names = [f"reflection_words/{word}" for word in REFLECTION_WORDS]
+    words = [name for name in names if _occurrences(methods, name)]
+    often = [*sorted(words, key=lambda name: -_occurrences(methods, name)), None, None]
+    accuracy = TRAINING_ACCURACY
+    if not any(method.find(accuracy) for method in methods):  # no run has come to an epoch's end
+        accuracy = "reward/accuracy"
     accuracies = [f"eval/{split}/{setting}" for split in SPLITS for setting in SETTINGS]
     candidates = (
         Layout(
@@ -65,7 +70,7 @@ def layouts(methods: Sequence[Method]) -> tuple[Layout, ...]:
             "Training dynamics: accuracy of the sampled responses, their length, and reflection.",
             3,
             (
-                *(TRAINING_ACCURACY, "reflection/ratio", often[0]),
+                *(accuracy, "reflection/ratio", often[0]),
                 *("response/length", "reflection/accuracy_with", often[1]),
             ),
         ),
@@ -80,11 +85,16 @@ def layouts(methods: Sequence[Method]) -> tuple[Layout, ...]:
                 "reflection/accuracy_without",
             ),
         ),
-        Layout("words", "Occurrences of the fifteen reflection words a step.", 5, tuple(words)),
+        Layout(
+            "words",
+            "Occurrences of reflection words a step; words that never occur are left out.",
+            5,
+            tuple(words),
+        ),
     )
     found = []
     for layout in candidates:
-        there = tuple(m for m in layout.metrics if any(one.find(m) for one in methods))
+        there = tuple(m for m in layout.metrics if m and any(one.find(m) for one in methods))
         if there:
             found.append(layout._replace(metrics=there))
     return tuple(found)

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A rollout as the host sees it: texts and lengths."""
 
+import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +19,8 @@ class Responses(NamedTuple):
     tokens: np.ndarray  # int32[B], generated tokens, the stop token included
     lengths: np.ndarray  # int32[B], content tokens, the stop token not counted
     truncated: np.ndarray  # bool[B]
+    ids: list[list[int]]  # the generated tokens
+    logprobs: list[np.ndarray]  # float32 each, the sampler's, in nats
 
 
 def read_responses(rollout: Rollout, tokenizer: Any) -> Responses:
@@ -26,8 +30,30 @@ def read_responses(rollout: Rollout, tokenizer: Any) -> Responses:
         rollout: on the device.
         tokenizer: with `decode_batch(list of ids) -> list[str]`.
     """
-    tokens, mask, truncated = jax.device_get((rollout.tokens, rollout.mask, rollout.truncated))
+    tokens, mask, logprobs, truncated = jax.device_get(
+        (rollout.tokens, rollout.mask, rollout.logprobs, rollout.truncated)
+    )
     counts = mask.sum(axis=1).astype(np.int32)
-    rows = [row[:count].tolist() for row, count in zip(tokens, counts, strict=True)]
-    lengths = np.maximum(counts - ~truncated, 0)
-    return Responses(tokenizer.decode_batch(rows), counts, lengths, truncated)
+    ids = [row[:count].tolist() for row, count in zip(tokens, counts, strict=True)]
+    return Responses(
+        texts=tokenizer.decode_batch(ids),
+        tokens=counts,
+        lengths=np.maximum(counts - ~truncated, 0),
+        truncated=truncated,
+        ids=ids,
+        logprobs=[row[:count] for row, count in zip(logprobs, counts, strict=True)],
+    )
+
+
+def first(responses: Responses, count: int) -> Responses:
+    """Returns the first `count` responses."""
+    return Responses(*(field[:count] for field in responses))
+
+
+def join(parts: Sequence[Responses]) -> Responses:
+    """Puts the responses of several batches behind one another."""
+    fields = []
+    for field in zip(*parts, strict=True):
+        arrays = isinstance(field[0], np.ndarray)
+        fields.append(np.concatenate(field) if arrays else list(itertools.chain(*field)))
+    return Responses(*fields)

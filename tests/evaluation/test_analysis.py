@@ -2,9 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading runs back, and the tables made of them, on directories with chosen numbers."""
 
+import json
+
 import numpy as np
 import pytest
 
+from rlvlm_jax import seeds
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation import analysis, runs
 from tests.run_directories import SETTING, response, write_run
@@ -116,6 +119,32 @@ def test_reflection_and_length_per_step_and_per_response(tmp_path):
     assert found["responses"] == pytest.approx(np.corrcoef(
         [30 + s for s in range(8)] + [10] * 8, [1] * 8 + [0] * 8)[0, 1])  # fmt: skip
     assert "detrended" not in found["curves"]  # nothing is left beside the trend
+
+
+def test_summary_of_the_seeds_is_written_when_all_are_done(tmp_path):
+    class Config:
+        seed, seeds = 3, 2
+
+        def copy_and_resolve_references(self):
+            return Config()
+
+    done = []
+
+    def program(config, directory):
+        done.append((config.seed, config.seeds))
+        evaluations = [(step, "val", [step % 2, 1]) for step in (0, 1)]
+        write_run(directory, seed=config.seed, evaluations=evaluations, steps=[STEP])
+        return config.seed != stop_at
+
+    stop_at = 4
+    assert not seeds.run_seeds(program, Config(), str(tmp_path))
+    assert not (tmp_path / "summary.json").exists()
+    stop_at = None
+    assert seeds.run_seeds(program, Config(), str(tmp_path))
+    assert done == [(3, 1), (4, 1)] * 2
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert found["seeds"] == [3, 4]
+    assert found["accuracy"][f"val/{SETTING}"]["selected"]["mean"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ EVAL_SETTINGS = {  # name -> (samples k, temperature, top-p); spec of the MAYE s
     "pass@1_t0.6": (1, 0.6, 1.0),
     "pass@8_t1.0": (8, 1.0, 1.0),
 }
+MAX_EVAL_SAMPLES = 256
 CHOICES = {
     "mode": MODES,
     "model.dtype": ("float32", "bfloat16"),
@@ -218,7 +219,8 @@ def default() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.settings = ("pass@1_t0.01",)  # names out of EVAL_SETTINGS
     c.eval.batch = 0  # prompts per evaluation batch; 0 = rollout.prompts
-    c.eval.samples_seed = 1234  # evaluation draws the same keys at every step of every run
+    c.eval.samples = 8  # responses a question for pass@8; more give unbiased estimates
+    c.eval.samples_seed = 1234  # with config.seed: the keys, the same at every evaluation
 
     c.log = ConfigDict()
     c.log.keep_checkpoints = 2
@@ -367,6 +369,8 @@ def _sign_problems(c: ConfigDict) -> Iterator[str]:
     for key, allowed in CHOICES.items():
         if values[key] not in allowed:
             yield f"config.{key}={values[key]!r} is not one of {', '.join(allowed)}"
+    if not 8 <= c.eval.samples <= MAX_EVAL_SAMPLES:
+        yield f"config.eval.samples={c.eval.samples} must lie between 8 and {MAX_EVAL_SAMPLES}"
     for name in c.eval.settings:
         if name not in EVAL_SETTINGS:
             yield f"config.eval.settings has {name!r}; known are {', '.join(EVAL_SETTINGS)}"

@@ -82,7 +82,7 @@ def response_metrics(
     truncated: Sequence[bool],
     repetitive: Sequence[bool],
 ) -> dict[str, float | None]:
-    """Returns response/*: lengths in tokens without the stop token, and shares.
+    """Returns response/*: lengths in tokens without the stop token, shares, accuracy of the ended.
 
     Args:
         lengths: content tokens of each response.
@@ -96,6 +96,7 @@ def response_metrics(
         "response/length_correct": mean_where(tokens, right),
         "response/length_incorrect": mean_where(tokens, ~right),
         "response/truncated_fraction": float(np.mean(truncated)),
+        "response/accuracy_untruncated": mean_where(right, ~np.asarray(truncated, bool)),
         "response/repetition_fraction": float(np.mean(repetitive)),
     }
 

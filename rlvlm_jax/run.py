@@ -147,17 +147,23 @@ class Run:
         )
         self.reports = {}
         self.evaluation_sets = {}
+        questions = {}
         for split in SPLITS:
             if c.data[split]:
                 found, self.reports[split] = reader.read(c.data[split], f"config.data.{split}")
-                self.evaluation_sets[split] = loader.EvaluationSet(
-                    found[: c.data.limit_eval or None],
-                    reader.encode,
-                    prompts=config_lib.eval_batch(c),
-                    workers=c.data.workers,
-                    pad_id=session.tokenizer.pad_id,
-                    on_bad_record=c.data.on_bad_record,
-                )
+                questions[split] = found[: c.data.limit_eval or None]
+        prompts = config_lib.eval_batch(c)
+        sizes = [(one.tokens, one.patches) for found in questions.values() for one in found]
+        for split, found in questions.items():
+            self.evaluation_sets[split] = loader.EvaluationSet(
+                found,
+                reader.encode,
+                prompts=prompts,
+                buckets=loader.choose_buckets(sizes, loader.EVALUATION_BUCKETS, prompts),
+                workers=c.data.workers,
+                pad_id=session.tokenizer.pad_id,
+                on_bad_record=c.data.on_bad_record,
+            )
         self.loader = None
         if c.mode == "eval":
             self.total_steps, self.epoch_steps = 0, 0.0
@@ -338,6 +344,8 @@ class Run:
                 "rewards": {name: float(values[b]) for name, values in parts.items()},
                 "reflective": is_reflective(responses.texts[b]),
             }
+            if example.kind:
+                row["kind"] = example.kind
             if gaps is not None:
                 row["logprob_gap"] = float(gaps[b])
             rows.append(row)
@@ -458,6 +466,7 @@ class Run:
             params: of the model as it is now.
         """
         values: dict[str, Any] = {}
+        watch = metrics.Stopwatch()
         for split, questions in self.evaluation_sets.items():
             for found in evaluate(params, questions):
                 correct = np.array([verdict.correct for verdict in found.verdicts])
@@ -467,8 +476,11 @@ class Run:
                     found.examples, found.responses, correct, statuses, parts, None
                 )
                 self._records.write_evaluation(self.step, split, found.setting, rows)
-                values[f"eval/{split}/{found.setting}"] = found.pass_at_k
+                for name, accuracy in found.accuracies.items():
+                    values[f"eval/{split}/{name}"] = accuracy
             values[f"eval/{split}/dropped"] = questions.dropped.count
+        values["time/eval_s"] = watch.metrics()["time/step_s"]
+        values["compile/count"] = self._compiles.count
         self._record("eval", values)
 
 

@@ -3,8 +3,9 @@
 """Several seeds of one recipe: `--config.seeds=3` runs them one after another and sums them up.
 
 Each seed is a whole run in WORKDIR/seed_N, with its own data order, sampling keys and, where
-parameters are drawn, initialisation. A seed that is done is left alone when the command is given
-again, one that was cut off goes on. What the seeds have in common goes to WORKDIR/summary.json.
+parameters are drawn, initialisation. When the command is given again, a seed that was cut off goes
+on, and one that is done is not trained any further. What the seeds have in common goes to
+WORKDIR/summary.json.
 """
 
 import json
@@ -46,18 +47,12 @@ def summary(group: runs.Group) -> dict[str, Any]:
         responses, length (`analysis.length_sensitivity`) and reflection
         (`analysis.reflection_and_length`).
     """
-    names = sorted(
-        {name for run in group.runs for line in run.lines for name in line if _is_accuracy(name)}
-    )
     found: dict[str, Any] = {"seeds": [run.seed for run in group.runs], "accuracy": {}}
-    for name in names:
-        _, split, setting = name.split("/")
-        found["accuracy"][f"{split}/{setting}"] = analysis.accuracy_row(group, split, setting)
+    for name in group.metrics:
+        if name.startswith("eval/") and "/pass@" in name:
+            _, split, setting = name.split("/")
+            found["accuracy"][f"{split}/{setting}"] = analysis.accuracy_row(group, split, setting)
     if all(run.rollouts for run in group.runs):
         found["length"] = analysis.length_sensitivity(group)
         found["reflection"] = analysis.reflection_and_length(group)
     return found
-
-
-def _is_accuracy(name: str) -> bool:
-    return name.startswith("eval/") and "pass@" in name

@@ -48,6 +48,7 @@ class Example:
         solution: what responses are judged by; its answer is in a box.
         images: paths, encoded bytes, or objects whose `read()` gives encoded bytes.
         messages: a whole chat, where the record holds one instead of a question.
+        kind: which of the data set's kinds of problem it is, such as "vision"; may be empty.
         source: file and line, for messages.
         tokens: length of its prompt, known from the headers of its pictures; 0 before `Reader`.
         patches: of all its pictures; likewise.
@@ -59,6 +60,7 @@ class Example:
     solution: str
     images: tuple[Any, ...] = ()
     messages: tuple[dict[str, Any], ...] | None = None
+    kind: str = ""
     source: str = ""
     tokens: int = 0
     patches: int = 0
@@ -437,6 +439,7 @@ def _parse_question(row: dict[str, Any], name: str, where: str, folder: Path) ->
         answer=_string(row, "answer"),
         solution=_solution(row),
         images=images,
+        kind=_string(row, "kind"),
         source=where,
     )
 
@@ -480,6 +483,7 @@ def _parse_chat(row: dict[str, Any], name: str, where: str, folder: Path) -> Exa
         solution=_solution(row),
         images=tuple(images),
         messages=tuple(messages),
+        kind=_string(row, "kind"),
         source=where,
     )
 

@@ -22,6 +22,7 @@ from rlvlm_jax.types import Batch
 Bucket = tuple[int, int]  # (P tokens, I patches)
 
 MULTIPLE = 16  # P and I are multiples of it, as accelerators like it; also whole merge blocks
+EVALUATION_BUCKETS = 2  # shapes at most, each compiled for every decoding setting
 _TRIALS = 512  # batches drawn to estimate how often a bucket would serve
 _MIN_SAVING = 0.05  # a further bucket must save this share of the work: each is compiled
 
@@ -259,7 +260,7 @@ class EvaluationSet:
         encode: Callable[[Example], Encoded],
         *,
         prompts: int,
-        buckets: int | Sequence[Bucket] = 2,
+        buckets: int | Sequence[Bucket] = EVALUATION_BUCKETS,
         workers: int = 2,
         pad_id: int = 0,
         on_bad_record: str = "error",

@@ -266,6 +266,7 @@ def _example(split: str, kind: str, index: int) -> Example:
         answer=answer,
         solution="\n".join((*steps, _box(answer))),
         images=(family.draw(facts, kind == "vision", rng, colour),),
+        kind=kind,
         source=f"bundled:{split}/{kind}",
     )
 

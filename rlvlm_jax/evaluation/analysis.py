@@ -55,24 +55,46 @@ def accuracy_row(group: Group, split: str, setting: str) -> dict[str, Any] | Non
     later = values[:, steps > 0]
     if later.size:
         row["mean"], row["max"] = float(later.mean()), float(later.max(axis=1).mean())
-    chosen = [selected_step(run) for run in group.runs]
-    if None in chosen:
-        chosen = [int(steps[-1])] * len(group.runs)  # without validation: the last evaluation
-    if any((split, setting) not in run.evaluations for run in group.runs):
-        return row
-    table, _ = solved_table(group.runs, split, setting, chosen)
-    found = spread(table.mean(axis=1))
-    low, high = interval(table)
-    row["selected"] = {"steps": chosen, **found, "low": low, "high": high}
-    del row["selected"]["n"]
+    if (split, setting) in group.evaluated:
+        row["selected"] = selected_accuracy(group, split, setting)
     return row
 
 
+def selected_accuracy(group: Group, split: str, setting: str, kind: str = "") -> dict[str, Any]:
+    """Describes the accuracy at the steps that validation chose.
+
+    Args:
+        group: runs of one method.
+        split: of an evaluation of theirs.
+        setting: of that evaluation.
+        kind: of question, see `RunRecord.kinds`; "" for all.
+
+    Returns:
+        steps; mean, std_population and std_sample over the runs; low and high, the 95 % interval
+        over runs and questions; questions, how many there are.
+    """
+    chosen = chosen_steps(group.runs, split, setting)
+    table, ids = solved_table(group.runs, split, setting, chosen, kind)
+    found = spread(table.mean(axis=1))
+    del found["n"]
+    low, high = interval(table)
+    return {"steps": chosen, **found, "low": low, "high": high, "questions": len(ids)}
+
+
+def chosen_steps(runs: Sequence[RunRecord], split: str, setting: str) -> list[int]:
+    """Returns each run's selected step, or its last evaluation where it has no validation."""
+    chosen = [selected_step(run) for run in runs]
+    return [
+        max(run.evaluations[split, setting]) if step is None else step
+        for run, step in zip(runs, chosen, strict=True)
+    ]
+
+
 def solved_table(
-    runs: Sequence[RunRecord], split: str, setting: str, steps: Sequence[int]
+    runs: Sequence[RunRecord], split: str, setting: str, steps: Sequence[int], kind: str = ""
 ) -> tuple[np.ndarray, list[str]]:
     """Returns (float64[runs, questions], question ids): which questions each run solved."""
-    solved = [run.solved(split, setting, step) for run, step in zip(runs, steps, strict=True)]
+    solved = [run.solved(split, setting, step, kind) for run, step in zip(runs, steps, strict=True)]
     ids = sorted(set.intersection(*map(set, solved)))
     return np.array([[one[name] for name in ids] for one in solved], np.float64), ids
 
@@ -134,7 +156,7 @@ def reflection_and_length(group: Group, *, per_response: bool = True) -> dict[st
 
 
 def compare(
-    ours: Group, theirs: Group, split: str, setting: str = SELECT_BY
+    ours: Group, theirs: Group, split: str, setting: str = SELECT_BY, kind: str = ""
 ) -> dict[str, float] | None:
     """Finding 3: the difference of two methods on one test set, each at its selected steps.
 
@@ -142,16 +164,10 @@ def compare(
         difference (ours - theirs), low and high of its 95 % interval, and questions; None where
         one of them was not evaluated.
     """
-    key = (split, setting)
-    if any(key not in run.evaluations for run in (*ours.runs, *theirs.runs)):
+    if (split, setting) not in ours.evaluated & theirs.evaluated:
         return None
     both = (*ours.runs, *theirs.runs)
-    chosen = [selected_step(run) for run in both]
-    steps = [
-        max(run.evaluations[key]) if step is None else step
-        for run, step in zip(both, chosen, strict=True)
-    ]
-    table, ids = solved_table(both, split, setting, steps)
+    table, ids = solved_table(both, split, setting, chosen_steps(both, split, setting), kind)
     a, b = table[: len(ours.runs)], table[len(ours.runs) :]
     low, high = interval(a, b)
     return {

@@ -77,12 +77,32 @@ class RunRecord:
         found = {int(f.stem): f for f in files if f.stem.isdecimal()}
         return dict(sorted(found.items()))
 
-    def solved(self, split: str, setting: str, step: int) -> dict[str, float]:
-        """Returns {question id: 1 if any of its responses is correct, else 0} of an evaluation."""
-        found: dict[str, float] = {}
+    def solved(self, split: str, setting: str, step: int, kind: str = "") -> dict[str, float]:
+        """Returns what an evaluation found of each question.
+
+        Args:
+            split: "val", "test" or "test_ood".
+            setting: "pass@k_...".
+            step: of an evaluation.
+            kind: of question, see `data.dataset.Example`; "" for all.
+
+        Returns:
+            {question id: 1 if any of its first k responses is correct, else 0}.
+        """
+        k = int(setting.removeprefix("pass@").partition("_")[0])
+        found: dict[str, list[bool]] = {}
         for row in read_rows(self.evaluations[split, setting][step]):
-            found[row["id"]] = max(found.get(row["id"], 0.0), float(row["correct"]))
-        return found
+            if not kind or row.get("kind") == kind:
+                found.setdefault(row["id"], []).append(row["correct"])
+        return {name: float(any(correct[:k])) for name, correct in found.items()}
+
+    def kinds(self, split: str) -> list[str]:
+        """Returns the kinds of question in an evaluated set, where its records name them."""
+        for (of, _), files in self.evaluations.items():
+            if of == split:
+                rows = read_rows(next(iter(files.values())))
+                return sorted({row["kind"] for row in rows if "kind" in row})
+        return []
 
 
 @dataclass(frozen=True)
@@ -101,6 +121,16 @@ class Group:
     def method(self) -> str:
         """Of its runs."""
         return self.runs[0].method
+
+    @property
+    def metrics(self) -> list[str]:
+        """The names of all numbers that any of its runs recorded."""
+        return sorted({name for run in self.runs for line in run.lines for name in line})
+
+    @property
+    def evaluated(self) -> set[tuple[str, str]]:
+        """The (split, setting) that all its runs evaluated."""
+        return set.intersection(*(set(run.evaluations) for run in self.runs))
 
     def curves(self, name: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
         """Returns (x float64[T], values float64[runs, T]) of the places that all runs have."""

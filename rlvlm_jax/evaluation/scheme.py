@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation inside a run: whole sets of questions, several decoding settings, on all devices.
 
-The same sampler, judge and prompt as in training. Random keys belong to (question, sample), so two
-models, or one model at two steps, are compared on the same draws. Writes nothing.
+The same sampler, judge and prompt as in training. Random keys belong to (seed, question, sample):
+one model at two steps, or two models under one seed, are compared on the same draws. Writes
+nothing.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,10 +28,42 @@ class Evaluation(NamedTuple):
     """What one decoding setting gave on one set of questions."""
 
     setting: str  # name in config.EVAL_SETTINGS
-    pass_at_k: float
+    accuracies: dict[str, float]  # see `accuracies`
     examples: list[Example]  # each has k adjacent responses
     responses: Responses
     verdicts: list[rewards.Verdict]
+
+
+def accuracies(setting: str, correct: np.ndarray) -> dict[str, float]:
+    """Returns the numbers of one decoding setting.
+
+    Args:
+        setting: name in config.EVAL_SETTINGS, with k samples a question.
+        correct: bool[questions, n], n >= k.
+
+    Returns:
+        setting: share of the questions that any of the first k samples solves, as MAYE plots;
+        and for K = 1, 2, 4, ... < n, pass@K_T_unbiased: `scores.pass_at_k` of all n samples.
+    """
+    k = EVAL_SETTINGS[setting][0]
+    n = correct.shape[1]
+    found = {setting: float(correct[:, :k].any(axis=1).mean())}
+    temperature = setting.partition("_")[2]
+    smaller = 1
+    while smaller < n:
+        rates = [pass_at_k(n, int(c), smaller) for c in correct.sum(axis=1)]
+        found[f"pass@{smaller}_{temperature}_unbiased"] = float(np.mean(rates))
+        smaller *= 2
+    return found
+
+
+def sample_ids(questions: np.ndarray, samples: int) -> np.ndarray:
+    """Returns uint32[N * samples], a number for each (question, sample), adjacent for a question.
+
+    Further samples do not change those already there, as long as a set has at most 2^24 questions.
+    """
+    ids = questions.astype(np.uint32)[:, None] + (np.arange(samples, dtype=np.uint32) << 24)
+    return ids.reshape(-1)
 
 
 def make_evaluate_fn(
@@ -40,7 +73,7 @@ def make_evaluate_fn(
 
     Args:
         session: of the run, see startup.Session.
-        config: the whole configuration; `eval` and `rewards` are read.
+        config: the whole configuration; `seed`, `eval`, `rollout` and `rewards` are read.
     """
 
     def make_sampler(samples: int, temperature: float, top_p: float) -> Callable[..., Any]:
@@ -61,32 +94,38 @@ def make_evaluate_fn(
 
         return jax.jit(with_ids)
 
-    samplers = {name: make_sampler(*EVAL_SETTINGS[name]) for name in config.eval.settings}
-    key = jax.random.key(config.eval.samples_seed)
+    samples = {}
+    for name in config.eval.settings:
+        k = EVAL_SETTINGS[name][0]
+        samples[name] = k if k == 1 else config.eval.samples
+    samplers = {name: make_sampler(n, *EVAL_SETTINGS[name][1:]) for name, n in samples.items()}
+    rows = sharding.batch_sharding(session.mesh)
+    encode = jax.jit(session.model.encode_images, out_shardings=rows)
+    key = jax.random.fold_in(jax.random.key(config.eval.samples_seed), config.seed)
 
     def evaluate(params: Params, questions: EvaluationSet) -> Iterator[Evaluation]:
-        for setting, sample in samplers.items():
-            k = EVAL_SETTINGS[setting][0]
-            parts, examples = [], []
-            for numbers, found, host_batch in questions:
-                batch = sharding.put_batch(host_batch, session.mesh)
-                ids = (numbers[:, None] * k + np.arange(k)).reshape(-1).astype(np.uint32)
-                ids = sharding.put_batch(ids, session.mesh)
-                rollout = sample(params, batch, None, key, ids)
+        collected: dict[str, list[Responses]] = {name: [] for name in samplers}
+        examples: list[Example] = []
+        for numbers, found, host_batch in questions:
+            batch = sharding.put_batch(host_batch, session.mesh)
+            features = encode(params, batch)  # once for all settings
+            examples += found
+            for name, sample in samplers.items():
+                ids = sharding.put_batch(sample_ids(numbers, samples[name]), session.mesh)
+                rollout = sample(params, batch, features, key, ids)
                 responses = read_responses(rollout, session.tokenizer)
                 # The last batch is filled up with empty prompts.
-                parts.append(first(responses, len(found) * k))
-                examples += found
+                collected[name].append(first(responses, len(found) * samples[name]))
+        for name, parts in collected.items():
             responses = join(parts)
             verdicts = rewards.judge_batch(
                 responses.texts,
-                [example.solution for example in examples for _ in range(k)],
+                [example.solution for example in examples for _ in range(samples[name])],
                 config.rewards.judge,
                 config.rewards.deadline_s,
                 workers=config.rewards.workers,
             )
-            right = np.array([v.correct for v in verdicts]).reshape(-1, k).sum(axis=1)
-            rate = float(np.mean([pass_at_k(k, int(c), k) for c in right]))
-            yield Evaluation(setting, rate, examples, responses, verdicts)
+            correct = np.array([v.correct for v in verdicts]).reshape(-1, samples[name])
+            yield Evaluation(name, accuracies(name, correct), examples, responses, verdicts)
 
     return evaluate

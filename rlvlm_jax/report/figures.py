@@ -14,6 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from rlvlm_jax.evaluation.analysis import SELECT_BY
 from rlvlm_jax.evaluation.scores import REFLECTION_WORDS
 from rlvlm_jax.report.curves import SETTINGS, SPLITS, TRAINING_ACCURACY, Method, x_of
 
@@ -35,6 +36,10 @@ _TITLES = {
     TRAINING_ACCURACY: "training accuracy",
     "reward/accuracy": "training accuracy of each step",
     "response/length": "response length (tokens)",
+    "response/length_correct": "length of correct responses",
+    "response/length_incorrect": "length of incorrect responses",
+    "response/truncated_fraction": "truncated share",
+    "response/repetition_fraction": "share caught in a loop",
     "reflection/ratio": "reflection ratio",
     "reflection/ratio_in_correct": "reflection ratio in correct answers",
     "reflection/ratio_in_incorrect": "reflection ratio in incorrect answers",
@@ -66,6 +71,12 @@ def layouts(methods: Sequence[Method]) -> tuple[Layout, ...]:
     accuracies = [f"eval/{split}/{setting}" for split in SPLITS for setting in SETTINGS]
     candidates = (
         Layout(
+            "overview",
+            "Held-out accuracy, accuracy while training, and response length.",
+            3,
+            (f"eval/val/{SELECT_BY}", accuracy, "response/length"),
+        ),
+        Layout(
             "dynamics",
             "Training dynamics: accuracy of the sampled responses, their length, and reflection.",
             3,
@@ -83,6 +94,15 @@ def layouts(methods: Sequence[Method]) -> tuple[Layout, ...]:
                 *("response/length", "reflection/ratio_in_correct", "reflection/accuracy_with"),
                 *("reflection/ratio", "reflection/ratio_in_incorrect"),
                 "reflection/accuracy_without",
+            ),
+        ),
+        Layout(
+            "responses",
+            "Lengths of correct and incorrect responses, and what ends them.",
+            4,
+            (
+                *("response/length_correct", "response/length_incorrect"),
+                *("response/truncated_fraction", "response/repetition_fraction"),
             ),
         ),
         Layout(

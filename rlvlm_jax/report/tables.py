@@ -4,15 +4,19 @@
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from rlvlm_jax.evaluation import analysis
+from rlvlm_jax.evaluation.analysis import SELECT_BY
 from rlvlm_jax.evaluation.scores import REFLECTION_WORDS
 from rlvlm_jax.evaluation.statistics import correlations
 from rlvlm_jax.report.curves import SETTINGS, SPLITS, Method
+
+_UNBIASED = re.compile(r"eval/(\w+)/pass@(\d+)_t([\d.]+)_unbiased")
 
 
 class Table(NamedTuple):
@@ -57,13 +61,56 @@ def accuracy(methods: Sequence[Method]) -> Table:
     )
 
 
+def kinds(methods: Sequence[Method]) -> Table:
+    """Accuracy at the selected steps, by kind of question; in percent."""
+    rows = []
+    for split, split_words in SPLITS.items():
+        for method in methods:
+            if method.group is None or (split, SELECT_BY) not in method.group.evaluated:
+                continue
+            for kind in method.group.runs[0].kinds(split):
+                found = analysis.selected_accuracy(method.group, split, SELECT_BY, kind)
+                cells = (percent(found["mean"]), _interval(found), str(found["questions"]))
+                rows.append((split_words, kind, method.label, *cells))
+    return Table(
+        "kinds",
+        f"Accuracy in percent by kind of question, {SETTINGS[SELECT_BY]}, at the step that "
+        "validation chose, with the 95 % bootstrap interval over runs and questions.",
+        ("questions", "kind", "method", "selected", "95 % interval", "number of questions"),
+        rows,
+    )
+
+
+def pass_at_k(methods: Sequence[Method]) -> Table:
+    """The unbiased pass@k of many samples, at the last evaluation; in percent."""
+    found: dict[tuple[str, str, str], dict[int, str]] = {}
+    for split, words in SPLITS.items():
+        for method in methods:
+            for metric in method.group.metrics if method.group else ():
+                match = _UNBIASED.fullmatch(metric)
+                curve = method.find(metric) if match and match[1] == split else None
+                if curve is not None:
+                    row = found.setdefault((words, method.label, f"T = {match[3]}"), {})
+                    row[int(match[2])] = percent(curve.mean[-1])
+    ks = sorted({k for row in found.values() for k in row})
+    rows = [(*about, *(row.get(k, "") for k in ks)) for about, row in found.items()]
+    return Table(
+        "pass_at_k",
+        "Pass@k in percent at the last evaluation, mean over runs: the unbiased estimate from all "
+        "samples of a question.",
+        ("questions", "method", "decoding", *(f"k = {k}" for k in ks)),
+        rows,
+    )
+
+
 def _accuracy_cells(method: Method, split: str, setting: str) -> tuple[str, ...] | None:
     if method.group is not None:
         row = analysis.accuracy_row(method.group, split, setting)
         if row is None:
             return None
         if method.kind == "Vanilla":
-            return (str(row["n"]), percent(row.get("initial")), "", "", "", _interval(row))
+            at = _interval(row.get("selected"))
+            return (str(row["n"]), percent(row.get("initial")), "", "", "", at)
         selected = row.get("selected")
         at = "" if selected is None else percent(selected["mean"])
         if selected is not None and row["n"] > 1:
@@ -72,7 +119,7 @@ def _accuracy_cells(method: Method, split: str, setting: str) -> tuple[str, ...]
             str(row["n"]),
             *(percent(row.get(name)) for name in ("initial", "mean", "max")),
             at,
-            _interval(row),
+            _interval(selected),
         )
     curve = method.find(f"eval/{split}/{setting}")
     if curve is None:
@@ -84,9 +131,8 @@ def _accuracy_cells(method: Method, split: str, setting: str) -> tuple[str, ...]
     return (n, "", percent(curve.mean.mean()), best, "", "")
 
 
-def _interval(row: dict[str, Any]) -> str:
-    selected = row.get("selected")
-    return "" if selected is None else f"{percent(selected['low'])}–{percent(selected['high'])}"
+def _interval(found: dict[str, Any] | None) -> str:
+    return "" if found is None else f"{percent(found['low'])}–{percent(found['high'])}"
 
 
 def correlation(methods: Sequence[Method]) -> Table:
@@ -145,25 +191,26 @@ def sensitivity(methods: Sequence[Method]) -> Table:
 
 
 def difference(methods: Sequence[Method]) -> Table:
-    """RL against SFT and the untrained model on every data set."""
+    """RL against SFT and the untrained model on every data set, and on each kind of question."""
     groups = [method for method in methods if method.group is not None]
+    pairs = [(a, b) for a in groups for b in groups if a.kind == "RL" and b.kind != "RL"]
     rows = []
     for split, words in SPLITS.items():
-        for ours in groups:
-            for theirs in groups:
-                if ours.kind != "RL" or theirs.kind == "RL":
-                    continue
-                for setting, setting_words in SETTINGS.items():
-                    found = analysis.compare(ours.group, theirs.group, split, setting)
-                    if found is not None:
-                        rows.append(
-                            (
-                                *(words, setting_words, f"{ours.label} − {theirs.label}"),
-                                f"{100 * found['difference']:+.1f}",
-                                f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}",
-                                str(found["questions"]),
-                            )
+        for ours, theirs in pairs:
+            cases = [(setting, "") for setting in SETTINGS]
+            cases += [(SELECT_BY, kind) for kind in ours.group.runs[0].kinds(split)]
+            for setting, kind in cases:
+                found = analysis.compare(ours.group, theirs.group, split, setting, kind)
+                if found is not None:
+                    rows.append(
+                        (
+                            f"{words}: {kind}" if kind else words,
+                            *(SETTINGS[setting], f"{ours.label} − {theirs.label}"),
+                            f"{100 * found['difference']:+.1f}",
+                            f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}",
+                            str(found["questions"]),
                         )
+                    )
     return Table(
         "difference",
         "Differences in percentage points on the same questions, each method at its selected "
@@ -207,21 +254,29 @@ def speed(methods: Sequence[Method]) -> Table:
         found = [
             np.concatenate([run.curve(name)[1][1:] for run in method.group.runs]) for name in names
         ]
-        if any(map(len, found)):
+        evaluations = sum(run.curve("time/eval_s")[1].sum() for run in method.group.runs)
+        whole = sum(run.lines[-1]["wall_s"] for run in method.group.runs if run.lines)
+        if any(map(len, found)) or evaluations:
             cells = [f"{np.median(values):.4g}" if len(values) else "" for values in found]
-            rows.append((method.label, *cells))
+            share = f"{100 * evaluations / whole:.0f} %" if evaluations else ""
+            rows.append((method.label, *cells, f"{whole / len(method.group.runs):.4g}", share))
     return Table(
         "speed",
         "Medians over the steps after the first: tokens per second while sampling and updating, "
-        "and seconds per step and part of a step.",
-        ("method", "rollout tokens/s", "update tokens/s", *(n[5:-2] + " (s)" for n in names[2:])),
+        "and seconds per step and part of a step. Whole run: mean seconds of a run after start-up, "
+        "and the share of its evaluations.",
+        (
+            *("method", "rollout tokens/s", "update tokens/s"),
+            *(n[5:-2] + " (s)" for n in names[2:]),
+            *("whole run (s)", "evaluations"),
+        ),
         rows,
     )
 
 
 def everything(methods: Sequence[Method]) -> list[Table]:
     """Returns all tables that have a row."""
-    made = (accuracy, difference, correlation, sensitivity, words, speed)
+    made = (accuracy, kinds, difference, pass_at_k, correlation, sensitivity, words, speed)
     return [table for table in (make(methods) for make in made) if table.rows]
 
 

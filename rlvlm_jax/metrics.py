@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rlvlm_jax.errors import InputError
+from rlvlm_jax.evaluation.scores import count_reflection, is_repetitive, reflection
 
 GIB = 2.0**30
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
@@ -77,27 +78,43 @@ def mean_where(values: np.ndarray, chosen: np.ndarray) -> float | None:
 
 
 def response_metrics(
+    texts: Sequence[str],
     lengths: Sequence[int],
     correct: Sequence[bool],
     truncated: Sequence[bool],
-    repetitive: Sequence[bool],
 ) -> dict[str, float | None]:
-    """Returns response/*: lengths in tokens without the stop token, shares, accuracy of the ended.
+    """Returns what is known of B responses without a model.
 
     Args:
-        lengths: content tokens of each response.
+        texts: of the responses.
+        lengths: content tokens of each.
         correct: by the judge.
         truncated: ended by the limit, not by a stop token.
-        repetitive: caught in a loop.
+
+    Returns:
+        response/*: lengths in tokens without the stop token, shares, and the accuracy of responses
+        that ended by themselves;
+        reflection/*: the five ratios of `scores.reflection`;
+        reflection_words/WORD: occurrences as MAYE counts them, inside other words too;
+        reflection_whole_words/WORD: occurrences as a word of its own;
+        reflection_responses/WORD: responses that hold it as a word of its own.
+        A mean over nothing is None or absent.
     """
     tokens, right = np.asarray(lengths, np.float64), np.asarray(correct, bool)
+    ratios = reflection(texts, right.tolist())
+    words = ratios.pop("words")
+    whole = [count_reflection(text, "word") for text in texts]
     return {
         "response/length": float(np.mean(tokens)),
         "response/length_correct": mean_where(tokens, right),
         "response/length_incorrect": mean_where(tokens, ~right),
         "response/truncated_fraction": float(np.mean(truncated)),
+        "response/repetition_fraction": float(np.mean([is_repetitive(text) for text in texts])),
         "response/accuracy_untruncated": mean_where(right, ~np.asarray(truncated, bool)),
-        "response/repetition_fraction": float(np.mean(repetitive)),
+        **{f"reflection/{name}": value for name, value in ratios.items()},
+        **{f"reflection_words/{word}": count for word, count in words.items()},
+        **{f"reflection_whole_words/{word}": sum(of[word] for of in whole) for word in words},
+        **{f"reflection_responses/{word}": sum(of[word] > 0 for of in whole) for word in words},
     }
 
 

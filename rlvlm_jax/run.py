@@ -28,12 +28,7 @@ from rlvlm_jax.data import dataset, loader, problems
 from rlvlm_jax.data.dataset import Example
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation.scheme import Evaluation
-from rlvlm_jax.evaluation.scores import (
-    count_reflection,
-    is_reflective,
-    is_repetitive,
-    reflection,
-)
+from rlvlm_jax.evaluation.scores import is_reflective
 from rlvlm_jax.sampling.responses import Responses
 from rlvlm_jax.types import Params, TrainState
 from rlvlm_jax.update import init_state
@@ -388,7 +383,9 @@ class Run:
         values = {
             "reward/score": scores.score.mean(),
             **{f"reward/{name}": value.mean() for name, value in scores.rewards.items()},
-            **self._behaviour(responses, scores.correct),
+            **metrics.response_metrics(
+                responses.texts, responses.lengths, scores.correct, responses.truncated
+            ),
             "judge/timeouts": scores.status.count("timeout") + scores.custom_timeouts,
             "judge/unparsable": scores.status.count("unparsable"),
             "judge/no_answer": scores.status.count("no_answer"),
@@ -436,25 +433,6 @@ class Run:
         }
         values["throughput/update_tokens_per_s"] = tokens / values["time/update_s"]
         self._record("sft", values, f"loss {values['update/loss']:.3f}")
-
-    def _behaviour(self, responses: Responses, correct: np.ndarray) -> dict[str, Any]:
-        """Returns response/* and reflection*/*.
-
-        reflection_words/WORD counts occurrences as MAYE does, inside other words too;
-        reflection_whole_words/WORD whole words only, and reflection_responses/WORD the responses
-        that hold one.
-        """
-        repetitive = [is_repetitive(text) for text in responses.texts]
-        found = reflection(responses.texts, correct.tolist())
-        words = found.pop("words")
-        whole = [count_reflection(text, "word") for text in responses.texts]
-        return {
-            **metrics.response_metrics(responses.lengths, correct, responses.truncated, repetitive),
-            **{f"reflection/{name}": value for name, value in found.items()},
-            **{f"reflection_words/{word}": count for word, count in words.items()},
-            **{f"reflection_whole_words/{word}": sum(c[word] for c in whole) for word in words},
-            **{f"reflection_responses/{word}": sum(c[word] > 0 for c in whole) for word in words},
-        }
 
     def record_evaluations(
         self, evaluate: Callable[..., Iterable[Evaluation]], params: Params

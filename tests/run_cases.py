@@ -75,3 +75,16 @@ def execute(argv, monkeypatch, program=main.main, name="rlvlm_jax.main"):
     except SystemExit as ended:
         return ended.code
     raise AssertionError("cli.run must exit")
+
+
+def accuracy_by_reflection(line):
+    """Returns a line's accuracy as its reflective and its other responses make it up."""
+    ratio = line["reflection/ratio"]
+    parts = (
+        (ratio, line.get("reflection/accuracy_with")),
+        (
+            1 - ratio,
+            line.get("reflection/accuracy_without"),
+        ),
+    )
+    return sum(share * accuracy for share, accuracy in parts if share)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from rlvlm_jax import checkpoint, main
-from tests.run_cases import arguments, read_lines, write_problems
+from tests.run_cases import accuracy_by_reflection, arguments, read_lines, write_problems
 
 OF_THE_CLOCK = ("time/", "throughput/", "memory/", "compile/", "wall_s")
 
@@ -30,7 +30,7 @@ def data(tmp_path_factory):
 def finished(tmp_path_factory, data, compiled):
     """A run of six steps that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    assert main.main(arguments(workdir, data, total_steps=6)) == 0
+    assert main.main(arguments(workdir, data, total_steps=6, log__token_prompts=3)) == 0
     return workdir
 
 
@@ -139,6 +139,29 @@ def test_rollouts_are_complete(finished, data):
     assert [rows[2 * k]["id"] for k in range(4)] == [rows[2 * k + 1]["id"] for k in range(4)]
     line = next(x for x in read_lines(finished / "metrics.jsonl") if x["step"] == 3)
     assert line["response/truncated_fraction"] == np.mean([row["truncated"] for row in rows])
+
+
+def test_tokens_of_the_first_prompts(finished):
+    rows = read_lines(finished / "rollouts" / "2.jsonl")
+    assert ["pieces" in row for row in rows] == [True] * 6 + [False] * 2  # of three prompts
+    for row in rows[:6]:
+        assert len(row["pieces"]) == len(row["logprobs"]) == len(row["advantages"]) == row["tokens"]
+        assert "".join(row["pieces"]) == row["response"]
+        assert max(row["logprobs"]) <= 0.0
+        assert len(set(row["advantages"])) == 1  # of the group, the same for every token
+
+
+def test_numbers_that_hold_together(finished):
+    for line in read_lines(finished / "metrics.jsonl"):
+        if line["phase"] == "train":
+            accuracy = accuracy_by_reflection(line)
+            assert accuracy == pytest.approx(line["reward/accuracy"], abs=1e-6), line["step"]
+
+
+def test_later_steps_and_evaluations_compile_nothing(finished):
+    counts = [line["compile/count"] for line in read_lines(finished / "metrics.jsonl")[1:]]
+    assert len(counts) == 9
+    assert len(set(counts)) == 1
 
 
 def test_an_epoch_sees_every_problem_once(finished):
@@ -255,3 +278,24 @@ def test_mixed_styles_of_the_bundled_problems(tmp_path):
     assert main.main(arguments(tmp_path, "bundled:train:64", **keys)) == 0
     lines = read_lines(tmp_path / "metrics.jsonl")
     assert np.isfinite([line["update/loss"] for line in lines]).all()
+
+
+@pytest.mark.slow
+def test_several_seeds_of_a_recipe(tmp_path, data):
+    keys = {"seeds": 2, "seed": 5, "total_steps": 2}
+    assert main.main(arguments(tmp_path, data, **keys)) == 0
+    one, other = tmp_path / "seed_5", tmp_path / "seed_6"
+    for place, seed in ((one, 5), (other, 6)):
+        config = json.loads((place / "config.json").read_text())["config"]
+        assert (config["seed"], config["seeds"]) == (seed, 1)
+    orders = [[row["id"] for row in read_lines(p / "rollouts" / "1.jsonl")] for p in (one, other)]
+    assert orders[0] != orders[1]
+    summary = (tmp_path / "summary.json").read_text()
+    found = json.loads(summary)
+    assert found["seeds"] == [5, 6]
+    at_start = [read_lines(p / "metrics.jsonl")[0]["eval/val/pass@1_t0.01"] for p in (one, other)]
+    assert found["accuracy"]["val/pass@1_t0.01"]["initial"] == pytest.approx(np.mean(at_start))
+    lines = [train_lines(place) for place in (one, other)]
+    assert main.main(arguments(tmp_path, data, **keys)) == 0  # nothing is left to do
+    assert [train_lines(place) for place in (one, other)] == lines
+    assert (tmp_path / "summary.json").read_text() == summary

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from rlvlm_jax import metrics
 from rlvlm_jax.errors import InputError
+from tests.run_cases import accuracy_by_reflection
 
 SILENT = {"tensorboard": False, "wandb": "", "progress": False}
 
@@ -103,28 +104,62 @@ def test_a_peak_that_no_device_tells_is_absent(monkeypatch):
 # ---------------------------------------------------------------- responses
 
 
+LOOP = "and so on and so on and so on and so on and so on"
+
+
 def test_responses_by_hand():
     found = metrics.response_metrics(
+        texts=["Wait, yet: 2", LOOP, "I await it", "yet yet"],
         lengths=[10, 20, 60, 0],
         correct=[True, False, False, True],
         truncated=[False, False, True, False],
-        repetitive=[False, True, True, False],
     )
-    assert found == {
+    expected = {
         "response/length": 22.5,
         "response/length_correct": 5.0,
         "response/length_incorrect": 40.0,
         "response/truncated_fraction": 0.25,
-        "response/repetition_fraction": 0.5,
+        "response/repetition_fraction": 0.25,
+        "response/accuracy_untruncated": 2 / 3,
+        "reflection/ratio": 0.75,
+        "reflection/ratio_in_correct": 1.0,
+        "reflection/ratio_in_incorrect": 0.5,
+        "reflection/accuracy_with": 2 / 3,
+        "reflection/accuracy_without": 0.0,
+        "reflection_words/wait": 2,
+        "reflection_words/yet": 3,
+        "reflection_whole_words/wait": 1,
+        "reflection_whole_words/yet": 3,
+        "reflection_responses/wait": 1,
+        "reflection_responses/yet": 2,
     }
+    counts = {name: value for name, value in found.items() if name.startswith("reflection_")}
+    assert len(counts) == 3 * 15
+    assert {name for name, value in counts.items() if value} <= set(expected)
+    assert {name: found[name] for name in expected} == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("right", [True, False])
 def test_a_mean_over_no_response_is_undefined_not_zero(right):
-    found = metrics.response_metrics(np.array([3, 5]), np.array([right] * 2), [False] * 2, [0, 0])
+    found = metrics.response_metrics(
+        ["a", "b"], np.array([3, 5]), np.array([right] * 2), [True] * 2
+    )
     defined, undefined = ("correct", "incorrect") if right else ("incorrect", "correct")
     assert found[f"response/length_{defined}"] == 4.0
     assert found[f"response/length_{undefined}"] is None
+    assert found["response/accuracy_untruncated"] is None
+    assert f"reflection/ratio_in_{undefined}" not in found
+    assert "reflection/accuracy_with" not in found
+
+
+def test_accuracy_is_the_mean_of_reflective_and_other_responses():
+    """The identity of the scheme: ratio * accuracy_with + (1 - ratio) * accuracy_without."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        texts = rng.choice(["wait", "so", "check again", "let me verify", "12"], 40)
+        correct = rng.random(40) < rng.random()
+        found = metrics.response_metrics(texts.tolist(), [1] * 40, correct, [False] * 40)
+        assert accuracy_by_reflection(found) == pytest.approx(correct.mean(), abs=1e-12)
 
 
 @pytest.mark.parametrize(

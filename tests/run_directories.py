@@ -34,7 +34,8 @@ def write_run(path, *, mode="rl", seed=0, evaluations=(), steps=(), **config):
         mode: "rl", "sft" or "eval".
         seed: of the run.
         evaluations: (step, split, correct of each question: a list, or a list of lists of the
-            samples of a question); the setting is pass@1 or, for lists, pass@K.
+            samples of a question); the setting is pass@1 or, for lists, pass@8. Questions are of
+            kind "text" and "vision" in turn.
         steps: (metrics, rows of responses) of steps 1, 2, ...
         config: further keys.
     """
@@ -44,7 +45,11 @@ def write_run(path, *, mode="rl", seed=0, evaluations=(), steps=(), **config):
     for step, split, correct in evaluations:
         setting = SETTING if isinstance(correct[0], int) else "pass@8_t1.0"
         samples = [[c] if isinstance(c, int) else c for c in correct]
-        rows = [response(f"{split}-{n}", sample) for n, one in enumerate(samples) for sample in one]
+        rows = [
+            response(f"{split}-{n}", sample, kind=("text", "vision")[n % 2])
+            for n, one in enumerate(samples)
+            for sample in one
+        ]
         run.write_evaluation(step, split, setting, rows)
         rate = sum(any(one) for one in samples) / len(samples)
         lines.setdefault(step, {})[f"eval/{split}/{setting}"] = rate

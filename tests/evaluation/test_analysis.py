@@ -147,6 +147,24 @@ def test_summary_of_the_seeds_is_written_when_all_are_done(tmp_path):
     assert found["accuracy"][f"val/{SETTING}"]["selected"]["mean"] == 1.0
 
 
+def test_one_kind_of_question(sweep):
+    (group,) = runs.read_groups([sweep])
+    assert group.runs[0].kinds("test") == ["text", "vision"]
+    assert group.runs[0].kinds("test_ood") == []
+    found = [
+        analysis.selected_accuracy(group, "test", SETTING, kind) for kind in ("text", "vision")
+    ]
+    assert [one["steps"] for one in found] == [[2, 1]] * 2
+    assert [one["mean"] for one in found] == [(0.5 + 1.0) / 2, (0.5 + 0.5) / 2]
+    assert [one["questions"] for one in found] == [2, 2]
+
+
+def test_any_of_the_first_eight_samples(tmp_path):
+    late = [0] * 8 + [1]
+    write_run(tmp_path, evaluations=[(0, "val", [late, [1] + [0] * 8])])
+    assert runs.read_run(tmp_path).solved("val", "pass@8_t1.0", 0) == {"val-0": 0.0, "val-1": 1.0}
+
+
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [

@@ -55,6 +55,9 @@ def sweep(tmp_path):
                 "throughput/rollout_tokens_per_s": 100.0,
                 "time/step_s": 2.0,
                 "epoch/train_accuracy": 0.3 + 0.01 * step,
+                "eval/val/pass@1_t1.0_unbiased": 0.4,
+                "eval/val/pass@2_t1.0_unbiased": 0.1 * (step + 1),
+                "time/eval_s": 1.0,
             }
             steps.append((numbers, rows))
         evaluations = [(s, "val", [1, int(s > 2), 0, 0]) for s in (0, 3, 6)]
@@ -87,8 +90,19 @@ def test_page_figures_and_numbers(tmp_path, sweep):
     assert (rl["mean"], rl["max (optimistic)"]) == ("50.0", "50.0")
     assert rl["selected"] == "50.0 ± 0.0"
     assert (vanilla["method"], vanilla["before training"]) == ("Vanilla", "25.0")
-    (difference,) = rows_of(files / "difference.csv")
-    assert difference["difference"] == "+25.0"
+    differences = rows_of(files / "difference.csv")
+    assert [row["difference"] for row in differences] == ["+25.0", "+0.0", "+50.0"]
+    assert [row["number of questions"] for row in differences] == ["4", "2", "2"]
+    kinds = [(row["method"], row["kind"], row["selected"]) for row in rows_of(files / "kinds.csv")]
+    assert kinds == [
+        *(("RL", "text", "50.0"), ("RL", "vision", "50.0")),
+        *(("Vanilla", "text", "50.0"), ("Vanilla", "vision", "0.0")),
+    ]
+    (estimates,) = rows_of(files / "pass_at_k.csv")
+    assert (estimates["k = 1"], estimates["k = 2"]) == ("40.0", "60.0")
+    (speed,) = rows_of(files / "speed.csv")
+    assert float(speed["whole run (s)"]) > 0
+    assert speed["evaluations"].endswith(" %")
     (length,) = rows_of(files / "length.csv")
     assert (length["first"], length["last"]) == ("20.5", "25.5")
     assert rows_of(files / "words.csv")[0]["total"] == "18"

@@ -13,7 +13,7 @@ Source: Ma et al. 2025 (arXiv:2504.02587), section 5.1: 5,000 mm_math5k question
 solutions, learning rate 1e-5, warm-up and cosine, batches of 16, 30 epochs. Not given there, and
 chosen here: only the language model is trained, warm-up over a tenth of the updates, loss on the
 solution and its end token, solutions up to 2,048 tokens. Thirty epochs at this rate over-fit;
-sweep the rate before calling supervised training weak.
+sweep the rate, and run `--config.seeds=3`, before calling supervised training weak.
 """
 
 from rlvlm_jax import config

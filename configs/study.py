@@ -3,15 +3,18 @@
 """The study: the untrained model, supervised training and RL on the bundled problems.
 
     for method in vanilla sft rl; do
-        python -m rlvlm_jax.main --config=configs/study.py:$method --workdir=runs/study/$method \
-            --config.seeds=3
+        python -m rlvlm_jax.main --config=configs/study.py:$method --workdir=runs/study/$method
     done
     python -m rlvlm_jax.report runs/study/vanilla runs/study/sft runs/study/rl --out=study.html
 
-Arguments: `rl`, `sft`, `vanilla`, `smoke` (RL, four steps). Both trainings go six times over the
+Arguments: `rl`, `sft`, `vanilla`, each three seeds, and `smoke` (RL, four steps). Both trainings go six times over the
 same 160 problems, in batches of 16 in the same order, supervised training with their worked
 solutions. Everything is evaluated on validation, test and out-of-distribution test after every
 epoch, in the scheme's three settings.
+
+Learning rates were chosen on validation, before any test set was looked at: for supervised training
+from 3e-5, 1e-4, 3e-4 and 1e-3 with one seed (best pass@1 at T = 0.01: 0.66, 0.665, 0.65, 0.39, the
+last being step 0), for RL from 1e-4 and 2e-4.
 """
 
 from rlvlm_jax import config
@@ -22,7 +25,7 @@ METHODS = {"rl": "rl", "sft": "sft", "vanilla": "eval"}
 def get_config(arg="rl"):
     """Returns the recipe of one method; None is RL."""
     c = config.default()
-    c.mode = METHODS.get(arg, "rl")
+    c.mode, c.seeds = METHODS.get(arg, "rl"), 3
     c.epochs = 6.0
     c.eval_every = c.checkpoint_every = -1
     c.data.train = "bundled:train:160"

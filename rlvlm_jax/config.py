@@ -23,6 +23,10 @@ EVAL_SETTINGS = {  # name -> (samples k, temperature, top-p); spec of the MAYE s
     "pass@8_t1.0": (8, 1.0, 1.0),
 }
 MAX_EVAL_SAMPLES = 256
+HARMLESS = (  # keys, or groups of keys, that say where and how fast a run is made, not what it does
+    *("seeds", "checkpoint_every", "mesh.", "log.", "data.workers", "rewards.workers"),
+    *("update.microbatch", "update.logprob_batch", "update.logprob_chunk"),
+)
 CHOICES = {
     "mode": MODES,
     "model.dtype": ("float32", "bfloat16"),
@@ -261,7 +265,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.update.microbatch = config.update.logprob_batch = 0
     config.update.lr = max(config.update.lr, 1e-4)
     config.mesh.data = config.mesh.fsdp = config.mesh.tensor = 1
-    config.total_steps = 4
+    config.total_steps, config.seeds = 4, 1
     config.checkpoint_every = config.eval_every = 2
     config.eval.settings = ("pass@1_t0.01",)
     return config

@@ -13,7 +13,7 @@ def evaluate(config: ConfigDict, workdir: str) -> bool:
     """Evaluates `model.path` on `data.val`, `data.test` and `data.test_ood`, as far as given.
 
     Returns:
-        True.
+        True; False when a signal asked to stop.
 
     Raises:
         InputError: something the user can mend.
@@ -28,4 +28,4 @@ def evaluate(config: ConfigDict, workdir: str) -> bool:
     evaluate_set = scheme.make_evaluate_fn(this.session, config)
     with this:
         this.record_evaluations(evaluate_set, params)
-    return True
+    return not this.stop_requested

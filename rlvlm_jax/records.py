@@ -7,6 +7,7 @@ A line is appended whole or not at all, other files are written aside and rename
 twice and none is missing. Imports no JAX.
 """
 
+import hashlib
 import json
 import math
 import os
@@ -110,6 +111,12 @@ class RunDirectory:
             file.write(data)
             os.fsync(file.fileno())
 
+    def has(self, phase: str, step: int) -> bool:
+        """Returns whether metrics.jsonl holds a line of this phase and step."""
+        file = self.path / METRICS
+        lines = _whole_lines(file) if file.is_file() else []
+        return any((line.get("phase"), line["step"]) == (phase, step) for line in lines)
+
     def write_rollouts(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Writes rollouts/STEP.jsonl, one response a line."""
         self._write(self.path / "rollouts" / f"{step}.jsonl", _lines(rows))
@@ -120,10 +127,10 @@ class RunDirectory:
         """Writes eval/STEP.SPLIT.SETTING.jsonl, one response a line."""
         self._write(self.path / "eval" / f"{step}.{split}.{setting}.jsonl", _lines(rows))
 
-    def write_image(self, name: str, encoded: bytes) -> str:
+    def write_image(self, encoded: bytes) -> str:
         """Writes a picture that has no file of its own, once; returns its path from here."""
         suffix = ".png" if encoded.startswith(b"\x89PNG") else ".jpg"
-        relative = Path("images") / (re.sub(r"[^\w.-]", "_", name) + suffix)
+        relative = Path("images") / (hashlib.sha256(encoded).hexdigest()[:24] + suffix)
         target = self.path / relative
         if not target.is_file():
             target.parent.mkdir(exist_ok=True)

@@ -34,21 +34,8 @@ from rlvlm_jax.types import Params, TrainState
 from rlvlm_jax.update import init_state
 
 SPLITS = ("val", "test", "test_ood")
-MAY_CHANGE = (  # keys that a resumed run may set otherwise than the run it continues
-    "seeds",
-    "total_steps",
-    "epochs",
-    "checkpoint_every",
-    "eval_every",
-    "mesh.",
-    "eval.",
-    "log.",
-    "data.workers",
-    "rewards.workers",
-    "update.microbatch",
-    "update.logprob_batch",
-    "update.logprob_chunk",
-)
+# What a resumed run may set otherwise than the run it continues.
+MAY_CHANGE = (*config_lib.HARMLESS, "total_steps", "epochs", "eval_every", "eval.")
 
 
 def environment() -> dict[str, Any]:
@@ -304,12 +291,12 @@ class Run:
     def _image_names(self, example: Example) -> str | list[str] | None:
         """Returns where the example's images lie; those without a file are written once."""
         names = []
-        for number, image in enumerate(example.images):
+        for image in example.images:
             if isinstance(image, str | Path):
-                names.append(str(image))
+                names.append(str(Path(image).absolute()))
                 continue
             encoded = image if isinstance(image, bytes) else image.read()
-            names.append(self._records.write_image(f"{example.id}-{number}", encoded))
+            names.append(self._records.write_image(encoded))
         return names[0] if len(names) == 1 else names or None
 
     def _response_rows(
@@ -323,12 +310,13 @@ class Run:
     ) -> list[dict[str, Any]]:
         rows = []
         samples = len(responses.texts) // len(examples)
+        pictures = [self._image_names(example) for example in examples]
         for b in range(len(responses.texts)):
             example = examples[b // samples]
             row = {
                 "id": example.id,
                 "question": example.question,
-                "image": self._image_names(example),
+                "image": pictures[b // samples],
                 "solution": example.solution,
                 "response": responses.texts[b],
                 "tokens": int(responses.tokens[b]),
@@ -414,10 +402,14 @@ class Run:
     ) -> dict[str, list[Any]]:
         """Returns text, log-probability (nats) and advantage of each token of response b."""
         ids = responses.ids[b]
+
+        def numbers(values: np.ndarray) -> list[float | None]:
+            return [round(x, 4) if math.isfinite(x) else None for x in values.tolist()]
+
         return {
-            "pieces": self.session.tokenizer.decode_batch([[token] for token in ids]),
-            "logprobs": np.round(responses.logprobs[b].astype(float), 4).tolist(),
-            "advantages": np.round(advantages[b, : len(ids)].astype(float), 4).tolist(),
+            "pieces": self.session.tokenizer.pieces(ids),
+            "logprobs": numbers(responses.logprobs[b]),
+            "advantages": numbers(advantages[b, : len(ids)]),
         }
 
     def record_supervised(
@@ -434,10 +426,17 @@ class Run:
         values["throughput/update_tokens_per_s"] = tokens / values["time/update_s"]
         self._record("sft", values, f"loss {values['update/loss']:.3f}")
 
+    def evaluation_is_missing(self) -> bool:
+        """Returns whether the step that the run stands at is to be evaluated and is not yet."""
+        due = self.config.eval_every and (self.step == 0 or self.is_due(self.config.eval_every))
+        return bool(due) and not self._records.has("eval", self.step)
+
     def record_evaluations(
         self, evaluate: Callable[..., Iterable[Evaluation]], params: Params
     ) -> None:
         """Evaluates all given sets; writes the accuracies and the responses.
+
+        Cut off by a signal, it leaves no line in the metrics, and is made up for by the next start.
 
         Args:
             evaluate: from `scheme.make_evaluate_fn`.
@@ -446,7 +445,7 @@ class Run:
         values: dict[str, Any] = {}
         watch = metrics.Stopwatch()
         for split, questions in self.evaluation_sets.items():
-            for found in evaluate(params, questions):
+            for found in evaluate(params, questions, lambda: self.stop_requested):
                 correct = np.array([verdict.correct for verdict in found.verdicts])
                 statuses = [verdict.status for verdict in found.verdicts]
                 parts = {"accuracy": correct.astype(np.float32)}
@@ -456,6 +455,8 @@ class Run:
                 self._records.write_evaluation(self.step, split, found.setting, rows)
                 for name, accuracy in found.accuracies.items():
                     values[f"eval/{split}/{name}"] = accuracy
+            if self.stop_requested:
+                return
             values[f"eval/{split}/dropped"] = questions.dropped.count
         values["time/eval_s"] = watch.metrics()["time/step_s"]
         values["compile/count"] = self._compiles.count

@@ -4,8 +4,8 @@
 
 Each seed is a whole run in WORKDIR/seed_N, with its own data order, sampling keys and, where
 parameters are drawn, initialisation. When the command is given again, a seed that was cut off goes
-on, and one that is done is not trained any further. What the seeds have in common goes to
-WORKDIR/summary.json.
+on, one that is done is not trained any further, and one that only evaluates does so again. What
+the seeds have in common goes to WORKDIR/summary.json.
 """
 
 import json
@@ -26,12 +26,16 @@ def run_seeds(program: Callable[[ConfigDict, str], bool], config: ConfigDict, wo
     Returns:
         True when all are done; False when a signal asked one to stop.
     """
-    for seed in range(config.seed, config.seed + config.seeds):
+    places = {
+        seed: Path(workdir) / f"seed_{seed}"
+        for seed in range(config.seed, config.seed + config.seeds)
+    }
+    for seed, place in places.items():
         one = config.copy_and_resolve_references()
         one.seed, one.seeds = seed, 1
-        if not program(one, str(Path(workdir) / f"seed_{seed}")):
+        if not program(one, str(place)):
             return False
-    (group,) = runs.read_groups([workdir])
+    (group,) = runs.read_groups(places.values())
     text = json.dumps(summary(group), indent=1, allow_nan=False) + "\n"
     partial = Path(workdir) / f".{SUMMARY}.partial"
     partial.write_text(text, encoding="utf-8")
@@ -43,8 +47,8 @@ def summary(group: runs.Group) -> dict[str, Any]:
     """Returns what a group of runs has in common.
 
     Returns:
-        seeds; accuracy: {SPLIT/SETTING: `analysis.accuracy_row`}; and, where the runs collected
-        responses, length (`analysis.length_sensitivity`) and reflection
+        seeds; accuracy: {SPLIT/SETTING: `analysis.accuracy_row`}; and, where the runs sampled to
+        train, length (`analysis.length_sensitivity`) and reflection
         (`analysis.reflection_and_length`).
     """
     found: dict[str, Any] = {"seeds": [run.seed for run in group.runs], "accuracy": {}}
@@ -52,7 +56,7 @@ def summary(group: runs.Group) -> dict[str, Any]:
         if name.startswith("eval/") and "/pass@" in name:
             _, split, setting = name.split("/")
             found["accuracy"][f"{split}/{setting}"] = analysis.accuracy_row(group, split, setting)
-    if all(run.rollouts for run in group.runs):
+    if "response/length" in group.metrics:
         found["length"] = analysis.length_sensitivity(group)
         found["reflection"] = analysis.reflection_and_length(group)
     return found

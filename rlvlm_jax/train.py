@@ -154,7 +154,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
     base_key = jax.random.key(config.seed)
 
     with this:
-        if not this.resumed and config.eval_every:
+        if this.evaluation_is_missing():
             this.record_evaluations(evaluate, state.params)
         for step in range(this.first_step + 1, this.total_steps + 1):
             if this.stop_requested:

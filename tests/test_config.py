@@ -21,6 +21,11 @@ RECIPES = (
     "mm_eureka.py:smoke",
     "sft.py",
     "sft.py:smoke",
+    "study.py",
+    "study.py:rl",
+    "study.py:sft",
+    "study.py:vanilla",
+    "study.py:smoke",
     "base.py",
 )
 

@@ -175,15 +175,25 @@ def steps_of(path):
     return (path / "metrics.jsonl").read_bytes().splitlines()
 
 
-def test_an_image_is_written_once_under_a_safe_name(tmp_path):
+def test_equal_images_are_written_once_and_different_ones_apart(tmp_path):
     run = RunDirectory(tmp_path)
-    first = run.write_image("../a b/1-0", b"\x89PNG data")
+    first = run.write_image(b"\x89PNG data")
     assert (tmp_path / first).read_bytes() == b"\x89PNG data"
     assert (tmp_path / first).resolve().is_relative_to(tmp_path / "images")
     assert first.endswith(".png")
-    assert run.write_image("../a b/1-0", b"\x89PNG other") == first
-    assert (tmp_path / first).read_bytes() == b"\x89PNG data"
-    assert run.write_image("x", b"\xff\xd8 data").endswith(".jpg")
+    assert run.write_image(b"\x89PNG data") == first
+    other = run.write_image(b"\x89PNG other")
+    assert other != first
+    assert (tmp_path / other).read_bytes() == b"\x89PNG other"
+    assert run.write_image(b"\xff\xd8 data").endswith(".jpg")
+
+
+def test_what_has_been_recorded_is_known(tmp_path):
+    run = RunDirectory(tmp_path)
+    assert not run.has("eval", 0)
+    run.append("eval", 0, 0.0, {})
+    run.append("train", 1, 0.1, {})
+    assert [run.has(*line) for line in (("eval", 0), ("train", 1), ("eval", 1))] == [1, 1, 0]
 
 
 def test_a_directory_that_cannot_be_is_refused_by_name(tmp_path):

@@ -18,6 +18,7 @@ from rlvlm_jax.errors import InputError
 # What a directory needs beside tokenizer_config.json; without one of them transformers would
 # build a tokenizer with an empty vocabulary and say nothing.
 _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
+_LONGEST_WAIT = 16  # tokens that may pass before their bytes must have made up whole characters
 _TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 
 
@@ -99,6 +100,25 @@ class Tokenizer:
     def token_id(self, text: str) -> int | None:
         """Returns the id of a token written as `text`, or None when there is no such token."""
         return self._fast.token_to_id(text)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Returns the text that each token adds; joined, they are the whole.
+
+        A character that is spread over several tokens belongs to the one that completes it.
+
+        Args:
+            ids: of a response; special tokens add nothing.
+        """
+        found, start = [], 0
+        for end in range(1, len(ids) + 1):
+            (text,) = self.decode_batch([ids[start:end]])
+            complete = not text.endswith("\ufffd") or end - start >= _LONGEST_WAIT
+            found.append(text if complete else "")
+            if complete:
+                start = end
+        if start < len(ids):
+            (found[-1],) = self.decode_batch([ids[start:]])
+        return found
 
     def escape(self, text: str) -> str:
         """Returns `text` with a space inside whatever would be read as a special token.

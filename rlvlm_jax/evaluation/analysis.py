@@ -8,25 +8,37 @@ that can be undefined is absent instead.
 Source: MAYE (arXiv:2504.02587), sections 4 and 5.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 
-from rlvlm_jax.evaluation.runs import Group, RunRecord, read_rows
+from rlvlm_jax.evaluation.runs import Group, Question, RunRecord, read_rows
 from rlvlm_jax.evaluation.statistics import correlations, interval, spread
 
-SELECT_BY = "pass@1_t0.01"  # the setting whose validation accuracy chooses the step to report
+# The setting whose validation accuracy chooses the step to report: the first that there is.
+SELECT_BY = "pass@1_t0.01"
+_SELECT_BY_ELSE = ("pass@1_t0.6", "pass@8_t1.0")
 
 
-def selected_step(run: RunRecord, setting: str = SELECT_BY) -> int | None:
+def selected_step(run: RunRecord, among: Collection[int] | None = None) -> int | None:
     """Returns the evaluated step of the best validation accuracy, the earliest of equals.
 
     Step 0 takes part: a training that never improves is reported as the model it started from.
-    None where the run has no validation in this setting.
+
+    Args:
+        run: with validation.
+        among: the steps to choose from; None for all.
+
+    Returns:
+        None where the run has no validation at such a step.
     """
-    steps, values = run.curve(f"eval/val/{setting}")
-    return int(steps[np.argmax(values)]) if len(steps) else None
+    for setting in (SELECT_BY, *_SELECT_BY_ELSE):
+        steps, values = run.curve(f"eval/val/{setting}")
+        allowed = np.isin(steps, steps if among is None else list(among))
+        if allowed.any():
+            return int(steps[allowed][np.argmax(values[allowed])])
+    return None
 
 
 def accuracy_row(group: Group, split: str, setting: str) -> dict[str, Any] | None:
@@ -43,25 +55,30 @@ def accuracy_row(group: Group, split: str, setting: str) -> dict[str, Any] | Non
         mean: over all evaluations after it and all runs, as the paper's "Mean";
         max: mean over runs of each run's best evaluation, as the paper's "Max". Chosen on the
             numbers it reports, it is biased upwards;
-        selected: accuracy at the step that validation chose (`selected_step`), with steps,
-            std_population, std_sample and its 95 % interval over runs and questions.
+        selected: see `selected_accuracy`.
     """
-    steps, values = group.curves(f"eval/{split}/{setting}")
-    if not len(steps):
+    curves = [run.curve(f"eval/{split}/{setting}") for run in group.runs]
+    curves = [(steps, values) for steps, values in curves if len(steps)]
+    if not curves:
         return None
-    row: dict[str, Any] = {"n": len(group.runs)}
-    if steps[0] == 0:
-        row["initial"] = float(values[:, 0].mean())
-    later = values[:, steps > 0]
-    if later.size:
-        row["mean"], row["max"] = float(later.mean()), float(later.max(axis=1).mean())
-    if (split, setting) in group.evaluated:
-        row["selected"] = selected_accuracy(group, split, setting)
+    row: dict[str, Any] = {"n": len(curves)}
+    initial = [values[0] for steps, values in curves if steps[0] == 0]
+    if initial:
+        row["initial"] = float(np.mean(initial))
+    later = [found for steps, values in curves if len(found := values[steps > 0])]
+    if later:
+        row["mean"] = float(np.concatenate(later).mean())
+        row["max"] = float(np.mean([values.max() for values in later]))
+    selected = selected_accuracy(group, split, setting)
+    if selected is not None:
+        row["selected"] = selected
     return row
 
 
-def selected_accuracy(group: Group, split: str, setting: str, kind: str = "") -> dict[str, Any]:
-    """Describes the accuracy at the steps that validation chose.
+def selected_accuracy(
+    group: Group, split: str, setting: str, kind: str = ""
+) -> dict[str, Any] | None:
+    """Describes the accuracy at the steps that validation chose; without one, at the last step.
 
     Args:
         group: runs of one method.
@@ -71,41 +88,59 @@ def selected_accuracy(group: Group, split: str, setting: str, kind: str = "") ->
 
     Returns:
         steps; mean, std_population and std_sample over the runs; low and high, the 95 % interval
-        over runs and questions; questions, how many there are.
+        over runs and questions; questions, how many there are. None where a run was not evaluated,
+        and on the validation questions themselves where they chose between several steps.
     """
+    if not _is_reportable(group, split, setting):
+        return None
     chosen = chosen_steps(group.runs, split, setting)
-    table, ids = solved_table(group.runs, split, setting, chosen, kind)
+    table, questions = solved_table(group.runs, split, setting, chosen, kind)
+    if not questions:
+        return None
     found = spread(table.mean(axis=1))
     del found["n"]
     low, high = interval(table)
-    return {"steps": chosen, **found, "low": low, "high": high, "questions": len(ids)}
+    return {"steps": chosen, **found, "low": low, "high": high, "questions": len(questions)}
+
+
+def _is_reportable(group: Group, split: str, setting: str) -> bool:
+    if (split, setting) not in group.evaluated:
+        return False
+    several = any(len(run.evaluations[split, setting]) > 1 for run in group.runs)
+    return split != "val" or not several
 
 
 def chosen_steps(runs: Sequence[RunRecord], split: str, setting: str) -> list[int]:
-    """Returns each run's selected step, or its last evaluation where it has no validation."""
-    chosen = [selected_step(run) for run in runs]
-    return [
-        max(run.evaluations[split, setting]) if step is None else step
-        for run, step in zip(runs, chosen, strict=True)
-    ]
+    """Returns each run's selected step among those of an evaluation, else its last one."""
+    chosen = []
+    for run in runs:
+        evaluated = run.evaluations[split, setting]
+        step = selected_step(run, evaluated)
+        chosen.append(max(evaluated) if step is None else step)
+    return chosen
 
 
 def solved_table(
     runs: Sequence[RunRecord], split: str, setting: str, steps: Sequence[int], kind: str = ""
-) -> tuple[np.ndarray, list[str]]:
-    """Returns (float64[runs, questions], question ids): which questions each run solved."""
+) -> tuple[np.ndarray, list[Question]]:
+    """Returns (float64[runs, questions], questions): which of them each run solved.
+
+    Only questions that all runs were asked take part.
+    """
     solved = [run.solved(split, setting, step, kind) for run, step in zip(runs, steps, strict=True)]
-    ids = sorted(set.intersection(*map(set, solved)))
-    return np.array([[one[name] for name in ids] for one in solved], np.float64), ids
+    questions = sorted(set.intersection(*map(set, solved)))
+    table = [[one[question] for question in questions] for one in solved]
+    return np.array(table, np.float64), questions
 
 
 def length_sensitivity(group: Group) -> dict[str, float]:
     """Finding 1: how far response length depends on the seed.
 
     Returns:
-        n; std_first and std_last, the population deviation over runs in the first and the last
-        fifth of the steps, averaged, in tokens; length_first and length_last, the means there;
-        change, the last relative to the first; relative_std_last, std_last / length_last.
+        n; length_first and length_last, the means over the first and the last fifth of the steps,
+        in tokens; change, the last relative to the first; and, of several runs, std_first and
+        std_last, the population deviation over runs there, averaged, and relative_std_last,
+        std_last / length_last.
     """
     steps, lengths = group.curves("response/length")
     if len(steps) < 5:
@@ -116,11 +151,12 @@ def length_sensitivity(group: Group) -> dict[str, float]:
         "n": len(group.runs),
         "length_first": first.mean(),
         "length_last": last.mean(),
-        "std_first": first.std(axis=0).mean(),
-        "std_last": last.std(axis=0).mean(),
+        "change": last.mean() / first.mean() - 1,
     }
-    found["change"] = found["length_last"] / found["length_first"] - 1
-    found["relative_std_last"] = found["std_last"] / found["length_last"]
+    if len(group.runs) > 1:
+        found["std_first"] = first.std(axis=0).mean()
+        found["std_last"] = last.std(axis=0).mean()
+        found["relative_std_last"] = found["std_last"] / found["length_last"]
     return {name: float(value) for name, value in found.items()}
 
 
@@ -162,17 +198,21 @@ def compare(
 
     Returns:
         difference (ours - theirs), low and high of its 95 % interval, and questions; None where
-        one of them was not evaluated.
+        one of them was not evaluated, where they share no question, and on the validation
+        questions that chose a step.
     """
-    if (split, setting) not in ours.evaluated & theirs.evaluated:
+    if not all(_is_reportable(group, split, setting) for group in (ours, theirs)):
         return None
     both = (*ours.runs, *theirs.runs)
-    table, ids = solved_table(both, split, setting, chosen_steps(both, split, setting), kind)
+    steps = chosen_steps(both, split, setting)
+    table, questions = solved_table(both, split, setting, steps, kind)
+    if not questions:
+        return None
     a, b = table[: len(ours.runs)], table[len(ours.runs) :]
     low, high = interval(a, b)
     return {
         "difference": float(a.mean() - b.mean()),
         "low": low,
         "high": high,
-        "questions": len(ids),
+        "questions": len(questions),
     }

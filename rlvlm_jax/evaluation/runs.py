@@ -15,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from rlvlm_jax.config import HARMLESS
 from rlvlm_jax.errors import InputError
 
-METHODS = {"rl": "RL", "sft": "SFT", "eval": "Vanilla"}  # config.mode -> name in figures
-# Beside the seed, what may differ between the runs of one group: not what is done, but where.
-_INCIDENTAL = ("seed", "seeds", "log", "mesh", "checkpoint_every")
+TRAININGS = {"rl": "RL", "sft": "SFT"}  # config.mode -> name in figures
+# What a run that only evaluates is: the model that the other runs started from, or any other one.
+VANILLA, EVALUATED = "Vanilla", "Evaluated"
+Question = tuple[str, str, str]  # id, text, solution: ids alone may repeat between data sets
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,14 @@ class RunRecord:
     lines: tuple[dict[str, Any], ...]
 
     @property
-    def method(self) -> str:
-        """RL, SFT or Vanilla (an evaluation alone)."""
-        return METHODS[self.config["mode"]]
+    def mode(self) -> str:
+        """One of rl, sft, eval."""
+        return self.config["mode"]
+
+    @property
+    def model(self) -> str | None:
+        """The model that the run started from, as it was named."""
+        return self.config.get("model", {}).get("path")
 
     @property
     def seed(self) -> int:
@@ -77,7 +84,7 @@ class RunRecord:
         found = {int(f.stem): f for f in files if f.stem.isdecimal()}
         return dict(sorted(found.items()))
 
-    def solved(self, split: str, setting: str, step: int, kind: str = "") -> dict[str, float]:
+    def solved(self, split: str, setting: str, step: int, kind: str = "") -> dict[Question, float]:
         """Returns what an evaluation found of each question.
 
         Args:
@@ -87,14 +94,15 @@ class RunRecord:
             kind: of question, see `data.dataset.Example`; "" for all.
 
         Returns:
-            {question id: 1 if any of its first k responses is correct, else 0}.
+            {question: 1 if any of its first k responses is correct, else 0}.
         """
         k = int(setting.removeprefix("pass@").partition("_")[0])
-        found: dict[str, list[bool]] = {}
+        found: dict[Question, list[bool]] = {}
         for row in read_rows(self.evaluations[split, setting][step]):
             if not kind or row.get("kind") == kind:
-                found.setdefault(row["id"], []).append(row["correct"])
-        return {name: float(any(correct[:k])) for name, correct in found.items()}
+                question = row["id"], row["question"], row["solution"]
+                found.setdefault(question, []).append(row["correct"])
+        return {question: float(any(correct[:k])) for question, correct in found.items()}
 
     def kinds(self, split: str) -> list[str]:
         """Returns the kinds of question in an evaluated set, where its records name them."""
@@ -111,16 +119,18 @@ class Group:
 
     Attributes:
         label: in figures and tables, unique.
+        method: "RL", "SFT", "Vanilla" or "Evaluated".
         runs: by seed.
     """
 
     label: str
+    method: str
     runs: tuple[RunRecord, ...]
 
     @property
-    def method(self) -> str:
-        """Of its runs."""
-        return self.runs[0].method
+    def trained(self) -> bool:
+        """Whether its runs train, so that evaluations follow one another."""
+        return self.method in TRAININGS.values()
 
     @property
     def metrics(self) -> list[str]:
@@ -132,25 +142,42 @@ class Group:
         """The (split, setting) that all its runs evaluated."""
         return set.intersection(*(set(run.evaluations) for run in self.runs))
 
+    def kinds(self, split: str) -> list[str]:
+        """Returns the kinds of question in an evaluated set that all its runs know."""
+        return sorted(set.intersection(*(set(run.kinds(split)) for run in self.runs)))
+
     def curves(self, name: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
         """Returns (x float64[T], values float64[runs, T]) of the places that all runs have."""
+        places, table = self.all_curves(name, x)
+        shared = ~np.isnan(table).any(axis=0)
+        return places[shared], table[:, shared]
+
+    def all_curves(self, name: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
+        """Returns the same of the places that any run has; NaN where one has no number."""
         per_run = []
         for run in self.runs:
             places, values = run.curve(name, x)
             per_run.append(dict(zip(places.tolist(), values.tolist(), strict=True)))
-        shared = sorted(set.intersection(*map(set, per_run)))
-        table = np.array([[run[place] for place in shared] for run in per_run], np.float64)
-        return np.array(shared, np.float64), table.reshape(len(self.runs), len(shared))
+        places = sorted(set().union(*per_run))
+        table = [[run.get(place, np.nan) for place in places] for run in per_run]
+        return np.array(places, np.float64), np.array(table, np.float64).reshape(len(per_run), -1)
 
 
-def read_rows(file: Path) -> list[dict[str, Any]]:
+def read_rows(file: Path, *, unfinished: bool = False) -> list[dict[str, Any]]:
     """Returns the objects of a jsonl file.
+
+    Args:
+        file: one object a line.
+        unfinished: leave a last line without its end out.
 
     Raises:
         InputError: a line is not a JSON object.
     """
     rows = []
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
+    content = file.read_bytes()
+    if unfinished:
+        content = content[: content.rfind(b"\n") + 1]
+    for number, line in enumerate(content.splitlines(), 1):
         try:
             row = json.loads(line)
         except ValueError as error:
@@ -164,21 +191,34 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 def read_run(directory: str | Path) -> RunRecord:
     """Reads config.json and metrics.jsonl of a run; the responses are read when asked for.
 
+    A run that has just begun has no metrics yet, and one that was cut off may end in part of a
+    line, which is left out.
+
     Raises:
         InputError: it is no run directory, or a file in it is damaged.
     """
     path = Path(directory)
+    file = path / "config.json"
     try:
-        about = json.loads((path / "config.json").read_bytes())
-        lines = read_rows(path / "metrics.jsonl")
+        about = json.loads(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
-            f"{directory} is no run directory: it holds no {Path(error.filename).name}; give the "
-            "--workdir of a run"
+            f"{directory} is no run directory: it holds no config.json; give the --workdir of a run"
         ) from error
     except ValueError as error:
-        raise InputError(f"{path / 'config.json'} is not JSON ({error})") from error
-    config = about.pop("config")
+        raise InputError(f"{file} is not JSON ({error})") from error
+    config = about.pop("config", None) if isinstance(about, dict) else None
+    if (
+        not isinstance(config, dict)
+        or config.get("mode") not in (*TRAININGS, "eval")
+        or not isinstance(config.get("seed"), int)
+    ):
+        raise InputError(f"{file} holds no configuration of a run with a mode and a seed")
+    metrics = path / "metrics.jsonl"
+    lines = read_rows(metrics, unfinished=True) if metrics.exists() else []
+    for number, line in enumerate(lines, 1):
+        if not all(isinstance(line.get(name), int | float) for name in ("step", "epoch")):
+            raise InputError(f"{metrics}, line {number}: has no step and epoch")
     return RunRecord(path, config, about, tuple(lines))
 
 
@@ -191,8 +231,7 @@ def read_groups(directories: Iterable[str | Path]) -> tuple[Group, ...]:
     records = [read_run(place) for directory in directories for place in _places(Path(directory))]
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
-        rest = {key: value for key, value in record.config.items() if key not in _INCIDENTAL}
-        groups.setdefault(json.dumps(rest, sort_keys=True), []).append(record)
+        groups.setdefault(_recipe(record.config), []).append(record)
     for members in groups.values():
         members.sort(key=lambda record: record.seed)
         for a, b in zip(members, members[1:], strict=False):
@@ -201,10 +240,29 @@ def read_groups(directories: Iterable[str | Path]) -> tuple[Group, ...]:
                     f"{a.path} and {b.path} are the same recipe with the same seed {a.seed}; give "
                     "one of them"
                 )
-    labels = _labels(list(groups.values()))
-    return tuple(
-        Group(label, tuple(members)) for label, members in zip(labels, groups.values(), strict=True)
-    )
+    trained = {members[0].model for members in groups.values() if members[0].mode in TRAININGS}
+    methods = [
+        TRAININGS.get(first.mode, VANILLA if first.model in trained else EVALUATED)
+        for first, *_ in groups.values()
+    ]
+    labels = _labels(methods, [members[0].path for members in groups.values()])
+    return tuple(map(Group, labels, methods, map(tuple, groups.values())))
+
+
+def _recipe(config: dict[str, Any]) -> str:
+    """What a run does, as text: the configuration without its seed and what is harmless."""
+
+    def kept(group: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        found = {}
+        for key, value in group.items():
+            name = prefix + key
+            if isinstance(value, dict):
+                found[key] = kept(value, f"{name}.")
+            elif name != "seed" and not name.startswith(HARMLESS):
+                found[key] = value
+        return found
+
+    return json.dumps(kept(config), sort_keys=True)
 
 
 def _places(directory: Path) -> list[Path]:
@@ -213,12 +271,10 @@ def _places(directory: Path) -> list[Path]:
     return [file.parent for file in seeds] or [directory]
 
 
-def _labels(groups: Sequence[Sequence[RunRecord]]) -> list[str]:
+def _labels(methods: Sequence[str], paths: Sequence[Path]) -> list[str]:
     """The method's name; where several groups share it, with the directory's name behind it."""
-    methods = [members[0].method for members in groups]
-    labels = []
-    for members, method in zip(groups, methods, strict=True):
-        path = members[0].path
+    labels: list[str] = []
+    for method, path in zip(methods, map(Path.resolve, paths), strict=True):
         name = path.parent.name if path.name.startswith("seed_") else path.name
         label = method if methods.count(method) == 1 else f"{method} {name}"
         while label in labels:

@@ -68,8 +68,10 @@ def sample_ids(questions: np.ndarray, samples: int) -> np.ndarray:
 
 def make_evaluate_fn(
     session: Any, config: ConfigDict
-) -> Callable[[Params, EvaluationSet], Iterator[Evaluation]]:
-    """Builds evaluate(params, questions), compiling one sampler for each decoding setting.
+) -> Callable[[Params, EvaluationSet, Callable[[], bool]], Iterator[Evaluation]]:
+    """Builds evaluate(params, questions, stop), compiling one sampler for each decoding setting.
+
+    `stop` is asked before every batch; when it says True, nothing is yielded.
 
     Args:
         session: of the run, see startup.Session.
@@ -103,10 +105,14 @@ def make_evaluate_fn(
     encode = jax.jit(session.model.encode_images, out_shardings=rows)
     key = jax.random.fold_in(jax.random.key(config.eval.samples_seed), config.seed)
 
-    def evaluate(params: Params, questions: EvaluationSet) -> Iterator[Evaluation]:
+    def evaluate(
+        params: Params, questions: EvaluationSet, stop: Callable[[], bool]
+    ) -> Iterator[Evaluation]:
         collected: dict[str, list[Responses]] = {name: [] for name in samplers}
         examples: list[Example] = []
         for numbers, found, host_batch in questions:
+            if stop():
+                return
             batch = sharding.put_batch(host_batch, session.mesh)
             features = encode(params, batch)  # once for all settings
             examples += found

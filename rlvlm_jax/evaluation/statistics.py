@@ -21,15 +21,15 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         values: n >= 1 numbers.
 
     Returns:
-        n, mean, std_population (ddof 0, the band of MAYE's figures) and, for n > 1, std_sample
+        n, mean and, for n > 1, std_population (ddof 0, the band of MAYE's figures) and std_sample
         (ddof 1, the estimate for further runs).
     """
     x = np.asarray(values, np.float64)
     if x.ndim != 1 or not len(x):
         raise ValueError(f"values of shape {x.shape}: expected one number per run, at least one")
-    result = {"n": len(x), "mean": float(x.mean()), "std_population": float(x.std())}
+    result = {"n": len(x), "mean": float(x.mean())}
     if len(x) > 1:
-        result["std_sample"] = float(x.std(ddof=1))
+        result["std_population"], result["std_sample"] = float(x.std()), float(x.std(ddof=1))
     return result
 
 
@@ -120,14 +120,16 @@ def correlations(x: Sequence[float], y: Sequence[float], window: int = 5) -> dic
         return curve - np.polyval(np.polyfit(steps, curve, 2), steps)
 
     def pearson(a: np.ndarray, b: np.ndarray) -> float | None:
-        return None if _constant(a) or _constant(b) else float(scipy.stats.pearsonr(a, b)[0])
+        if len(a) < 3 or _constant(a) or _constant(b):  # any two points lie on a line
+            return None
+        return float(scipy.stats.pearsonr(a, b)[0])
 
     found = {"pearson": pearson(x, y)}
     if found["pearson"] is not None:
         found["spearman"] = float(scipy.stats.spearmanr(x, y)[0])
-    if len(x) > window:
+    if len(x) >= window:
         found["smoothed"] = pearson(averaged(x), averaged(y))
-    if len(x) > 4:
+    if len(x) > 5:
         found["detrended"] = pearson(without_parabola(x), without_parabola(y))
         found["differences"] = pearson(np.diff(x), np.diff(y))
     return {name: value for name, value in found.items() if value is not None}

@@ -7,11 +7,16 @@ report_files/, each figure as SVG and PNG and each table as CSV.
 """
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rlvlm_jax import cli
 from rlvlm_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from rlvlm_jax.report import curves
 
 
 def main(argv: Sequence[str]) -> int:
@@ -25,6 +30,9 @@ def main(argv: Sequence[str]) -> int:
     given = parser.parse_args(argv)
     if not given.runs and not given.paper:
         raise InputError("nothing to report: give one or more run directories, or --paper=FILE")
+    out = Path(given.out)
+    if not out.name or out.is_dir():
+        raise InputError(f"--out={given.out} is a directory; name a file, such as report.html")
     # Imported here, so that a bad flag is answered before matplotlib is loaded.
     from rlvlm_jax.evaluation import runs
     from rlvlm_jax.report import browser, curves, figures, page, tables
@@ -45,16 +53,29 @@ def main(argv: Sequence[str]) -> int:
         for layout in layouts:
             for form in ("svg", "png"):
                 files[f"{prefix}{layout.name}.{form}"] = figures.whole(layout, methods, form)
-        for table in made:
+        for table in (*made, tables.points(shown, layouts)):
             files[f"{prefix}{table.name}.csv"] = tables.to_csv(table).encode()
     configs = {
         f"{method.label}, seed {run.seed}": {"config": run.config, **run.about}
         for method in ours
         for run in method.group.runs
     }
-    text = page.build(given.title, sections, configs, browser.collect(ours, given.responses))
-    write(Path(given.out), text, files)
+    responses = browser.collect(ours, given.responses)
+    notes = [note for method in ours for note in differences(method)]
+    write(out, page.build(given.title, sections, notes, configs, responses), files)
     return cli.DONE
+
+
+def differences(method: "curves.Method") -> list[str]:
+    """Says where the runs of one group were not made by the same program on the same device."""
+    found = []
+    for name in ("git_revision", "versions", "device_kind", "device_count"):
+        values = {json.dumps(run.about.get(name), sort_keys=True) for run in method.group.runs}
+        if len(values) > 1:
+            found.append(
+                f"The runs of {method.label} differ in {name}: {'; '.join(sorted(values))}"
+            )
+    return found
 
 
 def write(out: Path, text: str, files: dict[str, bytes]) -> None:
@@ -68,7 +89,7 @@ def write(out: Path, text: str, files: dict[str, bytes]) -> None:
         beside.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             (beside / name.replace("/", "_").replace("@", "_")).write_bytes(content)
-        out.write_text(text, encoding="utf-8")
+        out.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise InputError(f"--out={out} cannot be written ({error.strerror})") from error
 

@@ -56,6 +56,7 @@
   };
 
   const shade = (kind, value, scale) => {
+    if (value === null) return "transparent";
     if (kind === "logprobs") return `rgba(192, 57, 43, ${Math.min(1, -value / 4).toFixed(2)})`;
     const strength = Math.min(1, Math.abs(value) / scale).toFixed(2);
     return value < 0 ? `rgba(192, 57, 43, ${strength})` : `rgba(31, 111, 178, ${strength})`;
@@ -63,11 +64,12 @@
 
   const coloured = (one, kind) => {
     const line = make("p");
-    const scale = Math.max(1e-6, ...one[kind].map(Math.abs));
+    const scale = Math.max(1e-6, ...one[kind].map((value) => Math.abs(value)));
     for (const [number, piece] of one.pieces.entries()) {
       const token = make("span", piece);
       token.style.backgroundColor = shade(kind, one[kind][number], scale);
-      token.title = one[kind][number].toFixed(3);
+      const value = one[kind][number];
+      token.title = value === null ? "not finite" : value.toFixed(3);
       line.append(token);
     }
     return line;
@@ -91,7 +93,7 @@
     const pictures = make("div", undefined, "pictures");
     for (const number of group.pictures) {
       if (number === null) {
-        pictures.append(make("span", "(a picture that is no longer there)", "where"));
+        pictures.append(make("span", "(a picture that is not in this page)", "where"));
         continue;
       }
       const image = make("img");

@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from rlvlm_jax.evaluation.runs import RunRecord, read_rows
 from rlvlm_jax.evaluation.scores import REFLECTION_WORDS
@@ -20,6 +19,7 @@ from rlvlm_jax.report.curves import Method
 
 LARGEST = 60_000  # bytes of a picture that goes in as it is; larger ones are scaled down
 SIDE = 512  # pixels of a side of those
+ALL_PICTURES = 32_000_000  # bytes of all pictures; what comes after them is left out
 _MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "GIF": "image/gif", "WEBP": "image/webp"}
 
 
@@ -81,7 +81,7 @@ def _grouped(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
 
 def _group(run: RunRecord, rows: list[dict[str, Any]], pictures: "_Pictures") -> dict[str, Any]:
     first = rows[0]
-    names = first["image"] or []
+    names = first.get("image") or []
     names = [names] if isinstance(names, str) else names
     return {
         "id": first["id"],
@@ -97,23 +97,25 @@ def _response(row: dict[str, Any]) -> dict[str, Any]:
     found = {name: row[name] for name in kept}
     for name in ("logprob_gap", "pieces", "logprobs", "advantages"):
         if name in row:
-            found[name] = np.round(row[name], 4).tolist() if name != "pieces" else row[name]
+            found[name] = row[name]
     return found
 
 
 class _Pictures:
-    """Each file once, as a data URI."""
+    """Each file once, as a data URI, up to a number of bytes in all."""
 
     def __init__(self) -> None:
         self.uris: list[str] = []
+        self._left = ALL_PICTURES
         self._places: dict[Path, int | None] = {}
 
     def add(self, file: Path) -> int | None:
-        """Returns the picture's number, None where the file is gone or no picture."""
+        """Returns the picture's number, None where it is gone, broken, or one too many."""
         if file not in self._places:
             self._places[file] = None
-            uri = _data_uri(file)
+            uri = _data_uri(file) if self._left > 0 else None
             if uri is not None:
+                self._left -= len(uri)
                 self._places[file] = len(self.uris)
                 self.uris.append(uri)
         return self._places[file]
@@ -127,8 +129,10 @@ def _data_uri(file: Path) -> str | None:
             if len(data) > LARGEST or kind not in _MIME:
                 image.thumbnail((SIDE, SIDE))
                 target = io.BytesIO()
-                image.convert("RGB").save(target, "JPEG", quality=80)
+                seen = image.convert("RGBA")
+                paper = Image.new("RGBA", seen.size, "white")
+                Image.alpha_composite(paper, seen).convert("RGB").save(target, "JPEG", quality=80)
                 data, kind = target.getvalue(), "JPEG"
-    except (OSError, UnidentifiedImageError):
+    except (OSError, ValueError, Image.DecompressionBombError):
         return None  # the page says that the picture is not there
     return f"data:{_MIME[kind]};base64,{base64.b64encode(data).decode()}"

@@ -36,12 +36,15 @@ TRAINING_ACCURACY = "epoch/train_accuracy"
 
 
 class Curve(NamedTuple):
-    """Mean over n runs at the places x, and the population deviation, the figures' band."""
+    """Mean over runs at the places x, and the population deviation, the figures' band.
+
+    At places that some runs have not come to, it is over those that have.
+    """
 
     x: np.ndarray  # float64[T]
     mean: np.ndarray  # float64[T]
     std: np.ndarray  # float64[T], zeros for a single run
-    n: int | None  # None where the source does not say
+    n: int | None  # runs that have the metric; None where the source does not say
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Method:
 
     Attributes:
         label: unique.
-        kind: "RL", "SFT" or "Vanilla": the colour.
+        kind: "RL", "SFT", "Vanilla" or "Evaluated": the colour.
         published: whether it was read from a paper.
         find: metric name -> its curve, None where there is none. Accuracy is over epochs,
             behaviour over steps.
@@ -73,10 +76,11 @@ def measured(group: Group) -> Method:
     """Returns the method that a group of runs is."""
 
     def find(name: str) -> Curve | None:
-        x, values = group.curves(name, x_of(name))
+        x, values = group.all_curves(name, x_of(name))
         if not len(x):
             return None
-        return Curve(x, values.mean(axis=0), values.std(axis=0), len(group.runs))
+        runs = int((~np.isnan(values)).any(axis=1).sum())
+        return Curve(x, np.nanmean(values, axis=0), np.nanstd(values, axis=0), runs)
 
     return Method(group.label, group.method, published=False, find=find, group=group)
 
@@ -110,10 +114,10 @@ def published(file: str | Path) -> dict[str, tuple[Method, ...]]:
 def _published(setting: dict[str, Any], name: str) -> Iterable[Method]:
     curves: dict[str, dict[str, Curve]] = {"RL": {}, "SFT": {}, "Vanilla": {}}
     for ours, theirs in BEHAVIOUR.items():
-        curves["RL"][ours] = _curve(setting[theirs])
+        curves["RL"][ours] = _curve(setting[theirs], first=1)
     for word in REFLECTION_WORDS:
-        curves["RL"][f"reflection_words/{word}"] = _curve(setting["word_counts"][word])
-    curves["RL"][TRAINING_ACCURACY] = _curve(setting["training_accuracy"])
+        curves["RL"][f"reflection_words/{word}"] = _curve(setting["word_counts"][word], first=1)
+    curves["RL"][TRAINING_ACCURACY] = _curve(setting["training_accuracy"], first=1)
     for key, found in setting["eval"].items():
         split, _, rest = key.partition("_")
         metric = f"eval/{split}/{rest.replace('pass', 'pass@')}"
@@ -129,6 +133,7 @@ def _published(setting: dict[str, Any], name: str) -> Iterable[Method]:
             yield Method(f"{kind} {name} (published)", kind, published=True, find=found.get)
 
 
+# Published lists begin with the first step and the first epoch, which are number 1 here.
 def _curve(line: dict[str, Any], first: int = 0, n: int | None = None) -> Curve:
     mean, std = (np.asarray(line[part], np.float64) for part in ("mean", "std"))
     return Curve(first + np.arange(len(mean), dtype=np.float64), mean, std, n)

@@ -22,11 +22,13 @@ COLOURS = {  # distinguishable without red-green vision; several methods of a ki
     "RL": ("#c0392b", "#e08e45", "#7d3c98", "#8d6e63"),
     "SFT": ("#1f6fb2", "#17a2b8", "#34495e", "#5dade2"),
     "Vanilla": ("#3d8b37", "#9aa82e", "#6b8e7f", "#2e8b57"),
+    "Evaluated": ("#6a5acd", "#999999", "#b5651d", "#4b7f7f"),
 }
 _STYLE = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "rlvlm_jax",  # the same numbers give the same file
     "font.family": "sans-serif",
+    "text.parse_math": False,  # names of directories may hold dollar signs
     "font.size": 9.0,
     "axes.titlesize": 10.0,
     "axes.spines.top": False,
@@ -132,7 +134,7 @@ def colours(methods: Sequence[Method]) -> dict[str, str]:
 
 
 def draw_panel(axes: Any, metric: str, methods: Sequence[Method]) -> None:
-    """Draws a metric: mean line and band of one deviation; a single point is a dashed level."""
+    """Draws a metric: mean line and band of one deviation; untrained models as dashed levels."""
     chosen = colours(methods)
     for method in methods:
         curve = method.find(metric)
@@ -140,11 +142,12 @@ def draw_panel(axes: Any, metric: str, methods: Sequence[Method]) -> None:
             continue
         look = {"color": chosen[method.label], "alpha": 0.6 if method.published else 1.0}
         label = method.label if curve.n is None else f"{method.label} (n={curve.n})"
-        if len(curve.x) == 1:
+        if method.kind in ("Vanilla", "Evaluated"):
             axes.axhline(curve.mean[0], linestyle="--", linewidth=1.2, label=label, **look)
             continue
         width = 1.0 if method.published else 1.5
-        axes.plot(curve.x, curve.mean, linewidth=width, label=label, **look)
+        marker = "o" if len(curve.x) == 1 else None
+        axes.plot(curve.x, curve.mean, linewidth=width, marker=marker, label=label, **look)
         low, high = curve.mean - curve.std, curve.mean + curve.std
         if np.any(curve.std):
             shade = {**look, "alpha": 0.15, "linewidth": 0}

@@ -24,6 +24,7 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inl
 def build(
     title: str,
     sections: Sequence[tuple[str, Sequence[Method], Sequence[Layout], Sequence[Table]]],
+    notes: Sequence[str],
     configs: Mapping[str, Any],
     responses: Mapping[str, Any],
 ) -> str:
@@ -32,6 +33,7 @@ def build(
     Args:
         title: of the page.
         sections: (heading, methods, figures, tables) one after another.
+        notes: what a reader must know of the runs, a sentence each.
         configs: label of a method -> its resolved configuration and environment.
         responses: from `browser.collect`.
     """
@@ -42,6 +44,7 @@ def build(
         f"<title>{html.escape(title)}</title><style>{_asset('page.css')}</style></head><body>",
         f"<header><h1>{html.escape(title)}</h1></header><main>",
     ]
+    parts += [f"<p>{html.escape(note)}</p>" for note in notes]
     for heading, methods, layouts, tables in sections:
         parts.append(f"<section><h2>{html.escape(heading)}</h2>")
         parts += [_figure(layout, methods) for layout in layouts]
@@ -84,7 +87,7 @@ def _table(table: Table) -> str:
 
 
 def _config(label: str, content: Any) -> str:
-    text = html.escape(json.dumps(content, indent=1, ensure_ascii=False))
+    text = html.escape(json.dumps(content, indent=1))
     return f"<details><summary>{html.escape(label)}</summary><pre>{text}</pre></details>"
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,8 @@ from rlvlm_jax.evaluation import analysis
 from rlvlm_jax.evaluation.analysis import SELECT_BY
 from rlvlm_jax.evaluation.scores import REFLECTION_WORDS
 from rlvlm_jax.evaluation.statistics import correlations
-from rlvlm_jax.report.curves import SETTINGS, SPLITS, Method
+from rlvlm_jax.report.curves import SETTINGS, SPLITS, Method, x_of
+from rlvlm_jax.report.figures import COLOURS, Layout
 
 _UNBIASED = re.compile(r"eval/(\w+)/pass@(\d+)_t([\d.]+)_unbiased")
 
@@ -48,57 +49,19 @@ def accuracy(methods: Sequence[Method]) -> Table:
                     rows.append((split_words, setting_words, method.label, *cells))
     return Table(
         "accuracy",
-        "Accuracy in percent. “Selected” is the accuracy at the step that validation accuracy "
-        "chose, ± population standard deviation over the n runs, with the 95 % bootstrap interval "
-        "over runs and questions. “Mean” is over all evaluations after the start and all runs. "
-        "“Max (optimistic)” takes each run's best evaluation on the very questions it reports, as "
-        "the paper does, and is biased upwards.",
+        "Accuracy in percent. “Selected” is the mean accuracy of the n runs, each at the step that "
+        "its validation accuracy chose (without validation: at its last), with the standard "
+        "deviations over runs and the 95 % bootstrap interval over runs and questions; it is not "
+        "given for the validation questions themselves, which chose. Of a single run the interval "
+        "speaks of the questions alone, and of few runs it understates their spread. “Mean” is "
+        "over all evaluations after the start and all runs. “Max (optimistic)” takes each run's "
+        "best evaluation on the very questions it reports, as the paper does, and is biased "
+        "upwards.",
         (
             *("questions", "decoding", "method", "n", "before training", "mean"),
-            *("max (optimistic)", "selected", "95 % interval"),
+            *("max (optimistic)", "selected", "std (population)", "std (sample)"),
+            *("95 % low", "95 % high"),
         ),
-        rows,
-    )
-
-
-def kinds(methods: Sequence[Method]) -> Table:
-    """Accuracy at the selected steps, by kind of question; in percent."""
-    rows = []
-    for split, split_words in SPLITS.items():
-        for method in methods:
-            if method.group is None or (split, SELECT_BY) not in method.group.evaluated:
-                continue
-            for kind in method.group.runs[0].kinds(split):
-                found = analysis.selected_accuracy(method.group, split, SELECT_BY, kind)
-                cells = (percent(found["mean"]), _interval(found), str(found["questions"]))
-                rows.append((split_words, kind, method.label, *cells))
-    return Table(
-        "kinds",
-        f"Accuracy in percent by kind of question, {SETTINGS[SELECT_BY]}, at the step that "
-        "validation chose, with the 95 % bootstrap interval over runs and questions.",
-        ("questions", "kind", "method", "selected", "95 % interval", "number of questions"),
-        rows,
-    )
-
-
-def pass_at_k(methods: Sequence[Method]) -> Table:
-    """The unbiased pass@k of many samples, at the last evaluation; in percent."""
-    found: dict[tuple[str, str, str], dict[int, str]] = {}
-    for split, words in SPLITS.items():
-        for method in methods:
-            for metric in method.group.metrics if method.group else ():
-                match = _UNBIASED.fullmatch(metric)
-                curve = method.find(metric) if match and match[1] == split else None
-                if curve is not None:
-                    row = found.setdefault((words, method.label, f"T = {match[3]}"), {})
-                    row[int(match[2])] = percent(curve.mean[-1])
-    ks = sorted({k for row in found.values() for k in row})
-    rows = [(*about, *(row.get(k, "") for k in ks)) for about, row in found.items()]
-    return Table(
-        "pass_at_k",
-        "Pass@k in percent at the last evaluation, mean over runs: the unbiased estimate from all "
-        "samples of a question.",
-        ("questions", "method", "decoding", *(f"k = {k}" for k in ks)),
         rows,
     )
 
@@ -108,31 +71,106 @@ def _accuracy_cells(method: Method, split: str, setting: str) -> tuple[str, ...]
         row = analysis.accuracy_row(method.group, split, setting)
         if row is None:
             return None
-        if method.kind == "Vanilla":
-            at = _interval(row.get("selected"))
-            return (str(row["n"]), percent(row.get("initial")), "", "", "", at)
-        selected = row.get("selected")
-        at = "" if selected is None else percent(selected["mean"])
-        if selected is not None and row["n"] > 1:
-            at += f" ± {percent(selected['std_population'])}"
+        selected = row.get("selected", {})
+        names = ("mean", "std_population", "std_sample", "low", "high")
+        cells = [percent(selected.get(name)) for name in names]
+        if not method.group.trained:
+            cells[0] = ""  # its one evaluation is already there
         return (
             str(row["n"]),
             *(percent(row.get(name)) for name in ("initial", "mean", "max")),
-            at,
-            _interval(selected),
+            *cells,
         )
     curve = method.find(f"eval/{split}/{setting}")
     if curve is None:
         return None
     n = "" if curve.n is None else str(curve.n)
     if method.kind == "Vanilla":
-        return (n, percent(curve.mean[0]), "", "", "", "")
+        return (n, percent(curve.mean[0]), *[""] * 7)
     best = percent(curve.mean.max()) if curve.n == 1 else ""
-    return (n, "", percent(curve.mean.mean()), best, "", "")
+    return (n, "", percent(curve.mean.mean()), best, *[""] * 5)
 
 
-def _interval(found: dict[str, Any] | None) -> str:
-    return "" if found is None else f"{percent(found['low'])}–{percent(found['high'])}"
+def kinds(methods: Sequence[Method]) -> Table:
+    """Accuracy at the selected steps, by kind of question; in percent."""
+    rows = []
+    for split, split_words in SPLITS.items():
+        for method in methods:
+            for kind in method.group.kinds(split) if method.group else ():
+                found = analysis.selected_accuracy(method.group, split, SELECT_BY, kind)
+                if found is not None:
+                    cells = [percent(found[name]) for name in ("mean", "low", "high")]
+                    about = (split_words, kind, method.label, str(len(method.group.runs)))
+                    rows.append((*about, *cells, str(found["questions"])))
+    return Table(
+        "kinds",
+        f"Accuracy in percent by kind of question, {SETTINGS[SELECT_BY]}, at the step that "
+        "validation chose, with the 95 % bootstrap interval over runs and questions.",
+        (
+            *("questions", "kind", "method", "n", "selected", "95 % low", "95 % high"),
+            "number of questions",
+        ),
+        rows,
+    )
+
+
+def difference(methods: Sequence[Method]) -> Table:
+    """Every method against those before it in the order RL, SFT, others; also by kind."""
+    order = {kind: rank for rank, kind in enumerate(COLOURS)}
+    groups = [method for method in methods if method.group is not None]
+    pairs = [(a, b) for a in groups for b in groups if order[a.kind] < order[b.kind]]
+    rows = []
+    for split, words in SPLITS.items():
+        for ours, theirs in pairs:
+            cases = [(setting, "") for setting in SETTINGS]
+            cases += [(SELECT_BY, kind) for kind in ours.group.kinds(split)]
+            for setting, kind in cases:
+                found = analysis.compare(ours.group, theirs.group, split, setting, kind)
+                if found is not None:
+                    rows.append(
+                        (
+                            f"{words}: {kind}" if kind else words,
+                            *(SETTINGS[setting], f"{ours.label} − {theirs.label}"),
+                            f"{len(ours.group.runs)}, {len(theirs.group.runs)}",
+                            *(
+                                f"{100 * found[name]:+.1f}"
+                                for name in ("difference", "low", "high")
+                            ),
+                            str(found["questions"]),
+                        )
+                    )
+    return Table(
+        "difference",
+        "Differences in percentage points on the same questions, each method at its selected "
+        "steps, with the 95 % bootstrap interval over runs and questions; n of both methods.",
+        (
+            *("questions", "decoding", "methods", "n", "difference", "95 % low", "95 % high"),
+            "number of questions",
+        ),
+        rows,
+    )
+
+
+def pass_at_k(methods: Sequence[Method]) -> Table:
+    """The unbiased pass@k of many samples, at the last evaluation; in percent."""
+    found: dict[tuple[str, ...], dict[int, str]] = {}
+    for split, words in SPLITS.items():
+        for method in methods:
+            for metric in method.group.metrics if method.group else ():
+                match = _UNBIASED.fullmatch(metric)
+                curve = method.find(metric) if match and match[1] == split else None
+                if curve is not None:
+                    about = (words, method.label, str(curve.n), f"T = {match[3]}")
+                    found.setdefault(about, {})[int(match[2])] = percent(curve.mean[-1])
+    ks = sorted({k for row in found.values() for k in row})
+    rows = [(*about, *(row.get(k, "") for k in ks)) for about, row in found.items()]
+    return Table(
+        "pass_at_k",
+        "Pass@k in percent at the last evaluation, mean over n runs: the unbiased estimate from "
+        "all samples of a question.",
+        ("questions", "method", "n", "decoding", *(f"k = {k}" for k in ks)),
+        rows,
+    )
 
 
 def correlation(methods: Sequence[Method]) -> Table:
@@ -143,19 +181,26 @@ def correlation(methods: Sequence[Method]) -> Table:
         lengths, ratios = method.find("response/length"), method.find("reflection/ratio")
         if lengths is None or ratios is None:
             continue
-        shared = np.intersect1d(lengths.x, ratios.x)
-        of = [curve.mean[np.isin(curve.x, shared)] for curve in (lengths, ratios)]
-        found = correlations(*of)
-        single = None
-        if method.group is not None:
-            single = analysis.reflection_and_length(method.group).get("responses")
-        rows.append((method.label, *(number(found.get(name)) for name in names), number(single)))
+        found, n = {}, "" if lengths.n is None else str(lengths.n)
+        if method.group is None:
+            shared = np.intersect1d(lengths.x, ratios.x)
+            of = [curve.mean[np.isin(curve.x, shared)] for curve in (lengths, ratios)]
+            found["curves"] = correlations(*of)
+        else:
+            found = analysis.reflection_and_length(method.group)
+        cells = [number(found["curves"].get(name)) for name in names]
+        rows.append((method.label, n, *cells, number(found.get("responses"))))
+        if method.group is not None and len(method.group.runs) > 1:
+            for run, of_run in zip(method.group.runs, found["runs"], strict=True):
+                cells = [number(of_run.get(name)) for name in names]
+                rows.append((f"{method.label}, seed {run.seed}", "1", *cells, ""))
     return Table(
         "correlation",
-        "Correlation of reflection ratio and response length: Pearson and Spearman over steps, "
-        "Pearson of 5-step averages, beside a parabola in time, and of changes from step to step; "
-        "and Pearson over single responses.",
-        ("method", *names, "single responses"),
+        "Correlation of reflection ratio and response length: Pearson and Spearman over the steps "
+        "of the mean curves of n runs, Pearson of 5-step averages, beside a parabola in time, and "
+        "of changes from step to step; and Pearson over single responses. Empty where a curve is "
+        "constant.",
+        ("method", "n", *names, "single responses"),
         rows,
     )
 
@@ -164,80 +209,69 @@ def sensitivity(methods: Sequence[Method]) -> Table:
     """How far response length depends on the seed."""
     rows = []
     for method in methods:
-        if method.group is None:
-            continue
-        found = analysis.length_sensitivity(method.group)
+        found = analysis.length_sensitivity(method.group) if method.group else {}
         if found:
             rows.append(
                 (
-                    method.label,
-                    f"{found['n']:.0f}",
-                    *(f"{found[k]:.1f}" for k in ("length_first", "length_last")),
-                    f"{100 * found['change']:+.1f} %",
-                    *(f"{found[k]:.2f}" for k in ("std_first", "std_last")),
-                    f"{100 * found['relative_std_last']:.1f} %",
+                    *(method.label, f"{found['n']:.0f}"),
+                    *(f"{found[name]:.1f}" for name in ("length_first", "length_last")),
+                    f"{100 * found['change']:+.1f}",
+                    *(number(found.get(name)) for name in ("std_first", "std_last")),
+                    percent(found.get("relative_std_last")),
                 )
             )
     return Table(
         "length",
-        "Response length in tokens, over the first and the last fifth of the steps, and its "
-        "population standard deviation over the runs.",
+        "Response length in tokens, over the first and the last fifth of the steps, its change in "
+        "percent, its population standard deviation over the n runs, and that in percent of the "
+        "length.",
         (
-            *("method", "n", "first", "last", "change", "std, first", "std, last"),
-            "std, last, relative",
+            *("method", "n", "first", "last", "change %", "std, first", "std, last"),
+            "std, last, %",
         ),
         rows,
     )
 
 
-def difference(methods: Sequence[Method]) -> Table:
-    """RL against SFT and the untrained model on every data set, and on each kind of question."""
-    groups = [method for method in methods if method.group is not None]
-    pairs = [(a, b) for a in groups for b in groups if a.kind == "RL" and b.kind != "RL"]
-    rows = []
-    for split, words in SPLITS.items():
-        for ours, theirs in pairs:
-            cases = [(setting, "") for setting in SETTINGS]
-            cases += [(SELECT_BY, kind) for kind in ours.group.runs[0].kinds(split)]
-            for setting, kind in cases:
-                found = analysis.compare(ours.group, theirs.group, split, setting, kind)
-                if found is not None:
-                    rows.append(
-                        (
-                            f"{words}: {kind}" if kind else words,
-                            *(SETTINGS[setting], f"{ours.label} − {theirs.label}"),
-                            f"{100 * found['difference']:+.1f}",
-                            f"{100 * found['low']:+.1f} to {100 * found['high']:+.1f}",
-                            str(found["questions"]),
-                        )
-                    )
-    return Table(
-        "difference",
-        "Differences in percentage points on the same questions, each method at its selected "
-        "steps, with the 95 % bootstrap interval over runs and questions.",
-        ("questions", "decoding", "methods", "difference", "95 % interval", "number of questions"),
-        rows,
-    )
-
-
 def words(methods: Sequence[Method]) -> Table:
-    """The fifteen word counts a step, first and last tenth of the steps, and in total."""
+    """The fifteen words: occurrences a step, whole words, and responses that hold one."""
     rows = []
     for method in methods:
         for word in REFLECTION_WORDS:
             curve = method.find(f"reflection_words/{word}")
-            if curve is not None:
-                tenth = max(1, len(curve.mean) // 10)
-                ends = (curve.mean[:tenth].mean(), curve.mean[-tenth:].mean())
-                cells = (*(f"{end:.1f}" for end in ends), f"{curve.mean.sum():.0f}")
-                rows.append((method.label, word, *cells))
+            if curve is None:
+                continue
+            tenth = max(1, len(curve.mean) // 10)
+            ends = (curve.mean[:tenth].mean(), curve.mean[-tenth:].mean())
+            strict = [
+                method.find(f"reflection_{form}/{word}") for form in ("whole_words", "responses")
+            ]
+            totals = ["" if c is None else f"{c.mean.sum():.0f}" for c in (curve, *strict)]
+            n = "" if curve.n is None else str(curve.n)
+            rows.append((method.label, n, word, *(f"{end:.1f}" for end in ends), *totals))
     return Table(
         "words",
-        "Occurrences of reflection words a step (mean over runs): first and last tenth of the "
-        "steps, and in total.",
-        ("method", "word", "first", "last", "total"),
+        "Reflection words, mean over n runs: occurrences a step in the first and the last tenth of "
+        "the steps and in total, also inside other words as the paper counts; occurrences as words "
+        "of their own; responses that hold such a word.",
+        ("method", "n", "word", "first", "last", "total", "whole words", "responses"),
         rows,
     )
+
+
+def points(methods: Sequence[Method], layouts: Sequence[Layout]) -> Table:
+    """Every point of the figures; for the CSV file alone."""
+    metrics = dict.fromkeys(metric for layout in layouts for metric in layout.metrics)
+    rows = [
+        (method.label, "" if curve.n is None else str(curve.n), metric, x_of(metric))
+        + tuple(f"{value:.6g}" for value in point)
+        for metric in metrics
+        for method in methods
+        if (curve := method.find(metric)) is not None
+        for point in zip(curve.x, curve.mean, curve.std, strict=True)
+    ]
+    head = ("method", "n", "metric", "x is", "x", "mean", "std (population)")
+    return Table("curves", "Every point of the figures.", head, rows)
 
 
 def speed(methods: Sequence[Method]) -> Table:
@@ -255,20 +289,21 @@ def speed(methods: Sequence[Method]) -> Table:
             np.concatenate([run.curve(name)[1][1:] for run in method.group.runs]) for name in names
         ]
         evaluations = sum(run.curve("time/eval_s")[1].sum() for run in method.group.runs)
-        whole = sum(run.lines[-1]["wall_s"] for run in method.group.runs if run.lines)
+        whole = sum(run.lines[-1].get("wall_s", 0.0) for run in method.group.runs if run.lines)
         if any(map(len, found)) or evaluations:
             cells = [f"{np.median(values):.4g}" if len(values) else "" for values in found]
-            share = f"{100 * evaluations / whole:.0f} %" if evaluations else ""
-            rows.append((method.label, *cells, f"{whole / len(method.group.runs):.4g}", share))
+            n = len(method.group.runs)
+            share = f"{100 * evaluations / whole:.0f}" if evaluations and whole else ""
+            rows.append((method.label, str(n), *cells, f"{whole / n:.4g}", share))
     return Table(
         "speed",
         "Medians over the steps after the first: tokens per second while sampling and updating, "
         "and seconds per step and part of a step. Whole run: mean seconds of a run after start-up, "
-        "and the share of its evaluations.",
+        "and the share of its evaluations, compilation included.",
         (
-            *("method", "rollout tokens/s", "update tokens/s"),
-            *(n[5:-2] + " (s)" for n in names[2:]),
-            *("whole run (s)", "evaluations"),
+            *("method", "n", "rollout tokens/s", "update tokens/s"),
+            *(name[5:-2] + " (s)" for name in names[2:]),
+            *("whole run (s)", "evaluations %"),
         ),
         rows,
     )

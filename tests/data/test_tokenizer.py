@@ -40,6 +40,21 @@ def test_decode_inverts_encode_and_drops_what_is_no_text(tokenizer):
     assert tokenizer.decode_batch([[97], [], [98, 99]]) == ["a", "", "bc"]
 
 
+@pytest.mark.parametrize("text", ["", "a b", "半径是5，½→🎉", "🎉🎉🎉🎉🎉🎉", "\ufffd end"])
+def test_pieces_hold_whole_characters(tokenizer, text):
+    ids = tokenizer.encode(text)
+    pieces = tokenizer.pieces([*ids, STOP])
+    assert len(pieces) == len(ids) + 1
+    assert "".join(pieces) == text
+    if "\ufffd" not in text:
+        assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_pieces_of_half_a_character(tokenizer):
+    (half,) = tokenizer.encode("½")[:1]
+    assert tokenizer.pieces([97, half]) == ["a", "\ufffd"]
+
+
 def test_spaces_before_punctuation_survive(tokenizer):
     assert tokenizer.decode(tokenizer.encode("a , b .")) == "a , b ."
 

@@ -74,8 +74,15 @@ def test_equal_validation_takes_the_earliest_step(tmp_path):
 def test_any_of_the_samples_of_a_question_solves_it(tmp_path):
     path = write_run(tmp_path, mode="eval", evaluations=[(0, "val", [[0, 1, 0], [0, 0, 0]])])
     run = runs.read_run(path)
-    assert run.method == "Vanilla"
-    assert run.solved("val", "pass@8_t1.0", 0) == {"val-0": 1.0, "val-1": 0.0}
+    assert list(run.solved("val", "pass@8_t1.0", 0).values()) == [1.0, 0.0]
+
+
+def test_untrained_is_what_the_trainings_started_from(tmp_path):
+    one = write_run(tmp_path / "one", mode="eval", model={"path": "base"})
+    other = write_run(tmp_path / "other", mode="eval", model={"path": "rl/checkpoints"})
+    rl = write_run(tmp_path / "rl", model={"path": "base"})
+    assert [g.label for g in runs.read_groups([one, other, rl])] == ["Vanilla", "Evaluated", "RL"]
+    assert [group.label for group in runs.read_groups([one])] == ["Evaluated"]
 
 
 def test_methods_are_compared_question_by_question(tmp_path, sweep):
@@ -132,10 +139,11 @@ def test_summary_of_the_seeds_is_written_when_all_are_done(tmp_path):
 
     def program(config, directory):
         done.append((config.seed, config.seeds))
-        evaluations = [(step, "val", [step % 2, 1]) for step in (0, 1)]
+        evaluations = [(s, split, [s % 2, 1]) for split in ("val", "test") for s in (0, 1)]
         write_run(directory, seed=config.seed, evaluations=evaluations, steps=[STEP])
         return config.seed != stop_at
 
+    write_run(tmp_path / "seed_0", update={"lr": 2.0})  # left over from another sweep
     stop_at = 4
     assert not seeds.run_seeds(program, Config(), str(tmp_path))
     assert not (tmp_path / "summary.json").exists()
@@ -144,7 +152,8 @@ def test_summary_of_the_seeds_is_written_when_all_are_done(tmp_path):
     assert done == [(3, 1), (4, 1)] * 2
     found = json.loads((tmp_path / "summary.json").read_text())
     assert found["seeds"] == [3, 4]
-    assert found["accuracy"][f"val/{SETTING}"]["selected"]["mean"] == 1.0
+    assert found["accuracy"][f"test/{SETTING}"]["selected"]["mean"] == 1.0
+    assert found["accuracy"][f"val/{SETTING}"]["max"] == 1.0
 
 
 def test_one_kind_of_question(sweep):
@@ -162,20 +171,107 @@ def test_one_kind_of_question(sweep):
 def test_any_of_the_first_eight_samples(tmp_path):
     late = [0] * 8 + [1]
     write_run(tmp_path, evaluations=[(0, "val", [late, [1] + [0] * 8])])
-    assert runs.read_run(tmp_path).solved("val", "pass@8_t1.0", 0) == {"val-0": 0.0, "val-1": 1.0}
+    solved = runs.read_run(tmp_path).solved("val", "pass@8_t1.0", 0)
+    assert list(solved.values()) == [0.0, 1.0]
+
+
+def test_the_questions_that_chose_are_not_reported_at_the_chosen_step(sweep):
+    (group,) = runs.read_groups([sweep])
+    assert "selected" not in analysis.accuracy_row(group, "val", SETTING)
+    assert analysis.compare(group, group, "val") is None
+
+
+def test_other_settings_choose_where_the_usual_one_is_missing(tmp_path):
+    wrong, right = [[0] * 8, [0] * 8], [[1] * 8, [0] * 8]
+    values = [(0, "val", wrong), (1, "val", right), (2, "val", wrong)]
+    tests = [(step, "test", [[0] * 8, [step % 2] * 8]) for step in range(3)]
+    (group,) = runs.read_groups([write_run(tmp_path, evaluations=values + tests)])
+    assert analysis.accuracy_row(group, "test", "pass@8_t1.0")["selected"]["steps"] == [1]
+
+
+def test_a_step_without_the_evaluation_is_not_chosen(sweep):
+    (sweep / "seed_0" / "eval" / f"2.test.{SETTING}.jsonl").unlink()
+    (group,) = runs.read_groups([sweep])
+    assert analysis.accuracy_row(group, "test", SETTING)["selected"]["steps"] == [1, 1]
+
+
+def test_runs_of_different_lengths(tmp_path, sweep):
+    write_run(tmp_path / "rl" / "seed_2", seed=2, evaluations=[(0, "test", [0, 0, 1, 1])])
+    (group,) = runs.read_groups([sweep])
+    row = analysis.accuracy_row(group, "test", SETTING)
+    assert (row["n"], row["initial"]) == (3, pytest.approx((0.25 + 0.25 + 0.5) / 3))
+    assert row["max"] == pytest.approx((1.0 + 0.75) / 2)
+    steps, values = group.all_curves(f"eval/test/{SETTING}")
+    assert steps.tolist() == [0, 1, 2]
+    assert np.isnan(values).sum() == 2
+    assert group.curves(f"eval/test/{SETTING}")[0].tolist() == [0]
+
+
+def test_equal_ids_of_different_questions_are_not_paired(tmp_path):
+    ours = write_run(tmp_path / "rl", evaluations=[(0, "test", [1, 0])])
+    theirs = write_run(tmp_path / "sft", mode="sft", evaluations=[(0, "test", [1, 0])])
+    file = theirs / "eval" / f"0.test.{SETTING}.jsonl"
+    file.write_text(file.read_text().replace("What is", "How much is"))
+    rl, sft = runs.read_groups([ours, theirs])
+    assert analysis.compare(rl, sft, "test") is None
+    assert analysis.compare(rl, rl, "test")["questions"] == 2
+    assert analysis.selected_accuracy(rl, "test", SETTING, "neither") is None
+
+
+def test_of_one_run_no_deviation_is_known(tmp_path):
+    steps = [({"response/length": 20.0 + step}, []) for step in range(10)]
+    (group,) = runs.read_groups([write_run(tmp_path, steps=steps)])
+    assert not {"std_first", "std_last", "relative_std_last"} & set(
+        analysis.length_sensitivity(group)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "together"),
+    [
+        ({"rewards": {"workers": 8}}, True),
+        ({"mesh": {"fsdp": 8}}, True),
+        ({"update": {"microbatch": 4}}, True),
+        ({"update": {"lr": 2.0}}, False),
+        ({"eval_every": 3}, False),
+    ],
+)
+def test_runs_belong_together_if_they_do_the_same(tmp_path, change, together):
+    write_run(tmp_path / "a", seed=1, **{name: dict.fromkeys(v, 1) if isinstance(v, dict) else 1
+                                         for name, v in change.items()})  # fmt: skip
+    write_run(tmp_path / "b", seed=2, **change)
+    groups = runs.read_groups([tmp_path / "a", tmp_path / "b"])
+    assert len(groups) == (1 if together else 2)
+
+
+def test_a_run_that_has_just_begun_or_was_cut_off(tmp_path):
+    path = write_run(tmp_path / "run", evaluations=[(0, "val", [1]), (1, "val", [0])])
+    metrics = path / "metrics.jsonl"
+    metrics.write_bytes(metrics.read_bytes() + b'{"phase": "tr')
+    assert [line["step"] for line in runs.read_run(path).lines] == [0, 1]
+    metrics.unlink()
+    assert runs.read_run(path).lines == ()
 
 
 @pytest.mark.parametrize(
     ("break_it", "message"),
     [
         (lambda path: (path / "config.json").unlink(), "holds no config.json"),
-        (lambda path: (path / "metrics.jsonl").unlink(), "holds no metrics.jsonl"),
-        (lambda path: (path / "config.json").write_text("{"), "config.json is not JSON"),
+        (lambda path: (path / "config.json").write_text("{"), "^[^ ]*config.json is not JSON"),
+        (lambda path: (path / "config.json").write_text("[]"), "holds no configuration"),
+        (lambda path: (path / "config.json").write_text('{"config": {}}'), "holds no configurat"),
+        (
+            lambda path: (path / "metrics.jsonl").write_text('{"epoch": 1}\n'),
+            "^[^ ]*metrics.jsonl, line 1: has no step and epoch",
+        ),
         (
             lambda path: (path / "metrics.jsonl").write_text("[]\n"),
-            "line 1: expected a JSON object",
+            "^[^ ]*metrics.jsonl, line 1: expected a JSON object",
         ),
-        (lambda path: (path / "metrics.jsonl").write_text("{\n"), "line 1: is not JSON"),
+        (
+            lambda path: (path / "metrics.jsonl").write_text("{\n"),
+            "^[^ ]*metrics.jsonl, line 1: is not JSON",
+        ),
     ],
 )
 def test_damaged_run_directories_are_named(tmp_path, break_it, message):

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report from run directories with chosen numbers, and from the published curves."""
 
+import base64
 import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -60,9 +62,11 @@ def sweep(tmp_path):
                 "time/eval_s": 1.0,
             }
             steps.append((numbers, rows))
-        evaluations = [(s, "val", [1, int(s > 2), 0, 0]) for s in (0, 3, 6)]
+        evaluations = [(s, "val", [1, int(s == 3), 0, 0]) for s in (0, 3, 6)]
+        evaluations += [(s, "test", [1, int(s == 3), 0, 0]) for s in (0, 3, 6)]
         write_run(path, seed=seed, steps=steps, evaluations=evaluations)
-    write_run(tmp_path / "vanilla", mode="eval", evaluations=[(0, "val", [1, 0, 0, 0])])
+    untrained = [(0, split, [1, 0, 0, 0]) for split in ("val", "test")]
+    write_run(tmp_path / "vanilla", mode="eval", evaluations=untrained)
     return [tmp_path / "rl", tmp_path / "vanilla"]
 
 
@@ -85,24 +89,35 @@ def test_page_figures_and_numbers(tmp_path, sweep):
         assert {f"{figure}.svg", f"{figure}.png"} <= names
     with Image.open(files / "dynamics.png") as image:
         assert np.asarray(image.convert("L")).std() > 5  # not blank
-    rl, vanilla = rows_of(files / "accuracy.csv")
+    validation, _, rl, vanilla = rows_of(files / "accuracy.csv")
+    assert (validation["questions"], validation["selected"]) == ("validation", "")  # it chose
     assert (rl["method"], rl["n"], rl["before training"]) == ("RL", "2", "25.0")
-    assert (rl["mean"], rl["max (optimistic)"]) == ("50.0", "50.0")
-    assert rl["selected"] == "50.0 ± 0.0"
+    assert (rl["mean"], rl["max (optimistic)"]) == ("37.5", "50.0")
+    assert (rl["selected"], rl["std (population)"], rl["std (sample)"]) == ("50.0", "0.0", "0.0")
+    assert float(rl["95 % low"]) <= 50 <= float(rl["95 % high"])
     assert (vanilla["method"], vanilla["before training"]) == ("Vanilla", "25.0")
+    assert vanilla["std (sample)"] == ""  # of one run
     differences = rows_of(files / "difference.csv")
     assert [row["difference"] for row in differences] == ["+25.0", "+0.0", "+50.0"]
     assert [row["number of questions"] for row in differences] == ["4", "2", "2"]
-    kinds = [(row["method"], row["kind"], row["selected"]) for row in rows_of(files / "kinds.csv")]
-    assert kinds == [
+    kinds = rows_of(files / "kinds.csv")
+    on_test = [row for row in kinds if row["questions"] == "test"]
+    assert [(row["method"], row["kind"], row["selected"]) for row in on_test] == [
         *(("RL", "text", "50.0"), ("RL", "vision", "50.0")),
         *(("Vanilla", "text", "50.0"), ("Vanilla", "vision", "0.0")),
     ]
+    assert {row["method"] for row in kinds if row["questions"] == "validation"} == {"Vanilla"}
+    assert [row["n"] for row in differences] == ["2, 1"] * 3
     (estimates,) = rows_of(files / "pass_at_k.csv")
     assert (estimates["k = 1"], estimates["k = 2"]) == ("40.0", "60.0")
     (speed,) = rows_of(files / "speed.csv")
     assert float(speed["whole run (s)"]) > 0
-    assert speed["evaluations"].endswith(" %")
+    assert float(speed["evaluations %"]) > 0
+    points = [row for row in rows_of(files / "curves.csv") if row["metric"] == "response/length"]
+    assert [(row["n"], row["x"], row["mean"], row["std (population)"]) for row in points[:2]] == [
+        ("2", "1", "20.5", "0.5"),
+        ("2", "2", "21.5", "0.5"),
+    ]
     (length,) = rows_of(files / "length.csv")
     assert (length["first"], length["last"]) == ("20.5", "25.5")
     assert rows_of(files / "words.csv")[0]["total"] == "18"
@@ -123,7 +138,7 @@ def test_text_of_a_model_stays_text(tmp_path, sweep):
 def test_pictures_go_in_once_and_missing_ones_are_marked(sweep):
     methods = [curves.measured(group) for group in runs.read_groups(sweep)]
     found = browser.collect(methods, 10_000)
-    assert found["shown"] == found["total"] == 2 * (6 * 4 + 3 * 4) + 4
+    assert found["shown"] == found["total"] == 2 * (6 * 4 + 6 * 4) + 8
     assert len(found["pictures"]) == 2  # one a run directory
     assert found["groups"][0]["pictures"] == [0]
     assert found["groups"][1]["pictures"] == [None]
@@ -142,6 +157,43 @@ def test_large_pictures_are_scaled_down(tmp_path):
     assert len(pictures.uris[0]) < 400_000
 
 
+def test_there_is_a_limit_to_all_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr(browser, "ALL_PICTURES", 400)
+    pictures = browser._Pictures()
+    for number in range(9):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    found = [pictures.add(tmp_path / f"{number}.png") for number in range(9)]
+    assert found[:2] == [0, 1]
+    assert found[-3:] == [None] * 3
+    assert pictures.add(tmp_path / "a\0b.png") is None
+
+
+def test_transparent_pictures_lie_on_white(tmp_path, monkeypatch):
+    monkeypatch.setattr(browser, "LARGEST", 10)
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    pictures = browser._Pictures()
+    pictures.add(tmp_path / "clear.png")
+    encoded = base64.b64decode(pictures.uris[0].partition(",")[2])
+    with Image.open(io.BytesIO(encoded)) as image:
+        assert np.asarray(image).min() > 250
+
+
+def test_odd_names_and_texts_are_no_obstacle(tmp_path):
+    place = write_run(tmp_path / "costs $5 or $x", steps=[({"response/length": 1.0}, [])])
+    other = write_run(tmp_path / "b", steps=[({"response/length": 1.0}, [])], note="\ud800")
+    text, _ = make(tmp_path, place, other)
+    assert "costs $5 or $x" in text
+
+
+def test_runs_of_different_programs_are_told(tmp_path):
+    for seed, revision in ((0, "abc"), (1, "def")):
+        path = write_run(tmp_path / "rl" / f"seed_{seed}", seed=seed)
+        about = json.loads((path / "config.json").read_text())
+        (path / "config.json").write_text(json.dumps({**about, "git_revision": revision}))
+    text, _ = make(tmp_path, tmp_path / "rl")
+    assert "The runs of RL differ in git_revision" in text
+
+
 @pytest.mark.skipif(not PAPER.exists(), reason="the paper's curves are not at hand")
 def test_published_curves_alone_give_the_papers_table_and_correlations():
     published = curves.published(PAPER)
@@ -153,7 +205,7 @@ def test_published_curves_alone_give_the_papers_table_and_correlations():
             cell = (("validation", "test")[n % 2], list(curves.SETTINGS.values())[n // 2])
             assert means[cell] == pytest.approx(mean, abs=0.1), (name, cell)
         (row,) = tables.correlation(methods).rows
-        assert float(row[1]) == pytest.approx(expected, abs=0.02), name
+        assert float(row[2]) == pytest.approx(expected, abs=0.02), name
 
 
 @pytest.mark.skipif(not PAPER.exists(), reason="the paper's curves are not at hand")
@@ -180,6 +232,12 @@ def test_what_cannot_be_reported_is_said(tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
         report.main([*arguments, f"--out={tmp_path / 'r.html'}"])
     assert not (tmp_path / "r.html").exists()
+
+
+def test_a_directory_is_no_page(tmp_path):
+    for out in (tmp_path, "."):
+        with pytest.raises(InputError, match="is a directory; name a file"):
+            report.main([str(write_run(tmp_path / "run")), f"--out={out}"])
 
 
 def test_damaged_file_of_curves_is_said(tmp_path):

@@ -7,10 +7,10 @@
     done
     python -m rlvlm_jax.report runs/study/vanilla runs/study/sft runs/study/rl --out=study.html
 
-Arguments: `rl`, `sft`, `vanilla`, each three seeds, and `smoke` (RL, four steps). Both trainings go six times over the
-same 160 problems, in batches of 16 in the same order, supervised training with their worked
-solutions. Everything is evaluated on validation, test and out-of-distribution test after every
-epoch, in the scheme's three settings.
+Arguments: `rl`, `sft`, `vanilla`, each three seeds, and `smoke` (RL, four steps). Both trainings go
+six times over the same 160 problems, in batches of 16 in the same order, supervised training with
+their worked solutions. Everything is evaluated on validation, test and out-of-distribution test
+after every epoch, in the scheme's three settings.
 
 Learning rates were chosen on validation, before any test set was looked at: for supervised training
 from 3e-5, 1e-4, 3e-4 and 1e-3 with one seed (best pass@1 at T = 0.01: 0.66, 0.665, 0.65, 0.39, the

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlvlm_jax import checkpoint, main
+from rlvlm_jax import checkpoint, main, run
 from tests.run_cases import accuracy_by_reflection, arguments, read_lines, write_problems
 
 OF_THE_CLOCK = ("time/", "throughput/", "memory/", "compile/", "wall_s")
@@ -207,6 +207,29 @@ def test_sigterm_saves_and_exits_75_and_the_run_goes_on(tmp_path, data, compiled
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("at", [0, 4])
+def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path, data, finished, monkeypatch, at):
+    record = run.Run.record_evaluations
+
+    def interrupted(self, *arguments):
+        self.stop_requested = self.step == at
+        record(self, *arguments)
+
+    monkeypatch.setattr(run.Run, "record_evaluations", interrupted)
+    assert main.main(arguments(tmp_path, data, total_steps=6)) == 75
+    assert checkpoint.latest_step(tmp_path / "checkpoints") == at
+    monkeypatch.undo()
+    assert main.main(arguments(tmp_path, data, total_steps=6)) == 0
+    assert_same_run(tmp_path, finished)
+    one, other = (
+        [line for line in read_lines(place / "metrics.jsonl") if line["phase"] == "eval"]
+        for place in (tmp_path, finished)
+    )
+    name = "eval/val/pass@1_t0.01"
+    assert [(a["step"], a[name]) for a in one] == [(b["step"], b[name]) for b in other]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_sigkill_at_a_random_moment_loses_nothing(tmp_path, data, compiled, finished, seed):
     moment = random.Random(seed)
@@ -237,9 +260,12 @@ def test_eight_devices_write_the_same_responses(tmp_path, data, finished):
     assert b["update/grad_norm"] == pytest.approx(a["update/grad_norm"], rel=1e-4)
 
 
-def test_evaluation_of_a_checkpoint(tmp_path, data, finished):
+def test_evaluation_of_a_checkpoint(tmp_path, data, finished, monkeypatch):
+    monkeypatch.chdir(data.parent)
     keys = {"mode": "eval", "model__path": finished / "checkpoints"}
-    assert main.main(arguments(tmp_path, data, **keys)) == 0
+    assert main.main(arguments(tmp_path, data.name, **keys)) == 0
+    (row, *_) = read_lines(tmp_path / "eval" / "0.val.pass@1_t0.01.jsonl")
+    assert row["image"] == str(data.parent / "0.png")  # found from anywhere
     (line,) = read_lines(tmp_path / "metrics.jsonl")
     last = read_lines(finished / "metrics.jsonl")[-1]
     assert line["phase"] == "eval"

@@ -182,7 +182,7 @@ def whole(layout: Layout, methods: Sequence[Method], form: str) -> bytes:
     """Returns a figure with all its panels and one legend, as "svg" or "png"."""
     rows = -(-len(layout.metrics) // layout.columns)
     with matplotlib.rc_context(_STYLE):
-        size = (3.1 * layout.columns, 2.4 * rows + 0.4)
+        size = (3.5 * layout.columns, 2.5 * rows + 0.4)
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(rows, layout.columns, squeeze=False).ravel()
         handles: dict[str, Any] = {}

@@ -13,8 +13,8 @@ their worked solutions. Everything is evaluated on validation, test and out-of-d
 after every epoch, in the scheme's three settings.
 
 Learning rates were chosen on validation: for supervised training from 3e-5, 1e-4, 3e-4 and 1e-3
-(`:sft --config.seeds=1 --config.update.lr=...`; best pass@1 at T = 0.01: 0.66, 0.665, 0.65, 0.39, the
-last being step 0), for RL from 1e-4 with the cosine and 2e-4 without.
+(`:sft --config.seeds=1 --config.update.lr=...`; best pass@1 at T = 0.01: 0.66, 0.665, 0.65 and
+0.39, the last being step 0), for RL from 1e-4 with the cosine and 2e-4 without.
 """
 
 from rlvlm_jax import config

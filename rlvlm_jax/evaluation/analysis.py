@@ -160,7 +160,7 @@ def length_sensitivity(group: Group) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def reflection_and_length(group: Group, *, per_response: bool = True) -> dict[str, Any]:
+def reflection_and_length(group: Group) -> dict[str, Any]:
     """Finding 2: how far reflection goes with length.
 
     Returns:
@@ -177,17 +177,16 @@ def reflection_and_length(group: Group, *, per_response: bool = True) -> dict[st
         "curves": correlations(lengths.mean(axis=0), ratios.mean(axis=0)),
         "runs": [correlations(a, b) for a, b in zip(lengths, ratios, strict=True)],
     }
-    if per_response:
-        pairs = [
-            (row["length"], float(row["reflective"]))
-            for run in group.runs
-            for file in run.rollouts.values()
-            for row in read_rows(file)
-        ]
-        table = np.asarray(pairs, np.float64).reshape(-1, 2)
-        single = correlations(table[:, 0], table[:, 1])
-        if "pearson" in single:
-            found["responses"] = single["pearson"]
+    pairs = [
+        (row["length"], float(row["reflective"]))
+        for run in group.runs
+        for file in run.rollouts.values()
+        for row in read_rows(file)
+    ]
+    table = np.asarray(pairs, np.float64).reshape(-1, 2)
+    single = correlations(table[:, 0], table[:, 1])
+    if "pearson" in single:
+        found["responses"] = single["pearson"]
     return found
 
 

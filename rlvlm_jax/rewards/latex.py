@@ -7,11 +7,13 @@ its input (box search) or whose input is bounded (the rest), so it needs no dead
 know which answers are equal; see `math_answer`.
 """
 
+import itertools
 import re
+import unicodedata
 from functools import lru_cache
-from typing import NamedTuple
 
 MAX_CHARS = 2000  # of a box's content; longer ones are not answers
+MANY_BOXES = 16
 
 _BOX = re.compile(r"\\boxed(?![A-Za-z])\s*(\{|$)")
 
@@ -28,9 +30,23 @@ def last_box(text: str) -> str | None:
     last = None
     for last in _BOX.finditer(text):  # noqa: B007 (only the last one is wanted)
         pass
-    if last is None or not last.group(1):
+    return None if last is None else _content(text, last)
+
+
+def has_several_answers(text: str) -> bool:
+    """Tells whether a text boxes different things, as a guess at several answers would.
+
+    Only the first `MANY_BOXES` boxes are looked at.
+    """
+    boxes = itertools.islice(_BOX.finditer(text), MANY_BOXES)
+    return len({content for box in boxes if (content := _content(text, box)) is not None}) > 1
+
+
+def _content(text: str, box: re.Match[str]) -> str | None:
+    """The text between the braces of a box; None where they do not close."""
+    if not box.group(1):
         return None
-    start = last.end()
+    start = box.end()
     depth = 1
     for token in re.finditer(r"\\.|[{}]", text[start:], re.DOTALL):
         if token.group() == "{":
@@ -50,11 +66,21 @@ DEGREE = "°"
 TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 DOLLAR = "\uff04"  # an escaped dollar is money, a bare one only delimits mathematics
 
-_CHARS = {0xFF01 + i: 0x21 + i for i in range(94)}  # full-width forms of ASCII
+_CHARS = {0xFF01 + i: 0x21 + i for i in range(93)}  # full-width forms of ASCII but for the tilde
+_CHARS |= {i: " " + unicodedata.normalize("NFKC", chr(i)) for i in range(0x3380, 0x33E0)}  # ㎝, ㎡
 _CHARS |= str.maketrans(dict.fromkeys("−﹣‐‑‒–—", "-"))
 _CHARS |= str.maketrans(dict.fromkeys("\u00a0\u2002\u2003\u2009\u200a\u202f\u3000\t\r", " "))
-_CHARS |= str.maketrans(dict.fromkeys("\u200b\u2060\ufeff", None))
+# no width, direction of writing, soft hyphen: nothing on the page
+_CHARS |= str.maketrans(dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad", None))
 _CHARS |= str.maketrans({"。": ".", "、": ",", "￥": "¥", "º": DEGREE, "˚": DEGREE})
+_CHARS |= str.maketrans({"℃": "°C", "℉": "°F", "\u2126": "Ω", "“": '"', "”": '"'})
+GREEK = (
+    *("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa"),
+    *("lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega"),
+)
+_CHARS |= {
+    ord(letter): rf"\{name} " for letter, name in zip("αβγδεζηθικλμνξρστυφχψω", GREEK, strict=True)
+}
 _CHARS |= str.maketrans(
     {
         "×": r"\times ",
@@ -68,6 +94,9 @@ _CHARS |= str.maketrans(
         "≥": r"\ge ",
         "⩾": r"\ge ",
         "≠": r"\ne ",
+        "≈": r"\approx ",
+        "∥": r"\parallel ",
+        "⊥": r"\perp ",
         "∞": r"\infty ",
         "∪": r"\cup ",
         "→": r"\to ",
@@ -76,30 +105,27 @@ _CHARS |= str.maketrans(
         "∠": r"\angle ",
         "△": r"\triangle ",
         "π": r"\pi ",
-        "α": r"\alpha ",
-        "β": r"\beta ",
-        "γ": r"\gamma ",
-        "θ": r"\theta ",
-        "λ": r"\lambda ",
-        "ω": r"\omega ",
         "½": r"\frac{1}{2}",
         "⅓": r"\frac{1}{3}",
         "⅔": r"\frac{2}{3}",
         "¼": r"\frac{1}{4}",
         "¾": r"\frac{3}{4}",
-        "²": "^{2}",
-        "³": "^{3}",
+        "…": "...",
+        "⋯": "...",
     }
 )
 
+_SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ₀₁₂₃₄₅₆₇₈₉ₙ", "0123456789+-n0123456789n")
 _TEXT = (
     r"\\(?:text(?:rm|bf|it|sf|tt|normal|up)?|math(?:rm|bf|it|sf|tt|normal)"
-    r"|mbox|hbox|boldsymbol|bm|number|num|unit|si)"
+    r"|mbox|hbox|boldsymbol|bm|number|num|unit|si|emph|underline|fbox)"
 )
 _REWRITES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\\\$", DOLLAR),
+        ("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda m: f"^{{{m[0].translate(_SMALL)}}}"),
+        ("[₀₁₂₃₄₅₆₇₈₉ₙ]+", lambda m: f"_{{{m[0].translate(_SMALL)}}}"),
         # Two formulas side by side are two answers: `7$$ $$10`
         (r"(?<=\S)\${1,2}\s+\${1,2}(?=\S)", "\n"),
         (r"\\[()\[\]](?![A-Za-z])|\$(?!textdegree)", ""),
@@ -113,9 +139,18 @@ _REWRITES = [
         # spacing, sizes, styles
         (r"\\[,;:!> ]|~|\\(?:q?quad|thinspace|enspace|hfill|nobreak)(?![A-Za-z])", " "),
         (r"\\(?:left|right)(?![A-Za-z])\s*\.", ""),
+        # what is left out is a part of the answer as well; a lone question mark is no better
+        (r"\.(?:\s*\.)+|\\[lc]?dots[bcimo]?(?![A-Za-z])|(?<=[,;])\s*\?", r"\\ldots "),
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])", ""),
         (r"\\(?:display|text|script)style(?![A-Za-z])|\\(?:no)?limits(?![A-Za-z])", ""),
         (r"\\(?:quantity|qty|SI)\s*(\{[^{}]*\})\s*(\{[^{}]*\})", r"\1 \2"),
+        (r"\\(?:text)?color\s*\{(?!\s*white)[^{}]*\}", ""),
+        # lines under one another that all hold
+        (
+            r"(?s)(?:\\\{\s*)?\\begin\{(cases|array|aligned|align\*?|gathered)\}(?:\{[lcr| ]*\})?"
+            r"(.*?)\\end\{\1\}",
+            lambda m: _AMPERSAND.sub("", m[2]).strip().replace("\n", ","),
+        ),
         # one name a thing
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\%", "%"),
@@ -130,11 +165,16 @@ _REWRITES = [
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset "),
         (r"\\(?:lor|vee)(?![A-Za-z])", " or "),
+        (r"\\(?:land|wedge)(?![A-Za-z])", " and "),
+        (r"\\overrightarrow(?![A-Za-z])", r"\\vec"),
+        (r"\\Omega(?![A-Za-z])", "Ω"),
+        (r"(?<=\d)\s*度", DEGREE),
         (r"√\s*(\d+(?:\.\d+)?|[A-Za-z])", r"\\sqrt{\1}"),
         (r"√\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"√\s*(?=\{)", r"\\sqrt"),
     )
 ]
+_AMPERSAND = re.compile(r"&(?=\s*(?:[=<>]|\\[lg]e))|(?<=[=<>])&")
 _UNWRAP = re.compile(_TEXT + r"\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _SHORT_FORMS = [
     (re.compile(pattern), replacement)
@@ -143,12 +183,25 @@ _SHORT_FORMS = [
         (r"\\frac\s*([0-9A-Za-z])\s*\{", r"\\frac{\1}{"),
         (r"(\\frac\s*\{[^{}]*\})\s*([0-9A-Za-z])", r"\1{\2}"),
         (r"\\sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}"),
+        (r"(\\(?:vec|hat|bar|dot|overline))(?![A-Za-z])\s*([0-9A-Za-z])", r"\1{\2}"),
         (r" *([\^_])\s*([0-9A-Za-z]|(?=\{))", lambda m: m[1] + (m[2] and f"{{{m[2]}}}")),
         (r"\{ *([0-9A-Za-z.+-]+) *\}", r"{\1}"),
+        # the period of a recurring decimal, under dots or a bar
+        (r"(\.\d*)\\dot\{(\d)\}(?:(\d*)\\dot\{(\d)\})?", r"\1\\overline{\2\3\4}"),
+        (r"(\.\d*)\\bar(?=\{\d)", r"\1\\overline"),
         (r" +", " "),
         (r" *\n\s*", "\n"),
     )
 ]
+# What may stand around or before an answer and adds nothing to it
+_DECORATION = re.compile(r"(\*\*|`+|\")(?P<inside>(?:(?!\1).)+)\1", re.DOTALL)
+_LEAD = re.compile(
+    r"^(?:\*\*)?(?:(?:the )?(?:final |correct )?answer\s*(?:is(?![A-Za-z])\s*:?|[:=])"
+    r"|答案\s*(?:是|为)?\s*:?)(?:\*\*)?\s*(?=\S)",
+    re.IGNORECASE,
+)
+# Words that are called out; n! stays a factorial
+_CALL = re.compile(r"(?<![A-Za-z\\])([A-Za-z]{4,}|yes|no)!+$", re.IGNORECASE)
 _AFTER_COMMAND = re.compile(r"(\\[A-Za-z]+) +(?![A-Za-z ])")
 _NEEDLESS_SPACE = re.compile(r"(?<![A-Za-z0-9.]) | (?![A-Za-z0-9.])")
 
@@ -157,8 +210,9 @@ _NEEDLESS_SPACE = re.compile(r"(?<![A-Za-z0-9.]) | (?![A-Za-z0-9.])")
 def normalise(content: str) -> str:
     r"""Writes the content of a box in one form: ASCII, no delimiters, no spacing, no text wrappers.
 
-    `\dfrac12` becomes `\frac{1}{2}`, `30^{\circ}` becomes `30°`, `20\,\text{cm}` becomes `20 cm`.
-    Line breaks stay, for they part answers. At most `MAX_CHARS` characters are accepted.
+    `\dfrac12` becomes `\frac{1}{2}`, `30^{\circ}` becomes `30°`, `20\,\text{cm}` becomes `20 cm`,
+    `**Answer:** 20` becomes `20`. Line breaks stay, for they part answers. At most `MAX_CHARS`
+    characters are accepted.
     """
     s = content.translate(_CHARS)
     for pattern, replacement in _REWRITES:
@@ -170,7 +224,13 @@ def normalise(content: str) -> str:
         s = unwrapped
     for pattern, replacement in _SHORT_FORMS:
         s = pattern.sub(replacement, s)
-    return trim(s)
+    s = trim(s)
+    while True:  # **Answer: 20** and Answer: **20**
+        decorated = _DECORATION.fullmatch(s)
+        inside = _LEAD.sub("", decorated["inside"].strip() if decorated else s, count=1)
+        if inside == s:
+            return _CALL.sub(r"\1", s)
+        s = trim(inside)
 
 
 def trim(s: str) -> str:
@@ -251,122 +311,3 @@ def split(s: str, separator: re.Pattern[str]) -> list[str]:
             start = match.end()
     parts.append(s[start:])
     return parts
-
-
-# --------------------------------------------------------------------------------------------------
-# Units
-# --------------------------------------------------------------------------------------------------
-
-
-class Measured(NamedTuple):
-    """A value and the unit beside it."""
-
-    value: str
-    unit: str | None  # one name a unit; None where there is none, or a counted noun ("5 apples")
-
-
-_UNIT_NAMES = {
-    "mm": "millimeter millimetre",
-    "cm": "centimeter centimetre",
-    "dm": "decimeter decimetre",
-    "m": "meter metre",
-    "km": "kilometer kilometre",
-    "in": "inch inche",
-    "ft": "foot feet",
-    "yd": "yard",
-    "mi": "mile",
-    "mg": "milligram",
-    "g": "gram",
-    "kg": "kilogram",
-    "lb": "pound",
-    "oz": "ounce",
-    "ton": "tonne",
-    "s": "second sec",
-    "min": "minute",
-    "h": "hour hr",
-    "day": "",
-    "week": "",
-    "month": "",
-    "year": "",
-    "ml": "milliliter millilitre mL",
-    "L": "liter litre",
-    "rad": "radian",
-    "Hz": "hertz",
-    "Pa": "pascal",
-    "kPa": "",
-    "kJ": "",
-    "J": "joule",
-    "N": "newton",
-    "W": "watt",
-    "kW": "",
-    "kWh": "",
-    "mol": "mole",
-    "dollar": "USD",
-    "cent": "",
-    "yuan": "RMB CNY",
-    "euro": "EUR",
-    "unit": "",
-    "mph": "",
-    "K": "kelvin",
-}
-_UNITS = {name: unit for unit, names in _UNIT_NAMES.items() for name in (unit, *names.split())}
-_MONEY = {DOLLAR: "dollar", "€": "euro", "£": "pound", "¥": "yuan"}
-# After a number these words are no counted noun: they change its value or the claim made.
-_NOT_NOUNS = frozenset(
-    """hundred thousand million billion trillion dozen score half quarter third percent percentage
-    pct squared cubed times plus minus over mod modulo factorial root power per and not nor but
-    unless except maybe possibly perhaps approximately about either neither more less than least
-    most greater fewer other above below between true false wrong correct yes none infinity the for
-    with from into""".split()  # noqa: SIM905 (a list of sixty strings is harder to read)
-)
-_POWER = r"(?:\^\{?([23])\}?)?"
-_ONE_UNIT = rf"(?:(square|cubic|sq\.?|cu\.?)\s+)?([A-Za-z]+){_POWER}"
-_TAIL = re.compile(rf"(?:(?<=[\d}})!])|(?<=\\pi)\s) *({_ONE_UNIT}(?:\s*(?:/|per)\s*{_ONE_UNIT})?)$")
-_NOUNS = re.compile(r"^([-+]?[\d.,]+)((?: +[A-Za-z]{3,}){1,3})$")
-_PER = re.compile(r"\s*(?:/|\bper\b)\s*")
-
-
-def measured(s: str) -> Measured:
-    """Parts a value from the unit beside it.
-
-    `20 cm^2` gives ("20", "cm^2"), and `5 apples` gives ("5", None), for a noun is only counted.
-
-    Percent is no unit: it changes the value.
-    """
-    s = s.strip()
-    if s and s[0] in _MONEY:
-        return Measured(s[1:].strip(), _MONEY[s[0]])
-    if s.startswith("-") and s[1:2] in _MONEY:
-        return Measured("-" + s[2:].strip(), _MONEY[s[1]])
-    if s and s[-1] in _MONEY:
-        return Measured(s[:-1].strip(), _MONEY[s[-1]])
-    if s.endswith(DEGREE) and not TRIGONOMETRY.search(s):  # the angle of a sine has no bare number
-        return Measured(s[:-1].strip(), DEGREE)
-    if s.endswith((DEGREE + "C", DEGREE + "F", DEGREE + " C", DEGREE + " F")):
-        value, _, scale = s.rpartition(DEGREE)
-        return Measured(value.strip(), DEGREE + scale.strip())
-    match = _TAIL.search(s, max(0, len(s) - 60))
-    if match:
-        names = [_unit(part) for part in _PER.split(match.group(1))]
-        value = s[: match.start()].strip()
-        if all(names) and not re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", value)):
-            return Measured(value, "/".join(names))
-    match = _NOUNS.match(s)
-    if match and not _NOT_NOUNS & set(match.group(2).lower().split()):
-        return Measured(match.group(1), None)
-    return Measured(s, None)
-
-
-def _unit(text: str) -> str | None:
-    match = re.fullmatch(_ONE_UNIT, text.strip())
-    if match is None:
-        return None
-    shape, name, power = match.groups()
-    unit = _UNITS.get(name) or _UNITS.get(name.lower()) if len(name) > 1 else _UNITS.get(name)
-    if unit is None and name.endswith("s"):
-        unit = _UNITS.get(name[:-1].lower()) if len(name) > 3 else None
-    if unit is None:
-        return None
-    if shape:
-        power = "2" if shape.startswith("s") else "3"
-    return f"{unit}^{power}" if power else unit

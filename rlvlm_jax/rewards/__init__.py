@@ -3,19 +3,22 @@
 """Rewards by rule: text in, number out.
 
 `judge` and `judge_batch` say whether an answer is right, `score` adds the other rewards, and
-`check_golds` finds the solutions by which nothing can be judged. `latex` and `math_answer` are the
-strict judge, `faithful` two published ones, `text_rules` the rest, `custom` the user's own; `pool`
-holds the worker processes. Nothing here loads JAX, and importing it loads no computer algebra.
+`check_golds` finds the solutions by which nothing can be judged. `latex`, `exact`, `units` and
+`math_answer` are the strict judge, `faithful` two published ones, `text_rules` the rest, `custom`
+the user's own; `pool` holds the worker processes. Nothing here loads JAX, and importing it loads no
+computer algebra.
 """
 
 from rlvlm_jax.rewards.custom import load_custom
-from rlvlm_jax.rewards.math_answer import Verdict
+from rlvlm_jax.rewards.latex import has_several_answers
+from rlvlm_jax.rewards.math_answer import Rules, Verdict
 from rlvlm_jax.rewards.pool import close
 from rlvlm_jax.rewards.scoring import (
     RewardConfig,
     Scores,
     check_golds,
     gold_problem,
+    join,
     judge,
     judge_batch,
     score,
@@ -23,11 +26,14 @@ from rlvlm_jax.rewards.scoring import (
 
 __all__ = [
     "RewardConfig",
+    "Rules",
     "Scores",
     "Verdict",
     "check_golds",
     "close",
     "gold_problem",
+    "has_several_answers",
+    "join",
     "judge",
     "judge_batch",
     "load_custom",

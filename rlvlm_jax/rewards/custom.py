@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlvlm_jax.errors import InputError
+from rlvlm_jax.rewards.pool import limited_memory
 
 
 class CustomReward(NamedTuple):
@@ -64,20 +65,23 @@ def load_custom(name: str) -> CustomReward:
     return custom
 
 
-def call(custom: CustomReward, response: str, example: Mapping[str, Any]) -> float | str:
-    """Calls a user's function; runs in a worker.
+def call(
+    custom: CustomReward, response: str, example: Mapping[str, Any], memory: int
+) -> float | str:
+    """Calls a user's function, which may use `memory` bytes; runs in a worker.
 
     Returns:
         Its value, or a text that says what went wrong, with the traceback where there is one.
         (An exception itself might not survive the way to the parent.)
     """
-    try:
-        value = _find(custom)(response, dict(example))
-    except BaseException:
-        return traceback.format_exc()
-    if isinstance(value, str) or not hasattr(value, "__float__"):
-        return f"it returned {value!r:.200}, not a number"
-    number = float(value)
+    with limited_memory(memory):
+        try:
+            value = _find(custom)(response, dict(example))
+            if isinstance(value, str) or not hasattr(value, "__float__"):
+                return f"it returned {value!r:.200}, not a number"
+            number = float(value)
+        except BaseException:
+            return traceback.format_exc()
     return number if math.isfinite(number) else f"it returned {number}, which is not finite"
 
 

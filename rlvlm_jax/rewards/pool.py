@@ -33,7 +33,7 @@ import pebble
 
 MAX_WORKERS = 8  # by default; judging is seldom the bottleneck beyond this
 TASKS_PER_WORKER = 5000  # then a fresh process takes over: sympy's caches only ever grow
-MEMORY_BYTES = 4 << 30  # address space one item may use
+MEMORY_BYTES = 4 << 30  # what one judgement may use
 START_S = 120.0  # a first worker is ready within this, on a busy machine too
 STALL_S = 30.0  # a pool that finishes nothing for the deadline plus this is broken
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -141,20 +141,23 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def limited_memory() -> Iterator[None]:
-    """Turns a runaway allocation of this process into MemoryError; Linux only."""
+def limited_memory(most: int = MEMORY_BYTES) -> Iterator[None]:
+    """Turns a runaway allocation of this process, beyond `most` bytes, into MemoryError.
+
+    Linux only. Counts memory that can be written, not what is merely reserved or mapped from files.
+    """
     if sys.platform != "linux":
         yield
         return
     import resource
 
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ Step between sampling and trajectory: texts in, numbers out. Whatever may run fo
 pool. This file does not know tokens, prompts or images.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
@@ -13,12 +14,14 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from rlvlm_jax.errors import InputError
+from rlvlm_jax.evaluation.scores import repetition
 from rlvlm_jax.rewards import custom as custom_reward
 from rlvlm_jax.rewards import faithful, latex, math_answer, pool, text_rules
-from rlvlm_jax.rewards.math_answer import Verdict
+from rlvlm_jax.rewards.math_answer import DEFAULT_RULES, Rounding, Rules, Verdict
 
 Style = Literal["strict", "maye", "mm_eureka"]
 _TIMEOUT = Verdict(False, "timeout")
+_LOG = logging.getLogger(__name__)
 
 # --------------------------------------------------------------------------------------------------
 # Verdicts
@@ -41,6 +44,7 @@ def judge_batch(
     style: Style = "strict",
     deadline_s: float = 5.0,
     *,
+    rules: Rules = DEFAULT_RULES,
     workers: int | None = None,
 ) -> list[Verdict]:
     r"""Judges responses against their solutions.
@@ -51,6 +55,7 @@ def judge_batch(
         responses: texts of the model.
         solutions: one for each response; the last `\boxed{}` of each is the reference answer.
         style: "strict" (see `math_answer`), or "maye" and "mm_eureka" (see `faithful`).
+        rules: how far numbers may differ, for "strict" only.
         deadline_s: seconds one item may take once it runs. Past it, its verdict is "timeout".
         workers: number of worker processes, 0 for one a core, None to keep what is running.
 
@@ -64,15 +69,15 @@ def judge_batch(
         raise ValueError(f"{len(responses)} responses, but {len(solutions)} solutions")
     _check_style(style)
     verdicts: list[Verdict] = [_TIMEOUT] * len(responses)
-    slow: dict[tuple[str, str, str], list[int]] = {}  # equal items are judged once
+    slow: dict[tuple[Any, ...], list[int]] = {}  # equal items are judged once
     for i, (response, solution) in enumerate(zip(responses, solutions, strict=True)):
         item = _extract(response, solution, style)
         try:
             if style != "strict":
                 raise math_answer.NeedsAlgebra
-            verdicts[i] = math_answer.quick(*item)
+            verdicts[i] = math_answer.quick(*item, rules)
         except math_answer.NeedsAlgebra:
-            slow.setdefault((style, *item), []).append(i)
+            slow.setdefault((style, *item, rules), []).append(i)
     if slow:
         results = pool.shared(workers).map(_judge_item, list(slow), deadline_s)
         for rows, result in zip(slow.values(), results, strict=True):
@@ -137,10 +142,13 @@ _JUDGES = {
 }
 
 
-def _judge_item(style: Style, answer: str | None, reference: str | None) -> tuple[bool, str]:
+def _judge_item(
+    style: Style, answer: str | None, reference: str | None, rules: Rules
+) -> tuple[bool, str]:
+    more = (rules,) if style == "strict" else ()
     with pool.limited_memory():
         try:
-            return tuple(_JUDGES[style](answer, reference))
+            return tuple(_JUDGES[style](answer, reference, *more))
         except (MemoryError, RecursionError):  # too big to finish, as if it had run out of time
             return tuple(_TIMEOUT)
 
@@ -169,35 +177,50 @@ class RewardConfig:
 
     Attributes:
         judge: style of the accuracy judge.
+        tolerance: of the strict judge, see `math_answer.Rules`.
+        rounding: of the strict judge, likewise.
         accuracy: weight of the accuracy reward, 1 for a right answer and 0 for any other.
         language: weight of the language reward, between -0.1 and 0.
         format: weight of the format reward, 0 or 1.
         format_style: tags that the format reward asks for.
+        repetition: weight of the repetition reward, between -1 and 0.
+        overlong: weight of the overlong reward, between -1 and 0.
+        overlong_tokens: width of the stretch before max_tokens in which that falls.
         custom: a user's reward as "module:function", empty for none.
         custom_weight: its weight.
+        custom_memory_gib: memory one call of it may use; Linux only.
         no_eos_penalty: replace the score of a truncated response by `penalty`.
         penalty: score of truncated and of too short responses.
         min_tokens: responses shorter than this are too short.
         deadline_s: seconds one judgement, or one call of the user's function, may take.
         workers: worker processes, 0 for one a core.
+        max_tokens: limit of a response, tokens.
     """
 
     judge: Style = "strict"
+    tolerance: float = 1e-6
+    rounding: Rounding = "none"
     accuracy: float = 1.0
     language: float = 1.0
     format: float = 0.0
     format_style: text_rules.FormatStyle = "think"
+    repetition: float = 0.0
+    overlong: float = 0.0
+    overlong_tokens: int = 0
     custom: str = ""
     custom_weight: float = 1.0
+    custom_memory_gib: float = 4.0
     no_eos_penalty: bool = True
     penalty: float = -0.1
     min_tokens: int = 1
     deadline_s: float = 5.0
     workers: int = 0
+    max_tokens: int = 0
 
     def __post_init__(self) -> None:
         for key, choices in (
             ("judge", get_args(Style)),
+            ("rounding", get_args(Rounding)),
             ("format_style", get_args(text_rules.FormatStyle)),
         ):
             if getattr(self, key) not in choices:
@@ -207,6 +230,7 @@ class RewardConfig:
                 )
         for key, valid, rule in (
             ("deadline_s", self.deadline_s > 0, "above 0"),
+            ("custom_memory_gib", self.custom_memory_gib > 0, "above 0"),
             ("workers", self.workers >= 0, "at least 0"),
             ("min_tokens", self.min_tokens >= 0, "at least 0"),
         ):
@@ -224,7 +248,8 @@ class Scores(NamedTuple):
         correct: bool[B], the judge's word, whatever became of the score.
         status: the judge's status of each response.
         penalised: bool[B], truncated or too short.
-        custom_timeouts: calls of the user's function that ran out of time and count as 0.
+        custom_timeouts: calls of the user's function that ran out of time or killed their worker.
+        custom_errors: calls that raised, or returned no finite number.
     """
 
     rewards: dict[str, np.ndarray]
@@ -233,6 +258,23 @@ class Scores(NamedTuple):
     status: list[str]
     penalised: np.ndarray
     custom_timeouts: int
+    custom_errors: int
+
+
+def join(parts: Sequence[Scores]) -> Scores:
+    """Puts the scores of several batches behind one another."""
+    return Scores(
+        rewards={
+            name: np.concatenate([part.rewards[name] for part in parts])
+            for name in parts[0].rewards
+        },
+        score=np.concatenate([part.score for part in parts]),
+        correct=np.concatenate([part.correct for part in parts]),
+        status=[status for part in parts for status in part.status],
+        penalised=np.concatenate([part.penalised for part in parts]),
+        custom_timeouts=sum(part.custom_timeouts for part in parts),
+        custom_errors=sum(part.custom_errors for part in parts),
+    )
 
 
 def score(
@@ -245,9 +287,11 @@ def score(
     """Scores responses by rule.
 
     score = accuracy weight * accuracy + language weight * language + format weight * format
-            + custom weight * custom,
+            + repetition weight * repetition + overlong weight * overlong + custom weight * custom,
     then the penalty in its place where the response is truncated or too short. The accuracy is not
-    replaced: a truncated right answer counts as right and is trained with the penalty.
+    replaced: a truncated right answer counts as right and is trained with the penalty. Where the
+    user's function gives no number for a response, the worst of this batch and 0 stands in (the
+    greatest where its weight is negative), so that a failure is never the better choice.
 
     Args:
         texts: B responses, special tokens removed.
@@ -259,7 +303,7 @@ def score(
 
     Raises:
         ValueError: the lengths of the arguments differ.
-        RuntimeError: the user's function raised or returned no finite number; with its traceback.
+        RuntimeError: the user's function gave no number at all and raised; with its traceback.
 
     Source: MAYE (arXiv:2504.02587) and its released code.
     """
@@ -270,22 +314,34 @@ def score(
         )
     solutions = [example["solution"] for example in examples]
     verdicts = judge_batch(
-        texts, solutions, config.judge, config.deadline_s, workers=config.workers
+        texts,
+        solutions,
+        config.judge,
+        config.deadline_s,
+        rules=Rules(config.tolerance, config.rounding),
+        workers=config.workers,
     )
     rewards = {
         "accuracy": [float(verdict.correct) for verdict in verdicts],
         "language": [text_rules.language(text) for text in texts],
         "format": [text_rules.format_tags(text, config.format_style) for text in texts],
     }
+    if config.repetition:
+        rewards["repetition"] = [-repetition(text) for text in texts]
+    if config.overlong:
+        limits = config.max_tokens, config.overlong_tokens
+        rewards["overlong"] = [text_rules.overlong(length, *limits) for length in lengths]
     weights = {
         "accuracy": config.accuracy,
         "language": config.language,
         "format": config.format,
+        "repetition": config.repetition,
+        "overlong": config.overlong,
         "custom": config.custom_weight,
     }
-    custom_timeouts = 0
+    custom_timeouts = custom_errors = 0
     if config.custom:
-        rewards["custom"], custom_timeouts = _custom(texts, examples, config)
+        rewards["custom"], custom_timeouts, custom_errors = _custom(texts, examples, config)
     rewards = {name: np.asarray(values, np.float32) for name, values in rewards.items()}
     total = np.zeros(len(texts), np.float32)
     for name, values in rewards.items():
@@ -306,21 +362,32 @@ def score(
         status=[verdict.status for verdict in verdicts],
         penalised=penalised,
         custom_timeouts=custom_timeouts,
+        custom_errors=custom_errors,
     )
 
 
 def _custom(
     texts: Sequence[str], examples: Sequence[Mapping[str, Any]], config: RewardConfig
-) -> tuple[list[float], int]:
+) -> tuple[list[float], int, int]:
     function = custom_reward.load_custom(config.custom)
-    items = [(function, text, dict(example)) for text, example in zip(texts, examples, strict=True)]
+    memory = round(config.custom_memory_gib * 2**30)
+    items = [
+        (function, text, dict(example), memory)
+        for text, example in zip(texts, examples, strict=True)
+    ]
     results = pool.shared(config.workers).map(custom_reward.call, items, config.deadline_s)
-    for i, result in enumerate(results):
-        if isinstance(result, str):
-            name = examples[i].get("id", "without id")
-            raise RuntimeError(
-                f"the reward function {config.custom} failed on response {i} (example {name}):\n"
-                f"{result}"
-            )
-    timeouts = sum(result is pool.LOST for result in results)
-    return [0.0 if result is pool.LOST else result for result in results], timeouts
+    numbers = [result for result in results if isinstance(result, float)]
+    errors = [i for i, result in enumerate(results) if isinstance(result, str)]
+    if errors:
+        name = examples[errors[0]].get("id", "without id")
+        said = (
+            f"the reward function {config.custom} failed on {len(errors)} of {len(texts)} "
+            f"responses, first on {errors[0]} (example {name}):\n{results[errors[0]]}"
+        )
+        if not numbers:
+            raise RuntimeError(said)
+        _LOG.warning("%s", said)
+    worst = min if config.custom_weight >= 0 else max
+    stand_in = worst([0.0, *numbers])
+    values = [result if isinstance(result, float) else stand_in for result in results]
+    return values, len(texts) - len(numbers) - len(errors), len(errors)

@@ -51,3 +51,19 @@ def penalised(truncated: bool, length: int, *, no_eos_penalty: bool, min_tokens:
     Source: MAYE's released code; its paper does not mention the rule.
     """
     return (truncated and no_eos_penalty) or length < min_tokens
+
+
+def overlong(length: int, max_tokens: int, stretch: int) -> float:
+    """Punishes a response softly in the last stretch before the limit.
+
+    0 up to max_tokens - stretch, then falling linearly to -1 at max_tokens; the same as
+    `algorithms.filtering.overlong_penalty` of arrays.
+
+    Args:
+        length: tokens of the response (not characters), the stop token not counted.
+        max_tokens: length at which the penalty is complete.
+        stretch: tokens, 1 to max_tokens.
+
+    Source: DAPO (arXiv:2503.14476), eq. 13.
+    """
+    return min(0.0, max(-1.0, (max_tokens - stretch - length) / stretch))

@@ -175,7 +175,7 @@ def test_close_while_busy_ends_the_map_at_once_and_a_later_one_starts_anew(after
     with pytest.raises(RuntimeError, match="was closed while it was working"):
         evaluate(pool, [sleep(600, 0)] * 5000, deadline_s=700.0)
     assert time.monotonic() - start < 10.0
-    assert not any(psutil.pid_exists(pid) for pid in before)
+    assert gone(before, within_s=10.0)
     assert evaluate(pool, ["1"]) == [1]
     pool.close()
 

@@ -153,8 +153,14 @@ def nothing(response, example):
 def infinite(response, example):
     return float("inf")
 
+def pair(response, example):
+    return np.ones(2)
+
 def process(response, example):
     return os.getpid()
+
+def picky(response, example):
+    return float(len(bytearray(2 << 30)) if response == "eats" else response)
 
 class Nested:
     @staticmethod
@@ -179,7 +185,7 @@ def custom(function, texts=("aabb",), bonus=0.0, **config):
     examples = [
         {"id": f"q{i}", "solution": r"\boxed{1}", "bonus": bonus} for i in range(len(texts))
     ]
-    config = RewardConfig(custom=f"my_rewards:{function}", custom_weight=2.0, **config)
+    config = RewardConfig(custom=f"my_rewards:{function}", **{"custom_weight": 2.0, **config})
     return score(texts, examples, [False] * len(texts), [9] * len(texts), config)
 
 
@@ -203,13 +209,14 @@ def test_custom_reward_runs_in_a_worker(module):
         ("text", "returned '0.5', not a number"),
         ("nothing", "returned None, not a number"),
         ("infinite", "returned inf, which is not finite"),
+        ("pair", "TypeError"),
     ],
 )
-def test_failure_of_a_custom_reward_stops_the_run_with_its_cause(module, function, words):
+def test_a_custom_reward_that_always_fails_stops_the_run_with_its_cause(module, function, words):
     with pytest.raises(RuntimeError) as caught:
         custom(function, ["a", "b"])
     message = str(caught.value)
-    assert f"my_rewards:{function} failed on response 0 (example q0)" in message
+    assert f"my_rewards:{function} failed on 2 of 2 responses, first on 0 (example q0)" in message
     assert words in message
     if function == "fails":
         assert "my_rewards.py" in message
@@ -222,6 +229,18 @@ def test_custom_reward_that_hangs_or_dies_scores_nothing_and_is_counted(module):
     assert scores.custom_timeouts == 1
     scores = custom("dies", ["a"], deadline_s=3.0)
     assert (scores.score, scores.custom_timeouts) == (0.0, 1)
+
+
+def test_a_custom_reward_that_fails_on_some_is_counted_and_never_the_better_choice(module, caplog):
+    scores = custom("picky", ["-3", "x", "-1", "eats", "2"], custom_memory_gib=1.0)
+    np.testing.assert_array_equal(scores.rewards["custom"], np.float32([-3, -3, -1, -3, 2]))
+    assert (scores.custom_timeouts, scores.custom_errors) == (0, 2)
+    assert "failed on 2 of 5 responses, first on 1 (example q1)" in caplog.text
+    assert "could not convert string to float: 'x'" in caplog.text
+    positive = custom("picky", ["3", "x"])
+    np.testing.assert_array_equal(positive.rewards["custom"], np.float32([3, 0]))
+    unwanted = custom("picky", ["3", "x"], custom_weight=-1.0)
+    np.testing.assert_array_equal(unwanted.rewards["custom"], np.float32([3, 3]))
 
 
 @pytest.mark.parametrize(

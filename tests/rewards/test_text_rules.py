@@ -2,8 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Language, format and length by hand-computed values."""
 
+import numpy as np
 import pytest
 
+from rlvlm_jax.algorithms import filtering
+from rlvlm_jax.rewards import latex, text_rules
 from rlvlm_jax.rewards.text_rules import format_tags, language, penalised
 
 
@@ -66,3 +69,25 @@ def test_truncated_and_short_responses_are_penalised(
 ):
     found = penalised(truncated, length, no_eos_penalty=no_eos_penalty, min_tokens=min_tokens)
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", False),
+        ("\\boxed{2}", False),
+        ("\\boxed{2} so \\boxed{2}", False),
+        ("\\boxed{A} or \\boxed{B}", True),
+        ("\\boxed{2}, \\boxed{3", False),  # cut off
+        ("\\boxed{\\frac{1}{2}} \\boxed{0.5}", True),
+        ("\\boxed{1}" * 10_000, False),
+    ],
+)
+def test_several_answers(text, expected):
+    assert latex.has_several_answers(text) is expected
+
+
+@pytest.mark.parametrize("length", range(12))
+def test_overlong_equals_the_formula_of_arrays(length):
+    expected = float(filtering.overlong_penalty(np.array([length]), 10, 4)[0])
+    assert text_rules.overlong(length, 10, 4) == pytest.approx(expected)

@@ -8,15 +8,18 @@ counted. Also says how a problem becomes a prompt. Does not decode pictures ahea
 batch, and does not know how solutions are judged: the check of solutions is a function it is given.
 """
 
+import contextlib
+import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rlvlm_jax.data.index import SizeIndex, key_of
 from rlvlm_jax.data.processor import (
     Encoded,
     ImageError,
@@ -108,6 +111,7 @@ class Reader:
         on_bad_record: "error" refuses the data set at the first bad record, "skip" drops and
             counts bad records.
         gold_check: solutions -> for each None, or why nothing can be judged by it.
+        index: directory in which the lengths of prompts are kept for the next start; "" = nowhere.
     """
 
     tokenizer: Tokenizer
@@ -118,6 +122,7 @@ class Reader:
     max_solution_tokens: int = 0
     on_bad_record: str = "error"
     gold_check: Callable[[list[str]], list[str | None]] | None = None
+    index: str = ""
 
     def read(
         self, name: str, key: str = "config.data.train", at_least: int = 1
@@ -162,13 +167,16 @@ class Reader:
                 examples[found.id] = found
 
         sized = []
+        index = self._open_index(name)
         with ThreadPoolExecutor(_HEADER_THREADS) as threads:
-            for example in threads.map(self._with_size, examples.values()):
+            for example in threads.map(lambda e: self._with_size(e, index), examples.values()):
                 if isinstance(example, tuple):
                     example, problem = example
                     refuse(problem.kind, example.source, example.id, problem)
                 else:
                     sized.append(example)
+        if index is not None:
+            index.save()
 
         solutions = [example.solution for example in sized]
         problems = self.gold_check(solutions) if self.gold_check else [None] * len(solutions)
@@ -248,12 +256,34 @@ class Reader:
         limit = self.max_solution_tokens
         return bool(limit) and len(self.tokenizer.encode_response(example.solution)) > limit
 
-    def _with_size(self, example: Example) -> Example | tuple[Example, ImageError]:
+    def _open_index(self, name: str) -> SizeIndex | None:
+        if not self.index or name.startswith("bundled:"):
+            return None
         try:
-            tokens, patches = self.size(example)
-        except ImageError as problem:
-            return example, problem
-        return replace(example, tokens=tokens, patches=patches)
+            directory = Path(self.index).expanduser()
+        except RuntimeError as error:  # a user without a home
+            _LOG.warning("config.data.index=%s: %s; lengths are not kept", self.index, error)
+            return None
+        spec = self.spec
+        limits = spec.patch_size, spec.merge_size, spec.min_pixels, spec.max_pixels
+        return SizeIndex(directory, name, f"{self.tokenizer.fingerprint()} {limits}")
+
+    def _with_size(
+        self, example: Example, index: SizeIndex | None
+    ) -> Example | tuple[Example, ImageError]:
+        key = None
+        if index is not None:
+            with contextlib.suppress(ImageError, OSError):  # `size` says what is wrong
+                key = key_of(self.messages(example), example.images)
+        found = index.get(key) if key else None
+        if found is None:
+            try:
+                found = self.size(example)
+            except ImageError as problem:
+                return example, problem
+            if key:
+                index.put(key, *found)
+        return replace(example, tokens=found[0], patches=found[1])
 
 
 def _label(example: Example) -> str:
@@ -381,6 +411,50 @@ def _open_table(name: str, key: str) -> tuple[Any, str]:
     return opened, f"{path}:{split}" if split else path
 
 
+# ---- the same problem in two data sets -------------------------------------------------------
+
+
+def overlap(ours: Sequence[Example], theirs: Sequence[Example]) -> list[tuple[str, str]]:
+    """Finds problems that occur in both data sets: the same question with the same pictures.
+
+    White space and case of the question do not matter; pictures are compared by their bytes, and
+    read only where the questions agree.
+
+    Args:
+        ours: examples, of the training set for instance.
+        theirs: of an evaluation set.
+
+    Returns:
+        Pairs of ids, in the order of `theirs`.
+    """
+
+    def text(example: Example) -> str:
+        return " ".join(example.question.lower().split())
+
+    by_text: dict[str, list[Example]] = {}
+    for example in ours:
+        by_text.setdefault(text(example), []).append(example)
+    hashes: dict[int, list[str]] = {}
+
+    def pictures(example: Example) -> list[str]:
+        if id(example) not in hashes:
+            hashes[id(example)] = [hashlib.sha256(_bytes_of(i)).hexdigest() for i in example.images]
+        return hashes[id(example)]
+
+    return [
+        (mine.id, example.id)
+        for example in theirs
+        for mine in by_text.get(text(example), ())
+        if len(mine.images) == len(example.images) and pictures(mine) == pictures(example)
+    ]
+
+
+def _bytes_of(image: Any) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    return Path(image).read_bytes() if isinstance(image, str | Path) else image.read()
+
+
 # ---- what a record must hold ----------------------------------------------------------------
 
 
@@ -408,6 +482,8 @@ def _parse(row: Any, number: int, where: str, folder: Path) -> Example:
     try:
         if row.get("message") is not None:
             return _parse_chat(row, name, where, folder)
+        if row.get("conversations") is not None:
+            row = _from_conversations(row)
         return _parse_question(row, name, where, folder)
     except BadRecord as problem:
         problem.name = name
@@ -442,6 +518,25 @@ def _parse_question(row: dict[str, Any], name: str, where: str, folder: Path) ->
         kind=_string(row, "kind"),
         source=where,
     )
+
+
+def _from_conversations(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns a record of VLM-R1's form, turns from "human" and "gpt", as question and answer."""
+    turns = row["conversations"]
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
+        raise BadRecord("wrong_type", "conversations is not a list of turns")
+    speakers = [_string(turn, "from") for turn in turns]
+    if speakers != ["human", "gpt"] and (speakers != ["human"] or row.get("solution") is None):
+        raise BadRecord(
+            "wrong_type",
+            f"conversations has turns from {', '.join(speakers) or 'nobody'}; expected human, gpt",
+        )
+    found = {**row, "question": _string(turns[0], "value")}
+    if row.get("solution") is None:
+        reply = _string(turns[1], "value")
+        tagged = re.search(r"<answer>(.*?)</answer>", reply, re.DOTALL)
+        found["answer"] = tagged[1].strip() if tagged else reply
+    return found
 
 
 def _parse_chat(row: dict[str, Any], name: str, where: str, folder: Path) -> Example:

@@ -76,6 +76,21 @@ def fit_bucket(encoded: Iterable[Encoded], buckets: Sequence[Bucket]) -> Bucket:
     return min(fitting, key=sum)
 
 
+def pad_batch(batch: Batch, p: int, i: int, pad_id: int) -> Batch:
+    """Returns the same prompts in a larger shape: P tokens, I patches. Host arrays."""
+    left, right = p - batch.tokens.shape[1], i - batch.patches.shape[1]
+
+    def pad(name: str, array: np.ndarray) -> np.ndarray:
+        widths = [(0, 0)] * array.ndim
+        if name in ("tokens", "mask", "positions"):
+            widths[-1] = (left, 0)
+        else:
+            widths[1] = (0, right)
+        return np.pad(array, widths, constant_values=pad_id if name == "tokens" else 0)
+
+    return Batch(**{name: pad(name, array) for name, array in batch._asdict().items()})
+
+
 class _Source:
     """Encodes examples by their place in a stream; what grain's threads call."""
 
@@ -210,7 +225,7 @@ class Loader:
         if left < self._prompts:
             raise InputError(
                 f"{left} of {len(self._source.examples)} training records are left after dropping "
-                f"damaged ones ({dict(self.dropped)}), but config.rollout.prompts={self._prompts}"
+                f"damaged ones ({dict(self.dropped)}), but a batch takes {self._prompts}"
             )
 
     def state(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Serves step I (prompts) and step III (texts of responses). It does not know imag
 prompt holds one image token for each picture, which `processor.encode_prompt` repeats.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -79,6 +80,10 @@ class Tokenizer:
         if not getattr(backend, "is_fast", False):
             raise InputError(f"{directory} has no tokenizer that the library `tokenizers` reads")
         return cls(backend, directory)
+
+    def fingerprint(self) -> str:
+        """Returns a digest of vocabulary, merges and chat template: equal where prompts are."""
+        return hashlib.sha256(f"{self._fast.to_str()}{self._template}".encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Returns the ids of `text`; special tokens written in it become their ids."""

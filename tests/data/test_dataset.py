@@ -11,7 +11,7 @@ import pytest
 from data_cases import IMAGE_ID, k12, picture, save_picture, write_tokenizer
 from PIL import Image
 
-from rlvlm_jax.data.dataset import Reader
+from rlvlm_jax.data.dataset import Reader, overlap
 from rlvlm_jax.data.processor import ImageError, ImageSpec
 from rlvlm_jax.data.tokenizer import Tokenizer
 from rlvlm_jax.errors import InputError
@@ -61,6 +61,49 @@ def test_maye_fields(folder, reader):
     assert example.images == (folder / "a.png",)
     assert example.source == f"{name}:1"
     assert report == {"records": 1, "used": 1, "dropped": {}}
+
+
+@pytest.mark.parametrize(
+    ("turns", "more", "solution"),
+    [
+        (["<image>Find x.", "<answer> 3 </answer>"], {}, "\\boxed{3}"),
+        (["<image>Find x.", "3"], {}, "\\boxed{3}"),
+        (["<image>Find x.", "It is \\boxed{3}."], {}, "It is \\boxed{3}."),
+        (["<image>Find x."], {"solution": "\\boxed{4}"}, "\\boxed{4}"),
+    ],
+)
+def test_conversations_of_two_turns(folder, reader, turns, more, solution):
+    speakers = ("human", "gpt")
+    told = [{"from": who, "value": text} for who, text in zip(speakers, turns, strict=False)]
+    row = {"id": 7, "image": "a.png", "conversations": told, **more}
+    (example,), _ = strict(reader).read(write_jsonl(folder / "d.jsonl", row))
+    assert (example.id, example.question, example.solution) == ("7", "Find x.", solution)
+    assert example.images == (folder / "a.png",)
+
+
+@pytest.mark.parametrize(
+    "conversations",
+    ["x", [1], [], [{"from": "human", "value": "a"}], [{"from": "gpt", "value": "a"}] * 2],
+)
+def test_other_conversations_are_refused(folder, reader, conversations):
+    row = {"conversations": conversations}
+    with pytest.raises(InputError, match="conversations"):
+        strict(reader).read(write_jsonl(folder / "d.jsonl", row))
+
+
+def test_problems_that_two_sets_share(folder, reader):
+    (folder / "same.png").write_bytes((folder / "a.png").read_bytes())
+    bare = {**GOOD, "id": "text", "question": "Find x.", "image": None}
+    ours = write_jsonl(folder / "ours.jsonl", GOOD, bare)
+    theirs = write_jsonl(
+        folder / "theirs.jsonl",
+        {**GOOD, "id": "copy", "question": "<image> find  X.", "image": "same.png"},
+        {**GOOD, "id": "other picture", "image": "b.png"},
+        {**GOOD, "id": "other question", "question": "<image>Find y."},
+        {**bare, "id": "no picture"},
+    )
+    sets = [strict(reader).read(name)[0] for name in (ours, theirs)]
+    assert overlap(*sets) == [("g", "copy"), ("text", "no picture")]
 
 
 def test_prompt_is_pictures_question_instruction(folder, reader):

@@ -1,0 +1,99 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The lengths of prompts that were counted before, kept on disk.
+
+To count, every prompt is rendered and tokenised and the header of every picture read: minutes for a
+large data set, at every start. Here they are found again, as long as the prompt, its pictures, the
+tokenizer and the pixel limits are the same. Knows no records; `dataset.Reader` asks it.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlvlm_jax.data.processor import local_path
+
+_LOG = logging.getLogger(__name__)
+
+
+class SizeIndex:
+    """(tokens, patches) of the prompts of one data set. Safe to use from several threads.
+
+    Args:
+        directory: where indexes lie; created when one is saved.
+        name: of the data set.
+        counted_by: everything else that a prompt's length depends on, such as the tokenizer.
+    """
+
+    def __init__(self, directory: Path, name: str, counted_by: str):
+        about = f"{Path(name).absolute()}\n{counted_by}"
+        self.path = directory / f"{_digest(about.encode())}.txt"
+        self._known: dict[str, tuple[int, int]] = {}
+        self._used: dict[str, tuple[int, int]] = {}
+        try:
+            for line in self.path.read_text(encoding="utf-8").splitlines():
+                key, tokens, patches = line.split()
+                self._known[key] = int(tokens), int(patches)
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            self._known = {}
+            _LOG.warning("the index %s cannot be read (%s); it is made anew", self.path, error)
+
+    def get(self, key: str) -> tuple[int, int] | None:
+        """Returns (tokens, patches), or None for a prompt that was not counted yet."""
+        found = self._known.get(key)
+        if found is not None:
+            self._used[key] = found
+        return found
+
+    def put(self, key: str, tokens: int, patches: int) -> None:
+        """Remembers the length of a prompt."""
+        self._used[key] = tokens, patches
+
+    def save(self) -> None:
+        """Writes what was asked for or put, whole or not at all; nothing where it is unchanged."""
+        if self._used == self._known:
+            return
+        mine = self.path.with_suffix(f".{os.getpid()}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            found = sorted(self._used.items())
+            lines = (f"{key} {tokens} {patches}\n" for key, (tokens, patches) in found)
+            mine.write_text("".join(lines), encoding="utf-8")
+            mine.replace(self.path)
+        except OSError as error:
+            _LOG.warning(
+                "the lengths of prompts cannot be kept for the next start: %s; name another "
+                "directory in config.data.index, or none",
+                error,
+            )
+
+
+def key_of(messages: Sequence[dict[str, Any]], images: Sequence[Any]) -> str:
+    """Returns what stands for a prompt: its chat, and its pictures as they are now.
+
+    A file is told by path, size and time of change, encoded bytes by their digest.
+
+    Raises:
+        ImageError: a picture is not a local file.
+        OSError: there is no such file.
+    """
+    pictures = [_identity(image) for image in images]
+    return _digest(json.dumps([list(messages), pictures], default=str).encode())
+
+
+def _identity(image: Any) -> str:
+    if isinstance(image, str | Path):
+        path = local_path(image)
+        found = path.stat()
+        return f"{path.absolute()} {found.st_size} {found.st_mtime_ns}"
+    return _digest(image if isinstance(image, bytes) else image.read())
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]

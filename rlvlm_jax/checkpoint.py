@@ -154,6 +154,21 @@ def restore_params(path: str | Path, wanted: Params | None = None) -> Params:
     return _restore(path, PARAMS, wanted)
 
 
+def param_shapes(path: str | Path) -> Params:
+    """Returns the names and shapes of a checkpoint's parameters, as a nested dict; reads no array.
+
+    Raises:
+        InputError: the checkpoint is incomplete or damaged.
+    """
+    found = _item(path, PARAMS)
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            stored = reader.metadata(found).item_metadata.tree
+    except Exception as error:  # as in `_restore`
+        raise _damaged(found, error) from error
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), stored)
+
+
 def restore(path: str | Path, wanted: TrainState) -> TrainState:
     """Reads a whole state, on the same or on another mesh.
 

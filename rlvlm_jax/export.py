@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
 
     from rlvlm_jax import checkpoint, startup
     from rlvlm_jax.errors import InputError
-    from rlvlm_jax.models import convert
+    from rlvlm_jax.models import convert, lora
 
     source = startup.open_source(arguments.checkpoint)
     if not source.is_orbax:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
             f"--checkpoint={arguments.checkpoint} holds no checkpoint; name RUN/checkpoints, "
             "RUN/checkpoints/STEP, or a directory that rlvlm_jax.convert wrote"
         )
-    params = checkpoint.restore_params(source.directory)
+    params = lora.merge(checkpoint.restore_params(source.directory))
     dtypes = arguments.dtype
     if dtypes == LOSSLESS:
         dtypes = convert.lossless_dtypes(params, source.files)

@@ -6,7 +6,8 @@ What is frozen has no gradient and no optimizer state: parameters are split into
 same structure, one with None where the other has an array, and JAX and optax skip None.
 """
 
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,31 +19,43 @@ from rlvlm_jax.sharding import path_name
 from rlvlm_jax.types import Params
 
 
-def trained_parts(update: ConfigDict) -> frozenset[str]:
-    """Returns which of "vit", "connector", "llm" the configuration trains."""
-    return frozenset(part for part in ("vit", "connector", "llm") if update[f"train_{part}"])
+def make_trained(update: ConfigDict, part_of: Callable[[str], str]) -> Callable[[str], bool]:
+    """Returns the function of a parameter's path that says whether it is trained.
+
+    Args:
+        update: the configuration's keys: `train_PART` switches parts on, `only` further demands
+            that the path fits, and with a `lora_rank` it is the adapters that are trained.
+        part_of: the model's function from "a/b/c" to "vit", "connector", "llm" or "head".
+    """
+    parts = {part for part in ("vit", "connector", "llm") if update[f"train_{part}"]}
+    if update.train_llm and update.train_head:
+        parts.add("head")
+
+    def trained(path: str) -> bool:
+        if part_of(path) not in parts or not re.search(update.only, path):
+            return False
+        return not update.lora_rank or path.endswith(("/lora_a", "/lora_b"))
+
+    return trained
 
 
-def split(
-    params: Params, part_of: Callable[[str], str], parts: Collection[str]
-) -> tuple[Params, Params]:
+def split(params: Params, trained: Callable[[str], bool]) -> tuple[Params, Params]:
     """Splits parameters into (trained, frozen).
 
     Args:
         params: nested dict of arrays, shapes or shardings.
-        part_of: the model's function from "a/b/c" to "vit", "connector" or "llm".
-        parts: those that are trained.
+        trained: from `make_trained`.
 
     Returns:
         Two trees of the structure of `params`, with None at the other's leaves.
     """
-    trained = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf if part_of(path_name(path)) in parts else None, params
-    )
-    frozen = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: None if part_of(path_name(path)) in parts else leaf, params
-    )
-    return trained, frozen
+
+    def those(wanted: bool) -> Params:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf if trained(path_name(path)) == wanted else None, params
+        )
+
+    return those(True), those(False)
 
 
 def merge(trained: Params, frozen: Params) -> Params:
@@ -75,11 +88,12 @@ def make_schedule(update: ConfigDict, total_updates: int) -> optax.Schedule:
 
 
 def make_optimizer(
-    update: ConfigDict, total_updates: int
+    update: ConfigDict, total_updates: int, part_of: Callable[[str], str]
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Returns (AdamW with global-norm clipping, its learning-rate schedule).
 
-    Weight decay acts on matrices (weights and embeddings) only.
+    Weight decay acts on matrices (weights and embeddings) only, never on adapters. A part with a
+    rate of its own, `lr_PART`, follows the same schedule.
 
     Source: Loshchilov and Hutter 2019 (arXiv:1711.05101).
     """
@@ -99,7 +113,19 @@ def make_optimizer(
         weight_decay=update.weight_decay,
         mask=decayed,
     )
-    return optax.chain(clip, adamw), schedule
+    own_rates = {part: update[f"lr_{part}"] for part in ("vit", "connector", "head")}
+
+    def scale(updates: Params, params: Params | None = None) -> Params:
+        del params
+        return jax.tree_util.tree_map_with_path(
+            lambda path, x: (
+                x * ((own_rates.get(part_of(path_name(path))) or update.lr) / update.lr)
+            ),
+            updates,
+        )
+
+    rates = optax.stateless(scale) if any(own_rates.values()) else optax.identity()
+    return optax.chain(clip, adamw, rates), schedule
 
 
 def state_shardings(

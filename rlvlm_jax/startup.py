@@ -19,10 +19,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rlvlm_jax import checkpoint, models, sharding
+from rlvlm_jax import checkpoint, models, optim, sharding
 from rlvlm_jax.data import processor, tokenizer
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import convert
+from rlvlm_jax.models import convert, lora
 from rlvlm_jax.types import Params
 
 BUNDLED = "bundled"
@@ -123,21 +123,68 @@ class Session:
         return not (self.config.update.train_vit or self.config.update.train_connector)
 
 
+def placed(shapes: Params, model: models.Model, mesh: Any) -> Params:
+    """Returns the shapes of parameters with their places on the mesh."""
+    places = sharding.param_shardings(shapes, model.param_rules, mesh)
+    return sharding.with_shardings(shapes, places)
+
+
+def add_adapters(config: ConfigDict, model: models.Model, params: Params, key: Any) -> Params:
+    """Returns the parameters with the adapters that the configuration asks for, if any.
+
+    Raises:
+        InputError: no weight is chosen.
+    """
+    update = config.update
+    if not update.lora_rank:
+        return params
+    chosen = optim.make_trained(update, model.part)
+    adapted = lora.add(
+        params,
+        key,
+        update.lora_rank,
+        update.lora_alpha or update.lora_rank,
+        lambda path: chosen(path.removesuffix("weight") + "lora_a"),
+    )
+    if not lora.is_there(adapted):
+        raise InputError(
+            f"config.update.lora_rank={update.lora_rank} finds no weight to put an adapter beside; "
+            "check config.update.train_vit, train_connector, train_llm and only"
+        )
+    return adapted
+
+
+def restore_merged(directory: Any, model: models.Model, mesh: Any) -> Params:
+    """Reads the parameters of an orbax directory; adapters are added to their weights.
+
+    Raises:
+        InputError: the checkpoint is damaged, or holds another model.
+    """
+    base = jax.eval_shape(model.init, jax.random.key(0))
+    wanted = placed(lora.like(base, checkpoint.param_shapes(directory)), model, mesh)
+    params = checkpoint.restore_params(directory, wanted)
+    if not lora.is_there(params):
+        return params
+    places = jax.tree.map(lambda s: s.sharding, lora.drop(wanted))
+    return jax.jit(lora.merge, out_shardings=places)(params)
+
+
 def open_session(config: ConfigDict, source: Source) -> Session:
     """Builds the mesh, the model's functions and the text side; reads no weights."""
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     model = models.build(
         source.config, dtype=config.model.dtype, remat=config.model.remat == "full"
     )
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    places = sharding.param_shardings(shapes, model.param_rules, mesh)
+    shapes = jax.eval_shape(
+        lambda key: add_adapters(config, model, model.init(key), key), jax.random.key(0)
+    )
     text = load_tokenizer(source)
     return Session(
         config=config,
         source=source,
         mesh=mesh,
         model=model,
-        shapes=sharding.with_shardings(shapes, places),
+        shapes=placed(shapes, model, mesh),
         tokenizer=text,
         spec=image_spec(source, config.data.min_pixels, config.data.max_pixels),
         banned=banned_ids(source, text),
@@ -151,7 +198,7 @@ def load_params(session: Session, source: Source) -> Params:
         InputError: the weights are damaged or are not this model's.
     """
     if source.is_orbax:
-        return checkpoint.restore_params(source.directory, session.shapes)
+        return restore_merged(source.directory, session.model, session.mesh)
     places = {
         sharding.path_name(path): leaf.sharding
         for path, leaf in jax.tree_util.tree_leaves_with_path(session.shapes)
@@ -166,15 +213,26 @@ def load_params(session: Session, source: Source) -> Params:
 
 def random_params(session: Session, seed: int) -> Params:
     """Draws new parameters, each on its own place."""
-    places = jax.tree.map(lambda s: s.sharding, session.shapes)
+    places = jax.tree.map(lambda s: s.sharding, lora.drop(session.shapes))
     return jax.jit(session.model.init, out_shardings=places)(jax.random.key(seed))
 
 
 def initial_params(session: Session) -> Params:
     """Returns the parameters that a run starts from."""
-    if session.config.model.random_init:
-        return random_params(session, session.config.seed)
-    return load_params(session, session.source)
+    config, key = session.config, jax.random.key(session.config.seed)
+    if config.model.random_init:
+        params = random_params(session, config.seed)
+    else:
+        params = load_params(session, session.source)
+    if not config.update.lora_rank:
+        return params
+    places = jax.tree.map(lambda s: s.sharding, session.shapes)
+    adapt = jax.jit(
+        lambda params, key: add_adapters(config, session.model, params, key),
+        out_shardings=places,
+        donate_argnums=0,
+    )
+    return adapt(params, key)
 
 
 def resolved_config(config: ConfigDict) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlvlm_jax import checkpoint, models, startup
+from rlvlm_jax import models, sharding, startup
 from rlvlm_jax.data import processor
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.logprobs import make_logprobs_fn
@@ -85,7 +85,7 @@ class VLM:
         source = startup.open_source(os.fspath(path_or_repo))
         model = models.build(source.config, dtype=dtype)
         if source.is_orbax:
-            params = checkpoint.restore_params(source.directory, _abstract(model))
+            params = startup.restore_merged(source.directory, model, sharding.make_mesh(1, 1, 1))
             return cls(source, model, params, convert.lossless_dtypes(params, source.files))
         params, dtypes = convert.load_hf(
             source.directory, source.config, place=lambda _, value: jnp.asarray(value)
@@ -260,12 +260,6 @@ class VLM:
             logprobs=rollout.logprobs[row, :count],
             finish_reason="length" if rollout.truncated[row] else "stop",
         )
-
-
-def _abstract(model: models.Model) -> Any:
-    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes)
 
 
 @functools.lru_cache(maxsize=32)

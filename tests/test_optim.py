@@ -83,7 +83,7 @@ def test_the_rate_is_never_zero_before_the_end_and_never_over_lr(schedule):
 
 def step(keys, weights, *gradients, total=10):
     """The updates of the last of several steps."""
-    optimizer, _ = optim.make_optimizer(keys, total)
+    optimizer, _ = optim.make_optimizer(keys, total, part_of)
     state = optimizer.init(weights)
     for gradient in gradients:
         updates, state = optimizer.update(gradient, state, weights)
@@ -142,12 +142,46 @@ def test_gradients_are_clipped_by_their_global_norm(clip, norm):
 # ---------------------------------------------------------------- what is trained
 
 
+def only(*parts):
+    """The function that says of a path whether its part is one of these."""
+    return lambda path: part_of(path) in parts
+
+
 def test_trained_parts_are_the_switches_that_are_on():
     for choice in itertools.product((False, True), repeat=3):
         switches = {f"train_{name}": on for name, on in zip(PARTS, choice, strict=True)}
-        expected = {name for name, on in zip(PARTS, choice, strict=True) if on}
-        assert optim.trained_parts(update_keys(**switches)) == expected
-    assert optim.trained_parts(config.default().update) == {"llm"}
+        trained = optim.make_trained(update_keys(**switches), part_of)
+        assert [trained(f"{name}/weight") for name in PARTS] == list(choice)
+    trained = optim.make_trained(config.default().update, part_of)
+    assert [trained(f"{part}/x") for part in ("vit", "connector", "llm", "head")] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "path", "expected"),
+    [
+        ({"train_head": False}, "head/weight", False),
+        ({"train_llm": False, "train_vit": True}, "head/weight", False),
+        ({"only": "attn/"}, "llm/attn/weight", True),
+        ({"only": "attn/"}, "llm/mlp/weight", False),
+        ({"only": "attn/"}, "vit/attn/weight", False),
+        ({"lora_rank": 2}, "llm/attn/weight", False),
+        ({"lora_rank": 2}, "llm/attn/lora_a", True),
+        ({"lora_rank": 2}, "llm/attn/lora_b", True),
+        ({"lora_rank": 2}, "llm/attn/lora_scale", False),
+        ({"lora_rank": 2}, "vit/attn/lora_a", False),
+        ({"lora_rank": 2, "train_vit": True}, "vit/attn/lora_a", True),
+    ],
+)
+def test_what_is_trained_of_a_part(changes, path, expected):
+    assert optim.make_trained(update_keys(**changes), part_of)(path) is expected
+
+
+def test_a_part_may_have_a_rate_of_its_own():
+    keys = update_keys(lr=0.5, lr_vit=0.125)
+    weights = {"vit": {"weight": jnp.ones((1, 1))}, "llm": {"weight": jnp.ones((1, 1))}}
+    updates = step(keys, weights, jax.tree.map(jnp.ones_like, weights))
+    assert float(updates["llm"]["weight"][0, 0]) == pytest.approx(-0.5, rel=1e-5)
+    assert float(updates["vit"]["weight"][0, 0]) == pytest.approx(-0.125, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +189,7 @@ def test_trained_parts_are_the_switches_that_are_on():
 )
 def test_split_takes_each_leaf_once_and_merge_puts_it_back(parts):
     whole = params()
-    trained, frozen = optim.split(whole, part_of, parts)
+    trained, frozen = optim.split(whole, only(*parts))
     for name in PARTS:
         mine, others = (trained, frozen) if name in parts else (frozen, trained)
         assert jax.tree.leaves(mine[name]) == jax.tree.leaves(whole[name])
@@ -166,8 +200,8 @@ def test_split_takes_each_leaf_once_and_merge_puts_it_back(parts):
 
 
 def test_what_is_frozen_has_no_optimizer_state_and_no_share_in_the_norm():
-    optimizer, _ = optim.make_optimizer(update_keys(), 10)
-    trained, _ = optim.split(params(), part_of, {"connector"})
+    optimizer, _ = optim.make_optimizer(update_keys(), 10, part_of)
+    trained, _ = optim.split(params(), only("connector"))
     state = optimizer.init(trained)
     assert sorted(x.shape for x in jax.tree.leaves(state) if x.ndim) == [(1, 1), (1, 1)]
     updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, trained), state, trained)
@@ -179,8 +213,8 @@ def test_moments_lie_where_their_parameters_lie():
     rules = (("embedding", PartitionSpec("fsdp")), ("weight|bias|scale", PartitionSpec()))
     shapes = jax.eval_shape(params)
     places = sharding.param_shardings(shapes, rules, mesh)
-    optimizer, _ = optim.make_optimizer(update_keys(grad_clip=1.0), 10)
-    (trained, _), (trained_places, _) = (optim.split(x, part_of, {"llm"}) for x in (shapes, places))
+    optimizer, _ = optim.make_optimizer(update_keys(grad_clip=1.0), 10, part_of)
+    (trained, _), (trained_places, _) = (optim.split(x, only("llm")) for x in (shapes, places))
     scalar = sharding.replicated(mesh)
     got = optim.state_shardings(optimizer, trained, trained_places, scalar)
     state = jax.eval_shape(optimizer.init, trained)

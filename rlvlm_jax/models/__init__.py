@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from rlvlm_jax.errors import InputError
+from rlvlm_jax.models import lora
 from rlvlm_jax.models.layers import REMAT_POLICIES
 from rlvlm_jax.models.qwen_vision import VISION_RULES, VisionTower
 from rlvlm_jax.models.qwen_vl import LANGUAGE_RULES, LanguageModel
 from rlvlm_jax.models.qwen_vl_config import QwenVLConfig
 from rlvlm_jax.types import Array, Batch, Params
 
+RULES = (*VISION_RULES, *LANGUAGE_RULES)
 DTYPES = ("float32", "bfloat16")
 
 
@@ -44,7 +46,8 @@ class Model:
         logits: (params, hidden [..., M, D]) -> float32[..., M, V].
         param_rules: (regex, PartitionSpec) pairs for mesh axes "data", "fsdp", "tensor"; each
             parameter path matches one.
-        part: path of a parameter -> "vit", "connector" or "llm", the parts that can be frozen.
+        part: path of a parameter -> "vit", "connector", "llm" or "head" (the output layer where it
+            is not the embedding's), the parts that can be frozen.
     """
 
     config: QwenVLConfig
@@ -107,16 +110,17 @@ def build(config: QwenVLConfig, *, dtype: str = "float32", remat: bool | str = F
         decode=of_language("decode"),
         forward=of_language("forward"),
         logits=of_language("logits"),
-        param_rules=VISION_RULES + LANGUAGE_RULES,
+        param_rules=(*RULES, *lora.rules(RULES)),
         part=part,
     )
 
 
 def part(path: str) -> str:
-    """Returns the part of the model, "vit", "connector" or "llm", that a parameter belongs to."""
+    """Returns the part of the model that a parameter belongs to; see `Model.part`."""
     for prefix, name in (
         ("vision/merger/", "connector"),
         ("vision/", "vit"),
+        ("language/head/", "head"),
         ("language/", "llm"),
     ):
         if path.startswith(prefix):

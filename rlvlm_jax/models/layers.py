@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rlvlm_jax.models.lora import LEAVES as LORA
 from rlvlm_jax.types import Array
 
 ACTIVATIONS = {
@@ -63,6 +64,8 @@ def row_sum(x: Array) -> Array:
 class Linear(nn.Module):
     """x weight^T + bias, the weight stored [out, in] for the sake of `product`.
 
+    Where the parameters hold a low-rank adapter, its share is added; see `lora`.
+
     Attributes:
         width: of the output.
         dtype: compute dtype.
@@ -78,11 +81,16 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [..., M, in] to [..., M, out]."""
-        weight = self.param("weight", INIT, (self.width, x.shape[-1]))
-        x = product(x.astype(self.dtype), weight.astype(self.dtype), self.out or self.dtype)
+        weight = self.param("weight", INIT, (self.width, x.shape[-1])).astype(self.dtype)
+        x, out = x.astype(self.dtype), self.out or self.dtype
+        y = product(x, weight, out)
+        if self.has_variable("params", "lora_a"):
+            a, b, scale = (self.get_variable("params", name) for name in LORA)
+            low = product(product(x, a.astype(self.dtype), self.dtype), b.astype(self.dtype), out)
+            y += scale.astype(out) * low
         if self.bias:
-            x += self.param("bias", nn.initializers.zeros, (self.width,)).astype(x.dtype)
-        return x
+            y += self.param("bias", nn.initializers.zeros, (self.width,)).astype(out)
+        return y
 
 
 class RMSNorm(nn.Module):

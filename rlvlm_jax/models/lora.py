@@ -1,0 +1,122 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Low-rank adapters: parameters beside a linear layer's weight, which itself stays frozen.
+
+x W^T + (alpha / r) (x A^T) B^T, A [r, in] drawn from N(0, 1 / r), B [out, r] zero at first, so that
+training starts from the model as it is. The leaves lie beside the weight, stacked over the layers
+as it is; `layers.Linear` uses them where they are there. Knows parameter trees, no optimizer.
+
+Source: Hu et al. 2021 (arXiv:2106.09685).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from rlvlm_jax.types import Array, Params
+
+TRAINED = ("lora_a", "lora_b")
+LEAVES = (*TRAINED, "lora_scale")
+
+
+def add(
+    params: Params, key: Array, rank: int, alpha: float, chosen: Callable[[str], bool]
+) -> Params:
+    """Returns the parameters with adapters beside the chosen weights.
+
+    Args:
+        params: nested dict; linear layers are the dicts that hold a "weight".
+        key: of the draws.
+        rank: r.
+        alpha: the adapters' share of the result is multiplied by alpha / r.
+        chosen: path of a weight, "a/b/weight" -> whether it gets an adapter.
+    """
+
+    def walk(node: Any, path: str) -> Any:
+        if not isinstance(node, dict):
+            return node
+        found = {name: walk(child, f"{path}{name}/") for name, child in node.items()}
+        if "weight" in found and chosen(f"{path}weight"):
+            *layers, out, width = found["weight"].shape
+            number = sum(ord(letter) * 31**place for place, letter in enumerate(path)) % 2**31
+            draw = jax.random.normal(jax.random.fold_in(key, number), (*layers, rank, width))
+            found["lora_a"] = draw * rank**-0.5
+            found["lora_b"] = jnp.zeros((*layers, out, rank))
+            found["lora_scale"] = jnp.full(layers, alpha / rank, jnp.float32)
+        return found
+
+    return walk(params, "")
+
+
+def merge(params: Params) -> Params:
+    """Returns the parameters with the adapters added to their weights, and without them.
+
+    W + (alpha / r) B A, in float32.
+    """
+    if not isinstance(params, dict):
+        return params
+    found = {name: merge(child) for name, child in params.items() if name not in LEAVES}
+    if "lora_a" in params:
+        low = jnp.einsum(
+            "...or,...ri->...oi", params["lora_b"], params["lora_a"], precision="highest"
+        )
+        scale = jnp.asarray(params["lora_scale"])[..., None, None]
+        found["weight"] = params["weight"] + scale * low
+    return found
+
+
+def is_there(params: Params) -> bool:
+    """Returns whether any layer has an adapter."""
+    return isinstance(params, dict) and (
+        "lora_a" in params or any(is_there(child) for child in params.values())
+    )
+
+
+def drop(params: Params) -> Params:
+    """Returns the parameters (or their shapes) without adapters, which are not added to weights."""
+    if not isinstance(params, dict):
+        return params
+    return {name: drop(child) for name, child in params.items() if name not in LEAVES}
+
+
+def like(params: Params, stored: Params) -> Params:
+    """Returns the shapes of `params` with adapters where, and of the rank that, `stored` has them.
+
+    Args:
+        params: shapes without adapters.
+        stored: shapes that may have some.
+    """
+    if not isinstance(stored, dict) or not isinstance(params, dict):
+        return params
+    found = {name: like(child, stored.get(name)) for name, child in params.items()}
+    if "lora_a" in stored and "weight" in params:
+        rank = stored["lora_a"].shape[-2]
+        adapted = jax.eval_shape(
+            lambda p, key: add({"x": p}, key, rank, rank, lambda _: True)["x"],
+            {"weight": params["weight"]},
+            jax.random.key(0),
+        )
+        found |= {name: adapted[name] for name in LEAVES}
+    return found
+
+
+def rules(of_weights: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
+    """Returns sharding rules of adapters, made of those of the weights they lie beside.
+
+    A is divided like the weight's input, B like its output; r is never divided.
+    """
+    found: list[tuple[str, Any]] = []
+    for pattern, spec in of_weights:
+        if not pattern.endswith("/weight$"):
+            continue
+        beside = pattern.removesuffix("weight$")
+        *layers, out, width = spec
+        found += [
+            (f"{beside}lora_a$", PartitionSpec(*layers, None, width)),
+            (f"{beside}lora_b$", PartitionSpec(*layers, out, None)),
+            (f"{beside}lora_scale$", PartitionSpec()),
+        ]
+    return tuple(found)

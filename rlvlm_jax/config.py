@@ -9,7 +9,7 @@ anything is allocated. This module knows nothing of models, data or devices.
 
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -24,7 +24,8 @@ EVAL_SETTINGS = {  # name -> (samples k, temperature, top-p); spec of the MAYE s
 }
 MAX_EVAL_SAMPLES = 256
 HARMLESS = (  # keys, or groups of keys, that say where and how fast a run is made, not what it does
-    *("seeds", "checkpoint_every", "mesh.", "log.", "data.workers", "rewards.workers"),
+    *("seeds", "checkpoint_every", "mesh.", "log.", "data.workers", "data.index"),
+    "rewards.workers",
     *("update.microbatch", "update.logprob_batch", "update.logprob_chunk"),
 )
 CHOICES = {
@@ -33,12 +34,13 @@ CHOICES = {
     "model.remat": ("none", "full"),
     "data.on_bad_record": ("error", "skip"),
     "rewards.judge": ("strict", "maye", "mm_eureka"),
+    "rewards.rounding": ("none", "reference", "both"),
     "rewards.format_style": ("think", "think_answer"),
-    "algorithm.advantage": ("reinforce_pp", "grpo", "rloo"),
+    "algorithm.advantage": ("reinforce_pp", "grpo", "rloo", "reinforce_baseline"),
     "algorithm.whiten": ("center", "scale", "none"),
     "algorithm.scale": ("group", "batch", "none"),
     "algorithm.loss": ("ppo", "gspo", "cispo"),
-    "algorithm.aggregate": ("token", "sequence", "constant"),
+    "algorithm.aggregate": ("token", "sequence", "constant", "microbatch"),
     "algorithm.kl_loss_kind": ("k1", "k2", "k3"),
     "algorithm.kl_reward_kind": ("k1", "k2", "k3"),
     "update.schedule": ("constant", "cosine"),
@@ -57,9 +59,10 @@ _POSITIVE = (
     "update.lr",
     "update.logprob_chunk",
     "update.max_bad_steps",
+    "algorithm.whiten_parts",
     "data.buckets",
     "data.workers",
-    "rewards.workers",
+    "rewards.custom_memory_gib",
     "rewards.deadline_s",
     "mesh.data",
     "mesh.fsdp",
@@ -77,6 +80,11 @@ _NOT_NEGATIVE = (
     "update.microbatch",
     "update.logprob_batch",
     "update.weight_decay",
+    "update.lora_rank",
+    "update.lora_alpha",
+    "update.lr_vit",
+    "update.lr_connector",
+    "update.lr_head",
     "update.grad_clip",
     "data.min_pixels",
     "data.max_pixels",
@@ -87,9 +95,14 @@ _NOT_NEGATIVE = (
     "algorithm.length_norm",
     "algorithm.kl_loss_coef",
     "algorithm.kl_reward_coef",
+    "algorithm.entropy_coef",
+    "rewards.overlong_tokens",
     "algorithm.eps",
+    "algorithm.filter_refills",
     "eval.batch",
     "rewards.min_tokens",
+    "rewards.tolerance",
+    "rewards.workers",
     "data.limit_eval",
     "log.token_prompts",
 )
@@ -99,6 +112,7 @@ _FRACTIONS = (
     "update.warmup",
     "update.final_lr",
     "sft.direct_share",
+    "algorithm.adora_lambda",
     "algorithm.filter_low",
     "algorithm.filter_high",
     "update.b1",
@@ -122,7 +136,7 @@ def default() -> ConfigDict:
     c.seed = 0  # data order, sampling keys, random initialisation
     c.seeds = 1  # runs with seeds seed, seed + 1, ..., one after another in WORKDIR/seed_N
     c.total_steps = 0  # steps of the loop (one batch of prompts each); 0 = by `epochs`
-    c.epochs = 1.0  # passes over data.train, when total_steps is 0
+    c.epochs = 1.0  # passes over data.train where nothing is refilled, when total_steps is 0
     c.checkpoint_every = 0  # steps; 0 = only at the end; -1 = every epoch
     c.eval_every = 0  # steps; 0 = never; -1 = every epoch. Step 0 is evaluated too
 
@@ -145,6 +159,7 @@ def default() -> ConfigDict:
     c.data.system = ""  # system message; "" = what the chat template does by itself
     c.data.buckets = 2  # how many static (prompt, patch) shapes are chosen from the data
     c.data.workers = 2  # threads that read, decode and tokenise ahead
+    c.data.index = "~/.cache/rlvlm_jax"  # where lengths of prompts are kept; "" = count every time
     c.data.limit_eval = 0  # use only the first this many evaluation questions; 0 = all
 
     c.rollout = ConfigDict()
@@ -158,17 +173,23 @@ def default() -> ConfigDict:
 
     c.rewards = ConfigDict()
     c.rewards.judge = "strict"
+    c.rewards.tolerance = 1e-6  # of decimals, as a share of the reference
+    c.rewards.rounding = "none"  # "reference": 6√5 is 13.4; "both": 13.42 is 6√5 too
     c.rewards.accuracy = 1.0  # weights of the parts of the score
     c.rewards.language = 1.0  # the language reward itself is -0.1 * share of CJK characters
     c.rewards.format = 0.0
     c.rewards.format_style = "think"
+    c.rewards.repetition = 0.0  # the reward itself is -(share of repeated 4-grams)
+    c.rewards.overlong = 0.0  # the reward itself falls from 0 to -1 over the last overlong_tokens
+    c.rewards.overlong_tokens = 0  # before rollout.max_tokens
     c.rewards.custom = ""  # "module:function", called as f(response, example) -> float
     c.rewards.custom_weight = 1.0
+    c.rewards.custom_memory_gib = 4.0  # that one call may use
     c.rewards.no_eos_penalty = True  # a truncated response's score is replaced by `penalty`
     c.rewards.penalty = -0.1
     c.rewards.min_tokens = 1  # a response with fewer content tokens gets `penalty` too
     c.rewards.deadline_s = 5.0  # seconds a judged item may take
-    c.rewards.workers = 2  # judging processes
+    c.rewards.workers = 2  # judging processes; 0 = one a core
 
     c.algorithm = ConfigDict()
     c.algorithm.advantage = "grpo"
@@ -176,6 +197,10 @@ def default() -> ConfigDict:
     c.algorithm.gamma = 1.0  # reinforce_pp: discount per token
     c.algorithm.scale = "group"  # grpo: what a centred score is divided by
     c.algorithm.eps = 1e-6  # grpo: added to the deviation
+    c.algorithm.normalise = False  # group estimators: whiten over all tokens of the batch as well
+    c.algorithm.whiten_parts = 1  # whiten within so many equal parts of the batch (MAYE's: 7 GPUs)
+    c.algorithm.adora = False  # weigh groups down whose right responses are not the longer ones
+    c.algorithm.adora_lambda = 0.1  # their weight
     c.algorithm.loss = "ppo"
     c.algorithm.clip_low = 0.2
     c.algorithm.clip_high = 0.2
@@ -185,9 +210,13 @@ def default() -> ConfigDict:
     c.algorithm.length_norm = 0  # aggregate="constant": tokens a sequence is divided by; 0 = R
     c.algorithm.kl_loss_coef = 0.0  # 0 = no reference pass
     c.algorithm.kl_loss_kind = "k3"
-    c.algorithm.kl_reward_coef = 0.0  # per-token penalty in the return (reinforce_pp only)
+    c.algorithm.kl_reward_coef = 0.0  # penalty in the return; group estimators: in the score
     c.algorithm.kl_reward_kind = "k1"
+    c.algorithm.entropy_coef = 0.0  # bonus for entropy, mean over tokens, in nats
+    c.algorithm.mask_truncated = False  # leave truncated responses out of the loss
+    c.algorithm.flat_positions = False  # train on 1-D positions, as MAYE's code did; never samples
     c.algorithm.filter = False  # leave out groups whose accuracy is outside [low, high]
+    c.algorithm.filter_refills = 0  # further batches sampled a step to replace what is left out
     c.algorithm.filter_low = 0.1
     c.algorithm.filter_high = 0.9
 
@@ -209,7 +238,14 @@ def default() -> ConfigDict:
     c.update.max_bad_steps = 5  # non-finite gradients in a row before the run stops
     c.update.train_vit = False
     c.update.train_connector = False
-    c.update.train_llm = True
+    c.update.train_llm = True  # the embedding included
+    c.update.train_head = True  # with train_llm; where the head is the embedding, it is one with it
+    c.update.only = ""  # regular expression: of these parts, train only paths in which it is found
+    c.update.lora_rank = 0  # r: train adapters of this rank beside the parts' weights; 0 = weights
+    c.update.lora_alpha = 0.0  # adapters count alpha / r; 0 = r
+    c.update.lr_vit = 0.0  # rates of their own for some parts; 0 = lr; a tied head has the llm's
+    c.update.lr_connector = 0.0
+    c.update.lr_head = 0.0
 
     c.sft = ConfigDict()
     c.sft.style = "worked"  # "mixed": part worked, part bare answers (bundled problems only)
@@ -236,6 +272,29 @@ def default() -> ConfigDict:
     return c.lock()
 
 
+def variant(recipe: str, arg: str | None, known: Sequence[str]) -> tuple[str, bool]:
+    """Reads a recipe's argument: VARIANT, `smoke`, or `VARIANT,smoke`.
+
+    Args:
+        recipe: file, for the message.
+        arg: what stands behind the colon, None for nothing.
+        known: the variants, the first for no argument.
+
+    Returns:
+        (variant, whether the bundled model and data are to be put under it).
+
+    Raises:
+        ValueError: there is no such variant.
+    """
+    name, _, behind = (arg or "").partition(",")
+    if name == "smoke" and not behind:
+        return known[0], True
+    if (name and name not in known) or behind not in ("", "smoke"):
+        names = ", ".join(filter(None, known))
+        raise ValueError(f"{recipe}:{arg}: use one of {names}, smoke, or VARIANT,smoke")
+    return name or known[0], bool(behind)
+
+
 def smoke(config: ConfigDict) -> ConfigDict:
     """Puts the bundled model and data under a recipe, and leaves its algorithm as it is.
 
@@ -258,8 +317,10 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.data.limit_eval = 32
     config.data.instruction = config.data.system = ""
     updates = max(1, config.rollout.prompts * config.rollout.samples // config.update.minibatch)
-    config.rollout.prompts = 32 if config.rollout.samples == 1 else 8
+    parts = config.algorithm.whiten_parts
+    config.rollout.prompts = (32 if config.rollout.samples == 1 else 8) // parts * parts
     config.rollout.max_tokens = 48
+    config.rewards.overlong_tokens = min(config.rewards.overlong_tokens, 16)
     rows = config.rollout.prompts * config.rollout.samples
     config.update.minibatch = max(config.rollout.samples, rows // min(updates, 4))
     config.update.microbatch = config.update.logprob_batch = 0
@@ -410,19 +471,34 @@ def _shape_problems(c: ConfigDict) -> Iterator[str]:
 
 def _recipe_problems(c: ConfigDict) -> Iterator[str]:
     """Yields a sentence for every combination that makes no sense."""
-    grouped = c.algorithm.advantage in ("grpo", "rloo")
+    grouped = c.algorithm.advantage != "reinforce_pp"
     if c.mode == "rl" and grouped and c.rollout.samples < 2:
         yield (
             f"config.algorithm.advantage={c.algorithm.advantage!r} compares the samples of a "
             f"prompt, so config.rollout.samples={c.rollout.samples} must be at least 2"
         )
-    if c.algorithm.kl_reward_coef and c.algorithm.advantage != "reinforce_pp":
+    if c.algorithm.normalise and c.algorithm.advantage == "reinforce_pp":
         yield (
-            "config.algorithm.kl_reward_coef applies to config.algorithm.advantage='reinforce_pp' "
-            f"only, not to {c.algorithm.advantage!r}; use config.algorithm.kl_loss_coef"
+            "config.algorithm.normalise is for the group estimators; with reinforce_pp use "
+            "config.algorithm.whiten"
+        )
+    if c.mode == "rl" and c.rollout.prompts % c.algorithm.whiten_parts:
+        yield (
+            f"config.algorithm.whiten_parts={c.algorithm.whiten_parts} does not divide "
+            f"config.rollout.prompts={c.rollout.prompts}; use one of {_divisors(c.rollout.prompts)}"
+        )
+    if c.rewards.overlong and not 1 <= c.rewards.overlong_tokens <= c.rollout.max_tokens:
+        yield (
+            f"config.rewards.overlong_tokens={c.rewards.overlong_tokens} must lie between 1 and "
+            f"config.rollout.max_tokens={c.rollout.max_tokens} where config.rewards.overlong is set"
         )
     if c.algorithm.dual_clip and c.algorithm.dual_clip <= 1:
         yield f"config.algorithm.dual_clip={c.algorithm.dual_clip} must be 0 (off) or above 1"
+    if c.algorithm.filter_refills and not c.algorithm.filter:
+        yield (
+            f"config.algorithm.filter_refills={c.algorithm.filter_refills} needs "
+            "config.algorithm.filter=True"
+        )
     if c.algorithm.filter_low > c.algorithm.filter_high:
         yield "config.algorithm.filter_low is above config.algorithm.filter_high"
     if c.mode == "rl" and c.rollout.temperature == 0:

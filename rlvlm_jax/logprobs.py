@@ -29,7 +29,14 @@ def _chunk_stats(
     return chosen - normaliser, entropy
 
 
-def make_logprobs_fn(model: Any, policy: Policy, chunk: int) -> Callable[..., tuple[Array, Array]]:
+def make_logprobs_fn(
+    model: Any,
+    policy: Policy,
+    chunk: int,
+    *,
+    flat_positions: bool = False,
+    entropy_gradient: bool = False,
+) -> Callable[..., tuple[Array, Array]]:
     """Builds logprobs(params, batch, features, tokens, mask) -> (log-probs, entropies).
 
     Args:
@@ -37,18 +44,25 @@ def make_logprobs_fn(model: Any, policy: Policy, chunk: int) -> Callable[..., tu
         policy: the distribution asked about; the sampler records the same one.
         chunk: response tokens a row whose logits exist at a time; their memory is
             4 * B * chunk * V bytes.
+        flat_positions: count tokens instead of using the batch's rotary positions, on all axes.
+            # MAYE's code does so by mistake in training, not in sampling.
+        entropy_gradient: whether entropies are differentiated too.
 
     Returns:
         A function of (params, Batch of N prompts, image features, int32[B, R], bool[B, R]) that
         returns two float32[B, R] in nats, 0 outside the mask. Without features (None) it computes
         them itself, so that gradients reach the vision tower. B is a multiple of N; the B / N
         responses of a prompt are adjacent and share one pass over it. Entropies are those of the
-        policy's whole distribution, and carry no gradient.
+        policy's whole distribution.
     """
 
     def logprobs(
         params: Params, batch: Batch, features: Array | None, tokens: Array, mask: Array
     ) -> tuple[Array, Array]:
+        if flat_positions:
+            counted = jnp.maximum(jnp.cumsum(batch.mask, axis=1) - 1, 0)
+            flat = jnp.broadcast_to(counted[:, None], batch.positions.shape)
+            batch = batch._replace(positions=flat.astype(batch.positions.dtype))
         if features is None:
             features = model.encode_images(params, batch)
         hidden = model.forward(params, batch, features, tokens, mask)  # [B, R, D]
@@ -66,6 +80,7 @@ def make_logprobs_fn(model: Any, policy: Policy, chunk: int) -> Callable[..., tu
 
         lps, entropies = jax.lax.map(stats, (hidden, padded))
         lps, entropies = (x.swapaxes(0, 1).reshape(rows, -1)[:, :length] for x in (lps, entropies))
-        return jnp.where(mask, lps, 0.0), jax.lax.stop_gradient(jnp.where(mask, entropies, 0.0))
+        lps, entropies = jnp.where(mask, lps, 0.0), jnp.where(mask, entropies, 0.0)
+        return lps, entropies if entropy_gradient else jax.lax.stop_gradient(entropies)
 
     return logprobs

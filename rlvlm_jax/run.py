@@ -3,12 +3,13 @@
 """A run and its directory: where the programs' effects are.
 
 Making a `Run` checks everything a user can get wrong (directory, model, data, configuration) and
-writes nothing; entering it starts the records. It keeps what the loops must not care about:
-records, checkpoints, signals, progress.
+writes nothing but the index of prompt lengths; entering it starts the records. It keeps what the
+loops must not care about: records, checkpoints, signals, progress.
 """
 
 import dataclasses
 import importlib.metadata
+import logging
 import math
 import platform
 import signal
@@ -22,14 +23,25 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rlvlm_jax import __version__, checkpoint, metrics, optim, records, rewards, sharding, startup
+from rlvlm_jax import (
+    __version__,
+    checkpoint,
+    collection,
+    metrics,
+    optim,
+    records,
+    rewards,
+    sharding,
+    startup,
+)
 from rlvlm_jax import config as config_lib
+from rlvlm_jax.collection import Round
 from rlvlm_jax.data import dataset, loader, problems
 from rlvlm_jax.data.dataset import Example
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation.scheme import Evaluation
 from rlvlm_jax.evaluation.scores import is_reflective
-from rlvlm_jax.sampling.responses import Responses
+from rlvlm_jax.sampling.responses import Responses, join
 from rlvlm_jax.types import Params, TrainState
 from rlvlm_jax.update import init_state
 
@@ -96,8 +108,11 @@ class Run:
         if saved:
             self.loader.restore(saved["cursor"])
         self.step = self.first_step
+        self._epoch = self.loader.epoch if self.loader else 0.0
+        self._epoch_ended = saved.get("epoch_ended", False)  # with the last step
         self._epoch_correct, self._epoch_count = saved.get("epoch_accuracy", (0, 0))
         self._saved_step = self.first_step if self.resumed else -1
+        self._sizes: dict[str, int] = {}
 
     # ---- before anything is written -----------------------------------------------------------
 
@@ -126,6 +141,7 @@ class Run:
             gold_check=lambda golds: rewards.check_golds(
                 golds, c.rewards.judge, c.rewards.deadline_s, workers=c.rewards.workers
             ),
+            index=c.data.index,
         )
         self.reports = {}
         self.evaluation_sets = {}
@@ -148,7 +164,7 @@ class Run:
             )
         self.loader = None
         if c.mode == "eval":
-            self.total_steps, self.epoch_steps = 0, 0.0
+            self.total_steps = 0
             return
         prompts = c.rollout.prompts
         if c.mode == "sft":
@@ -157,6 +173,15 @@ class Run:
         found, self.reports["train"] = reader.read(
             c.data.train, "config.data.train", at_least=prompts
         )
+        for split, asked in questions.items():
+            shared = dataset.overlap(found, asked)
+            self.reports[split]["also_in_train"] = [theirs for _, theirs in shared]
+            if shared:
+                logging.warning(
+                    "%d of %d questions of config.data.%s are in config.data.train too, such as "
+                    "%s; their accuracy says nothing of new problems",
+                    *(len(shared), len(asked), split, shared[0][1]),
+                )
         if c.mode == "sft" and c.sft.style == "mixed":
             found = list(problems.in_mixed_styles(found, c.sft.direct_share))
         self.loader = loader.Loader(
@@ -169,8 +194,7 @@ class Run:
             pad_id=session.tokenizer.pad_id,
             on_bad_record=c.data.on_bad_record,
         )
-        self.epoch_steps = len(found) / prompts
-        self.total_steps = c.total_steps or math.ceil(c.epochs * self.epoch_steps)
+        self.total_steps = c.total_steps or math.ceil(c.epochs * len(found) / prompts)
 
     # ---- signals ------------------------------------------------------------------------------
 
@@ -188,7 +212,12 @@ class Run:
         self._records = records.RunDirectory(self.workdir)
         self._records.trim(self.first_step if self.resumed else None)
         self._records.write_config(
-            {"config": startup.resolved_config(c), **environment(), "data": self.reports}
+            {
+                "config": startup.resolved_config(c),
+                **environment(),
+                "data": self.reports,
+                "sizes": self._sizes,
+            }
         )
         self._manager = checkpoint.open_manager(self._checkpoints, c.log.keep_checkpoints)
         self._writers = metrics.Writers(
@@ -219,13 +248,20 @@ class Run:
             optimizer: whose state is placed like the parameters it belongs to.
         """
         session = self.session
-        parts = optim.trained_parts(self.config.update)
+        is_trained = optim.make_trained(self.config.update, session.model.part)
 
         def init(params: Params) -> TrainState:
-            return init_state(params, optimizer, session.model, parts)
+            return init_state(params, optimizer, is_trained)
 
         shapes = jax.eval_shape(init, session.shapes)
-        trained, _ = optim.split(session.shapes, session.model.part, parts)
+        trained, _ = optim.split(session.shapes, is_trained)
+        self._sizes = {
+            "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),
+            "trained_parameters": sum(x.size for x in jax.tree.leaves(trained)),
+            "optimizer_bytes": sum(
+                x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes.opt_state)
+            ),
+        }
         scalar = sharding.replicated(session.mesh)
         trained_places = jax.tree.map(lambda s: s.sharding, trained)
         places = TrainState(
@@ -248,6 +284,7 @@ class Run:
             "config": startup.resolved_config(self.config),
             "cursor": self.loader.state(),
             "epoch_accuracy": (self._epoch_correct, self._epoch_count),
+            "epoch_ended": self._epoch_ended,
         }
         checkpoint.save(self._manager, self.step, state, about, dict(self.session.source.files))
         self._saved_step = self.step
@@ -260,11 +297,8 @@ class Run:
     def is_due(self, every: int) -> bool:
         """Returns whether something done `every` steps (-1: every epoch) follows this step."""
         if every == -1:
-            return self._epoch_ended(self.step)
+            return self._epoch_ended
         return every > 0 and self.step % every == 0
-
-    def _epoch_ended(self, step: int) -> bool:
-        return int(step / self.epoch_steps + 1e-9) > int((step - 1) / self.epoch_steps + 1e-9)
 
     def check_gradients(self, bad_steps: int) -> None:
         """Stops a run whose gradients stay non-finite.
@@ -282,10 +316,9 @@ class Run:
     # ---- records ------------------------------------------------------------------------------
 
     def _record(self, phase: str, values: Mapping[str, Any], note: str = "") -> None:
-        epoch = self.step / self.epoch_steps if self.epoch_steps else 0.0
         values = {name: float(value) for name, value in values.items() if value is not None}
         values = {name: value for name, value in values.items() if math.isfinite(value)}
-        self._records.append(phase, self.step, epoch, values)
+        self._records.append(phase, self.step, self._epoch, values)
         self._writers.write(self.step, values, note)
 
     def _image_names(self, example: Example) -> str | list[str] | None:
@@ -337,10 +370,8 @@ class Run:
     def record_step(
         self,
         step: int,
-        examples: list[Example],
-        responses: Responses,
-        scores: rewards.Scores,
-        gaps: np.ndarray,
+        rounds: Sequence[Round],
+        chosen: np.ndarray,
         advantages: np.ndarray,
         device_stats: Mapping[str, Any],
         watch: metrics.Stopwatch,
@@ -349,22 +380,29 @@ class Run:
 
         Args:
             step: from 1.
-            examples: N, the example of each prompt.
-            responses: B.
-            scores: their rewards.
-            gaps: float32[B], largest sampler-trainer difference of each response, nats.
-            advantages: float32[B, R], of each token.
+            rounds: all that was sampled, also what is not trained on.
+            chosen: int[N], the groups in the update's batch; see `collection.choose`.
+            advantages: float32[B, R], of each of its tokens.
             device_stats: name -> number, of steps III and IV.
             watch: the step's timer.
         """
-        self.step = step
+        self._finish_step(step)
+        examples = [example for one in rounds for example in one.examples]
+        responses = join([one.responses for one in rounds])
+        scores = rewards.join([one.scores for one in rounds])
+        gaps = np.concatenate([np.asarray(one.passes.gap).max(axis=1) for one in rounds])
         rows = self._response_rows(
             examples, responses, scores.correct, scores.status, scores.rewards, gaps
         )
+        samples = self.config.rollout.samples
+        of_batch = collection.rows_of(chosen, samples)  # rows of the update's batch
+        kept = np.repeat(np.concatenate([one.kept for one in rounds]), samples)
+        in_batch = np.isin(np.arange(len(rows)), of_batch)
+        for row, trained in zip(rows, in_batch & kept, strict=True):
+            row["trained"] = bool(trained)
+        for number, b in enumerate(of_batch[: self.config.log.token_prompts * samples].tolist()):
+            rows[b] |= self._token_fields(responses, advantages[number], b)
         if self.config.log.rollouts:
-            samples = len(rows) // len(examples)
-            for b, row in enumerate(rows[: self.config.log.token_prompts * samples]):
-                row |= self._token_fields(responses, advantages, b)
             self._records.write_rollouts(step, rows)
         self._epoch_correct += int(scores.correct.sum())
         self._epoch_count += len(responses.texts)
@@ -374,21 +412,30 @@ class Run:
             **metrics.response_metrics(
                 responses.texts, responses.lengths, scores.correct, responses.truncated
             ),
+            **collection.metrics(self.config, rounds, chosen),
             "judge/timeouts": scores.status.count("timeout") + scores.custom_timeouts,
+            "judge/custom_errors": scores.custom_errors,
             "judge/unparsable": scores.status.count("unparsable"),
             "judge/no_answer": scores.status.count("no_answer"),
+            "judge/several_answers": sum(map(rewards.has_several_answers, responses.texts)),
             "data/dropped": self.loader.dropped.count,
             **device_stats,
             **watch.metrics(),
             **metrics.memory_metrics(),
             "compile/count": self._compiles.count,
         }
-        tokens = float(responses.tokens.sum())
-        values["throughput/rollout_tokens_per_s"] = tokens / values["time/rollout_s"]
+        sampled, updated = responses.tokens.sum(), responses.tokens[in_batch & kept].sum()
+        values["throughput/rollout_tokens_per_s"] = sampled / values["time/rollout_s"]
         values["throughput/update_tokens_per_s"] = (
-            tokens * self.config.update.epochs / values["time/update_s"]
+            updated * self.config.update.epochs / values["time/update_s"]
         )
-        if self._epoch_ended(step):
+        if not kept.any():
+            logging.warning(
+                "step %d: none of %d groups has an accuracy between config.algorithm.filter_low "
+                "and filter_high; nothing was trained",
+                *(step, len(examples)),
+            )
+        if self._epoch_ended:
             values["epoch/train_accuracy"] = self._epoch_correct / self._epoch_count
             self._epoch_correct = self._epoch_count = 0
         note = (
@@ -396,6 +443,12 @@ class Run:
             f"{values['throughput/rollout_tokens_per_s']:,.0f} tokens/s"
         )
         self._record("train", values, note)
+
+    def _finish_step(self, step: int) -> None:
+        """Takes note of how far the run and its pass over the data have come."""
+        before = int(self._epoch + 1e-9)
+        self.step, self._epoch = step, self.loader.epoch
+        self._epoch_ended = int(self._epoch + 1e-9) > before
 
     def _token_fields(
         self, responses: Responses, advantages: np.ndarray, b: int
@@ -409,14 +462,14 @@ class Run:
         return {
             "pieces": self.session.tokenizer.pieces(ids),
             "logprobs": numbers(responses.logprobs[b]),
-            "advantages": numbers(advantages[b, : len(ids)]),
+            "advantages": numbers(advantages[: len(ids)]),
         }
 
     def record_supervised(
         self, step: int, device_stats: Mapping[str, Any], tokens: int, watch: metrics.Stopwatch
     ) -> None:
         """Writes everything about one supervised step."""
-        self.step = step
+        self._finish_step(step)
         values = {
             **device_stats,
             **watch.metrics(),

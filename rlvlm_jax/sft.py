@@ -47,7 +47,7 @@ def make_sft_fn(model: Any, config: ConfigDict, optimizer: Any, mesh: Any) -> An
     """Builds step(state, batch, tokens, mask) -> (state, stats), to be jitted once."""
     micro = microbatch(config)
     logprobs_fn = make_logprobs_fn(model, Policy(), config.update.logprob_chunk)
-    optimizer_step = make_optimizer_step(model, optimizer, optim.trained_parts(config.update))
+    optimizer_step = make_optimizer_step(optimizer, optim.make_trained(config.update, model.part))
 
     def step(
         state: TrainState, batch: Batch, tokens: Array, mask: Array
@@ -63,7 +63,7 @@ def make_sft_fn(model: Any, config: ConfigDict, optimizer: Any, mesh: Any) -> An
             return share, {"entropy": masked.sum(entropies, valid) / count}
 
         rows = np.arange(tokens.shape[0], dtype=np.int32).reshape(-1, micro)
-        state, sums = optimizer_step(state, loss_fn, rows)
+        state, sums = optimizer_step(state, loss_fn, rows, mask.any())
         return state, mean_stats({name: value[None] for name, value in sums.items()})
 
     return step
@@ -81,7 +81,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
     """
     this = run.Run(config, workdir)
     session = this.session
-    optimizer, schedule = optim.make_optimizer(config.update, this.total_steps)
+    optimizer, schedule = optim.make_optimizer(config.update, this.total_steps, session.model.part)
     state = this.restore_or_init(optimizer)
     step_fn = jax.jit(
         make_sft_fn(session.model, config, optimizer, session.mesh),

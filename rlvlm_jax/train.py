@@ -19,7 +19,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rlvlm_jax import optim, run, sharding, startup
+from rlvlm_jax import collection, optim, run, sharding, startup
+from rlvlm_jax.collection import Round
 from rlvlm_jax.config import sequences
 from rlvlm_jax.evaluation import scheme
 from rlvlm_jax.metrics import Stopwatch
@@ -27,7 +28,7 @@ from rlvlm_jax.rewards import RewardConfig
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sampling.responses import read_responses
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
-from rlvlm_jax.trajectory import make_trajectory_fn
+from rlvlm_jax.trajectory import make_passes_fn, make_trajectory_fn
 from rlvlm_jax.types import Params, TrainState
 from rlvlm_jax.update import make_update_fn
 
@@ -37,7 +38,8 @@ class Steps:
     """The functions of the loop, jitted, or compiled for one shape of batch."""
 
     encode: Callable[..., Any]  # (params, batch) -> features
-    sample: Callable[..., Any]  # (params, batch, features, key) -> Rollout
+    sample: Callable[..., Any]  # (params, batch, features, key, number of the round) -> Rollout
+    passes: Callable[..., Any]  # see trajectory.make_passes_fn
     trajectory: Callable[..., Any]  # see trajectory.make_trajectory_fn
     update: Callable[..., Any]  # see update.make_update_fn; donates the state
 
@@ -64,14 +66,13 @@ def make_steps(session: startup.Session, optimizer: Any, state: TrainState) -> S
     return Steps(
         encode=jax.jit(model.encode_images, out_shardings=rows),
         sample=jax.jit(
-            lambda params, batch, features, key: sample(
-                params, batch, features, sequence_keys(key, ids)
+            lambda params, batch, features, key, number: sample(
+                params, batch, features, sequence_keys(key, ids + number * ids.size)
             ),
             out_shardings=rows,
         ),
-        trajectory=jax.jit(
-            make_trajectory_fn(model, config, policy), out_shardings=(rows, whole, rows)
-        ),
+        passes=jax.jit(make_passes_fn(model, config, policy), out_shardings=rows),
+        trajectory=jax.jit(make_trajectory_fn(config), out_shardings=(rows, whole)),
         update=jax.jit(
             make_update_fn(model, config, optimizer, policy, session.mesh),
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), whole),
@@ -112,14 +113,18 @@ def compile_steps(
     if session.features_frozen:
         encode = steps.encode.lower(state.params, batch)
         features = divided(encode.out_info)
-    sample = steps.sample.lower(state.params, batch, features, key)
+    sample = steps.sample.lower(state.params, batch, features, key, np.uint32(0))
     rollout = divided(sample.out_info)
-    scores = divided(jax.ShapeDtypeStruct(rollout.truncated.shape, np.float32))
+    passes = steps.passes.lower(state.params, reference, batch, features, rollout)
+    scores, kept = (
+        divided(jax.ShapeDtypeStruct(rollout.truncated.shape, dtype))
+        for dtype in (np.float32, bool)
+    )
     trajectory = steps.trajectory.lower(
-        state.params, reference, batch, features, rollout, scores, scores
+        batch, features, rollout, divided(passes.out_info), scores, kept
     )
     update = steps.update.lower(state, divided(trajectory.out_info[0]), key)
-    return Steps(*(f and f.compile() for f in (encode, sample, trajectory, update)))
+    return Steps(*(f and f.compile() for f in (encode, sample, passes, trajectory, update)))
 
 
 def needs_reference(config: ConfigDict) -> bool:
@@ -141,7 +146,9 @@ def train(config: ConfigDict, workdir: str) -> bool:
     this = run.Run(config, workdir)
     session = this.session
     updates = config.update.epochs * sequences(config) // config.update.minibatch
-    optimizer, schedule = optim.make_optimizer(config.update, this.total_steps * updates)
+    optimizer, schedule = optim.make_optimizer(
+        config.update, this.total_steps * updates, session.model.part
+    )
     reference = startup.initial_params(session) if needs_reference(config) else None
     state = this.restore_or_init(optimizer)
     jitted = make_steps(session, optimizer, state)
@@ -150,7 +157,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
         for bucket in this.loader.buckets
     }
     evaluate = scheme.make_evaluate_fn(session, config)
-    rewards = RewardConfig(**config.rewards)
+    rewards = RewardConfig(**config.rewards, max_tokens=config.rollout.max_tokens)
     base_key = jax.random.key(config.seed)
 
     with this:
@@ -161,30 +168,46 @@ def train(config: ConfigDict, workdir: str) -> bool:
                 break
             sample_key, update_key = jax.random.split(jax.random.fold_in(base_key, step))
             watch = Stopwatch()
+            rounds: list[Round] = []
+            while not collection.is_enough(config, rounds):
+                # Step I: data flow. Shuffled records become one batch of prompts on the device.
+                with watch.measure("data"):
+                    examples, host_batch = this.loader.next()
+                    batch = sharding.put_batch(host_batch, session.mesh)
+                    steps = compiled[batch.tokens.shape[1], batch.patches.shape[1]]
 
-            # Step I: data flow. Shuffled records become one batch of prompts on the device.
-            with watch.measure("data"):
-                examples, host_batch = this.loader.next()
-                batch = sharding.put_batch(host_batch, session.mesh)
-                steps = compiled[batch.tokens.shape[1], batch.patches.shape[1]]
+                # Step II: response collection, with the live parameters.
+                with watch.measure("rollout"):
+                    features = None
+                    if session.features_frozen:
+                        features = steps.encode(state.params, batch)
+                    number = np.uint32(len(rounds))
+                    rollout = steps.sample(state.params, batch, features, sample_key, number)
+                    responses = read_responses(rollout, session.tokenizer)
 
-            # Step II: response collection, with the live parameters.
-            with watch.measure("rollout"):
-                features = steps.encode(state.params, batch) if session.features_frozen else None
-                rollout = steps.sample(state.params, batch, features, sample_key)
-                responses = read_responses(rollout, session.tokenizer)
+                # Step III: trajectory generation. The device goes over the responses once more
+                # while the host scores their texts.
+                passes = steps.passes(state.params, reference, batch, features, rollout)
+                with watch.measure("score"):
+                    scores = run.score_responses(responses, examples, rewards)
+                kept = collection.kept_groups(config, scores.rewards["accuracy"])
+                found = (examples, host_batch, rollout, passes, responses, scores, kept)
+                rounds.append(Round(*found))
 
-            # Step III: trajectory generation. Only the text is looked at on the host.
-            with watch.measure("score"):
-                scores = run.score_responses(responses, examples, rewards)
             with watch.measure("trajectory"):
-                trajectory, trajectory_stats, gaps = steps.trajectory(
-                    state.params,
-                    reference,
+                chosen = collection.choose(config, rounds)
+                if len(rounds) > 1:
+                    arrays = collection.merge(config, rounds, chosen, session.tokenizer.pad_id)
+                    batch, rollout, passes = sharding.put_batch(arrays, session.mesh)
+                    steps = compiled[batch.tokens.shape[1], batch.patches.shape[1]]
+                    if session.features_frozen:
+                        features = steps.encode(state.params, batch)
+                trajectory, trajectory_stats = steps.trajectory(
                     batch,
                     features,
                     rollout,
-                    *sharding.put_batch((scores.score, scores.rewards["accuracy"]), session.mesh),
+                    passes,
+                    *sharding.put_batch(collection.scores_of(config, rounds, chosen), session.mesh),
                 )
                 trajectory_stats = sharding.to_host(trajectory_stats)
 
@@ -195,8 +218,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
 
             update_stats["update/lr"] = schedule(int(state.step) - 1)
             stats = {**trajectory_stats, **update_stats}
-            arrays = np.asarray(gaps), np.asarray(trajectory.advantages)
-            this.record_step(step, examples, responses, scores, *arrays, stats, watch)
+            this.record_step(step, rounds, chosen, np.asarray(trajectory.advantages), stats, watch)
             this.check_gradients(int(state.bad_steps))
             if this.is_due(config.eval_every):
                 this.record_evaluations(evaluate, state.params)

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Step III, trajectory generation: old and reference log-probabilities, and advantages.
 
-Responses have been scored on the host by now; this is one compiled function of arrays. It knows
-nothing of text or rewards.
+Two compiled functions of arrays: the passes over the responses, which run on the device while the
+host scores the texts, and the advantages, which need the scores. Text and rewards are unknown here.
 """
 
 from collections.abc import Callable
@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from rlvlm_jax.algorithms import advantages, filtering, kl, masked
+from rlvlm_jax.algorithms import advantages, kl, masked
 from rlvlm_jax.config import logprob_passes
 from rlvlm_jax.logprobs import make_logprobs_fn
 from rlvlm_jax.sampling.logits import Policy
-from rlvlm_jax.types import Array, Batch, Params, Rollout, Trajectory
+from rlvlm_jax.types import Array, Batch, Params, Passes, Rollout, Trajectory
 
 
 def _in_passes(function: Callable[..., Any], passes: int, prompts: int, arrays: Any) -> Any:
@@ -50,65 +50,71 @@ def _in_passes(function: Callable[..., Any], passes: int, prompts: int, arrays: 
 
 
 def compute_advantages(
-    algorithm: ConfigDict,
-    scores: Array,
-    mask: Array,
-    group_size: int,
-    token_kl: Array | None,
+    config: ConfigDict, scores: Array, mask: Array, token_kl: Array | None
 ) -> Array:
     """Returns the advantage of every token by the configured estimator.
 
     Args:
-        algorithm: `config.algorithm`.
+        config: the whole configuration; `algorithm` and `rollout` are read.
         scores: float32[B], reward units.
         mask: bool[B, R].
-        group_size: G.
         token_kl: float32[B, R], nats, where a KL penalty belongs into the return.
 
     Returns:
         float32[B, R], 0 outside the mask.
     """
+    algorithm, group_size = config.algorithm, config.rollout.samples
     if algorithm.advantage == "reinforce_pp":
-        result = advantages.reinforce_pp(
+        result = _reinforce_pp(algorithm, scores, mask, token_kl)
+    else:
+        returns = scores
+        if token_kl is not None:
+            returns = scores - algorithm.kl_reward_coef * masked.sum(token_kl, mask, axis=1)
+        if algorithm.advantage == "rloo":
+            result = advantages.rloo(returns, group_size)
+        else:  # the mean of the group as baseline; GRPO divides by its deviation
+            scale = algorithm.scale if algorithm.advantage == "grpo" else "none"
+            result = advantages.grpo(returns, group_size, scale=scale, eps=algorithm.eps)
+        result = masked.fill(result[:, None], mask)
+        if algorithm.normalise:
+            result = masked.whiten(result, mask)
+    if algorithm.adora:
+        weights = advantages.adora_weights(
             scores,
-            mask,
+            masked.count(mask, axis=1),
+            group_size,
+            lam=algorithm.adora_lambda,
+            max_length=config.rollout.max_tokens - 2,
+        )
+        result = weights[:, None] * result
+    return masked.fill(result, mask)
+
+
+def _reinforce_pp(
+    algorithm: ConfigDict, scores: Array, mask: Array, token_kl: Array | None
+) -> Array:
+    """REINFORCE++, its statistics within each of `whiten_parts` equal runs of rows."""
+
+    def one_part(part: Any) -> Array:
+        part_scores, part_mask, part_kl = part
+        return advantages.reinforce_pp(
+            part_scores,
+            part_mask,
             gamma=algorithm.gamma,
-            kl=token_kl,
+            kl=part_kl,
             kl_coef=algorithm.kl_reward_coef,
             whiten=algorithm.whiten,
         )
-    elif algorithm.advantage == "grpo":
-        result = advantages.grpo(scores, group_size, scale=algorithm.scale, eps=algorithm.eps)
-    else:
-        result = advantages.rloo(scores, group_size)
-    if result.ndim == 1:
-        result = result[:, None]
-    return jnp.where(mask, result, 0.0)
+
+    if algorithm.whiten_parts == 1:
+        return one_part((scores, mask, token_kl))
+    shape = (algorithm.whiten_parts, -1)
+    parts = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), (scores, mask, token_kl))
+    return jax.vmap(one_part)(parts).reshape(mask.shape)
 
 
-def kept_rows(algorithm: ConfigDict, accuracy: Array, group_size: int) -> Array:
-    """Returns bool[B], the sequences whose group the accuracy filter leaves in."""
-    if not algorithm.filter:
-        return jnp.ones(accuracy.shape, bool)
-    return filtering.keep_groups(
-        accuracy, group_size, low=algorithm.filter_low, high=algorithm.filter_high
-    )
-
-
-def filter_stats(kept: Array, accuracy: Array, group_size: int) -> dict[str, Array]:
-    """Returns the shares of groups that are kept, all correct and all wrong."""
-    if group_size == 1:
-        return {}
-    means = accuracy.reshape(-1, group_size).mean(axis=1)
-    return {
-        "filter/kept_fraction": jnp.mean(kept.astype(jnp.float32)),
-        "filter/all_correct": jnp.mean((means == 1).astype(jnp.float32)),
-        "filter/all_wrong": jnp.mean((means == 0).astype(jnp.float32)),
-    }
-
-
-def make_trajectory_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[..., Any]:
-    """Builds step III, to be jitted once.
+def make_passes_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[..., Passes]:
+    """Builds the first half of step III, to be jitted once; it needs no scores.
 
     Args:
         model: functions of parameters (see models.Model).
@@ -116,55 +122,80 @@ def make_trajectory_fn(model: Any, config: ConfigDict, policy: Policy) -> Callab
         policy: the distribution the sampler recorded.
 
     Returns:
-        trajectory(params, ref_params, batch, features, rollout, scores, accuracy) ->
-        (Trajectory, stats, gap float32[B]). `ref_params` is None where no reference is asked
-        for. The gap is each sequence's largest |sampler - trainer| log-probability, in nats.
+        passes(params, ref_params, batch, features, rollout) -> Passes. `ref_params` is None where
+        no reference is asked for.
     """
-    logprobs = make_logprobs_fn(model, policy, config.update.logprob_chunk)
-    algorithm = config.algorithm
-    passes = logprob_passes(config)
+    logprobs = make_logprobs_fn(
+        model,
+        policy,
+        config.update.logprob_chunk,
+        flat_positions=config.algorithm.flat_positions,
+    )
+    parts = logprob_passes(config)
 
-    def trajectory(
+    def passes(
         params: Params,
         ref_params: Params | None,
         batch: Batch,
         features: Array | None,
         rollout: Rollout,
-        scores: Array,
-        accuracy: Array,
-    ) -> tuple[Trajectory, dict[str, Array], Array]:
-        def all_logprobs(weights: Params, encoded: Array | None) -> tuple[Array, Array]:
-            arrays = (batch, encoded, rollout.tokens, rollout.mask)
+    ) -> Passes:
+        def all_logprobs(weights: Params) -> tuple[Array, Array]:
+            arrays = (batch, features, rollout.tokens, rollout.mask)
             prompts = batch.tokens.shape[0]
-            return _in_passes(lambda part: logprobs(weights, *part), passes, prompts, arrays)
+            return _in_passes(lambda part: logprobs(weights, *part), parts, prompts, arrays)
 
-        old, entropy = all_logprobs(params, features)
-        ref = None
-        if ref_params is not None:
-            ref, _ = all_logprobs(ref_params, features)
-        in_reward = algorithm.kl_reward_coef != 0
-        token_kl = kl.estimate(old, ref, kind=algorithm.kl_reward_kind) if in_reward else None
-        token_advantages = compute_advantages(
-            algorithm, scores, rollout.mask, config.rollout.samples, token_kl
-        )
-        kept = kept_rows(algorithm, accuracy, config.rollout.samples)
+        old, entropy = all_logprobs(params)
+        ref = None if ref_params is None else all_logprobs(ref_params)[0]
         gap = jnp.where(rollout.mask, jnp.abs(rollout.logprobs - old), 0.0)
-        stats = {
-            "rollout/logprob_gap_mean": masked.mean(gap, rollout.mask),
-            "rollout/logprob_gap_max": jnp.max(gap),
-            "update/entropy": masked.mean(entropy, rollout.mask),
-            **filter_stats(kept, accuracy, config.rollout.samples),
-        }
+        return Passes(old, ref, entropy, gap)
+
+    return passes
+
+
+def make_trajectory_fn(config: ConfigDict) -> Callable[..., Any]:
+    """Builds the second half of step III, to be jitted once.
+
+    Args:
+        config: the whole configuration.
+
+    Returns:
+        trajectory(batch, features, rollout, passes, scores float32[B], kept bool[B]) ->
+        (Trajectory, stats). Rows that are not kept take part in nothing; truncated ones that are
+        masked still take part in what others are compared with.
+    """
+    algorithm = config.algorithm
+
+    def trajectory(
+        batch: Batch,
+        features: Array | None,
+        rollout: Rollout,
+        passes: Passes,
+        scores: Array,
+        kept: Array,
+    ) -> tuple[Trajectory, dict[str, Array]]:
+        token_kl = None
+        if algorithm.kl_reward_coef:
+            token_kl = kl.estimate(passes.old, passes.ref, kind=algorithm.kl_reward_kind)
+        kept_mask = rollout.mask & kept[:, None]
+        mask = kept_mask
+        if algorithm.mask_truncated:
+            mask = mask & ~rollout.truncated[:, None]
         result = Trajectory(
             batch=batch,
             features=features,
             tokens=rollout.tokens,
-            mask=rollout.mask & kept[:, None],
+            mask=mask,
             rollout_logprobs=rollout.logprobs,
-            old_logprobs=old,
-            ref_logprobs=ref,
-            advantages=token_advantages,
+            old_logprobs=passes.old,
+            ref_logprobs=passes.ref,
+            advantages=compute_advantages(config, scores, kept_mask, token_kl),
         )
-        return result, stats, jnp.max(gap, axis=1)
+        stats = {
+            "rollout/logprob_gap_mean": masked.mean(passes.gap, rollout.mask),
+            "rollout/logprob_gap_max": jnp.max(passes.gap),
+            "update/entropy": masked.mean(passes.entropy, rollout.mask),
+        }
+        return result, stats
 
     return trajectory

@@ -48,6 +48,15 @@ class Rollout(NamedTuple):
     truncated: Array  # bool[B], no stop token within R
 
 
+class Passes(NamedTuple):
+    """What the trainer's passes over the responses give; nats, 0 outside the mask."""
+
+    old: Array  # float32[B, R], log-probabilities before the update
+    ref: Array | None  # float32[B, R], the reference's, where one is asked for
+    entropy: Array  # float32[B, R]
+    gap: Array  # float32[B, R], |sampler - trainer| log-probability
+
+
 class Trajectory(NamedTuple):
     """What the loss consumes: the prompts, their responses, and one advantage a token."""
 

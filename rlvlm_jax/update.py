@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from rlvlm_jax.algorithms import kl, losses
 from rlvlm_jax.config import microbatch, sequences, shards
 from rlvlm_jax.logprobs import make_logprobs_fn
-from rlvlm_jax.optim import merge, split, trained_parts
+from rlvlm_jax.optim import make_trained, merge, split
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sharding import batch_sharding
 from rlvlm_jax.types import Array, Params, TrainState, Trajectory
@@ -30,32 +30,34 @@ Sums = dict[str, Array]  # name -> float32[], added over micro-batches
 LossFn = Callable[[Params, Any], tuple[Array, Sums]]
 
 
-def init_state(params: Params, optimizer: Any, model: Any, parts: frozenset[str]) -> TrainState:
-    """Returns the state before the first update."""
-    trained, _ = split(params, model.part, parts)
-    return TrainState(params, optimizer.init(trained), jnp.int32(0), jnp.int32(0))
+def init_state(params: Params, optimizer: Any, trained: Callable[[str], bool]) -> TrainState:
+    """Returns the state before the first update; `trained` is from `optim.make_trained`."""
+    moved, _ = split(params, trained)
+    return TrainState(params, optimizer.init(moved), jnp.int32(0), jnp.int32(0))
 
 
 def make_optimizer_step(
-    model: Any, optimizer: Any, parts: frozenset[str]
+    optimizer: Any, is_trained: Callable[[str], bool]
 ) -> Callable[[TrainState, LossFn, Any], tuple[TrainState, Sums]]:
-    """Builds optimizer_step(state, loss_fn, pieces) -> (state, sums).
+    """Builds optimizer_step(state, loss_fn, pieces, some) -> (state, sums).
 
     Args:
-        model: for its `part` function.
         optimizer: an optax transformation of the trained parameters.
-        parts: which parts of the model are trained; only they are differentiated.
+        is_trained: from `optim.make_trained`; only what it chooses is differentiated.
 
     Returns:
         A function of the state, of loss_fn(params, piece) -> (its share of the loss, sums to be
-        reported), and of the pieces, stacked on a leading axis. Gradients add up over the pieces.
-        A non-finite gradient leaves parameters and optimizer as they are and adds one to
-        `bad_steps`; a finite one sets it to 0. Sums gain "loss", "grad_norm" (before clipping)
-        and "skipped".
+        reported), of the pieces, stacked on a leading axis, and of whether there is anything to
+        train on: without it, nothing moves, not even by weight decay, and no step is counted.
+        Gradients add up over the pieces. A non-finite gradient leaves parameters and optimizer as
+        they are and adds one to `bad_steps`; a finite one sets it to 0. Sums gain "loss",
+        "grad_norm" (before clipping) and "skipped".
     """
 
-    def optimizer_step(state: TrainState, loss_fn: LossFn, pieces: Any) -> tuple[TrainState, Sums]:
-        trained, frozen = split(state.params, model.part, parts)
+    def optimizer_step(
+        state: TrainState, loss_fn: LossFn, pieces: Any, some: Array
+    ) -> tuple[TrainState, Sums]:
+        trained, frozen = split(state.params, is_trained)
 
         def piece_loss(weights: Params, piece: Any) -> tuple[Array, Sums]:
             return loss_fn(merge(weights, frozen), piece)
@@ -78,11 +80,12 @@ def make_optimizer_step(
             return TrainState(merge(moved, frozen), opt_state, state.step + 1, jnp.int32(0))
 
         def skip() -> TrainState:
-            return state._replace(bad_steps=state.bad_steps + 1)
+            return state._replace(bad_steps=state.bad_steps + ~good)
 
         good = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
-        state = jax.lax.cond(good, accept, skip)
-        return state, {**sums, "grad_norm": norm, "skipped": 1.0 - good.astype(jnp.float32)}
+        taken = good & some
+        state = jax.lax.cond(taken, accept, skip)
+        return state, {**sums, "grad_norm": norm, "skipped": 1.0 - taken.astype(jnp.float32)}
 
     return optimizer_step
 
@@ -108,11 +111,17 @@ def make_loss_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[...
     `counts` are the minibatch's denominators: of the aggregation, and its number of tokens.
     """
     a = config.algorithm
-    logprobs_fn = make_logprobs_fn(model, policy, config.update.logprob_chunk)
+    logprobs_fn = make_logprobs_fn(
+        model,
+        policy,
+        config.update.logprob_chunk,
+        flat_positions=a.flat_positions,
+        entropy_gradient=a.entropy_coef > 0,
+    )
 
     def loss(params: Params, t: Trajectory, counts: tuple[Array, Array]) -> tuple[Array, Sums]:
         aggregate_count, token_count = counts
-        logprobs, _ = logprobs_fn(params, t.batch, t.features, t.tokens, t.mask)
+        logprobs, entropies = logprobs_fn(params, t.batch, t.features, t.tokens, t.mask)
         numerator, sums = losses.policy_loss_sum(
             logprobs,
             t.old_logprobs,
@@ -134,6 +143,9 @@ def make_loss_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[...
             stats["kl"] = losses.weighted_sum(divergence, t.mask) / token_count
             term = losses.weighted_sum(divergence, t.mask, a.aggregate) / aggregate_count
             share = share + a.kl_loss_coef * term
+        if a.entropy_coef:
+            term = losses.weighted_sum(entropies, t.mask, a.aggregate) / aggregate_count
+            share = share - a.entropy_coef * term
         return share, stats
 
     return loss
@@ -165,19 +177,23 @@ def make_update_fn(
     sharing = math.gcd(unit, micro // shards(config))  # of them, those in one micro-batch
     norm = (a.length_norm or config.rollout.max_tokens) if a.aggregate == "constant" else None
     loss_fn = make_loss_fn(model, config, policy)
-    optimizer_step = make_optimizer_step(model, optimizer, trained_parts(config.update))
+    optimizer_step = make_optimizer_step(optimizer, make_trained(config.update, model.part))
 
     def update(state: TrainState, trajectory: Trajectory, key: Array) -> tuple[TrainState, Sums]:
         def one_minibatch(state: TrainState, chosen: Array) -> tuple[TrainState, Sums]:
             mask = trajectory.mask[chosen]
-            counts = (losses.denominator(mask, a.aggregate, norm), losses.denominator(mask))
+            whole = (losses.denominator(mask, a.aggregate, norm), losses.denominator(mask))
 
             def piece_loss(params: Params, piece_rows: Array) -> tuple[Array, Sums]:
                 piece = select(trajectory, piece_rows, sharing, group_size)
                 piece = jax.lax.with_sharding_constraint(piece, batch_sharding(mesh))
+                counts = whole
+                if a.aggregate == "microbatch":
+                    counts = (losses.denominator(piece.mask) * (mini / micro), whole[1])
                 return loss_fn(params, piece, counts)
 
-            return optimizer_step(state, piece_loss, chosen.reshape(mini // micro, micro))
+            pieces = chosen.reshape(mini // micro, micro)
+            return optimizer_step(state, piece_loss, pieces, mask.any())
 
         def one_epoch(state: TrainState, epoch_key: Array) -> tuple[TrainState, Sums]:
             units = jax.random.permutation(epoch_key, rows // unit)

@@ -52,6 +52,7 @@ def arguments(workdir, data, config="tiny.py", **keys):
         "data__train": data,
         "data__val": data,
         "data__max_prompt_tokens": 256,
+        "data__index": "",
         "rollout__prompts": 4,
         "rollout__samples": 2,
         "rollout__max_tokens": 8,

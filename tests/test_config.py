@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configurations: every file in configs/, every kind of mistake."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from rlvlm_jax import cli, config
 from rlvlm_jax.errors import InputError
+from rlvlm_jax.rewards import RewardConfig
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = (
@@ -19,6 +21,10 @@ RECIPES = (
     "maye.py:smoke",
     "mm_eureka.py",
     "mm_eureka.py:smoke",
+    *(f"mm_eureka.py:{name}" for name in ("dapo", "adora", "rloo", "faithful")),
+    *(f"mm_eureka.py:{name},smoke" for name in ("dapo", "adora", "rloo", "faithful")),
+    "maye.py:faithful",
+    "maye.py:faithful,smoke",
     "sft.py",
     "sft.py:smoke",
     "study.py",
@@ -27,6 +33,8 @@ RECIPES = (
     "study.py:vanilla",
     "study.py:smoke",
     "base.py",
+    "recipes.py",
+    *(f"recipes.py:{name}" for name in ("maye_faithful", "dapo", "gspo", "cispo", "sft")),
 )
 
 
@@ -146,3 +154,8 @@ def test_mesh_takes_the_devices_that_are_left():
 def test_logprob_passes_keep_prompts_whole(most, passes):
     found, _ = parse(f"--config.update.logprob_batch={most}")
     assert config.logprob_passes(found) == passes  # 16 prompts of 8 samples, one device
+
+
+def test_the_rewards_are_those_of_the_configuration():
+    known = {field.name for field in fields(RewardConfig)}
+    assert set(config.default().rewards) == known - {"max_tokens"}  # of config.rollout

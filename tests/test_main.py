@@ -5,17 +5,21 @@
 import json
 import os
 import random
+import runpy
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import jax
 import numpy as np
+import psutil
 import pytest
 
-from rlvlm_jax import checkpoint, main, run
+from rlvlm_jax import VLM, checkpoint, export, main, run
+from rlvlm_jax.models import lora
 from tests.run_cases import accuracy_by_reflection, arguments, read_lines, write_problems
 
 OF_THE_CLOCK = ("time/", "throughput/", "memory/", "compile/", "wall_s")
@@ -325,3 +329,178 @@ def test_several_seeds_of_a_recipe(tmp_path, data):
     assert main.main(arguments(tmp_path, data, **keys)) == 0  # nothing is left to do
     assert [train_lines(place) for place in (one, other)] == lines
     assert (tmp_path / "summary.json").read_text() == summary
+
+
+# ---- what a step trains on, and what is trained -------------------------------------------------
+
+
+@pytest.mark.slow
+def test_batches_are_refilled_and_a_resumed_run_stays_equal(tmp_path):
+    """The bundled problems, of which the model solves some, so that groups are left out."""
+    keys = {
+        "data__val": "",
+        "eval_every": 0,
+        "rollout__max_tokens": 24,
+        "rollout__samples": 4,
+        "algorithm__filter": True,
+        "algorithm__filter_refills": 2,
+        "total_steps": 4,
+    }
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    data = "bundled:train:40"
+    assert main.main(arguments(whole, data, **keys)) == 0
+    for steps in (2, 4):
+        assert main.main(arguments(cut, data, **{**keys, "total_steps": steps})) == 0
+    assert_same_run(cut, whole)
+    lines = train_lines(whole)
+    rounds = [line["filter/rounds"] for line in lines]
+    assert set(rounds) <= {1, 2, 3}
+    assert max(rounds) > 1
+    consumed = 0
+    for line in lines:
+        rows = read_lines(whole / "rollouts" / f"{line['step']}.jsonl")
+        assert len(rows) == 16 * line["filter/rounds"]
+        groups = np.array([row["correct"] for row in rows]).reshape(-1, 4)
+        mixed = groups.any(axis=1) & ~groups.all(axis=1)
+        trained = np.array([row["trained"] for row in rows]).reshape(-1, 4).any(axis=1)
+        assert not trained[~mixed].any()
+        assert trained.sum() == min(4, mixed.sum()) == line["filter/trained"]
+        assert mixed.sum() - trained.sum() == line["filter/surplus"]
+        assert line["reward/accuracy"] == pytest.approx(groups.mean())  # of all that was sampled
+        consumed += 4 * line["filter/rounds"]
+        assert line["epoch"] == pytest.approx(consumed / 40)
+
+
+@pytest.mark.slow
+def test_adapters_are_trained_resumed_evaluated_and_exported(tmp_path, data):
+    keys = {
+        "update__lora_rank": 2,
+        "update__train_vit": True,
+        "update__lr": 1e-2,
+        "total_steps": 4,
+    }
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main.main(arguments(whole, data, **keys)) == 0
+    for steps in (2, 4):
+        assert main.main(arguments(cut, data, **{**keys, "total_steps": steps})) == 0
+    assert_same_run(cut, whole)
+    trained = checkpoint.restore_params(whole / "checkpoints")
+    bundled = VLM.from_pretrained("bundled").params
+    same = jax.tree.map(np.array_equal, lora.drop(trained), bundled)
+    assert all(jax.tree.leaves(same))  # the weights themselves are frozen
+    sizes = json.loads((whole / "config.json").read_text())["sizes"]
+    weights = sum(x.size for x in jax.tree.leaves(bundled))
+    adapters = sum(x.size for x in jax.tree.leaves(trained)) - weights
+    assert sizes["parameters"] == weights + adapters
+    assert 0 < sizes["trained_parameters"] <= adapters  # all but the fixed scales
+    assert 8 * sizes["trained_parameters"] <= sizes["optimizer_bytes"] < 0.2 * 8 * weights
+    moved = [np.abs(x).max() for x in jax.tree.leaves(trained["vision"]["blocks"]["attn"])]
+    assert max(moved) > 0
+
+    out = tmp_path / "hf"
+    assert export.main([f"--checkpoint={whole / 'checkpoints'}", f"--out={out}"]) == 0
+    merged = VLM.from_pretrained(out)
+    picture = {"type": "image", "image": str(data.parent / "0.png")}
+    content = [picture, {"type": "text", "text": "What is 2 + 3?"}]
+    prompts = [{"messages": [{"role": "user", "content": content}]}]
+    with_adapters = VLM.from_pretrained(whole / "checkpoints")
+    tokens = [[5, 6, 7, 8]]
+    one, other = (model.logprobs(prompts, tokens)[0] for model in (merged, with_adapters))
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+    untrained = VLM.from_pretrained("bundled").logprobs(prompts, tokens)[0]
+    assert np.abs(one - untrained).max() > 1e-3
+
+    again = tmp_path / "eval"
+    asked = {"mode": "eval", "model__path": whole / "checkpoints"}
+    assert main.main(arguments(again, data, **asked)) == 0
+    (line,) = read_lines(again / "metrics.jsonl")
+    last = read_lines(whole / "metrics.jsonl")[-1]
+    assert line["eval/val/pass@1_t0.01"] == last["eval/val/pass@1_t0.01"]
+
+
+# ---- rewards that do not come back --------------------------------------------------------------
+
+FAULTY = """
+import os, time, zlib
+
+FAULTS = ("hangs", "raises", "eats", "dies", "not a number")
+
+def fault(response):
+    place = zlib.crc32(response.encode()) % 10
+    return FAULTS[place] if place < len(FAULTS) else ""
+
+def reward(response, example):
+    what = fault(response)
+    if what == "hangs":
+        time.sleep(600)
+    if what == "raises":
+        raise ValueError(response)
+    if what == "eats":
+        bytearray(3 << 30)
+    if what == "dies":
+        os._exit(1)
+    return float("nan") if what == "not a number" else -0.25
+"""
+
+
+@pytest.mark.slow
+def test_training_goes_on_beside_workers_that_hang_raise_eat_die_and_are_killed(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    monkeypatch.chdir(tmp_path)
+    ended, killed = threading.Event(), []
+
+    def kill_workers():
+        while len(killed) < 4 and not ended.wait(3.0):
+            workers = [
+                child
+                for child in psutil.Process().children()
+                if "spawn_main" in " ".join(child.cmdline())
+            ]
+            for worker in workers[:1]:
+                worker.kill()
+                killed.append(worker.pid)
+
+    killer = threading.Thread(target=kill_workers)
+    killer.start()
+    asked = {
+        "rewards__custom": "faulty:reward",
+        "rewards__custom_memory_gib": 1.0,
+        "rewards__deadline_s": 0.5,
+        "rewards__workers": 2,
+        "rewards__min_tokens": 0,
+        "rewards__no_eos_penalty": False,
+        "rewards__language": 0.0,
+        "rollout__prompts": 8,
+        "rollout__samples": 4,
+        "rollout__max_tokens": 16,
+        "update__minibatch": 16,
+        "data__val": "",
+        "eval_every": 0,
+        "total_steps": 3,
+    }
+    try:
+        assert main.main(arguments(tmp_path / "run", "bundled:train:64", **asked)) == 0
+    finally:
+        ended.set()
+        killer.join()
+        sys.modules.pop("faulty", None)
+        sys.path.remove(str(tmp_path))
+    assert killed
+    fault = runpy.run_path(str(tmp_path / "faulty.py"))["fault"]
+    met = set()
+    lines = train_lines(tmp_path / "run")
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    for line in lines:
+        rows = read_lines(tmp_path / "run" / "rollouts" / f"{line['step']}.jsonl")
+        faults = [fault(row["response"]) for row in rows]
+        met.update(faults)
+        assert {row["rewards"]["custom"] for row in rows} == {-0.25}  # a failure is no better
+        lost = sum(map(("hangs", "dies").count, faults))
+        assert line["judge/timeouts"] == lost
+        assert line["judge/custom_errors"] == len(faults) - lost - faults.count("")
+        scores = [row["rewards"]["accuracy"] - 0.25 for row in rows]
+        assert line["reward/score"] == pytest.approx(np.mean(scores), abs=1e-6)
+    assert met == {"", "hangs", "raises", "eats", "dies", "not a number"}
+    assert not [c for c in psutil.Process().children() if "spawn_main" in " ".join(c.cmdline())]

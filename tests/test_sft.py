@@ -109,16 +109,16 @@ def build(tiny):
             fixed = {"mode": "sft", "update__minibatch": ROWS, "update__eps": EPS}
             fixed |= {"update__schedule": "constant", "update__warmup": 0.0}
             c = tiny_model.settings(**fixed, **devices, **settings)
-            optimizer, _ = optim.make_optimizer(c.update, 10)
-            place, parts = sharding.make_mesh(*mesh), optim.trained_parts(c.update)
+            optimizer, _ = optim.make_optimizer(c.update, 10, model.part)
+            place, is_trained = sharding.make_mesh(*mesh), optim.make_trained(c.update, model.part)
             shapes = jax.eval_shape(lambda: params)
             places = sharding.param_shardings(shapes, model.param_rules, place)
-            trained, _ = optim.split(shapes, model.part, parts)
-            trained_places, _ = optim.split(places, model.part, parts)
+            trained, _ = optim.split(shapes, is_trained)
+            trained_places, _ = optim.split(places, is_trained)
             scalar = sharding.replicated(place)
             moments = optim.state_shardings(optimizer, trained, trained_places, scalar)
             whole = TrainState(places, moments, scalar, scalar)
-            state = jax.jit(lambda p: init_state(p, optimizer, model, parts), out_shardings=whole)(
+            state = jax.jit(lambda p: init_state(p, optimizer, is_trained), out_shardings=whole)(
                 params
             )
             step = jax.jit(make_sft_fn(model, c, optimizer, place), out_shardings=(whole, scalar))

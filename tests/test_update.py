@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from rlvlm_jax import optim, sharding
+from rlvlm_jax.collection import kept_groups
 from rlvlm_jax.logprobs import make_logprobs_fn
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
-from rlvlm_jax.trajectory import make_trajectory_fn
+from rlvlm_jax.trajectory import compute_advantages, make_passes_fn, make_trajectory_fn
 from rlvlm_jax.update import init_state, make_update_fn
 from tests import tiny_model
 from tests.tiny_model import BANNED, PAD, STOP
@@ -53,29 +54,49 @@ def update_fn(mesh, **settings):
     """Step IV, compiled once for all tests with the same settings."""
     model, _ = tiny_model.build()
     config = tiny_model.settings(**settings)
-    optimizer, _ = optim.make_optimizer(config.update, 10)
+    optimizer, _ = optim.make_optimizer(config.update, 10, model.part)
     return jax.jit(make_update_fn(model, config, optimizer, POLICY, sharding.make_mesh(*mesh)))
 
 
-def run(tiny, collected, *, mesh=(1, 1, 1), reference=None, scores=None, poison=None, **settings):
-    """One pass through steps III and IV; returns (state, stats of both, trajectory)."""
+@functools.cache
+def passes_fn(**settings):
+    """The log-prob passes of step III, likewise."""
+    config = tiny_model.settings(**settings)
+    return jax.jit(make_passes_fn(tiny_model.build()[0], config, POLICY))
+
+
+def judge(tiny, collected, *, mesh=(1, 1, 1), reference=None, scores=None, **settings):
+    """Step III; returns (parameters, trajectory, stats), on the mesh."""
     model, params = tiny
     config = tiny_model.settings(**settings)
     devices = sharding.make_mesh(*mesh)
     places = sharding.param_shardings(jax.eval_shape(lambda: params), model.param_rules, devices)
     placed = jax.device_put(params, places)
     batch, features, rollout = sharding.put_batch(collected, devices)
-    optimizer, _ = optim.make_optimizer(config.update, 10)
-    parts = optim.trained_parts(config.update)
-    state = jax.jit(lambda p: init_state(p, optimizer, model, parts))(placed)
     if scores is None:
         scores = np.arange(16, dtype=np.float32) % 3
     scores = sharding.put_batch(scores, devices)
     accuracy = (scores > 0).astype(jnp.float32)
     frozen = not (config.update.train_vit or config.update.train_connector)
-    trajectory, stats, _ = jax.jit(make_trajectory_fn(model, config, POLICY))(
-        placed, reference, batch, features if frozen else None, rollout, scores, accuracy
-    )
+    seen = batch, features if frozen else None, rollout
+    read = ("update__logprob", "algorithm__flat_positions")
+    passes = passes_fn(**{key: value for key, value in settings.items() if key.startswith(read)})
+    passes = passes(placed, reference, *seen)
+    kept = np.repeat(kept_groups(config, np.asarray(accuracy)), 4)
+    trajectory, stats = jax.jit(make_trajectory_fn(config))(*seen, passes, scores, kept)
+    return placed, trajectory, stats
+
+
+def run(tiny, collected, *, mesh=(1, 1, 1), poison=None, **settings):
+    """One pass through steps III and IV; returns (state, stats of both, trajectory)."""
+    model, _ = tiny
+    placed, trajectory, stats = judge(tiny, collected, mesh=mesh, **settings)
+    unread = ("reference", "scores")
+    settings = {key: value for key, value in settings.items() if key not in unread}
+    update = tiny_model.settings(**settings).update
+    optimizer, _ = optim.make_optimizer(update, 10, model.part)
+    trained = optim.make_trained(update, model.part)
+    state = jax.jit(lambda p: init_state(p, optimizer, trained))(placed)
     if poison is not None:
         trajectory = poison(trajectory)
     state, more = update_fn(mesh, **settings)(state, trajectory, jax.random.key(5))
@@ -239,12 +260,33 @@ def test_the_filter_leaves_groups_out_of_loss_and_counts(tiny, collected):
     scores = np.zeros(16, np.float32)
     scores[:4] = 1  # all right; groups 1 and 2 all wrong; group 3 mixed
     scores[12] = 1
-    _, stats, trajectory = run(tiny, collected, scores=scores, algorithm__filter=True)
+    state, stats, trajectory = run(tiny, collected, scores=scores, algorithm__filter=True)
     kept = np.asarray(trajectory.mask).any(axis=1)
     assert kept.tolist() == [False] * 12 + [True] * 4
-    assert float(stats["filter/kept_fraction"]) == 0.25
-    assert float(stats["filter/all_correct"]) == 0.25
-    assert float(stats["filter/all_wrong"]) == 0.5
+    assert int(state.step) == 1  # of the two minibatches, one has nothing to train on
+    assert float(stats["update/skipped"]) == 1
+
+
+@pytest.mark.parametrize("advantage", ["reinforce_pp", "rloo"])
+def test_groups_that_are_left_out_do_not_take_part_in_whitening(tiny, collected, advantage):
+    scores = np.zeros(16, np.float32)
+    scores[:4] = 1
+    scores[[8, 12, 13]] = 1  # groups 2 and 3 are mixed
+    settings = {"algorithm__filter": True, "algorithm__advantage": advantage}
+    if advantage == "rloo":
+        settings["algorithm__normalise"] = True
+    _, t, _ = judge(tiny, collected, scores=scores, **settings)
+    kept = np.asarray(t.advantages)[np.asarray(t.mask)]
+    assert np.asarray(t.mask).any(axis=1).tolist() == [False] * 8 + [True] * 8
+    assert abs(kept.mean()) < 1e-6
+    assert kept.std(ddof=1) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_batch_with_nothing_left_moves_nothing(tiny, collected):
+    settings = {"algorithm__filter": True, "update__weight_decay": 0.1}
+    state, _, _ = run(tiny, collected, scores=np.ones(16, np.float32), **settings)
+    assert distance(state.params, tiny[1]) == 0
+    assert (int(state.step), int(state.bad_steps)) == (0, 0)
 
 
 def test_equal_scores_move_nothing(tiny, collected):
@@ -271,3 +313,114 @@ def test_good_responses_become_more_probable(tiny, collected, advantage):
     )
     gain = np.asarray((after - before.old_logprobs).sum(axis=1))
     assert gain[scores == 1].mean() > gain[scores == 0].mean()
+
+
+# ---- options of the recipes, by hand ----------------------------------------------------------
+
+SCORES = np.array([1, 0, 0, 1] + [0, 0, 0, 1] + [1, 1, 1, 0] + [0, 1, 1, 0], np.float32)
+
+
+def advantages_of(mask, scores=SCORES, token_kl=None, **settings):
+    config = tiny_model.settings(**{f"algorithm__{name}": v for name, v in settings.items()})
+    return np.asarray(compute_advantages(config, scores, mask, token_kl))
+
+
+@pytest.fixture(scope="module")
+def ragged(collected):
+    """bool[16, 6]: lengths 1 to 6 in turn."""
+    return np.arange(6) < (1 + np.arange(16) % 6)[:, None]
+
+
+def test_group_baseline_by_hand(ragged):
+    found = advantages_of(ragged, advantage="reinforce_baseline")
+    means = SCORES.reshape(4, 4).mean(axis=1, keepdims=True)
+    expected = (SCORES.reshape(4, 4) - means).reshape(16, 1) * ragged
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("advantage", ["rloo", "grpo", "reinforce_baseline"])
+def test_normalised_over_all_tokens_of_the_batch(ragged, advantage):
+    plain = advantages_of(ragged, advantage=advantage)[ragged]
+    found = advantages_of(ragged, advantage=advantage, normalise=True)
+    assert not found[~ragged].any()
+    expected = (plain - plain.mean()) / np.sqrt(plain.var(ddof=1) + 1e-8)
+    np.testing.assert_allclose(found[ragged], expected, atol=1e-5)
+
+
+def test_divergence_is_taken_from_the_scores_of_a_group(ragged):
+    token_kl = np.random.default_rng(0).normal(size=ragged.shape).astype(np.float32)
+    settings = {"advantage": "rloo", "kl_reward_coef": 0.5}
+    found = advantages_of(ragged, token_kl=token_kl, **settings)
+    less = SCORES - 0.5 * (token_kl * ragged).sum(axis=1)
+    np.testing.assert_allclose(
+        found, advantages_of(ragged, scores=less, advantage="rloo"), atol=1e-6
+    )
+
+
+def test_adora_weighs_whole_groups(ragged):
+    plain = advantages_of(ragged)
+    found = advantages_of(ragged, adora=True, adora_lambda=0.25)
+    lengths = ragged.sum(axis=1)
+    for group in range(4):
+        rows = slice(4 * group, 4 * group + 4)
+        right = SCORES[rows] > 0.5
+        wrong = lengths[rows][~right & (lengths[rows] < 4)]  # six tokens at most, less two
+        longest, mean = lengths[rows][right].max(), wrong.mean() if len(wrong) else np.inf
+        weight = 1.0 if longest > mean else 0.25
+        np.testing.assert_allclose(found[rows], weight * plain[rows], atol=1e-7)
+    # A divergence in the scores makes no right response a wrong one.
+    settings = {"token_kl": np.ones(ragged.shape, np.float32), "kl_reward_coef": 1.0}
+    with_kl = advantages_of(ragged, adora=True, adora_lambda=0.25, **settings)
+    weights = found[ragged] / plain[ragged]
+    np.testing.assert_allclose(
+        with_kl[ragged], weights * advantages_of(ragged, **settings)[ragged], atol=1e-6
+    )
+
+
+def test_whitening_within_parts_of_the_batch(ragged):
+    whole = {"advantage": "reinforce_pp", "whiten": "scale"}
+    found = advantages_of(ragged, **whole, whiten_parts=2)
+    halves = []
+    for rows in (slice(0, 8), slice(8, 16)):
+        values = np.repeat(SCORES[rows, None], 6, axis=1)[ragged[rows]]
+        halves.append((values - values.mean()) / np.sqrt(values.var(ddof=1) + 1e-8) + values.mean())
+    np.testing.assert_allclose(found[ragged], np.concatenate(halves), atol=1e-5)
+    assert np.abs(found - advantages_of(ragged, **whole)).max() > 1e-3
+
+
+def test_truncated_responses_may_be_left_out(tiny, collected):
+    batch, features, rollout = collected
+    cut = np.zeros(16, bool)
+    cut[[2, 7]] = True
+    changed = batch, features, rollout._replace(truncated=cut)
+    _, kept, _ = judge(tiny, changed)
+    _, masked, _ = judge(tiny, changed, algorithm__mask_truncated=True)
+    assert np.array_equal(np.asarray(masked.mask), np.asarray(kept.mask) & ~cut[:, None])
+    assert np.array_equal(np.asarray(masked.advantages), np.asarray(kept.advantages))
+
+
+def test_the_entropy_bonus_raises_entropy(tiny, collected):
+    scores = np.ones(16, np.float32)  # no advantage: the bonus alone moves
+    settings = {"update__minibatch": 16, "algorithm__entropy_coef": 0.1}
+    state, stats, t = run(tiny, collected, scores=scores, **settings)
+    entropy = float(stats["update/entropy"])
+    assert float(stats["update/loss"]) == pytest.approx(-0.1 * entropy, rel=1e-5)
+    passes = jax.jit(make_logprobs_fn(tiny[0], POLICY, 4))
+    _, after = passes(state.params, t.batch, t.features, t.tokens, t.mask)
+    assert np.asarray(after)[np.asarray(t.mask)].mean() > entropy
+
+
+@pytest.mark.slow
+def test_means_of_micro_batches_are_averaged(tiny, collected):
+    """With one sequence a micro-batch that is the mean of the sequences' means."""
+    settings = {"update__minibatch": 16, "update__microbatch": 1}
+    micro = run(tiny, collected, algorithm__aggregate="microbatch", **settings)[0]
+    sequence = run(tiny, collected, algorithm__aggregate="sequence", **settings)[0]
+    token = run(tiny, collected, algorithm__aggregate="token", **settings)[0]
+    assert distance(micro.params, sequence.params) < 1e-6
+    assert distance(micro.params, token.params) > 1e-5
+
+
+def test_flat_positions_are_for_training_alone(tiny, collected):
+    _, _, stats = judge(tiny, collected, algorithm__flat_positions=True)
+    assert float(stats["rollout/logprob_gap_max"]) > 1e-3  # the mistake is seen by the gap

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from rlvlm_jax.algorithms import kl, masked
 
-AGGREGATES = ("token", "sequence", "constant")
+AGGREGATES = ("token", "sequence", "constant", "microbatch")
 KINDS = ("ppo", "gspo", "cispo")
 
 
@@ -47,7 +47,7 @@ def policy_loss(
         clip_low: Width of the trust region below ratio 1; None for no floor.
         clip_high: Width above ratio 1.
         dual_clip: c > 1, or None.
-        aggregate: "token", "sequence" or "constant".
+        aggregate: "token", "sequence", "constant" or "microbatch".
         length_norm: Tokens, for "constant" only.
         rollout_logprobs: float32[B, R], nats, or None.
         is_cap: Greatest weight of the sampler-trainer correction, or None.
@@ -179,9 +179,9 @@ def policy_loss_sum(
 def weighted_sum(values: jax.Array, mask: jax.Array, aggregate: str = "token") -> jax.Array:
     """Adds up a quantity of each token with the weights of an aggregation.
 
-    "token" and "constant": sum over valid tokens. "sequence": sum over responses of the mean over
-    their valid tokens. Divided by `denominator`, it is the aggregated value; further loss terms
-    (divergence, entropy) are reduced by it too.
+    "token", "microbatch" and "constant": sum over valid tokens. "sequence": sum over responses of
+    the mean over their valid tokens. Divided by `denominator`, it is the aggregated value; further
+    loss terms (divergence, entropy) are reduced by it too.
 
     Args:
         values: float32[B, R], any unit.
@@ -206,6 +206,7 @@ def denominator(
     """Counts what `weighted_sum` is to be divided by, over all rows that take part in one update.
 
     "token"     number of valid tokens (DAPO)
+    "microbatch"  the same within each micro-batch; their means are then averaged (MAYE's code)
     "sequence"  number of responses with at least one valid token (GRPO; MAYE's eq. 1)
     "constant"  B * length_norm, all rows counting (Dr.GRPO)
 
@@ -215,13 +216,12 @@ def denominator(
         length_norm: Tokens, > 0, often the response limit; required and read by "constant" only.
 
     Returns:
-        float32[], at least 1 for "token" and "sequence", so that nothing over nothing is 0.
+        float32[], at least 1 but for "constant", so that nothing over nothing is 0.
 
     Raises:
         ValueError: An unknown aggregate, or "constant" without length_norm.
 
     Source: DAPO arXiv:2503.14476; GRPO arXiv:2402.03300; Dr.GRPO arXiv:2503.20783.
-        # Deviates from MAYE: its code averages over each backward batch of each device by itself.
     """
     _check_aggregate(aggregate)
     mask = jnp.asarray(mask, bool)
@@ -230,7 +230,7 @@ def denominator(
         if length_norm is None or length_norm <= 0:
             raise ValueError(f"aggregate='constant' needs length_norm > 0, got {length_norm}")
         return jnp.float32(mask.shape[0] * length_norm)
-    counted = mask if aggregate == "token" else mask.any(axis=1)
+    counted = mask.any(axis=1) if aggregate == "sequence" else mask
     return jnp.maximum(masked.count(counted), 1.0)
 
 

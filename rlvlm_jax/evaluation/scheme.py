@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation inside a run: whole sets of questions, several decoding settings, on all devices.
 
-The same sampler, judge and prompt as in training. Random keys belong to (seed, question, sample):
+The same sampler, judge and prompt as in training, but temperature and top-p are the setting's, and
+there is no top-k. Random keys belong to (seed, question, sample):
 one model at two steps, or two models under one seed, are compared on the same draws. Writes
 nothing.
 """
@@ -129,6 +130,7 @@ def make_evaluate_fn(
                 [example.solution for example in examples for _ in range(samples[name])],
                 config.rewards.judge,
                 config.rewards.deadline_s,
+                rules=rewards.Rules(config.rewards.tolerance, config.rewards.rounding),
                 workers=config.rewards.workers,
             )
             correct = np.array([v.correct for v in verdicts]).reshape(-1, samples[name])

@@ -1,0 +1,133 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Online filtering: which sampled groups a step trains on, over one or several rounds of sampling.
+
+A round is one batch of prompts with its scored responses. Where groups outside the accuracy limits
+are left out, further rounds may be drawn until enough groups are kept (DAPO's dynamic sampling);
+what is left over is dropped, so nothing older than the parameters is ever trained on. Host arrays
+in, host arrays out.
+
+Source: DAPO (arXiv:2503.14476), section 3.2; MM-EUREKA (arXiv:2503.07365), online filter.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rlvlm_jax.algorithms import filtering
+from rlvlm_jax.data.dataset import Example
+from rlvlm_jax.data.loader import pad_batch
+from rlvlm_jax.rewards import Scores
+from rlvlm_jax.sampling.responses import Responses
+from rlvlm_jax.types import Batch, Passes, Rollout
+
+
+class Round(NamedTuple):
+    """One batch of N prompts and what came of it; B = N * G responses."""
+
+    examples: list[Example]  # N
+    batch: Batch  # on the host
+    rollout: Rollout  # on the device
+    passes: Passes  # on the device
+    responses: Responses  # B
+    scores: Scores  # B
+    kept: np.ndarray  # bool[N], see `kept_groups`
+
+
+def kept_groups(config: ConfigDict, accuracy: np.ndarray) -> np.ndarray:
+    """Returns bool[N], the groups whose mean accuracy the filter leaves in; all without a filter.
+
+    Args:
+        config: the whole configuration.
+        accuracy: float32[B], the accuracy reward.
+    """
+    algorithm, samples = config.algorithm, config.rollout.samples
+    if not algorithm.filter:
+        return np.ones(len(accuracy) // samples, bool)
+    limits = {"low": algorithm.filter_low, "high": algorithm.filter_high}
+    return np.asarray(filtering.keep_groups(accuracy, samples, **limits))[::samples]
+
+
+def is_enough(config: ConfigDict, rounds: Sequence[Round]) -> bool:
+    """Returns whether a step can go on to its update with these rounds."""
+    if not rounds:
+        return False
+    kept = sum(int(one.kept.sum()) for one in rounds)
+    return kept >= config.rollout.prompts or len(rounds) > config.algorithm.filter_refills
+
+
+def choose(config: ConfigDict, rounds: Sequence[Round]) -> np.ndarray:
+    """Returns int[N], places in the rounds put behind one another: kept groups, earliest first.
+
+    Where too few are kept, others fill the batch up; being outside the mask, they train nothing.
+    """
+    if len(rounds) == 1:  # the batch as it is
+        return np.arange(config.rollout.prompts)
+    kept = np.concatenate([one.kept for one in rounds])
+    return np.argsort(~kept, kind="stable")[: config.rollout.prompts]
+
+
+def merge(
+    config: ConfigDict, rounds: Sequence[Round], chosen: np.ndarray, pad_id: int
+) -> tuple[Batch, Rollout, Passes]:
+    """Makes one batch of the chosen groups of several rounds.
+
+    Args:
+        config: the whole configuration.
+        rounds: of one step.
+        chosen: from `choose`.
+        pad_id: fills the padding of prompts that move into a larger shape.
+
+    Returns:
+        Host arrays: N prompts, of the largest shape among the rounds, and their B responses.
+    """
+    shapes = [(one.batch.tokens.shape[1], one.batch.patches.shape[1]) for one in rounds]
+    largest = max(p for p, _ in shapes), max(i for _, i in shapes)
+    batches = [pad_batch(one.batch, *largest, pad_id) for one in rounds]
+    rows = rows_of(chosen, config.rollout.samples)
+
+    def join(parts: Sequence[Any], places: np.ndarray) -> Any:
+        return jax.tree.map(lambda *x: np.concatenate(x)[places], *parts)
+
+    responses = jax.device_get([(one.rollout, one.passes) for one in rounds])
+    return join(batches, chosen), *join(responses, rows)
+
+
+def scores_of(
+    config: ConfigDict, rounds: Sequence[Round], chosen: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (scores float32[B], whether each is trained on, bool[B]) of the chosen groups."""
+    samples = config.rollout.samples
+    scores = np.concatenate([one.scores.score for one in rounds])[rows_of(chosen, samples)]
+    kept = np.concatenate([one.kept for one in rounds])[chosen]
+    return scores, np.repeat(kept, samples)
+
+
+def rows_of(groups: np.ndarray, samples: int) -> np.ndarray:
+    """Returns int[len(groups) * G], the rows of the samples of these groups."""
+    return (groups[:, None] * samples + np.arange(samples)).reshape(-1)
+
+
+def metrics(config: ConfigDict, rounds: Sequence[Round], chosen: np.ndarray) -> dict[str, float]:
+    """Returns filter/*, over all sampled groups.
+
+    kept_fraction, all_correct, all_wrong: shares of the groups; rounds: batches sampled; trained:
+    kept groups in the update's batch; surplus: kept groups that it has no room for.
+    """
+    samples = config.rollout.samples
+    if samples == 1:
+        return {}
+    kept = np.concatenate([one.kept for one in rounds])
+    correct = np.concatenate([one.scores.correct for one in rounds]).reshape(-1, samples)
+    trained = int(kept[chosen].sum())
+    return {
+        "filter/kept_fraction": float(kept.mean()),
+        "filter/all_correct": float(correct.all(axis=1).mean()),
+        "filter/all_wrong": float((~correct).all(axis=1).mean()),
+        "filter/rounds": len(rounds),
+        "filter/trained": trained,
+        "filter/surplus": int(kept.sum()) - trained,
+    }

@@ -1,0 +1,119 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which groups a step trains on, over several rounds of sampling."""
+
+import numpy as np
+import pytest
+
+from rlvlm_jax import collection
+from rlvlm_jax.collection import Round
+from rlvlm_jax.rewards import Scores
+from rlvlm_jax.types import Batch, Passes, Rollout
+from tests import tiny_model
+
+SAMPLES, LENGTH = 4, 6  # of `tiny_model.settings`: four prompts of four samples
+
+
+def settings(**more):
+    return tiny_model.settings(algorithm__filter=True, **more)
+
+
+def scores_of(correct):
+    correct = np.asarray(correct, bool)
+    score = correct.astype(np.float32)
+    nobody = np.zeros(len(correct), bool)
+    return Scores({"accuracy": score}, score, correct, ["ok"] * len(correct), nobody, 0, 0)
+
+
+def round_of(config, right, *, first=0, tokens=5, patches=8):
+    """A round of four groups with so many right answers each; prompts are numbered from `first`."""
+    names = first + np.arange(len(right), dtype=np.int32)
+    correct = np.concatenate([np.arange(SAMPLES) < count for count in right])
+    rows = np.repeat(names, SAMPLES)[:, None] * np.ones((1, LENGTH), np.int32)
+    values = rows.astype(np.float32)
+    n = len(right)
+    batch = Batch(
+        tokens=names[:, None] * np.ones((1, tokens), np.int32),
+        mask=np.ones((n, tokens), bool),
+        positions=np.ones((n, 3, tokens), np.int32),
+        patches=np.full((n, patches, 3), 9, np.uint8),
+        patch_coords=np.ones((n, patches, 2), np.int32),
+        patch_image=np.ones((n, patches), np.int32),
+        patch_window=np.ones((n, patches), np.int32),
+    )
+    mask = np.ones((len(rows), LENGTH), bool)
+    rollout = Rollout(rows, mask, values, np.zeros(len(rows), bool))
+    passes = Passes(values + 0.5, None, values, values)
+    scores = scores_of(correct)
+    kept = collection.kept_groups(config, scores.rewards["accuracy"])
+    return Round(names.tolist(), batch, rollout, passes, None, scores, kept)
+
+
+def test_groups_inside_the_limits_are_kept():
+    config = settings()
+    assert round_of(config, [0, 1, 3, 4]).kept.tolist() == [False, True, True, False]
+    config = tiny_model.settings()
+    assert round_of(config, [0, 1, 3, 4]).kept.all()
+
+
+@pytest.mark.parametrize("refills", [0, 1, 2])
+def test_rounds_end_when_the_batch_is_full_or_the_budget_spent(refills):
+    config = settings(algorithm__filter_refills=refills)
+    poor, rich = round_of(config, [0, 1, 4, 4]), round_of(config, [1, 1, 1, 2])
+    assert not collection.is_enough(config, [])
+    assert collection.is_enough(config, [rich])
+    assert collection.is_enough(config, [poor] * (refills + 1))
+    if refills:
+        assert not collection.is_enough(config, [poor] * refills)
+        assert collection.is_enough(config, [poor, rich])
+
+
+def test_kept_groups_come_first_and_the_surplus_is_dropped():
+    config = settings(algorithm__filter_refills=3)
+    rounds = [round_of(config, right) for right in ([0, 2, 4, 1], [4, 3, 1, 2])]
+    chosen = collection.choose(config, rounds)
+    assert chosen.tolist() == [1, 3, 5, 6]
+    scores, kept = collection.scores_of(config, rounds, chosen)
+    assert kept.all()
+    assert scores.reshape(4, SAMPLES).sum(axis=1).tolist() == [2, 1, 3, 1]
+    assert collection.metrics(config, rounds, chosen) == {
+        "filter/kept_fraction": 5 / 8,
+        "filter/all_correct": 2 / 8,
+        "filter/all_wrong": 1 / 8,
+        "filter/rounds": 2,
+        "filter/trained": 4,
+        "filter/surplus": 1,
+    }
+
+
+def test_others_fill_the_batch_up_without_being_trained_on():
+    config = settings(algorithm__filter_refills=1)
+    rounds = [round_of(config, right) for right in ([0, 2, 4, 4], [4, 4, 4, 1])]
+    chosen = collection.choose(config, rounds)
+    assert chosen.tolist() == [1, 7, 0, 2]
+    _, kept = collection.scores_of(config, rounds, chosen)
+    assert kept.reshape(4, SAMPLES).all(axis=1).tolist() == [True, True, False, False]
+
+
+def test_one_round_stays_as_it_is():
+    config = settings()
+    one = round_of(config, [0, 2, 4, 1])
+    assert collection.choose(config, [one]).tolist() == [0, 1, 2, 3]
+
+
+def test_rounds_of_different_shapes_become_one_batch():
+    config = settings(algorithm__filter_refills=1)
+    small = round_of(config, [0, 2, 4, 1])
+    large = round_of(config, [1, 4, 4, 2], first=4, tokens=7, patches=12)
+    chosen = collection.choose(config, [small, large])
+    batch, rollout, passes = collection.merge(config, [small, large], chosen, pad_id=-1)
+    assert batch.tokens[:, -5:].tolist() == [[n] * 5 for n in (1, 3, 4, 7)]
+    assert batch.tokens[:2, :2].tolist() == [[-1, -1]] * 2
+    assert batch.mask.sum(axis=1).tolist() == [5, 5, 7, 7]
+    assert batch.positions.sum(axis=(1, 2)).tolist() == [15, 15, 21, 21]
+    assert (batch.patch_image > 0).sum(axis=1).tolist() == [8, 8, 12, 12]
+    assert not batch.patch_image[:2, 8:].any()
+    owners = np.repeat([1, 3, 4, 7], SAMPLES)
+    assert (rollout.tokens == owners[:, None]).all()
+    assert (passes.old == owners[:, None] + 0.5).all()
+    assert passes.ref is None

@@ -25,11 +25,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("runs", nargs="*", metavar="RUN_DIR")
     parser.add_argument("--out", required=True, help="the page to write, such as report.html")
     parser.add_argument("--paper", help="JSON file of published curves to draw beside the runs")
+    parser.add_argument("--over", choices=("epoch", "step"), default="epoch", help="of accuracies")
     parser.add_argument("--title", default="rlvlm_jax report")
     parser.add_argument("--responses", type=int, default=10_000, help="at most so many in the page")
     given = parser.parse_args(argv)
     if not given.runs and not given.paper:
         raise InputError("nothing to report: give one or more run directories, or --paper=FILE")
+    if given.paper and given.over == "step":
+        raise InputError("--over=step: published curves are over epochs; leave out --paper")
     out = Path(given.out)
     if not out.name or out.is_dir():
         raise InputError(f"--out={given.out} is a directory; name a file, such as report.html")
@@ -37,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     from rlvlm_jax.evaluation import runs
     from rlvlm_jax.report import browser, curves, figures, page, tables
 
-    ours = [curves.measured(group) for group in runs.read_groups(given.runs)]
+    ours = [curves.measured(group, given.over) for group in runs.read_groups(given.runs)]
     papers = curves.published(given.paper) if given.paper else {}
     drawn = {"Runs": ours} if ours else {}
     for name, methods in papers.items():
@@ -61,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         for run in method.group.runs
     }
     responses = browser.collect(ours, given.responses)
-    notes = [note for method in ours for note in differences(method)]
+    notes = [note for method in ours for note in (*differences(method), *overlaps(method))]
     write(out, page.build(given.title, sections, notes, configs, responses), files)
     return cli.DONE
 
@@ -76,6 +79,17 @@ def differences(method: "curves.Method") -> list[str]:
                 f"The runs of {method.label} differ in {name}: {'; '.join(sorted(values))}"
             )
     return found
+
+
+def overlaps(method: "curves.Method") -> list[str]:
+    """Says which evaluation sets of one group hold questions that it was trained on."""
+    data = method.group.runs[0].about.get("data", {})
+    return [
+        f"Questions of {method.label}'s {name} set that are in its training set too: "
+        f"{len(one['also_in_train'])}, such as {one['also_in_train'][0]}."
+        for name, one in data.items()
+        if one.get("also_in_train")
+    ]
 
 
 def write(out: Path, text: str, files: dict[str, bytes]) -> None:

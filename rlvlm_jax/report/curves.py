@@ -58,6 +58,7 @@ class Method:
         find: metric name -> its curve, None where there is none. Accuracy is over epochs,
             behaviour over steps.
         group: the runs, where it has some.
+        over: what accuracy is drawn over, "epoch" or "step".
     """
 
     label: str
@@ -65,24 +66,25 @@ class Method:
     published: bool
     find: Callable[[str], Curve | None]
     group: Group | None = None
+    over: str = "epoch"
 
 
-def x_of(name: str) -> str:
-    """Returns "epoch" for accuracies, as the paper draws them, and "step" for behaviour."""
-    return "epoch" if name.startswith(("eval/", "epoch/")) else "step"
+def x_of(name: str, over: str = "epoch") -> str:
+    """Returns `over` for accuracies, which the paper draws over epochs, "step" for behaviour."""
+    return over if name.startswith(("eval/", "epoch/")) else "step"
 
 
-def measured(group: Group) -> Method:
+def measured(group: Group, over: str = "epoch") -> Method:
     """Returns the method that a group of runs is."""
 
     def find(name: str) -> Curve | None:
-        x, values = group.all_curves(name, x_of(name))
+        x, values = group.all_curves(name, x_of(name, over))
         if not len(x):
             return None
         runs = int((~np.isnan(values)).any(axis=1).sum())
         return Curve(x, np.nanmean(values, axis=0), np.nanstd(values, axis=0), runs)
 
-    return Method(group.label, group.method, published=False, find=find, group=group)
+    return Method(group.label, group.method, published=False, find=find, group=group, over=over)
 
 
 def published(file: str | Path) -> dict[str, tuple[Method, ...]]:

@@ -18,7 +18,10 @@ from rlvlm_jax.evaluation.analysis import SELECT_BY
 from rlvlm_jax.evaluation.scores import REFLECTION_WORDS
 from rlvlm_jax.report.curves import SETTINGS, SPLITS, TRAINING_ACCURACY, Method, x_of
 
-COLOURS = {  # distinguishable without red-green vision; several methods of a kind take the next
+# Distinguishable without red-green vision. Several methods of a kind take the next colour, and
+# where a kind's colours are used up, the same ones with the next style of line.
+STYLES = ("-", (0, (6, 2, 1, 2)), (0, (1, 1.5)))
+COLOURS = {
     "RL": ("#c0392b", "#e08e45", "#7d3c98", "#8d6e63"),
     "SFT": ("#1f6fb2", "#17a2b8", "#34495e", "#5dade2"),
     "Vanilla": ("#3d8b37", "#9aa82e", "#6b8e7f", "#2e8b57"),
@@ -122,38 +125,42 @@ def layouts(methods: Sequence[Method]) -> tuple[Layout, ...]:
     return tuple(found)
 
 
-def colours(methods: Sequence[Method]) -> dict[str, str]:
-    """Returns label -> colour."""
+def looks(methods: Sequence[Method]) -> dict[str, tuple[str, Any]]:
+    """Returns label -> (colour, style of line)."""
     taken = dict.fromkeys(COLOURS, 0)
     chosen = {}
     for method in methods:
         palette = COLOURS[method.kind]
-        chosen[method.label] = palette[taken[method.kind] % len(palette)]
+        turn, place = divmod(taken[method.kind], len(palette))
+        chosen[method.label] = palette[place], STYLES[turn % len(STYLES)]
         taken[method.kind] += 1
     return chosen
 
 
 def draw_panel(axes: Any, metric: str, methods: Sequence[Method]) -> None:
     """Draws a metric: mean line and band of one deviation; untrained models as dashed levels."""
-    chosen = colours(methods)
+    chosen = looks(methods)
     for method in methods:
         curve = method.find(metric)
         if curve is None:
             continue
-        look = {"color": chosen[method.label], "alpha": 0.6 if method.published else 1.0}
+        colour, style = chosen[method.label]
+        look = {"color": colour, "alpha": 0.6 if method.published else 1.0}
         label = method.label if curve.n is None else f"{method.label} (n={curve.n})"
         if method.kind in ("Vanilla", "Evaluated"):
             axes.axhline(curve.mean[0], linestyle="--", linewidth=1.2, label=label, **look)
             continue
         width = 1.0 if method.published else 1.5
         marker = "o" if len(curve.x) == 1 else None
-        axes.plot(curve.x, curve.mean, linewidth=width, marker=marker, label=label, **look)
+        line = {"linestyle": style, "linewidth": width, "marker": marker}
+        axes.plot(curve.x, curve.mean, label=label, **line, **look)
         low, high = curve.mean - curve.std, curve.mean + curve.std
         if np.any(curve.std):
             shade = {**look, "alpha": 0.15, "linewidth": 0}
             axes.fill_between(curve.x, low, high, **shade)
     axes.set_title(title_of(metric))
-    axes.set_xlabel(x_of(metric) if x_of(metric) == "epoch" else "generation step")
+    x = x_of(metric, methods[0].over)
+    axes.set_xlabel(x if x == "epoch" else "generation step")
     axes.grid(alpha=0.25, linewidth=0.5)
 
 

@@ -263,7 +263,7 @@ def points(methods: Sequence[Method], layouts: Sequence[Layout]) -> Table:
     """Every point of the figures; for the CSV file alone."""
     metrics = dict.fromkeys(metric for layout in layouts for metric in layout.metrics)
     rows = [
-        (method.label, "" if curve.n is None else str(curve.n), metric, x_of(metric))
+        (method.label, "" if curve.n is None else str(curve.n), metric, x_of(metric, method.over))
         + tuple(f"{value:.6g}" for value in point)
         for metric in metrics
         for method in methods
@@ -272,6 +272,35 @@ def points(methods: Sequence[Method], layouts: Sequence[Layout]) -> Table:
     ]
     head = ("method", "n", "metric", "x is", "x", "mean", "std (population)")
     return Table("curves", "Every point of the figures.", head, rows)
+
+
+def audit(methods: Sequence[Method]) -> Table:
+    """What rewards may have been earned or lost by accident: shares over all steps and runs."""
+    counts = ("timeouts", "custom_errors", "unparsable", "no_answer", "several_answers")
+    shares = (
+        *("response/truncated_fraction", "response/repetition_fraction"),
+        *("filter/all_correct", "filter/all_wrong", "filter/kept_fraction"),
+    )
+    rows = []
+    for method in methods:
+        found = [method.find(f"judge/{name}") for name in counts]
+        if method.group is not None and any(curve is not None for curve in found):
+            cells = ["" if curve is None else f"{curve.mean.mean():.2f}" for curve in found]
+            means = [method.find(name) for name in shares]
+            cells += ["" if curve is None else percent(curve.mean.mean()) for curve in means]
+            rows.append((method.label, str(len(method.group.runs)), *cells))
+    return Table(
+        "audit",
+        "Reward audit, means over steps and n runs. Responses a step that the judge or the user's "
+        "reward gave up on, that the user's reward failed on, that the judge could not read, found "
+        "no answer in, and that box several different answers; percent of responses that were cut "
+        "off or run in a loop; percent of groups all right, all wrong, and trained on.",
+        (
+            *("method", "n", "timeouts", "errors", "unparsable", "no answer", "several answers"),
+            *("truncated %", "looping %", "all right %", "all wrong %", "kept %"),
+        ),
+        rows,
+    )
 
 
 def speed(methods: Sequence[Method]) -> Table:
@@ -311,7 +340,8 @@ def speed(methods: Sequence[Method]) -> Table:
 
 def everything(methods: Sequence[Method]) -> list[Table]:
     """Returns all tables that have a row."""
-    made = (accuracy, kinds, difference, pass_at_k, correlation, sensitivity, words, speed)
+    made = (accuracy, kinds, difference, pass_at_k)
+    made += (correlation, sensitivity, words, audit, speed)
     return [table for table in (make(methods) for make in made) if table.rows]
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation import runs
 from rlvlm_jax.report import __main__ as report
-from rlvlm_jax.report import browser, curves, tables
+from rlvlm_jax.report import browser, curves, figures, tables
 from tests.run_directories import response, write_run
 
 PAPER = Path(__file__).parents[3] / "shared" / "data" / "maye_figures.json"
@@ -194,6 +194,28 @@ def test_runs_of_different_programs_are_told(tmp_path):
     assert "The runs of RL differ in git_revision" in text
 
 
+def test_questions_that_were_trained_on_are_told(tmp_path):
+    path = write_run(tmp_path / "rl")
+    about = json.loads((path / "config.json").read_text())
+    data = {"train": {"used": 9}, "val": {"also_in_train": []}, "test": {"also_in_train": ["<q7>"]}}
+    (path / "config.json").write_text(json.dumps({**about, "data": data}))
+    text, _ = make(tmp_path, path)
+    assert "test set that are in its training set too: 1, such as &lt;q7&gt;." in text
+    assert "val set that" not in text
+
+
+def test_accuracy_may_be_drawn_over_steps(tmp_path, sweep):
+    _, files = make(tmp_path, *sweep, "--over=step")
+    points = [row for row in rows_of(files / "curves.csv") if row["metric"].startswith("eval/val")]
+    assert {row["x is"] for row in points} == {"step"}
+    assert {float(row["x"]) for row in points if row["method"] == "RL"} >= {0, 3, 6}
+
+
+def test_no_two_methods_look_alike():
+    methods = [curves.Method(str(n), "RL", published=False, find=lambda _: None) for n in range(12)]
+    assert len({repr(look) for look in figures.looks(methods).values()}) == 12
+
+
 @pytest.mark.skipif(not PAPER.exists(), reason="the paper's curves are not at hand")
 def test_published_curves_alone_give_the_papers_table_and_correlations():
     published = curves.published(PAPER)
@@ -226,6 +248,7 @@ def test_published_curves_in_a_page(tmp_path, sweep, beside_ours):
         ([], "nothing to report"),
         (["nowhere"], "nowhere is no run directory"),
         (["--paper=nowhere.json"], "--paper=nowhere.json cannot be read"),
+        (["--paper=nowhere.json", "--over=step"], "published curves are over epochs"),
     ],
 )
 def test_what_cannot_be_reported_is_said(tmp_path, arguments, message):

@@ -11,10 +11,10 @@ ROOT = Path(__file__).parents[1] / "rlvlm_jax"
 SOURCES = sorted(ROOT.rglob("*.py"))
 LAYERS = (  # lowest first; a module may import lower layers, and its own package
     ("errors", "types"),
-    ("config", "sharding"),
+    ("config", "sharding", "evaluation.scores"),
     (
         *("data", "models", "rewards", "algorithms", "optim", "checkpoint"),
-        *(f"evaluation.{name}" for name in ("scores", "statistics", "runs", "analysis")),
+        *(f"evaluation.{name}" for name in ("statistics", "runs", "analysis")),
     ),
     ("records", "metrics"),
     ("sampling",),
@@ -22,6 +22,7 @@ LAYERS = (  # lowest first; a module may import lower layers, and its own packag
     ("trajectory", "update"),
     ("startup",),
     ("evaluation.scheme", "vlm"),
+    ("collection",),
     ("run",),
     ("train", "sft", "evaluate", "seeds"),
     ("cli",),

@@ -201,6 +201,7 @@ def test_every_prompt_is_too_long(refused, tmp_path, data):
     assert "prompt_too_long" in message
 
 
+@pytest.mark.slow
 def test_truncated_image_body_ends_the_run_with_its_name(
     tmp_path, data, monkeypatch, capfd, compiled
 ):

@@ -174,6 +174,7 @@ def test_devices_change_nothing(tiny, collected, base, mesh):
         assert float(other[1][name]) == pytest.approx(float(value), abs=1e-5), name
 
 
+@pytest.mark.slow
 def test_logprob_passes_change_nothing(tiny, collected, base):
     other = run(tiny, collected, update__logprob_batch=8)
     np.testing.assert_allclose(other[2].old_logprobs, base[2].old_logprobs, atol=1e-6)
@@ -282,6 +283,7 @@ def test_groups_that_are_left_out_do_not_take_part_in_whitening(tiny, collected,
     assert kept.std(ddof=1) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_batch_with_nothing_left_moves_nothing(tiny, collected):
     settings = {"algorithm__filter": True, "update__weight_decay": 0.1}
     state, _, _ = run(tiny, collected, scores=np.ones(16, np.float32), **settings)
@@ -399,6 +401,7 @@ def test_truncated_responses_may_be_left_out(tiny, collected):
     assert np.array_equal(np.asarray(masked.advantages), np.asarray(kept.advantages))
 
 
+@pytest.mark.slow
 def test_the_entropy_bonus_raises_entropy(tiny, collected):
     scores = np.ones(16, np.float32)  # no advantage: the bonus alone moves
     settings = {"update__minibatch": 16, "algorithm__entropy_coef": 0.1}

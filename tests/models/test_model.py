@@ -80,6 +80,7 @@ def test_forward_equals_prefill_and_decode(family, pad):
     assert hidden[mask].std() > 0.5
 
 
+@pytest.mark.slow
 def test_sampler_and_trainer_round_alike_at_a_real_width():
     config = cases.tiny_config(layers=3)
     config = dataclasses.replace(config, width=576, heads=9, kv_heads=3, head_size=64)

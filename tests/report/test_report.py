@@ -231,7 +231,7 @@ def test_published_curves_alone_give_the_papers_table_and_correlations():
 
 
 @pytest.mark.skipif(not PAPER.exists(), reason="the paper's curves are not at hand")
-@pytest.mark.parametrize("beside_ours", [False, True])
+@pytest.mark.parametrize("beside_ours", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_published_curves_in_a_page(tmp_path, sweep, beside_ours):
     content = json.loads(PAPER.read_text())
     content["settings"] = {"a": content["settings"]["a"]}

@@ -11,13 +11,14 @@ A box is read as it looks on the page, so what is invisible does not count.
 `test_strict` lists for the strict judge, which was mended by them: its agreement there measures
 nothing. `held_out` does: its cases were written by a marker who had seen neither the judge nor its
 tests, and nothing was mended for them. `python -m tests.rewards.judge_cases` prints how often each
-style agrees with both. The two published projects have other rules (MM-EUREKA's needs no box): what
-is counted against them here is a departure from ours, not always a fault of theirs.
+style agrees with both, and how fast. The two published projects have other rules (MM-EUREKA's needs
+no box): what is counted against them here is a departure from ours, not always a fault of theirs.
 """
 
 import json
 import re
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -678,6 +679,17 @@ def report(cases: Sequence[Case]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def rates(cases: Sequence[Case]) -> str:
+    """Verdicts a second of each style, the workers being warm, on cases not judged before."""
+    lines = []
+    for style in STYLES:
+        start = time.perf_counter()
+        verdicts(cases, style)
+        lines.append(f"{style:>18} {len(cases) / (time.perf_counter() - start):10.0f}")
+    return "verdicts a second\n" + "\n".join(lines) + "\n"
+
+
 if __name__ == "__main__":
-    for name, cases in (("The table", table()), ("Held out", held_out())):
-        sys.stdout.write(f"{name}\n{report(cases)}\n")
+    sys.stdout.write(f"The table\n{report(table())}\n")
+    speed = rates(held_out())
+    sys.stdout.write(f"Held out\n{report(held_out())}\n{speed}")

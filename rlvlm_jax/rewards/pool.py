@@ -34,6 +34,7 @@ import pebble
 MAX_WORKERS = 8  # by default; judging is seldom the bottleneck beyond this
 TASKS_PER_WORKER = 5000  # then a fresh process takes over: sympy's caches only ever grow
 MEMORY_BYTES = 4 << 30  # what one judgement may use
+STARTS = 5  # attempts to start the workers, should something kill them meanwhile
 START_S = 120.0  # a first worker is ready within this, on a busy machine too
 STALL_S = 30.0  # a pool that finishes nothing for the deadline plus this is broken
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -307,29 +308,36 @@ class Pool:
             if self._pool is not None and not self._pool.active:
                 self._discard(self._pool)
             if self._pool is None:
-                self._pool = pebble.ProcessPool(
-                    max_workers=self.workers,
-                    max_tasks=self._tasks_per_worker,
-                    initializer=_start_worker,
-                    initargs=(os.getpid(), self._warm_up),
-                    context=_Context(),
-                )
-                started, self._closing, self._closed = (threading.Event() for _ in range(3))
-                threading.Thread(
-                    target=_keep,
-                    args=(self._pool, started, self._closing, self._closed),
-                    name="reward pool",
-                    daemon=True,
-                ).start()
-                started.wait()
-                try:
-                    self._pool.schedule(os.getpid).result(timeout=START_S)
-                except (TimeoutError, RuntimeError) as error:
-                    self._discard(self._pool)
+                self._start()
+            return self._pool
+
+    def _start(self) -> None:
+        """Starts the workers, anew where they are killed while they start; but not for ever."""
+        for attempt in range(STARTS):
+            self._pool = pebble.ProcessPool(
+                max_workers=self.workers,
+                max_tasks=self._tasks_per_worker,
+                initializer=_start_worker,
+                initargs=(os.getpid(), self._warm_up),
+                context=_Context(),
+            )
+            started, self._closing, self._closed = (threading.Event() for _ in range(3))
+            threading.Thread(
+                target=_keep,
+                args=(self._pool, started, self._closing, self._closed),
+                name="reward pool",
+                daemon=True,
+            ).start()
+            started.wait()
+            try:
+                self._pool.schedule(os.getpid).result(timeout=START_S)
+                return
+            except (TimeoutError, RuntimeError, pebble.ProcessExpired) as error:
+                self._discard(self._pool)
+                if attempt + 1 == STARTS or isinstance(error, TimeoutError):
                     raise RuntimeError(
                         "the reward workers do not start; their messages are above"
                     ) from error
-            return self._pool
 
     def _discard(self, pool: pebble.ProcessPool) -> None:
         with self._lock:

@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import functools
 import os
 import signal
 import subprocess
@@ -185,6 +186,19 @@ def test_workers_that_cannot_start_are_an_error():
     with pytest.raises(RuntimeError, match="do not start"):
         evaluate(pool, ["1"] * 10, deadline_s=2.0)
     pool.close()
+
+
+def test_workers_killed_while_they_start_are_started_again(tmp_path):
+    pool = Pool(workers=1, warm_up=functools.partial(die_once, str(tmp_path / "died")))
+    assert evaluate(pool, ["1"]) == [1]
+    assert (tmp_path / "died").exists()
+    pool.close()
+
+
+def die_once(path):
+    if not os.path.exists(path):
+        open(path, "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_memory_limit_turns_a_runaway_allocation_into_an_error():

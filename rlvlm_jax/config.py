@@ -9,6 +9,7 @@ anything is allocated. This module knows nothing of models, data or devices.
 
 import difflib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -513,6 +514,10 @@ def _recipe_problems(c: ConfigDict) -> Iterator[str]:
             "nothing is trained: set config.update.train_vit, config.update.train_connector or "
             "config.update.train_llm to True"
         )
+    try:
+        re.compile(c.update.only)
+    except re.error as error:
+        yield f"config.update.only={c.update.only!r} is not a regular expression: {error}"
     if c.data.min_pixels and c.data.max_pixels and c.data.min_pixels > c.data.max_pixels:
         yield (
             f"config.data.min_pixels={c.data.min_pixels} is above "

@@ -255,6 +255,11 @@ class Run:
 
         shapes = jax.eval_shape(init, session.shapes)
         trained, _ = optim.split(session.shapes, is_trained)
+        if not jax.tree.leaves(trained):
+            raise InputError(
+                f"config.update.only={self.config.update.only!r} is found in no parameter of the "
+                "parts that config.update.train_* choose, so nothing would be trained"
+            )
         self._sizes = {
             "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),
             "trained_parameters": sum(x.size for x in jax.tree.leaves(trained)),

@@ -196,6 +196,12 @@ def test_too_few_records_are_left(refused, tmp_path, data):
     assert "4" in message
 
 
+def test_a_pattern_that_chooses_no_parameter(refused, tmp_path, data):
+    message = refused(arguments(tmp_path / "run", data, update__only="no_such_layer"))
+    assert "config.update.only='no_such_layer'" in message
+    assert "nothing would be trained" in message
+
+
 def test_every_prompt_is_too_long(refused, tmp_path, data):
     message = refused(arguments(tmp_path / "run", data, data__max_prompt_tokens=5))
     assert "prompt_too_long" in message

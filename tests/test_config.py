@@ -90,6 +90,7 @@ def test_flags_change_values():
         (["--config.mesh.data=3"], "does not divide over config.mesh.data x config.mesh.fsdp = 3"),
         (["--config.rollout.samples=1"], "config.rollout.samples=1 must be at least 2"),
         (["--config.update.train_llm=False"], "nothing is trained"),
+        (["--config.update.only=["], "config.update.only='[' is not a regular expression"),
         (["--config.data.train="], "config.data.train is empty"),
         (["--config.model.path="], "config.model.path is empty"),
         (["--config.eval.settings=('pass@3',)"], "config.eval.settings has 'pass@3'"),

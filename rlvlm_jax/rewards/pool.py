@@ -18,11 +18,13 @@ It does not know what the items are; only `shared` names what its workers prepar
 import atexit
 import contextlib
 import ctypes
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from concurrent.futures.process import BrokenProcessPool
@@ -37,6 +39,9 @@ MEMORY_BYTES = 4 << 30  # what one judgement may use
 STARTS = 5  # attempts to start the workers, should something kill them meanwhile
 START_S = 120.0  # a first worker is ready within this, on a busy machine too
 STALL_S = 30.0  # a pool that finishes nothing for the deadline plus this is broken
+STOP_S = 60.0  # workers are gone within this
+LOOK_S = 1.0  # a waiting thread looks up this often: for signals, and whether its pool still lives
+_LOG = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1
 
@@ -227,7 +232,7 @@ class Pool:
                         again.append(i)
                         continue
                     try:
-                        results[i] = self._wait(pool, future, deadline_s)
+                        results[i] = self._wait(pool, future, deadline_s + STALL_S)
                     except TimeoutError:
                         pass  # stays LOST
                     except pebble.ProcessExpired:
@@ -291,17 +296,21 @@ class Pool:
         self._finished += 1
         self._waiting.discard(future)
 
-    def _wait(self, pool: pebble.ProcessPool, future: Future, deadline_s: float) -> Any:
-        """Waits for one future as long as the pool shows any life."""
+    def _wait(self, pool: pebble.ProcessPool, future: Future, silence_s: float) -> Any:
+        """Waits for one future while its pool lives, and finishes something within `silence_s`."""
+        finished, since = self._finished, time.monotonic()
         while True:
-            finished = self._finished
             try:
-                return future.result(timeout=deadline_s + STALL_S)
+                return future.result(timeout=LOOK_S)
             except TimeoutError:
                 if future.done():  # either the item's own deadline, or a photo finish
                     return future.result()
-                if self._finished == finished or pool is not self._pool:
-                    raise BrokenProcessPool("no item finished for a long time") from None
+            if self._finished != finished:
+                finished, since = self._finished, time.monotonic()
+            if pool is not self._pool or not pool.active:
+                raise BrokenProcessPool("the workers are gone")
+            if time.monotonic() - since > silence_s:
+                raise BrokenProcessPool("no item finished for a long time")
 
     def _running(self) -> pebble.ProcessPool:
         with self._lock:
@@ -313,8 +322,9 @@ class Pool:
 
     def _start(self) -> None:
         """Starts the workers, anew where they are killed while they start; but not for ever."""
+        end = time.monotonic() + START_S
         for attempt in range(STARTS):
-            self._pool = pebble.ProcessPool(
+            self._pool = pool = pebble.ProcessPool(
                 max_workers=self.workers,
                 max_tasks=self._tasks_per_worker,
                 initializer=_start_worker,
@@ -324,17 +334,19 @@ class Pool:
             started, self._closing, self._closed = (threading.Event() for _ in range(3))
             threading.Thread(
                 target=_keep,
-                args=(self._pool, started, self._closing, self._closed),
+                args=(pool, started, self._closing, self._closed),
                 name="reward pool",
                 daemon=True,
             ).start()
             started.wait()
             try:
-                self._pool.schedule(os.getpid).result(timeout=START_S)
+                if self._closed.is_set():
+                    raise BrokenProcessPool("the processes could not be started")
+                self._wait(pool, pool.schedule(os.getpid), START_S)
                 return
-            except (TimeoutError, RuntimeError, pebble.ProcessExpired) as error:
-                self._discard(self._pool)
-                if attempt + 1 == STARTS or isinstance(error, TimeoutError):
+            except (RuntimeError, pebble.ProcessExpired) as error:
+                self._discard(pool)
+                if attempt + 1 == STARTS or time.monotonic() > end:
                     raise RuntimeError(
                         "the reward workers do not start; their messages are above"
                     ) from error
@@ -345,7 +357,8 @@ class Pool:
                 return  # another thread was faster
             self._pool = None
             self._closing.set()
-            self._closed.wait()
+            if not self._closed.wait(STOP_S):
+                _LOG.warning("the old reward workers do not stop; carrying on without them")
             for future in tuple(self._waiting):
                 future.cancel()  # pebble leaves them pending for ever
 
@@ -363,11 +376,11 @@ def _keep(
     reaches the main thread only and so cannot leave the work half done.
     """
     try:
-        pool.active  # noqa: B018 (asking starts the processes)
-    finally:
-        started.set()
-    closing.wait()
-    try:
+        try:
+            pool.active  # noqa: B018 (asking starts the processes)
+        finally:
+            started.set()
+        closing.wait()
         pool.stop()
         pool.join()
     finally:

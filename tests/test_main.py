@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command from end to end: the run directory, resuming, signals, the other modes."""
 
+import contextlib
 import json
 import os
 import random
@@ -453,14 +454,12 @@ def test_training_goes_on_beside_workers_that_hang_raise_eat_die_and_are_killed(
 
     def kill_workers():
         while len(killed) < 4 and not ended.wait(3.0):
-            workers = [
-                child
-                for child in psutil.Process().children()
-                if "spawn_main" in " ".join(child.cmdline())
-            ]
-            for worker in workers[:1]:
-                worker.kill()
-                killed.append(worker.pid)
+            for child in psutil.Process().children():
+                with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended by itself
+                    if "spawn_main" in " ".join(child.cmdline()):
+                        child.kill()
+                        killed.append(child.pid)
+                        break
 
     killer = threading.Thread(target=kill_workers)
     killer.start()

@@ -33,6 +33,7 @@ CHOICES = {
     "mode": MODES,
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "full"),
+    "rollout.cache": ("model", "bfloat16", "int8"),
     "data.on_bad_record": ("error", "skip"),
     "rewards.judge": ("strict", "maye", "mm_eureka"),
     "rewards.rounding": ("none", "reference", "both"),
@@ -170,6 +171,7 @@ def default() -> ConfigDict:
     c.rollout.temperature = 1.0
     c.rollout.top_p = 1.0
     c.rollout.top_k = 0  # 0 = off
+    c.rollout.cache = "model"  # keys and values kept in model.dtype, or "bfloat16", "int8"
     c.rollout.chunk = 16  # decode steps between two looks at whether every row has stopped
 
     c.rewards = ConfigDict()

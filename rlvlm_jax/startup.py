@@ -173,7 +173,10 @@ def open_session(config: ConfigDict, source: Source) -> Session:
     """Builds the mesh, the model's functions and the text side; reads no weights."""
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     model = models.build(
-        source.config, dtype=config.model.dtype, remat=config.model.remat == "full"
+        source.config,
+        dtype=config.model.dtype,
+        remat=config.model.remat == "full",
+        cache=config.rollout.cache,
     )
     shapes = jax.eval_shape(
         lambda key: add_adapters(config, model, model.init(key), key), jax.random.key(0)

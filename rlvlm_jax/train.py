@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from rlvlm_jax import collection, optim, run, sharding, startup
 from rlvlm_jax.collection import Round
-from rlvlm_jax.config import sequences
+from rlvlm_jax.config import sequences, shards
 from rlvlm_jax.evaluation import scheme
 from rlvlm_jax.metrics import Stopwatch
 from rlvlm_jax.rewards import RewardConfig
@@ -58,6 +58,7 @@ def make_steps(session: startup.Session, optimizer: Any, state: TrainState) -> S
         top_p=config.rollout.top_p,
         top_k=config.rollout.top_k,
         chunk=config.rollout.chunk,
+        shards=shards(config),
         policy=policy,
     )
     sample = make_sample_fn(model, settings)

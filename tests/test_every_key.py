@@ -103,9 +103,9 @@ def build_toy(model_config, **_):
         return embedded @ language["layers"]["attn"]["q"]["weight"].sum(axis=0)
 
     def prefill(params, batch, features):
-        nothing = jnp.zeros((1, *batch.tokens.shape, 1, 1))
         hidden = read(params, batch.tokens[:, -1]) + features.sum(axis=1)
-        return hidden, {"k": nothing, "v": nothing}
+        nothing = jnp.zeros((len(hidden), 1, 1, 1))
+        return hidden, ({"k": nothing, "v": nothing},)
 
     def decode(params, tokens, positions, prefix, prefix_mask, cache, step):
         return read(params, tokens), cache
@@ -119,6 +119,7 @@ def build_toy(model_config, **_):
         init=init,
         encode_images=encode_images,
         prefill=prefill,
+        decoder=lambda params: params,
         decode=decode,
         forward=forward,
         logits=lambda params, hidden: hidden @ params["language"]["head"]["weight"].T,
@@ -214,6 +215,17 @@ def vision_tower(c):
     with PATCHES() as patch:
         patch.setattr(models, "build", build)
         return traced(c, "encode")
+
+
+def kept_for_decoding(c):
+    """Of the real network: the types of what `prefill` hands to `decode`."""
+    with PATCHES() as patch:
+        patch.setattr(models, "build", BUILD)
+        session = startup.open_session(c, SOURCE)
+    batch = sharding.batch_shapes(2, 32, 16, session.spec.patch_bytes, session.mesh)
+    features = jax.ShapeDtypeStruct((2, 4, SOURCE.config.width), np.float32)
+    _, prefix = jax.eval_shape(session.model.prefill, network_shapes(), batch, features)
+    return {name: x.dtype.name for name, x in prefix[0].items()}
 
 
 # ---- observers: numbers ------------------------------------------------------------------------
@@ -598,6 +610,7 @@ CASES = {
     "rollout.temperature": [case(1.0, 0.8, sampler), case(1.0, 0.8, passes)],
     "rollout.top_p": [case(1.0, 0.9, sampler)],
     "rollout.top_k": [case(0, 5, sampler)],
+    "rollout.cache": [case("model", "int8", kept_for_decoding)],
     "rollout.chunk": [case(16, 4, sampler)],
     # rewards
     "rewards.judge": [

@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlvlm_jax import rewards, sharding
-from rlvlm_jax.config import EVAL_SETTINGS
+from rlvlm_jax.config import EVAL_SETTINGS, shards
 from rlvlm_jax.data.dataset import Example
 from rlvlm_jax.data.loader import EvaluationSet
 from rlvlm_jax.evaluation.scores import pass_at_k
@@ -89,6 +89,7 @@ def make_evaluate_fn(
             temperature=temperature,
             top_p=top_p,
             chunk=config.rollout.chunk,
+            shards=shards(config),
         )
         sample = make_sample_fn(session.model, settings)
 

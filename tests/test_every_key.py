@@ -428,19 +428,24 @@ def loop(c):
             draws = np.random.default_rng([*jax.random.key_data(key).tolist(), int(number)])
             return Rollout(draws.integers(0, 500, shape), everywhere, zeros, everywhere[:, 0])
 
+        def encode(params, batch):
+            encoded.append(batch.tokens.shape)
+            n, patches = batch.patches.shape[:2]
+            return jnp.zeros((n, patches // 4, session.model.config.width))
+
         def update(state, trajectory, key):
             state = state._replace(step=state.step + 1, bad_steps=state.bad_steps + 1)
             return state, {"update/loss": 0.0}
 
         return train.Steps(
-            encode=lambda *_: None,
+            encode=encode,
             sample=sample,
             passes=lambda *_: Passes(zeros, None, zeros, zeros),
             trajectory=lambda *_: (types.SimpleNamespace(advantages=zeros), {}),
             update=update,
         )
 
-    ended = ""
+    ended, encoded = "", []
     with PATCHES() as patch:
         patch.setattr(train, "make_steps", stand_ins)
         patch.setattr(train, "compile_steps", lambda steps, *_: steps)
@@ -449,7 +454,12 @@ def loop(c):
             train.train(c, "run")
         except FloatingPointError as error:
             ended = str(error)
-    return {"ended": ended, "tensorboard": Path("run/tensorboard").is_dir(), **written()}
+    return {
+        "ended": ended,
+        "encoded": encoded,
+        "tensorboard": Path("run/tensorboard").is_dir(),
+        **written(),
+    }
 
 
 def written():
@@ -590,6 +600,7 @@ CASES = {
     ],
     "data.workers": [case(2, 1, reading_threads)],
     "data.index": [case("", "index", data_flow_of_pictures, **ON_FILE)],
+    "data.feature_cache_gib": [case(1.0, 0.0, loop, total_steps=6)],
     "data.limit_eval": [case(0, 2, data_flow)],
     # step II
     "rollout.prompts": [case(4, 8, data_flow)],

@@ -141,8 +141,8 @@ def default() -> ConfigDict:
     c.epochs = 1.0  # passes over data.train where nothing is refilled, when total_steps is 0
     c.checkpoint_every = 0  # steps; 0 = only at the end; -1 = every epoch
     c.eval_every = 0  # steps; 0 = never; -1 = every epoch. Step 0 is evaluated too
-    # Directory of compiled programs for the next start; "" = none; "auto" = ~/.cache/rlvlm_jax/xla
-    # on GPU and TPU, none on CPU, where a program fits no older processor than the one it is from.
+    # Directory of compiled programs for the next start; "" = none. "auto" = ~/.cache/rlvlm_jax/xla
+    # on GPU and TPU, none on CPU: its programs are made for one processor, homes may serve several.
     c.compile_cache = "auto"
 
     c.model = ConfigDict()

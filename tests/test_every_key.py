@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 from rlvlm_jax import (
@@ -384,6 +385,20 @@ def adapters(c):
     return text(add, lora.drop(session.shapes), jax.random.key(0))
 
 
+def kept_programs(c):
+    """Where JAX keeps compiled programs once a session is open."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        startup.open_session(c, SOURCE)
+        kept = jax.config.jax_compilation_cache_dir
+        return kept and Path(kept).relative_to(Path.cwd())
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
 def places(c):
     """What each device holds of the parameters and of a batch."""
     session = startup.open_session(c, SOURCE)
@@ -575,6 +590,7 @@ CASES = {
     "epochs": [case(1.0, 0.5, loop)],
     "checkpoint_every": [case(0, 2, loop)],
     "eval_every": [case(0, 2, loop)],
+    "compile_cache": [case("", "xla", kept_programs)],
     # the model
     "model.path": [case("bundled", "deeper", network)],
     "model.dtype": [case("float32", "bfloat16", vision_tower)],

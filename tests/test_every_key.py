@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 from rlvlm_jax import (
@@ -396,6 +397,20 @@ def adapters(c):
     return text(add, lora.drop(session.shapes), jax.random.key(0))
 
 
+def kept_programs(c):
+    """Where JAX keeps compiled programs once a session is open."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        startup.open_session(c, SOURCE)
+        kept = jax.config.jax_compilation_cache_dir
+        return kept and Path(kept).relative_to(Path.cwd())
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
 def places(c):
     """What each device holds of the parameters and of a batch."""
     session = startup.open_session(c, SOURCE)
@@ -440,19 +455,24 @@ def loop(c):
             draws = np.random.default_rng([*jax.random.key_data(key).tolist(), int(number)])
             return Rollout(draws.integers(0, 500, shape), everywhere, zeros, everywhere[:, 0])
 
+        def encode(params, batch):
+            encoded.append(batch.tokens.shape)
+            n, patches = batch.patches.shape[:2]
+            return jnp.zeros((n, patches // 4, session.model.config.width))
+
         def update(state, trajectory, key):
             state = state._replace(step=state.step + 1, bad_steps=state.bad_steps + 1)
             return state, {"update/loss": 0.0}
 
         return train.Steps(
-            encode=lambda *_: None,
+            encode=encode,
             sample=sample,
             passes=lambda *_: Passes(zeros, None, zeros, zeros),
             trajectory=lambda *_: (types.SimpleNamespace(advantages=zeros), {}),
             update=update,
         )
 
-    ended = ""
+    ended, encoded = "", []
     with PATCHES() as patch:
         patch.setattr(train, "make_steps", stand_ins)
         patch.setattr(train, "compile_steps", lambda steps, *_: steps)
@@ -461,7 +481,12 @@ def loop(c):
             train.train(c, "run")
         except FloatingPointError as error:
             ended = str(error)
-    return {"ended": ended, "tensorboard": Path("run/tensorboard").is_dir(), **written()}
+    return {
+        "ended": ended,
+        "encoded": encoded,
+        "tensorboard": Path("run/tensorboard").is_dir(),
+        **written(),
+    }
 
 
 def written():
@@ -577,6 +602,7 @@ CASES = {
     "epochs": [case(1.0, 0.5, loop)],
     "checkpoint_every": [case(0, 2, loop)],
     "eval_every": [case(0, 2, loop)],
+    "compile_cache": [case("", "xla", kept_programs)],
     # the model
     "model.path": [case("bundled", "deeper", network)],
     "model.dtype": [case("float32", "bfloat16", vision_tower)],
@@ -602,6 +628,7 @@ CASES = {
     ],
     "data.workers": [case(2, 1, reading_threads)],
     "data.index": [case("", "index", data_flow_of_pictures, **ON_FILE)],
+    "data.feature_cache_gib": [case(1.0, 0.0, loop, total_steps=6)],
     "data.limit_eval": [case(0, 2, data_flow)],
     # step II
     "rollout.prompts": [case(4, 8, data_flow)],

@@ -69,3 +69,21 @@ def test_a_row_has_the_same_sum_alone_and_among_others(length):
         np.testing.assert_array_equal(total(x[2:3, :rows]), sums[2:3, :rows])
     exact = np.square(np.float64(x)).sum(-1, keepdims=True)
     np.testing.assert_allclose(sums, exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("inner", "outer"), [(3, 5), (5, 3)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gradients_of_a_product_with_a_matrix_are_those_of_the_sum(inner, outer, dtype):
+    rng = np.random.default_rng(0)
+    x, g = rng.normal(size=(2, 4, inner)), rng.normal(size=(2, 4, outer))
+    y = rng.normal(size=(outer, inner))
+
+    def pulled(x, y):
+        return (product(x, y, jnp.float32) * g).sum()
+
+    of_x, of_y = jax.jit(jax.grad(pulled, (0, 1)))(jnp.asarray(x, dtype), jnp.asarray(y, dtype))
+    assert of_x.dtype == of_y.dtype == dtype
+    exact = dtype == "float32"
+    close = {"rtol": 1e-5, "atol": 1e-6} if exact else {"rtol": 0.02, "atol": 0.05}
+    np.testing.assert_allclose(np.float32(of_x), np.einsum("abd,dc->abc", g, y), **close)
+    np.testing.assert_allclose(np.float32(of_y), np.einsum("abd,abc->dc", g, x), **close)

@@ -8,8 +8,9 @@ model. Updates by minibatch: token-level clipped loss and a k3 penalty, gradient
 vision tower frozen.
 
 Deviates from MAYE, each time in torch's favour: logits are computed for response columns only;
-images are turned into patches once, outside the clock; parts of a batch are as large as memory
-allows; positions are the model's own three axes, not one.
+images are turned into patches once, outside the clock; a log-prob pass takes as many sequences as
+a micro-batch, which is the whole minibatch where memory allows; positions are on the model's own
+three axes.
 """
 
 import dataclasses
@@ -122,7 +123,7 @@ class Peer:
     def logprobs(self) -> float:
         """Makes the old and the reference pass over the last responses; returns seconds."""
         c = self.work.config
-        size = min(c.update.logprob_batch or sequences(c), sequences(c))
+        size = microbatch(c)
 
         def both() -> None:
             parts = [range(i, i + size) for i in range(0, sequences(c), size)]
@@ -207,11 +208,13 @@ def start(work: Workload) -> Peer:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, c.model.dtype)
     transformers.utils.logging.disable_progress_bar()
+    flash = device == "cuda" and transformers.utils.is_flash_attn_2_available()
+    attention = "flash_attention_2" if flash and c.model.dtype == "bfloat16" else "sdpa"
 
     def load() -> Any:
         kind = getattr(transformers, ARCHITECTURE[session.source.config.family])
         return kind.from_pretrained(
-            session.source.directory, dtype=dtype, attn_implementation="sdpa"
+            session.source.directory, dtype=dtype, attn_implementation=attention
         ).to(device)
 
     model = load()

@@ -18,7 +18,7 @@ PARTS = ["rollout", "logprobs", "update", "iteration"]
 
 
 @pytest.fixture
-def tiny(monkeypatch):
+def tiny(compiled, monkeypatch):
     """The built-in cases are one that takes a moment, and rates are not measured."""
     monkeypatch.setattr(work, "CASES", {"tiny": bench_cases.TINY})
     monkeypatch.setattr(limit, "measure", lambda dtype: limit.Limit(1e9, 1e8, 1e8, 5e7))
@@ -53,6 +53,7 @@ def test_a_case_without_a_peer(tiny, tmp_path, monkeypatch, capsys):
     assert all(name in shown for name in PARTS)
 
 
+@pytest.mark.slow
 def test_a_run_s_own_configuration(tmp_path, monkeypatch):
     monkeypatch.setattr(limit, "measure", lambda dtype: limit.Limit(1e9, 1e8, 1e8, 5e7))
     data = run_cases.write_problems(tmp_path / "data")
@@ -94,7 +95,7 @@ def test_the_sizes_of_the_rows():
     }
 
 
-def test_every_response_has_the_full_length_and_an_update_moves_the_weights(tmp_path):
+def test_every_response_has_the_full_length_and_an_update_moves_the_weights(compiled, tmp_path):
     side = ours.start(work.built_in(bench_cases.TINY, tmp_path, 1))
     side.rollout()
     side.logprobs()

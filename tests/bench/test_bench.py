@@ -119,6 +119,18 @@ def test_growth_fits_the_exponent_and_draws(tmp_path):
     assert drawn.count(b"exponent 1.00") == 3
 
 
+@pytest.mark.slow
+def test_growth_is_measured_and_written(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(growth, "AXES", {"batch": ("prompts a step", (1, 2))})
+    out = tmp_path / "bench.json"
+    assert run(monkeypatch, f"--out={out}", "--case=tiny", "--repeats=1", "--growth") == 0
+    found = json.loads(out.read_text())["growth"]
+    assert found["case"] == "tiny"
+    assert found["axes"]["batch"]["sizes"] == [2, 4]
+    assert [len(times) for times in found["axes"]["batch"]["seconds"]] == [1, 1]
+    assert "exponent" in (tmp_path / "bench_growth.svg").read_text()
+
+
 @pytest.mark.parity
 def test_the_peer_starts_from_the_same_weights(tiny, tmp_path, monkeypatch):
     pytest.importorskip("torch")

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     # Imported here, so that a bad flag is answered before JAX is loaded.
     import jax
 
-    from rlvlm_jax.bench import growth, limit, work
+    from rlvlm_jax.bench import growth, work
 
     devices, gpu = jax.device_count(), jax.default_backend() == "gpu"
     cases = work.find(given.case or ",".join(work.ON_GPU if gpu else work.ON_CPU))
@@ -55,13 +55,8 @@ def main(argv: Sequence[str]) -> int:
             workloads = iter([work.of_run(config, Path(rest_name(rest)).stem, devices)])
         else:
             workloads = (work.built_in(case, Path(scratch), devices) for case in cases)
-        limits: dict[str, limit.Limit] = {}
         for one in workloads:
-            dtype = one.config.model.dtype
-            if dtype not in limits:
-                limits[dtype] = limit.measure(dtype)
-            report["limits"] = {name: found._asdict() for name, found in limits.items()}
-            report["cases"][one.name] = time_case(one, limits[dtype], given)
+            report["cases"][one.name] = time_case(one, given)
             say(table(one.name, report["cases"][one.name]))
             write(out, json.dumps(report, indent=1))  # a long run leaves what it has
         if given.growth:
@@ -151,20 +146,19 @@ def about(given: argparse.Namespace) -> dict[str, Any]:
             "tokens: of a rollout the new ones, else prompts and responses of all sequences",
             "ratio: median over rounds of the peer's seconds / ours of the same round",
             "the peer's iteration is the sum of its three parts, which its loop runs one by one",
-            "needed_flops, bytes: counted; bound_s: what the measured limits allow at best",
+            "work: counted, see models/flops.py; bound_s: what the measured limit allows at best",
+            "limit: the fastest of what was measured before and after the case",
             "what was not measured is absent",
         ],
-        "limits": {},
         "cases": {},
     }
 
 
-def time_case(one: "Workload", device: "limit.Limit", given: argparse.Namespace) -> dict[str, Any]:
+def time_case(one: "Workload", given: argparse.Namespace) -> dict[str, Any]:
     """Times every part of one workload, ours and the peer's in turn within each round.
 
     Args:
         one: model, configuration, prompts.
-        device: its measured limit.
         given: the flags.
 
     Returns:
@@ -172,6 +166,8 @@ def time_case(one: "Workload", device: "limit.Limit", given: argparse.Namespace)
     """
     from rlvlm_jax.bench import limit, ours
 
+    dtype = one.config.model.dtype
+    before = limit.measure(dtype)
     say(f"{one.name}: compiling")
     mine = ours.start(one)
     seconds = {part: [] for part in (*PARTS, "iteration")}
@@ -201,10 +197,16 @@ def time_case(one: "Workload", device: "limit.Limit", given: argparse.Namespace)
                 seconds[part].append(own)
                 if other:
                     theirs[part] += other
+    device = limit.fastest(before, limit.measure(dtype))
     parts = {}
     for part, phases in limit.counted(one).items():
         parts[part] = summary(part, one, seconds[part], theirs.get(part), phases, device)
-    result = {"sizes": sizes(one), "compile_s": mine.compile_s, "parts": parts}
+    result = {
+        "sizes": sizes(one),
+        "limit": device._asdict(),
+        "compile_s": mine.compile_s,
+        "parts": parts,
+    }
     return result | ({} if gap is None else {"largest_logprob_difference_nats": gap})
 
 

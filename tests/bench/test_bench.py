@@ -34,8 +34,8 @@ def test_a_case_without_a_peer(tiny, tmp_path, monkeypatch, capsys):
     report = json.loads(out.read_text())
     assert report["cores"] >= 1
     assert {"jax", "jaxlib", "transformers", "python"} <= set(report["versions"])
-    assert report["limits"] == {"float32": dict(report["limits"]["float32"])}
     case = report["cases"]["tiny"]
+    assert case["limit"]["flops_per_s"] == 1e9
     assert case["compile_s"] > 0
     assert case["sizes"]["image_tokens"] == 16
     assert list(case["parts"]) == PARTS
@@ -105,6 +105,11 @@ def test_every_response_has_the_full_length_and_an_update_moves_the_weights(comp
     side.iteration()
     assert int(side.state.step) == 2 * 2, "two optimizer steps each"
     assert np.any(jax.device_get(side.state.params["language"]["norm"]["scale"]) != before)
+
+
+def test_the_best_of_several_limits_counts():
+    one, other = limit.Limit(2.0, 3.0, 3.0, 1.0), limit.Limit(1.0, 4.0, 2.0, 4.0)
+    assert limit.fastest(one, other) == (2.0, 4.0, 3.0, 4.0)
 
 
 def test_growth_fits_the_exponent_and_draws(tmp_path):

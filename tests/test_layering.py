@@ -26,16 +26,16 @@ LAYERS = (  # lowest first; a module may import lower layers, and its own packag
     ("run",),
     ("train", "sft", "evaluate", "seeds"),
     ("cli",),
-    ("main", "convert", "export", "report"),
+    ("main", "convert", "export", "report", "bench"),
 )
 HOMES = {  # third party -> the only places that may import it
     "flax": ("models",),
     "optax": ("optim", "update"),
     "orbax": ("checkpoint",),
-    "transformers": ("data.tokenizer",),
+    "transformers": ("data.tokenizer", "bench.peer"),
     "tokenizers": ("data.tokenizer", "data.tiny_tokenizer"),
     "PIL": ("data", "report.browser"),
-    "matplotlib": ("report.figures",),
+    "matplotlib": ("report.figures", "bench.growth"),
     "scipy": ("evaluation.statistics",),
     "safetensors": ("models.convert",),
     "datasets": ("data.dataset",),
@@ -43,7 +43,7 @@ HOMES = {  # third party -> the only places that may import it
     "math_verify": ("rewards",),
     "sympy": ("rewards",),
     "pebble": ("rewards.pool",),
-    "torch": (),
+    "torch": ("bench.peer",),
 }
 WITHOUT_JAX = (
     *("data", "rewards", "types", "errors", "cli", "records", "report", "seeds"),

@@ -1,0 +1,319 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m rlvlm_jax.bench [--peer=torch] [--case=4m-64,...] --out=bench.json`.
+
+Times rollout, log-prob passes, update and the whole iteration, with `--peer=torch` beside
+transformers and torch on the same weights and prompts in the same run, and against the device's
+measured limit. With `--config=configs/X.py` it is the run's own model, data and sizes.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlvlm_jax import cli
+from rlvlm_jax.errors import InputError
+
+if TYPE_CHECKING:
+    from rlvlm_jax.bench import limit
+    from rlvlm_jax.bench.work import Workload
+
+PARTS = ("rollout", "logprobs", "update")  # one after another they are an iteration
+PEERS = ("torch",)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Times what is asked for; returns the exit status."""
+    given, rest = read_flags(argv)
+    out = check_out(given.out)
+    config = None
+    if rest:
+        config, _ = cli.parse_config([*rest, "--workdir=unused"], "rlvlm_jax.bench")
+    if given.peer:
+        check_peer()
+        # Both libraries share the device, so JAX must not take it whole.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    # Imported here, so that a bad flag is answered before JAX is loaded.
+    import jax
+
+    from rlvlm_jax.bench import growth, work
+
+    devices, gpu = jax.device_count(), jax.default_backend() == "gpu"
+    cases = work.find(given.case or ",".join(work.ON_GPU if gpu else work.ON_CPU))
+    report = about(given)
+    with tempfile.TemporaryDirectory() as scratch:
+        if config is not None:
+            workloads = iter([work.of_run(config, Path(rest_name(rest)).stem, devices)])
+        else:
+            workloads = (work.built_in(case, Path(scratch), devices) for case in cases)
+        for one in workloads:
+            report["cases"][one.name] = time_case(one, given)
+            say(table(one.name, report["cases"][one.name]))
+            write(out, json.dumps(report, indent=1))  # a long run leaves what it has
+        if given.growth:
+            report["growth"] = {"case": cases[0].name, "repeats": given.repeats}
+            found = growth.measure(cases[0], Path(scratch), devices, given.repeats, say)
+            report["growth"] |= {"axes": found}
+            title = f"{cases[0].name}: growth of an iteration on {report['device_kind']}"
+            drawing = out.with_name(f"{out.stem}_growth.svg")
+            write(drawing, growth.figure(found, title).decode())
+            for axis, one in found.items():
+                say(f"growth with {axis}: exponent {one['exponent']:.2f}")
+            write(out, json.dumps(report, indent=1))
+    return cli.DONE
+
+
+def read_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Returns the command's own flags, and those of `--config`."""
+    parser = argparse.ArgumentParser(
+        prog="rlvlm_jax.bench", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument("--out", required=True, help="the JSON file to write")
+    parser.add_argument("--peer", choices=PEERS, help="time this library on the same work, too")
+    parser.add_argument("--case", help="built-in cases, comma-separated; default: by device")
+    parser.add_argument("--repeats", type=int, default=5, help="timed rounds; medians are shown")
+    parser.add_argument(
+        "--growth", action="store_true", help="also time against batch, response and image size"
+    )
+    given, rest = parser.parse_known_args(argv)
+    if given.repeats < 1:
+        raise InputError(f"--repeats={given.repeats} must be at least 1")
+    for argument in rest:
+        if not argument.lstrip("-").startswith(("config", "noconfig")):
+            raise InputError(
+                f"unexpected argument {argument!r}; --help lists the flags, and a configuration's "
+                "keys are written --config.key=value"
+            )
+    if rest and (given.case or given.growth):
+        raise InputError("--config brings its own work; leave out --case and --growth")
+    return given, rest
+
+
+def rest_name(rest: Sequence[str]) -> str:
+    """Returns the file that `--config=FILE[:ARG]` names."""
+    return next(a for a in rest if a.lstrip("-").startswith("config=")).split("=", 1)[1]
+
+
+def check_out(name: str) -> Path:
+    """Returns the file to write; refuses what cannot be one before anything is timed.
+
+    Raises:
+        InputError: it is a directory, or lies in none.
+    """
+    out = Path(name)
+    if not out.name or out.is_dir():
+        raise InputError(f"--out={name} is a directory; name a file, such as bench.json")
+    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
+        raise InputError(f"--out={name} cannot be written: {out.parent} is no writable directory")
+    return out
+
+
+def check_peer() -> None:
+    """Refuses `--peer=torch` where there is no torch.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise InputError("--peer=torch needs PyTorch; install it, or leave --peer out")
+
+
+def about(given: argparse.Namespace) -> dict[str, Any]:
+    """Returns date, device and versions: what the numbers depend on beside the work."""
+    from rlvlm_jax import run
+
+    environment = run.environment()
+    if given.peer:
+        environment["versions"]["torch"] = importlib.metadata.version("torch")
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        **environment,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "peer": given.peer,
+        "repeats": given.repeats,
+        "notes": [
+            "seconds: every timed round after one that warms up; nothing compiles in them",
+            "compile_s: all steps of our side, apart; the peer compiles nothing",
+            "tokens: of a rollout the new ones, else prompts and responses of all sequences",
+            "ratio: median over rounds of the peer's seconds / ours of the same round",
+            "the peer's iteration is the sum of its three parts, which its loop runs one by one",
+            "work: counted, see models/flops.py; bound_s: what the measured limit allows at best",
+            "limit: the fastest of what was measured before and after the case",
+            "what was not measured is absent",
+        ],
+        "cases": {},
+    }
+
+
+def time_case(one: "Workload", given: argparse.Namespace) -> dict[str, Any]:
+    """Times every part of one workload, ours and the peer's in turn within each round.
+
+    Args:
+        one: model, configuration, prompts.
+        given: the flags.
+
+    Returns:
+        What the JSON says of the case.
+    """
+    from rlvlm_jax.bench import limit, ours
+
+    dtype = one.config.model.dtype
+    before = limit.measure(dtype)
+    say(f"{one.name}: compiling")
+    mine = ours.start(one)
+    seconds = {part: [] for part in (*PARTS, "iteration")}
+    theirs: dict[str, list[float]] = {}
+    peer_side, gap = None, None
+    if given.peer:
+        from rlvlm_jax.bench import peer
+
+        peer_side = peer.start(one)
+        theirs = {part: [] for part in (*PARTS, "iteration")}
+    mine.rollout()
+    mine.logprobs()
+    if peer_side is not None:
+        gap = peer.largest_gap(peer_side, *mine.responses())
+    for number in range(given.repeats + 1):
+        say(f"{one.name}: round {number} of {given.repeats}" if number else f"{one.name}: warm-up")
+        times = {}
+        for part in PARTS:
+            times[part] = [getattr(mine, part)()]
+            if peer_side is not None:
+                times[part].append(getattr(peer_side, part)())
+        times["iteration"] = [mine.iteration()]
+        if peer_side is not None:
+            times["iteration"].append(sum(times[part][1] for part in PARTS))
+        if number:
+            for part, (own, *other) in times.items():
+                seconds[part].append(own)
+                if other:
+                    theirs[part] += other
+    device = limit.fastest(before, limit.measure(dtype))
+    parts = {}
+    for part, phases in limit.counted(one).items():
+        parts[part] = summary(part, one, seconds[part], theirs.get(part), phases, device)
+    result = {
+        "sizes": sizes(one),
+        "limit": device._asdict(),
+        "compile_s": mine.compile_s,
+        "parts": parts,
+    }
+    return result | ({} if gap is None else {"largest_logprob_difference_nats": gap})
+
+
+def sizes(one: "Workload") -> dict[str, Any]:
+    """Returns what the work is."""
+    from rlvlm_jax.bench import work
+
+    c, model = one.config, one.session.source.config
+    return {
+        "parameters": work.parameters(model),
+        "dtype": c.model.dtype,
+        "prompts": c.rollout.prompts,
+        "samples": c.rollout.samples,
+        "prompt_tokens": one.batch.tokens.shape[1],
+        "image_tokens": int(((one.batch.tokens == model.image_token_id) & one.batch.mask)[0].sum()),
+        "new_tokens": c.rollout.max_tokens,
+        "minibatch": c.update.minibatch,
+    }
+
+
+def summary(
+    part: str,
+    one: "Workload",
+    seconds: list[float],
+    theirs: list[float] | None,
+    phases: dict[str, Any],
+    device: "limit.Limit",
+) -> dict[str, Any]:
+    """Returns what the JSON says of one part of a case; see `about`'s notes.
+
+    Args:
+        part: its name.
+        one: model, configuration, prompts.
+        seconds: ours, of each round.
+        theirs: the peer's, of the same rounds, or None.
+        phases: the counted work.
+        device: its measured limit.
+    """
+    from rlvlm_jax.bench import limit
+
+    c = one.config
+    rows, new = c.rollout.prompts * c.rollout.samples, c.rollout.max_tokens
+    prompt = int(one.batch.mask.sum()) * c.rollout.samples
+    tokens = rows * new if part in ("rollout", "iteration") else rows * new + prompt
+    median = statistics.median(seconds)
+    bound = limit.bound_s(phases, device)
+    found: dict[str, Any] = {
+        "seconds": seconds,
+        "median_s": median,
+        "tokens": tokens,
+        "tokens_per_s": tokens / median,
+        "work": {name: phase._asdict() for name, phase in phases.items()},
+        "bound_s": bound,
+        "share_of_limit": bound / median,
+    }
+    if theirs:
+        their_median = statistics.median(theirs)
+        found["peer"] = {
+            "seconds": theirs,
+            "median_s": their_median,
+            "tokens_per_s": tokens / their_median,
+        }
+        pairs = zip(theirs, seconds, strict=True)
+        found["ratio"] = statistics.median(peer / own for peer, own in pairs)
+    return found
+
+
+def table(name: str, case: dict[str, Any]) -> str:
+    """Returns a case as lines for a terminal."""
+    s = case["sizes"]
+    lines = [
+        f"{name}: {s['parameters'] / 1e6:.1f}M parameters, {s['dtype']}, {s['prompts']} x "
+        f"{s['samples']}, {s['prompt_tokens']} ({s['image_tokens']}) + {s['new_tokens']} tokens; "
+        f"compiled in {case['compile_s']:.1f} s",
+        f"  {'part':<10}{'ours s':>9}{'tok/s':>10}{'peer s':>9}{'tok/s':>10}{'ratio':>8}"
+        f"{'of limit':>10}",
+    ]
+    for part, found in case["parts"].items():
+        peer = found.get("peer")
+        beside = f"{'-':>9}{'-':>10}{'-':>8}"
+        if peer:
+            beside = f"{peer['median_s']:>9.3f}{peer['tokens_per_s']:>10,.0f}"
+            beside += f"{found['ratio']:>7.2f}x"
+        lines.append(
+            f"  {part:<10}{found['median_s']:>9.3f}{found['tokens_per_s']:>10,.0f}{beside}"
+            f"{found['share_of_limit']:>10.1%}"
+        )
+    return "\n".join(lines)
+
+
+def say(line: str) -> None:
+    """Prints a line at once."""
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def write(out: Path, text: str) -> None:
+    """Writes a file.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        out.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--out={out} cannot be written ({error.strerror})") from error
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,123 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""How the time of an iteration grows with the batch, the response's length and the image's size.
+
+One size is varied over a factor of eight or more, the others stay. The fitted exponent is the slope
+of log(seconds) over log(size): 1 is proportional, less than 1 means that something is shared or
+that the device was not full.
+"""
+
+import dataclasses
+import io
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from rlvlm_jax.bench import ours
+from rlvlm_jax.bench.work import Case, built_in
+
+AXES = {  # name -> (words, factors of the base size)
+    "batch": ("prompts a step", (1, 2, 4, 8)),
+    "response": ("response length (tokens)", (1, 2, 4, 8)),
+    "image": ("image tokens", (1, 4, 9, 16)),
+}
+_STYLE = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "rlvlm_jax",  # the same numbers give the same file
+    "font.family": "sans-serif",
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def variants(case: Case, axis: str) -> list[tuple[int, Case]]:
+    """Returns (size, case) along one axis, from small to large.
+
+    Args:
+        case: whose model is taken; the base has 2 prompts, 16 image tokens of 64, 32 new tokens.
+        axis: of `AXES`.
+    """
+    base = dataclasses.replace(case, prompts=2, length=64, image_tokens=16, new=32)
+    found = []
+    for factor in AXES[axis][1]:
+        if axis == "batch":
+            size = base.prompts * factor
+            one = dataclasses.replace(base, prompts=size)
+        elif axis == "response":
+            size = base.new * factor
+            one = dataclasses.replace(base, new=size)
+        else:
+            size = base.image_tokens * factor
+            text = base.length - base.image_tokens
+            one = dataclasses.replace(base, image_tokens=size, length=text + size)
+        found.append((size, dataclasses.replace(one, name=f"{case.name}-{axis}-{size}")))
+    return found
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """Returns the least-squares slope of log(seconds) over log(sizes)."""
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+
+
+def measure(
+    case: Case, scratch: Path, devices: int, repeats: int, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Times our iteration along every axis.
+
+    Args:
+        case: whose model is taken.
+        scratch: where model directories are written.
+        devices: how many there are.
+        repeats: timed iterations of each size; the median counts.
+        say: told what is being done.
+
+    Returns:
+        axis -> {"sizes", "seconds" (every repeat), "median_s", "exponent"}.
+    """
+    found = {}
+    for axis in AXES:
+        sizes, seconds = [], []
+        for size, one in variants(case, axis):
+            say(f"growth: {axis} {size}")
+            side = ours.start(built_in(one, scratch, devices))
+            side.iteration()  # warms up
+            sizes.append(size)
+            seconds.append([side.iteration() for _ in range(repeats)])
+        medians = [statistics.median(times) for times in seconds]
+        found[axis] = {
+            "sizes": sizes,
+            "seconds": seconds,
+            "median_s": medians,
+            "exponent": exponent(sizes, medians),
+        }
+    return found
+
+
+def figure(found: dict[str, Any], title: str) -> bytes:
+    """Draws the medians and the fitted lines, one panel an axis, as SVG."""
+    with matplotlib.rc_context(_STYLE):
+        drawn = Figure(figsize=(10.5, 2.9), layout="constrained")
+        for axes, (axis, one) in zip(drawn.subplots(1, len(found)), found.items(), strict=True):
+            sizes, medians = np.array(one["sizes"]), np.array(one["median_s"])
+            offset = np.mean(np.log(medians) - one["exponent"] * np.log(sizes))
+            fitted = np.exp(offset) * sizes ** one["exponent"]
+            axes.loglog(sizes, fitted, "--", color="#999999", linewidth=1.0)
+            axes.loglog(sizes, medians, "o-", color="#c0392b", linewidth=1.5)
+            axes.set_xticks(sizes, [str(size) for size in sizes])
+            axes.minorticks_off()
+            axes.set_xlabel(AXES[axis][0])
+            axes.set_ylabel("seconds an iteration")
+            axes.set_title(f"exponent {one['exponent']:.2f}")
+            axes.grid(alpha=0.25, linewidth=0.5)
+        drawn.suptitle(title, fontsize=10)
+        target = io.BytesIO()
+        fields = ("Date", "Creator", "Format", "Type")
+        drawn.savefig(target, format="svg", metadata=dict.fromkeys(fields))
+        return target.getvalue()

@@ -1,0 +1,130 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The roofline: how fast the device multiplies and moves, and so the least a part can take.
+
+The rates are measured here, by large products and large arrays, not taken from a data sheet. A
+part's bound is the sum over its phases of max(FLOPs / rate, bytes / bandwidth), with the FLOPs
+that the mathematics needs. Weights and caches that fit the processor's own caches move faster than
+the bandwidth to memory, so a small model can come out above its bound.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rlvlm_jax import optim
+from rlvlm_jax.bench.work import Workload, grids
+from rlvlm_jax.config import logprob_passes, microbatch, sequences, shards
+from rlvlm_jax.models import flops
+from rlvlm_jax.models.flops import Work
+from rlvlm_jax.train import needs_reference
+
+
+class Limit(NamedTuple):
+    """What the device was measured to do."""
+
+    flops_per_s: float  # matrix product in the case's type
+    bytes_per_s: float  # the faster of reading and copying
+    read_bytes_per_s: float
+    copy_bytes_per_s: float  # read and written bytes together
+
+
+def _fastest(run: Callable[[], Any], repeats: int = 5) -> float:
+    """Returns the seconds of the fastest of several calls, after one that compiles."""
+    jax.block_until_ready(run())
+    found = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+def measure(dtype: str) -> Limit:
+    """Measures the default device.
+
+    Args:
+        dtype: of the product, "float32" or "bfloat16".
+    """
+    large = jax.default_backend() != "cpu"
+    size, count = (8192, 2**30) if large else (1024, 2**25)
+    x = jnp.ones((size, size), dtype)
+    y = jnp.ones((count,), jnp.float32)
+    moved = y.size * y.dtype.itemsize
+    read = jax.jit(jnp.sum)
+    copy = jax.jit(lambda y: -y)
+    read_rate = moved / _fastest(lambda: read(y))
+    copy_rate = 2 * moved / _fastest(lambda: copy(y))
+    # Both forms of a product, as libraries may prefer one; the model's is the first.
+    forms = [
+        jax.jit(lambda x, axis=axis: jax.lax.dot_general(x, x, (((1,), (axis,)), ((), ()))))
+        for axis in (1, 0)
+    ]
+    rate = 2.0 * size**3 / min(_fastest(lambda form=form: form(x), 10) for form in forms)
+    return Limit(rate, max(read_rate, copy_rate), read_rate, copy_rate)
+
+
+def fastest(*limits: Limit) -> Limit:
+    """Returns the best of several measurements, of which others on the machine may slow some."""
+    return Limit(*(max(values) for values in zip(*limits, strict=True)))
+
+
+def counted(work: Workload) -> dict[str, dict[str, Work]]:
+    """Counts the work of each part of a step.
+
+    Returns:
+        part -> phase -> Work of one device's program, all devices together. `iteration` holds the
+        phases of all parts.
+    """
+    c, model = work.config, work.session.source.config
+    size = np.dtype(jnp.dtype(c.model.dtype)).itemsize
+    prompts, samples, steps = c.rollout.prompts, c.rollout.samples, c.rollout.max_tokens
+    length, patches = work.batch.tokens.shape[1], work.batch.patches.shape[1]
+    images = [grid for row in grids(work.batch) for grid in row]
+    rows, micro = sequences(c), microbatch(c)
+    slots = -(-steps // c.rollout.chunk) * c.rollout.chunk
+
+    vision = flops.encode_images(model, images, patches, prompts, size)
+    one_pass = flops.forward(model, prompts, samples, length, steps, size)
+    parts = logprob_passes(c)
+    one_pass = one_pass._replace(bytes=one_pass.bytes * parts)
+    passes = 2 if needs_reference(c) else 1
+    # Samples of a prompt that fall into one micro-batch share its pass; see `make_update_fn`.
+    sharing = np.gcd(np.gcd(samples, c.update.minibatch), micro // shards(c))
+    forward = flops.forward(model, prompts, samples, length, steps, size, samples / sharing)
+    gradient = flops.gradient(
+        model, forward, rows * steps, rows // micro, c.model.remat == "full", size
+    )
+    trained, _ = optim.split(
+        work.session.shapes, optim.make_trained(c.update, work.session.model.part)
+    )
+    numbers = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(trained))
+    found = {
+        "rollout": {
+            "prefill": flops.prefill(model, prompts, length, size),
+            "decode": flops.decode(model, prompts, samples, length, steps, size, slots),
+        },
+        "logprobs": {"passes": flops.total([one_pass] * passes)},
+        "update": {
+            "gradient": flops.total([gradient] * c.update.epochs),
+            "optimizer": flops.optimizer_step(
+                numbers, c.update.epochs * rows // c.update.minibatch
+            ),
+        },
+    }
+    if work.session.features_frozen:
+        found["rollout"] = {"vision": vision, **found["rollout"]}
+    found["iteration"] = {k: v for part in list(found.values()) for k, v in part.items()}
+    return found
+
+
+def bound_s(phases: dict[str, Work], limit: Limit) -> float:
+    """Returns the least seconds that these phases can take one after another."""
+    return sum(
+        max(work.needed / limit.flops_per_s, work.bytes / limit.bytes_per_s)
+        for work in phases.values()
+    )

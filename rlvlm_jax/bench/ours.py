@@ -1,0 +1,137 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""This package's side: the compiled functions of `train`'s loop, one part at a time or all.
+
+Each part ends when its result is there. `iteration` does what one pass of the loop does, in the
+loop's order, but for data, texts and rewards: fixed scores stand for the judge's.
+"""
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlvlm_jax import optim, sharding, startup, train
+from rlvlm_jax.bench.work import Workload
+from rlvlm_jax.config import sequences
+from rlvlm_jax.types import Batch, Params, Passes, Rollout, TrainState
+from rlvlm_jax.update import init_state
+
+UPDATES = 10_000  # of the learning-rate schedule; many, so that the rate changes little
+
+
+def initial_state(session: startup.Session, optimizer: Any) -> TrainState:
+    """Returns the state before the first update, every array in its place on the mesh."""
+    is_trained = optim.make_trained(session.config.update, session.model.part)
+    trained, _ = optim.split(session.shapes, is_trained)
+    scalar = sharding.replicated(session.mesh)
+    places = TrainState(
+        params=jax.tree.map(lambda s: s.sharding, session.shapes),
+        opt_state=optim.state_shardings(
+            optimizer, trained, jax.tree.map(lambda s: s.sharding, trained), scalar
+        ),
+        step=scalar,
+        bad_steps=scalar,
+    )
+    init = jax.jit(
+        lambda params: init_state(params, optimizer, is_trained),
+        out_shardings=places,
+        donate_argnums=0,
+    )
+    return init(startup.initial_params(session))
+
+
+@dataclasses.dataclass
+class Ours:
+    """The compiled steps and what they work on. The state changes with every update."""
+
+    session: startup.Session
+    steps: train.Steps
+    state: TrainState
+    reference: Params | None
+    batch: Batch  # on the device
+    compile_s: float  # all steps together; no time below holds any of it
+    key: Any
+    features: Any = None
+    sampled: Rollout | None = None  # on the device
+    passes: Passes | None = None
+
+    def _encode_and_sample(self) -> Rollout:
+        self.features = None
+        if self.session.features_frozen:
+            self.features = self.steps.encode(self.state.params, self.batch)
+        self.sampled = self.steps.sample(
+            self.state.params, self.batch, self.features, self.key, np.uint32(0)
+        )
+        return sharding.to_host(self.sampled)
+
+    def _score(self) -> tuple[Any, Any]:
+        rows = sequences(self.session.config)
+        scores = (np.arange(rows) % 2).astype(np.float32)
+        return sharding.put_batch((scores, np.ones(rows, bool)), self.session.mesh)
+
+    def _trajectory(self, scores: tuple[Any, Any]) -> tuple[Any, Any]:
+        return self.steps.trajectory(self.batch, self.features, self.sampled, self.passes, *scores)
+
+    def rollout(self) -> float:
+        """Encodes the images, samples, and brings the responses to the host; returns seconds."""
+        start = time.perf_counter()
+        self._encode_and_sample()
+        return time.perf_counter() - start
+
+    def logprobs(self) -> float:
+        """Makes the trainer's passes over the last responses; returns seconds."""
+        start = time.perf_counter()
+        self.passes = jax.block_until_ready(self._run_passes())
+        return time.perf_counter() - start
+
+    def _run_passes(self) -> Passes:
+        return self.steps.passes(
+            self.state.params, self.reference, self.batch, self.features, self.sampled
+        )
+
+    def update(self) -> float:
+        """Makes all optimizer steps of the last responses; returns seconds."""
+        trajectory, _ = jax.block_until_ready(self._trajectory(self._score()))
+        start = time.perf_counter()
+        self._update(trajectory)
+        return time.perf_counter() - start
+
+    def _update(self, trajectory: Any) -> None:
+        self.state, stats = self.steps.update(self.state, trajectory, self.key)
+        jax.block_until_ready(self.state)
+        if not np.isfinite(sharding.to_host(stats)["update/loss"]):
+            raise FloatingPointError("the update's loss is not finite, so its time means nothing")
+
+    def responses(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (tokens int32[B, R], log-probabilities before the update float32[B, R])."""
+        return sharding.to_host((self.sampled.tokens, self.passes.old))
+
+    def iteration(self) -> float:
+        """Does one pass of the training loop; returns seconds."""
+        start = time.perf_counter()
+        self._encode_and_sample()
+        self.passes = self._run_passes()
+        trajectory, stats = self._trajectory(self._score())
+        sharding.to_host(stats)
+        self._update(trajectory)
+        return time.perf_counter() - start
+
+
+def start(work: Workload) -> Ours:
+    """Loads the weights and compiles every step for the batch's shape; runs none of them."""
+    config, session = work.config, work.session
+    optimizer, _ = optim.make_optimizer(config.update, UPDATES, session.model.part)
+    reference = startup.initial_params(session) if train.needs_reference(config) else None
+    state = initial_state(session, optimizer)
+    bucket = work.batch.tokens.shape[1], work.batch.patches.shape[1]
+    begin = time.perf_counter()
+    steps = train.compile_steps(
+        train.make_steps(session, optimizer, state), session, state, reference, bucket
+    )
+    compile_s = time.perf_counter() - begin
+    batch = sharding.put_batch(work.batch, session.mesh)
+    key = jax.random.key(config.seed)
+    return Ours(session, steps, state, reference, batch, compile_s, key)

@@ -1,0 +1,281 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The other side: transformers' `generate` and a torch update, written as MAYE's loop does it.
+
+Sampling by `generate` with G sequences a prompt and a key-value cache. Old and reference
+log-probabilities by full passes over prompt and response, images included, with two copies of the
+model. Updates by minibatch: token-level clipped loss and a k3 penalty, gradient clipping, AdamW,
+vision tower frozen.
+
+Deviates from MAYE, each time in torch's favour: logits are computed for response columns only;
+images are turned into patches once, outside the clock; a log-prob pass takes as many sequences as
+a micro-batch, which is the whole minibatch where memory allows; positions are on the model's own
+three axes.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from rlvlm_jax.bench.work import Workload, grids
+from rlvlm_jax.config import microbatch, sequences
+from rlvlm_jax.errors import InputError
+from rlvlm_jax.models.qwen_vl_config import ARCHITECTURE
+
+
+@dataclasses.dataclass
+class Peer:
+    """Two copies of the model, the optimizer of one, and the batch as transformers wants it."""
+
+    work: Workload
+    model: Any
+    reference: Any
+    optimizer: Any
+    prompts: dict[str, torch.Tensor]  # input_ids, attention_mask, mm_token_type_ids: [N, P]
+    pixels: list[torch.Tensor]  # pixel_values of each prompt
+    grids: list[torch.Tensor]  # image_grid_thw of each prompt
+    tokens: torch.Tensor | None = None  # int64[B, R], the last responses
+    old: torch.Tensor | None = None
+    ref: torch.Tensor | None = None
+
+    def _timed(self, part: Callable[[], None]) -> float:
+        device = self.prompts["input_ids"].device
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        part()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    def images(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        """Returns the images of these prompts, none for text alone."""
+        if not any(len(self.pixels[row]) for row in rows):
+            return {}
+        return {
+            "pixel_values": torch.cat([self.pixels[row] for row in rows]),
+            "image_grid_thw": torch.cat([self.grids[row] for row in rows]),
+        }
+
+    def rollout(self) -> float:
+        """Samples, and brings the responses to the host; returns seconds."""
+
+        def sample() -> None:
+            c = self.work.config.rollout
+            out = self.model.generate(
+                **self.prompts,
+                **self.images(range(c.prompts)),
+                do_sample=True,
+                temperature=c.temperature,
+                top_k=c.top_k,
+                top_p=c.top_p,
+                num_return_sequences=c.samples,
+                max_new_tokens=c.max_tokens,
+                suppress_tokens=list(self.work.session.banned),
+                pad_token_id=self.work.session.tokenizer.pad_id,
+                use_cache=True,
+            )
+            self.tokens = out[:, self.prompts["input_ids"].shape[1] :]
+            self.tokens.cpu()
+
+        self.model.eval()
+        seconds = self._timed(sample)
+        wanted = (sequences(self.work.config), self.work.config.rollout.max_tokens)
+        if tuple(self.tokens.shape) != wanted:
+            raise RuntimeError(f"generate returned {tuple(self.tokens.shape)}, expected {wanted}")
+        return seconds
+
+    def response_logits(self, model: Any, rows: Sequence[int], tokens: Any) -> torch.Tensor:
+        """Returns float32[b, R, V], logits that predict each token of these responses.
+
+        Args:
+            model: either copy.
+            rows: b numbers of sequences.
+            tokens: int64[B, R], of all sequences.
+        """
+        index = [row // self.work.config.rollout.samples for row in rows]
+        responses = tokens[list(rows)]
+        ones, zeros = torch.ones_like(responses), torch.zeros_like(responses)
+        behind = {"input_ids": responses, "attention_mask": ones, "mm_token_type_ids": zeros}
+        inputs = {
+            name: torch.cat([value[index], behind[name].to(value.dtype)], dim=1)
+            for name, value in self.prompts.items()
+        }
+        model.model.rope_deltas = None  # left there by `generate`
+        out = model(
+            **inputs,
+            **self.images(index),
+            use_cache=False,
+            logits_to_keep=responses.shape[1] + 1,
+        )
+        return out.logits[:, :-1].float() / self.work.config.rollout.temperature
+
+    def _logprobs(self, model: Any, rows: Sequence[int]) -> torch.Tensor:
+        logits = self.response_logits(model, rows, self.tokens)
+        chosen = self.tokens[list(rows)][..., None]
+        return torch.log_softmax(logits, dim=-1).gather(-1, chosen)[..., 0]
+
+    def logprobs(self) -> float:
+        """Makes the old and the reference pass over the last responses; returns seconds."""
+        c = self.work.config
+        size = microbatch(c)
+
+        def both() -> None:
+            parts = [range(i, i + size) for i in range(0, sequences(c), size)]
+            with torch.no_grad():
+                self.old = torch.cat([self._logprobs(self.model, part) for part in parts])
+                if self.reference is not None:
+                    self.ref = torch.cat([self._logprobs(self.reference, part) for part in parts])
+
+        return self._timed(both)
+
+    def update(self) -> float:
+        """Makes all optimizer steps of the last responses; returns seconds."""
+        c = self.work.config
+        micro = microbatch(c)
+        scores = torch.arange(sequences(c), device=self.tokens.device) % 2
+        advantages = (scores - scores.float().mean())[:, None].expand(self.tokens.shape)
+
+        def steps() -> None:
+            for _ in range(c.update.epochs):
+                order = torch.randperm(sequences(c)).tolist()
+                for first in range(0, sequences(c), c.update.minibatch):
+                    chosen = order[first : first + c.update.minibatch]
+                    for i in range(0, len(chosen), micro):
+                        rows = chosen[i : i + micro]
+                        (self._loss(rows, advantages) * len(rows) / len(chosen)).backward()
+                    torch.nn.utils.clip_grad_norm_(
+                        [p for p in self.model.parameters() if p.requires_grad],
+                        c.update.grad_clip or float("inf"),
+                    )
+                    self.optimizer.step()
+                    self.optimizer.zero_grad()
+
+        self.model.train()
+        return self._timed(steps)
+
+    def _loss(self, rows: Sequence[int], advantages: torch.Tensor) -> torch.Tensor:
+        a, rows = self.work.config.algorithm, list(rows)
+        new = self._logprobs(self.model, rows)
+        ratio = torch.exp(new - self.old[rows])
+        clipped = ratio.clamp(1 - a.clip_low, 1 + a.clip_high)
+        loss = torch.maximum(-advantages[rows] * ratio, -advantages[rows] * clipped).mean()
+        if self.ref is not None:
+            gap = self.ref[rows] - new
+            loss = loss + a.kl_loss_coef * (torch.exp(gap) - gap - 1).mean()
+        return loss
+
+
+def check_comparable(work: Workload) -> None:
+    """Refuses a configuration whose step this loop does not make.
+
+    Raises:
+        InputError: names the key.
+    """
+    c = work.config
+    if work.session.source.is_orbax or c.model.random_init:
+        raise InputError(
+            "--peer=torch reads the weights that config.model.path names, so it must be a Hugging "
+            "Face directory, with config.model.random_init=False"
+        )
+    wanted = {
+        "update.lora_rank": 0,
+        "update.train_vit": False,
+        "update.train_connector": False,
+        "update.train_llm": True,
+        "update.train_head": True,
+        "update.only": "",
+        "algorithm.loss": "ppo",
+    }
+    for key, value in wanted.items():
+        group, name = key.split(".")
+        if c[group][name] != value:
+            raise InputError(
+                f"--peer=torch trains with config.{key}={value!r}, not {c[group][name]!r}; set it "
+                "so, or leave --peer out"
+            )
+
+
+def start(work: Workload) -> Peer:
+    """Reads the same weights and prompts; runs nothing."""
+    check_comparable(work)
+    session, c = work.session, work.config
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = getattr(torch, c.model.dtype)
+    transformers.utils.logging.disable_progress_bar()
+    flash = device == "cuda" and transformers.utils.is_flash_attn_2_available()
+    attention = "flash_attention_2" if flash and c.model.dtype == "bfloat16" else "sdpa"
+
+    def load() -> Any:
+        kind = getattr(transformers, ARCHITECTURE[session.source.config.family])
+        return kind.from_pretrained(
+            session.source.directory, dtype=dtype, attn_implementation=attention
+        ).to(device)
+
+    model = load()
+    model.generation_config.eos_token_id = None  # every response has the full length
+    model.model.visual.requires_grad_(False)
+    if c.model.remat == "full":
+        model.gradient_checkpointing_enable()
+    reference = load().eval().requires_grad_(False) if c.algorithm.kl_loss_coef else None
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=c.update.lr,
+        betas=(c.update.b1, c.update.b2),
+        eps=c.update.eps,
+        weight_decay=c.update.weight_decay,
+        fused=True,
+    )
+    batch = work.batch
+    image = (batch.tokens == session.source.config.image_token_id) & batch.mask
+    prompts = {
+        "input_ids": torch.tensor(batch.tokens, dtype=torch.long, device=device),
+        "attention_mask": torch.tensor(batch.mask, dtype=torch.long, device=device),
+        "mm_token_type_ids": torch.tensor(image, dtype=torch.int, device=device),
+    }
+    pixels = [torch.tensor(x, dtype=dtype, device=device) for x in pixel_values(work)]
+    sizes = [
+        torch.tensor([(1, *grid) for grid in row], dtype=torch.long, device=device).reshape(-1, 3)
+        for row in grids(batch)
+    ]
+    return Peer(work, model, reference, optimizer, prompts, pixels, sizes)
+
+
+def pixel_values(work: Workload) -> list[np.ndarray]:
+    """Returns float32[i, C * frames] of each prompt, normalised as the image processor does."""
+    vision = work.session.source.config.vision
+    mean, std = (np.array(x)[:, None, None] for x in (vision.image_mean, vision.image_std))
+    found = []
+    for patches, image in zip(work.batch.patches, work.batch.patch_image, strict=True):
+        still = patches[image > 0].reshape(-1, 3, 1, vision.patch_size**2) / 255.0
+        frames = np.repeat((still - mean) / std, vision.temporal_patch_size, axis=2)
+        found.append(np.float32(frames.reshape(len(frames), -1)))
+    return found
+
+
+def largest_gap(peer: Peer, tokens: np.ndarray, logprobs: np.ndarray) -> float:
+    """Returns the largest difference, in nats, from our log-probabilities of our responses.
+
+    Args:
+        peer: before its first update.
+        tokens: int32[B, R], sampled by us.
+        logprobs: float32[B, R], ours, of the distribution without the banned tokens.
+    """
+    device = peer.prompts["input_ids"].device
+    responses = torch.tensor(tokens, dtype=torch.long, device=device)
+    size = peer.work.config.rollout.samples
+    largest = 0.0
+    with torch.no_grad():
+        for first in range(0, len(tokens), size):
+            rows = list(range(first, first + size))
+            logits = peer.response_logits(peer.model, rows, responses)
+            logits[..., list(peer.work.session.banned)] = -torch.inf
+            theirs = torch.log_softmax(logits, -1).gather(-1, responses[rows][..., None])[..., 0]
+            gap = np.abs(theirs.cpu().numpy() - logprobs[rows])
+            largest = max(largest, float(gap.max()))
+    return largest

@@ -1,0 +1,292 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The work that is timed: a model's directory, a configuration and one batch of prompts.
+
+A built-in case draws random weights once and writes them as a Hugging Face directory, which both
+sides read, so that they start from the same bits. A run's own configuration brings its own model
+and the first batch of its data. Every response is exactly `rollout.max_tokens` long: its stop
+token is one that is never sampled.
+"""
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from rlvlm_jax import config as config_lib
+from rlvlm_jax import run, startup
+from rlvlm_jax.data import positions, processor
+from rlvlm_jax.errors import InputError
+from rlvlm_jax.models import convert
+from rlvlm_jax.models.qwen_vl_config import PUBLISHED, QwenVLConfig, VisionConfig, to_hf
+from rlvlm_jax.types import Batch, Params
+
+PAD, END, START_IMAGE, END_IMAGE, IMAGE = 504, 506, 507, 508, 510  # of the bundled tokenizer
+_IDS = {
+    "image_token_id": IMAGE,
+    "video_token_id": 511,
+    "vision_start_token_id": START_IMAGE,
+    "vision_end_token_id": END_IMAGE,
+    "vision_token_id": 509,
+}
+_ON_GPU = {  # of the cases that are too large for anything else
+    "model.dtype": "bfloat16",
+    "model.remat": "full",
+    "update.microbatch": 16,
+    "update.logprob_batch": 64,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A built-in row of the table.
+
+    Attributes:
+        name: what `--case` calls it.
+        model: sizes, with the token ids of the bundled tokenizer.
+        prompts: N.
+        samples: G.
+        length: P, tokens of a prompt with its image tokens.
+        image_tokens: of the one square image of each prompt.
+        new: R, tokens of each response.
+        keys: what else differs from the default configuration.
+    """
+
+    name: str
+    model: QwenVLConfig
+    prompts: int
+    samples: int
+    length: int
+    image_tokens: int
+    new: int
+    keys: tuple[tuple[str, Any], ...] = ()
+
+
+class Workload(NamedTuple):
+    """What both sides are given."""
+
+    name: str
+    config: ConfigDict
+    session: startup.Session
+    batch: Batch  # on the host
+
+
+def _small(
+    vocab: int, width: int, layers: int, heads: int, mlp: int, tower: dict[str, int]
+) -> QwenVLConfig:
+    """A small Qwen2.5-VL with a tied head; its windows are 8 patches wide, as the published."""
+    depth = tower["depth"]
+    vision = VisionConfig(
+        family="qwen2_5_vl",
+        out_width=width,
+        window_size=112,
+        full_attention_blocks=(depth // 2 - 1, depth - 1),
+        act="silu",
+        **tower,
+    )
+    return QwenVLConfig(
+        family="qwen2_5_vl",
+        vocab_size=vocab,
+        width=width,
+        layers=layers,
+        heads=heads,
+        kv_heads=2,
+        head_size=width // heads,
+        mlp_width=mlp,
+        rope_theta=1_000_000.0,
+        mrope_section=(8, 12, 12),
+        norm_eps=1e-6,
+        tie_embeddings=True,
+        vision=vision,
+        **_IDS,
+    )
+
+
+_4M = _small(4096, 256, 4, 4, 704, {"depth": 4, "width": 64, "heads": 2, "mlp_width": 128})
+_84M = _small(32_768, 640, 12, 10, 1920, {"depth": 8, "width": 256, "heads": 4, "mlp_width": 512})
+_3B = dataclasses.replace(PUBLISHED["qwen2.5-vl-3b"], **_IDS)
+_7B = dataclasses.replace(PUBLISHED["qwen2.5-vl-7b"], **_IDS)
+_LORA = (("update.lora_rank", 64), ("update.lora_alpha", 128.0))
+CASES = {
+    case.name: case
+    for case in (
+        Case("4m-64", _4M, 16, 8, 64, 16, 64),
+        Case("4m-320", _4M, 8, 8, 320, 256, 64),
+        Case("84m-64", _84M, 4, 8, 64, 16, 64),
+        Case("84m-320", _84M, 2, 8, 320, 256, 64),
+        Case("3b", _3B, 64, 8, 320, 256, 512, tuple(_ON_GPU.items())),
+        # Its float32 moments would not fit beside parameters and reference: adapters are trained.
+        Case("7b", _7B, 64, 8, 320, 256, 512, (*_ON_GPU.items(), *_LORA)),
+    )
+}
+ON_CPU, ON_GPU = ("4m-64", "4m-320", "84m-64", "84m-320"), ("3b",)
+
+
+def find(names: str) -> list[Case]:
+    """Returns the built-in cases of a comma-separated list.
+
+    Raises:
+        InputError: one of them does not exist.
+    """
+    for name in names.split(","):
+        if name not in CASES:
+            raise InputError(f"--case={names}: there is no {name!r}; use {', '.join(CASES)}")
+    return [CASES[name] for name in names.split(",")]
+
+
+def parameters(model: QwenVLConfig) -> int:
+    """Returns the number of parameters, vision tower included."""
+    return sum(int(np.prod(shape)) for shape in convert.param_shapes(model).values())
+
+
+def random_weights(model: QwenVLConfig, seed: int) -> Params:
+    """Draws float32 parameters on the host; matrices keep the size of what goes through them.
+
+    Args:
+        model: sizes.
+        seed: of everything drawn.
+    """
+    rng = np.random.default_rng(seed)
+    tree: Params = {}
+    for path, shape in convert.param_shapes(model).items():
+        *levels, leaf = path.split("/")
+        if leaf == "scale":
+            value = np.ones(shape, np.float32)
+        else:
+            value = rng.standard_normal(shape, np.float32)
+            value *= np.float32(0.02 if leaf == "bias" else shape[-1] ** -0.5)
+        node = tree
+        for level in levels:
+            node = node.setdefault(level, {})
+        node[leaf] = value
+    return tree
+
+
+def write_model(model: QwenVLConfig, directory: Path, dtype: str, seed: int) -> None:
+    """Writes random weights as a Hugging Face directory with the bundled tokenizer.
+
+    Args:
+        model: sizes.
+        directory: created.
+        dtype: of the tensors in the files: "float32" or "bfloat16".
+        seed: of the weights.
+    """
+    names = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json")
+    bundled = startup.open_source(startup.BUNDLED).files
+    ids = {"bos_token_id": None, "eos_token_id": END, "pad_token_id": PAD}
+    files = {name: bundled[name] for name in names}
+    files["config.json"] = json.dumps(to_hf(model) | ids)
+    convert.save_hf(random_weights(model, seed), directory, files=files, dtypes=dtype)
+
+
+def random_batch(case: Case, spec: processor.ImageSpec, seed: int) -> Batch:
+    """Returns prompts of random text around one random image each, on the host.
+
+    Args:
+        case: its sizes.
+        spec: of the model's images.
+        seed: of text and pixels.
+    """
+    rng = np.random.default_rng(seed)
+    side = int(case.image_tokens**0.5) * spec.merge_size  # patches along the square image
+    coords, window = processor.patch_places(side, side, spec)
+    before = (case.length - case.image_tokens - 2) // 2
+    encoded = []
+    for _ in range(case.prompts):
+        text = rng.integers(0, PAD, case.length, dtype=np.int32)
+        first = before + 1 + case.image_tokens
+        text[before], text[before + 1 : first], text[first] = START_IMAGE, IMAGE, END_IMAGE
+        encoded.append(
+            processor.Encoded(
+                tokens=text,
+                positions=positions.rope_positions(text, [(side, side)], IMAGE, spec.merge_size),
+                patches=rng.integers(0, 256, (len(coords), spec.patch_bytes), dtype=np.uint8),
+                coords=coords,
+                image=np.ones(len(coords), np.int32),
+                window=window + 1,
+            )
+        )
+    return processor.collate(encoded, case.length, len(coords), PAD)
+
+
+def configuration(case: Case) -> ConfigDict:
+    """Returns MAYE's step at the case's sizes: REINFORCE++, a reference, two optimizer steps."""
+    c = config_lib.default()
+    c.rollout.prompts, c.rollout.samples, c.rollout.max_tokens = (
+        case.prompts,
+        case.samples,
+        case.new,
+    )
+    c.algorithm.advantage = "reinforce_pp"
+    c.algorithm.kl_loss_coef = 1e-3
+    c.update.minibatch = case.prompts * case.samples // 2
+    c.update.schedule, c.update.warmup, c.update.eps = "constant", 0.0, 1e-5
+    for key, value in case.keys:
+        group, name = key.split(".")
+        c[group][name] = value
+    return c
+
+
+def built_in(case: Case, scratch: Path, devices: int, seed: int = 0) -> Workload:
+    """Draws a case's weights and prompts.
+
+    Args:
+        case: of `CASES`, or alike.
+        scratch: where its model's directory is written.
+        devices: how many there are.
+        seed: of weights and prompts.
+    """
+    config = configuration(case)
+    directory = scratch / case.name
+    write_model(case.model, directory, config.model.dtype, seed)
+    config.model.path = str(directory)
+    config_lib.validate(config, devices)
+    session = startup.open_session(config, startup.open_source(config.model.path))
+    batch = random_batch(case, session.spec, seed)
+    return Workload(case.name, config, never_stopping(session), batch)
+
+
+def of_run(config: ConfigDict, name: str, devices: int) -> Workload:
+    """Takes a run's own model, and the first batch of its data.
+
+    Args:
+        config: of a training run.
+        name: for the table.
+        devices: how many there are.
+
+    Raises:
+        InputError: it is no configuration of reinforcement learning, or has a mistake in it.
+    """
+    if config.mode != "rl":
+        raise InputError(f"config.mode={config.mode!r} cannot be timed; use config.mode='rl'")
+    config.log.wandb, config.log.tensorboard = "", False
+    config_lib.validate(config, devices)
+    with tempfile.TemporaryDirectory() as scratch, run.Run(config, scratch) as this:
+        _, batch = this.loader.next()
+        return Workload(name, config, never_stopping(this.session), batch)
+
+
+class NeverStops(NamedTuple):
+    """What the sampler asks of a tokenizer, with a stop token that is never drawn."""
+
+    stop_ids: tuple[int, ...]
+    pad_id: int
+
+
+def never_stopping(session: startup.Session) -> startup.Session:
+    """Returns the session with responses that are all of the full length."""
+    fixed = NeverStops(session.banned[:1], session.tokenizer.pad_id)
+    return dataclasses.replace(session, tokenizer=fixed)
+
+
+def grids(batch: Batch) -> list[list[tuple[int, int]]]:
+    """Returns, for each prompt, (rows, columns) of patches of its images."""
+    found = []
+    for image, coords in zip(batch.patch_image, batch.patch_coords, strict=True):
+        sizes = [coords[image == k].max(axis=0) + 1 for k in range(1, image.max(initial=0) + 1)]
+        found.append([(int(rows), int(columns)) for rows, columns in sizes])
+    return found

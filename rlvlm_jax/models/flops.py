@@ -1,0 +1,240 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""How much work each pass of a Qwen2-VL or Qwen2.5-VL is: FLOPs and bytes, counted from its sizes.
+
+XLA's own count takes the body of a loop once, however often it runs, so the layers and the tokens
+are counted here. Only matrix products count, two FLOPs a multiplication; norms, activations and
+softmax do not. Two counts are kept apart: `needed`, what the mathematics asks for (a causal query
+meets the keys up to itself, a window its own patches, a prompt runs once for its samples), and
+`executed`, with masked scores and what is computed a second time. Bytes are the least that must
+move: weights once a pass, keys and values; activations are not counted. Numbers only, no arrays.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from rlvlm_jax.models.qwen_vl_config import QwenVLConfig, VisionConfig
+
+GRADIENT = 2  # a backward pass is two products for each one of the forward pass
+
+
+class Work(NamedTuple):
+    """What one pass costs."""
+
+    needed: float  # FLOPs
+    executed: float  # FLOPs
+    bytes: float  # moved between memory and processor, at least
+
+
+def total(works: Iterable[Work]) -> Work:
+    """Returns the sum of several passes."""
+    works = list(works)
+    return Work(*(float(sum(values)) for values in zip(*works, strict=True)))
+
+
+def layer_weights(config: QwenVLConfig) -> int:
+    """Returns the numbers in the decoder's matrices, embedding and head left out."""
+    queries = config.heads * config.head_size
+    keys = config.kv_heads * config.head_size
+    return config.layers * config.width * (2 * queries + 2 * keys + 3 * config.mlp_width)
+
+
+def head_weights(config: QwenVLConfig) -> int:
+    """Returns the numbers in the output matrix, be it the embedding or not."""
+    return config.width * config.vocab_size
+
+
+def vision_weights(vision: VisionConfig) -> tuple[int, int]:
+    """Returns the numbers in the tower's matrices: (seen by each patch, seen by each merge block).
+
+    The second are the merger's.
+    """
+    pixels = 3 * vision.temporal_patch_size * vision.patch_size**2
+    matrices = 3 if vision.family == "qwen2_5_vl" else 2  # gated MLP or plain
+    block = 4 * vision.width**2 + matrices * vision.width * vision.mlp_width
+    merged = vision.width * vision.merge_size**2
+    return vision.width * pixels + vision.depth * block, merged * (merged + vision.out_width)
+
+
+def _vision_pairs(vision: VisionConfig, rows: int, columns: int) -> int:
+    """Returns the (query, key) pairs of one image over all blocks."""
+    whole = (rows * columns) ** 2
+    full = len(vision.full_attention_blocks)
+    if not vision.window_size:
+        return vision.depth * whole
+    side = vision.window_size // vision.patch_size
+
+    def squares(length: int) -> int:  # windows are laid from the edge, the last may be smaller
+        return length // side * side**2 + (length % side) ** 2
+
+    return full * whole + (vision.depth - full) * squares(rows) * squares(columns)
+
+
+def encode_images(
+    config: QwenVLConfig, images: Iterable[tuple[int, int]], padded: int, prompts: int, size: int
+) -> Work:
+    """Counts one pass of the vision tower over the images of a batch.
+
+    Args:
+        config: the model's.
+        images: (rows, columns) of patches of every image.
+        padded: I, patches a prompt with padding; what is executed.
+        prompts: N.
+        size: bytes of a number in the compute type.
+    """
+    vision, images = config.vision, list(images)
+    if not padded:
+        return Work(0.0, 0.0, 0.0)
+    per_patch, per_block = vision_weights(vision)
+    merge = vision.merge_size**2
+
+    def flops(patches: int, pairs: int) -> float:
+        linear = per_patch * patches + per_block * patches / merge
+        return 2.0 * linear + 4.0 * vision.width * pairs
+
+    needed = flops(
+        sum(rows * columns for rows, columns in images),
+        sum(_vision_pairs(vision, *grid) for grid in images),
+    )
+    executed = flops(prompts * padded, prompts * vision.depth * padded**2)
+    return Work(needed, executed, float((per_patch + per_block) * size))
+
+
+def _decoder(config: QwenVLConfig, tokens: float, pairs: float) -> float:
+    """FLOPs of `tokens` tokens through the layers, which meet `pairs` keys altogether."""
+    heads = config.layers * config.heads * config.head_size
+    return 2.0 * layer_weights(config) * tokens + 4.0 * heads * pairs
+
+
+def _cached(config: QwenVLConfig, tokens: float, size: int) -> float:
+    """Bytes of the keys and values of so many tokens."""
+    return 2.0 * config.layers * config.kv_heads * config.head_size * tokens * size
+
+
+def logits(config: QwenVLConfig, tokens: float) -> float:
+    """FLOPs of the logits of so many tokens."""
+    return 2.0 * head_weights(config) * tokens
+
+
+def prefill(config: QwenVLConfig, prompts: int, length: int, size: int) -> Work:
+    """Counts one pass over N prompts of P tokens that keeps their keys and values.
+
+    Args:
+        config: the model's.
+        prompts: N.
+        length: P.
+        size: bytes of a number in the compute type.
+    """
+    tokens = prompts * length
+    return Work(
+        _decoder(config, tokens, prompts * length * (length + 1) / 2),
+        _decoder(config, tokens, prompts * length**2),
+        layer_weights(config) * size + _cached(config, tokens, size),
+    )
+
+
+def decode(
+    config: QwenVLConfig,
+    prompts: int,
+    samples: int,
+    length: int,
+    steps: int,
+    size: int,
+    slots: int = 0,
+) -> Work:
+    """Counts sampling `steps` tokens for each of N * G responses, their logits included.
+
+    A step reads the weights once, each prompt's keys and values once for its samples, and each
+    response's own. The last token is drawn and not run.
+
+    Args:
+        config: the model's.
+        prompts: N.
+        samples: G.
+        length: P.
+        steps: R.
+        size: bytes of a number in the compute type.
+        slots: executed steps, each of which meets all slots of the cache; 0 for `steps`.
+    """
+    rows, slots = prompts * samples, slots or steps
+    own = (steps - 1) * steps / 2  # keys of its own that a response's tokens meet, itself included
+    needed = _decoder(config, rows * (steps - 1), rows * ((steps - 1) * length + own))
+    executed = _decoder(config, rows * slots, rows * slots * (length + slots))
+    weights = ((steps - 1) * layer_weights(config) + steps * head_weights(config)) * size
+    read = (steps - 1) * prompts * length + rows * own
+    return Work(
+        needed + logits(config, rows * steps),
+        executed + logits(config, rows * slots),
+        weights + _cached(config, read + rows * (steps - 1), size),
+    )
+
+
+def forward(
+    config: QwenVLConfig,
+    prompts: int,
+    samples: int,
+    length: int,
+    steps: int,
+    size: int,
+    copies: float = 1.0,
+) -> Work:
+    """Counts log-probabilities of N * G complete responses of R tokens.
+
+    Args:
+        config: the model's.
+        prompts: N.
+        samples: G.
+        length: P.
+        steps: R.
+        size: bytes of a number in the compute type.
+        copies: how often a prompt is executed: 1 where all its samples share one pass, G where
+            each has its own.
+    """
+    rows = prompts * samples
+    needed = _decoder(
+        config,
+        prompts * length + rows * steps,
+        prompts * length * (length + 1) / 2 + rows * (steps * length + steps * (steps + 1) / 2),
+    )
+    executed = _decoder(
+        config,
+        copies * prompts * length + rows * steps,
+        copies * prompts * length**2 + rows * steps * (length + steps),
+    )
+    head = logits(config, rows * steps)
+    weights = (layer_weights(config) + head_weights(config)) * size
+    return Work(needed + head, executed + head, float(weights))
+
+
+def gradient(
+    config: QwenVLConfig, passed: Work, tokens: float, passes: int, remat: bool, size: int
+) -> Work:
+    """Counts a forward and backward pass of the decoder, all of it trained.
+
+    Args:
+        config: the model's.
+        passed: the forward pass alone, from `forward`.
+        tokens: response tokens, whose logits are computed again in the backward pass.
+        passes: micro-batches; each reads the weights in both directions and adds to the gradient.
+        remat: whether the layers are computed again in the backward pass.
+        size: bytes of a number in the compute type.
+    """
+    again = passed.executed if remat else logits(config, tokens)
+    weights = layer_weights(config) + head_weights(config)
+    return Work(
+        passed.needed * (1 + GRADIENT),
+        passed.executed * (1 + GRADIENT) + again,
+        float(passes * weights * (2 * size + 4)),  # the gradient is float32
+    )
+
+
+def optimizer_step(trained: int, steps: int) -> Work:
+    """Counts `steps` steps of AdamW on float32 numbers; only their bytes count.
+
+    Parameters and both moments are read and written, the gradient is read.
+
+    Args:
+        trained: numbers that are trained.
+        steps: optimizer steps.
+    """
+    return Work(0.0, 0.0, float(steps * trained * 4 * (2 * 3 + 1)))

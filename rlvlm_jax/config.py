@@ -26,13 +26,14 @@ EVAL_SETTINGS = {  # name -> (samples k, temperature, top-p); spec of the MAYE s
 MAX_EVAL_SAMPLES = 256
 HARMLESS = (  # keys, or groups of keys, that say where and how fast a run is made, not what it does
     *("seeds", "checkpoint_every", "mesh.", "log.", "data.workers", "data.index"),
-    *("data.feature_cache_gib", "compile_cache", "rewards.workers"),
+    *("data.feature_cache_gib", "compile_cache", "rewards.workers", "model.attention"),
     *("update.microbatch", "update.logprob_batch", "update.logprob_chunk"),
 )
 CHOICES = {
     "mode": MODES,
     "model.dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "full"),
+    "model.remat": ("none", "dots", "full"),
+    "model.attention": ("auto", "plain", "xla", "cudnn", "splash"),
     "rollout.cache": ("model", "bfloat16", "int8"),
     "data.on_bad_record": ("error", "skip"),
     "rewards.judge": ("strict", "maye", "mm_eureka"),
@@ -149,7 +150,12 @@ def default() -> ConfigDict:
     c.model = ConfigDict()
     c.model.path = "bundled"  # Hugging Face directory or repository, or an orbax directory
     c.model.dtype = "float32"  # compute type; parameters and log-probs are always float32
-    c.model.remat = "none"  # "full" recomputes every layer in the backward pass
+    # What the backward pass computes again to save memory: "none", "dots" (all of a layer but its
+    # products with weights) or "full" (all of it).
+    c.model.remat = "none"
+    # What computes attention over full sequences: "plain", "xla", "cudnn" (GPU, bfloat16) or
+    # "splash" (TPU); "auto" = cudnn on GPUs where it can, splash on TPUs, plain on CPU.
+    c.model.attention = "auto"
     c.model.random_init = False  # start from random weights, with model.path's sizes
 
     c.data = ConfigDict()
@@ -318,6 +324,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.model.path = "bundled"
     config.model.dtype = "float32"
     config.model.remat = "none"
+    config.model.attention = "auto"
     config.data.train, config.data.val = "bundled:train", "bundled:val"
     config.data.test, config.data.test_ood = "", ""
     config.data.min_pixels = config.data.max_pixels = 0

@@ -216,6 +216,7 @@ class Run:
             {
                 "config": startup.resolved_config(c),
                 **environment(),
+                "attention": self.session.attention,
                 "data": self.reports,
                 "sizes": self._sizes,
             }

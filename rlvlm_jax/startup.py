@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from rlvlm_jax import checkpoint, models, optim, sharding
 from rlvlm_jax.data import processor, tokenizer
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import convert, lora
+from rlvlm_jax.models import convert, kernels, lora
 from rlvlm_jax.types import Params
 
 BUNDLED = "bundled"
@@ -119,6 +119,7 @@ class Session:
     tokenizer: tokenizer.Tokenizer
     spec: processor.ImageSpec
     banned: tuple[int, ...]
+    attention: str  # the kernel that config.model.attention came to
 
     @property
     def features_frozen(self) -> bool:
@@ -204,13 +205,25 @@ def keep_compiled(where: str) -> None:
 
 
 def open_session(config: ConfigDict, source: Source) -> Session:
-    """Builds the mesh, the model's functions and the text side; reads no weights."""
+    """Builds the mesh, the model's functions and the text side; reads no weights.
+
+    Raises:
+        InputError: the devices are too few, or config.model.attention is not for them.
+    """
     keep_compiled(config.compile_cache)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    model = models.build(
-        source.config,
+    sizes, vision = source.config, source.config.vision
+    kernel = kernels.choose(
+        config.model.attention,
         dtype=config.model.dtype,
-        remat=config.model.remat == "full",
+        head_sizes=(sizes.head_size, vision.width // vision.heads),
+        mesh=mesh,
+    )
+    model = models.build(
+        sizes,
+        dtype=config.model.dtype,
+        remat=config.model.remat,
+        attention=kernel,
         cache=config.rollout.cache,
     )
     shapes = jax.eval_shape(
@@ -226,6 +239,7 @@ def open_session(config: ConfigDict, source: Source) -> Session:
         tokenizer=text,
         spec=image_spec(source, config.data.min_pixels, config.data.max_pixels),
         banned=banned_ids(source, text),
+        attention=kernel.name,
     )
 
 

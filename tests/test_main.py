@@ -102,6 +102,7 @@ def test_the_directory_of_a_run(finished, data):
     assert about["config"]["data"]["train"] == str(data)
     assert about["config"]["seed"] == 0
     assert about["device_kind"]
+    assert about["attention"] == "plain"
     assert {"jax", "rlvlm_jax"} <= set(about["versions"])
     lines = read_lines(finished / "metrics.jsonl")
     phases = [(line["phase"], line["step"]) for line in lines]

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.models import cache as kv_cache
 from rlvlm_jax.models import lora, qwen_vl
+from rlvlm_jax.models.kernels import PLAIN, Kernel
 from rlvlm_jax.models.layers import REMAT_POLICIES
 from rlvlm_jax.models.qwen_vision import VISION_RULES, VisionTower
 from rlvlm_jax.models.qwen_vl import LANGUAGE_RULES, LanguageModel
@@ -69,7 +70,12 @@ class Model:
 
 
 def build(
-    config: QwenVLConfig, *, dtype: str = "float32", remat: bool | str = False, cache: str = "model"
+    config: QwenVLConfig,
+    *,
+    dtype: str = "float32",
+    remat: str = "none",
+    attention: Kernel = PLAIN,
+    cache: str = "model",
 ) -> Model:
     """Returns the functions of a Qwen2-VL or Qwen2.5-VL.
 
@@ -77,7 +83,9 @@ def build(
         config: sizes, family and token ids.
         dtype: compute dtype, "float32" or "bfloat16"; parameters, softmax, norms, rotary angles and
             logits are float32 in either case.
-        remat: whether layers are recomputed in the backward pass, or which results are kept.
+        remat: which results of a layer the backward pass keeps: "none" recomputes nothing, "dots"
+            all but the products with weights, "full" everything.
+        attention: what computes attention over full sequences, e.g. as `kernels.choose` returns it.
         cache: what keys and values are kept in while decoding, one of `cache.KINDS`.
 
     Raises:
@@ -85,15 +93,14 @@ def build(
     """
     if dtype not in DTYPES:
         raise InputError(f"model.dtype={dtype!r} is not one of {', '.join(DTYPES)}")
-    if not isinstance(remat, bool) and remat not in REMAT_POLICIES:
-        choices = ", ".join(("False", "True", *REMAT_POLICIES))
-        raise InputError(f"model.remat={remat!r} is not one of {choices}")
+    if remat not in REMAT_POLICIES:
+        raise InputError(f"model.remat={remat!r} is not one of {', '.join(REMAT_POLICIES)}")
 
     if cache not in kv_cache.KINDS:
         raise InputError(f"rollout.cache={cache!r} is not one of {', '.join(kv_cache.KINDS)}")
 
-    vision = VisionTower(config.vision, jnp.dtype(dtype), remat)
-    language = LanguageModel(config, jnp.dtype(dtype), remat)
+    vision = VisionTower(config.vision, jnp.dtype(dtype), remat, attention)
+    language = LanguageModel(config, jnp.dtype(dtype), remat, attention)
 
     def init(key):
         vision_key, language_key = jax.random.split(key)

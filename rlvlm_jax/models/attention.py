@@ -4,16 +4,18 @@
 
 The vision tower and the language model, prefill, decoding and training all call it. It knows about
 groups (G sequences that share the keys of their prompt), grouped heads (H query heads on K key and
-value heads) and which query may see which key; it knows nothing of weights, positions or caches. A
-library kernel can take its place without a change elsewhere.
+value heads) and which query may see which key; it knows nothing of weights, positions or caches.
+Where a kernel of a library is asked for, it hands the work to `kernels`.
 """
 
-from functools import reduce
+from functools import partial, reduce
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from rlvlm_jax.models import kernels
+from rlvlm_jax.models.kernels import PLAIN, Kernel
 from rlvlm_jax.models.layers import product, row_sum
 from rlvlm_jax.types import Array
 
@@ -51,28 +53,49 @@ class HeadKeys(NamedTuple):
 
 
 @jax.named_scope("attend")
-def attend(q: Array, ids: Ids, keys: list[Keys], *, max_scores: int = MAX_SCORES) -> Array:
+def attend(
+    q: Array,
+    ids: Ids,
+    keys: list[Keys],
+    *,
+    kernel: Kernel = PLAIN,
+    causal: bool = True,
+    max_scores: int = MAX_SCORES,
+) -> Array:
     """Computes softmax(q k / sqrt(E)) v with one softmax over all runs of keys together.
 
-    Keys and values are never repeated, neither over the heads nor over the group. Where the scores
-    of a sequence would exceed `max_scores`, queries go through in blocks that are recomputed in the
+    By the plain kernel, keys and values are never repeated, neither over the heads nor over the
+    group; for the others, shared keys are copied for each of the G sequences. Where the scores of a
+    sequence would exceed `max_scores`, queries go through in blocks that are recomputed in the
     backward pass; the result is the same.
 
     Args:
         q: [N, G, Q, H, E], any float dtype; query head h uses key head h // (H / K).
         ids: segments and columns of the queries.
         keys: one or two runs, e.g. the shared prompt and the sequence's own response.
-        max_scores: largest number of scores, heads * queries * keys, of one sequence at a time.
+        kernel: what computes it.
+        causal: what `ids.order` comes to, for a kernel that must know it when it is compiled
+            (splash): True where the runs of keys lie in consecutive columns and the queries are the
+            last Q of them; False where all columns are equal.
+        max_scores: largest number of scores, heads * queries * keys, of one sequence at a time; of
+            entries of the mask, queries * keys, where a kernel holds nothing else.
 
     Returns:
         [N, G, Q, H, E] in the dtype of `q`; a query that sees no key gets zeros. The softmax is
         computed in float32.
     """
     length, heads = q.shape[2:4]
-    runs = [HeadKeys(*by_head(run.k, run.v), run.ids) for run in keys]
-    block = max(1, max_scores // (heads * sum(run.k.shape[-2] for run in runs)))
+    held = heads * sum(run.k.shape[-3] for run in keys)  # scores a query
+    if kernel.name == "plain":
+        runs = [HeadKeys(*by_head(run.k, run.v), run.ids) for run in keys]
+        run_block = partial(attend_by_head, keys=runs)
+    else:
+        joined = _joined(keys, q.shape[1])
+        run_block = partial(_attend_by_kernel, keys=joined, kernel=kernel, causal=causal)
+        held = {"xla": held, "cudnn": held // heads, "splash": 0}[kernel.name]
+    block = max(1, max_scores // held) if held else length
     if length <= block:
-        return attend_by_head(q, ids, runs)
+        return run_block(q, ids)
 
     block -= block % 128 if block > 128 else 0  # whole tiles on an accelerator
     blocks = -(-length // block)
@@ -83,7 +106,7 @@ def attend(q: Array, ids: Ids, keys: list[Keys], *, max_scores: int = MAX_SCORES
         return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0)
 
     def attend_block(block_of):
-        return attend_by_head(block_of[0], Ids(*block_of[1:]), runs)
+        return run_block(block_of[0], Ids(*block_of[1:]))
 
     out = jax.lax.map(
         jax.checkpoint(attend_block, prevent_cse=False),
@@ -125,6 +148,46 @@ def attend_by_head(q: Array, ids: Ids, keys: list[HeadKeys]) -> Array:
         part = product(_rows(weight, shared), run.v, jnp.float32)
         out += part.reshape(n, kv_heads, g, h, length, size)
     return out.transpose(0, 2, 4, 1, 3, 5).reshape(q.shape).astype(q.dtype)
+
+
+def _joined(keys, groups):
+    """All runs of keys as one run of each sequence's own: [N, G, S, K, E]."""
+
+    def own(x):
+        return x if x.ndim == 5 else jnp.broadcast_to(x[:, None], (len(x), groups, *x.shape[1:]))
+
+    def segment(run):
+        return jnp.broadcast_to(run.ids.segment, (len(run.k), groups, run.ids.segment.shape[-1]))
+
+    ids = Ids(
+        jnp.concatenate([segment(run) for run in keys], axis=2),
+        jnp.concatenate([run.ids.order for run in keys]),
+    )
+    k, v = (
+        jnp.concatenate([own(x) for x in runs], axis=2)
+        for runs in ([run.k for run in keys], [run.v for run in keys])
+    )
+    return Keys(k, v, ids)
+
+
+def _attend_by_kernel(q, ids, keys, kernel, causal):
+    """`attend` by a library's kernel in one piece; keys as `_joined` gives them."""
+    n, g, length = q.shape[:3]
+
+    def sequences(x):
+        return x.reshape(n * g, *x.shape[2:])
+
+    ids = ids._replace(segment=jnp.broadcast_to(ids.segment, (n, g, length)))
+    visible = sequences(_visible(ids, keys.ids))  # bool[B, Q, S]
+    rows, k, v = (sequences(x).astype(q.dtype) for x in (q, keys.k, keys.v))
+    if kernel.name == "splash":
+        segments = sequences(ids.segment), sequences(keys.ids.segment)
+        out = kernels.splash(kernel, rows, k, v, *segments, causal=causal)
+    else:
+        out = kernels.dot_product(kernel, rows, k, v, visible)
+    # A softmax over nothing but masked scores is even, not empty.
+    out = jnp.where(visible.any(-1)[..., None, None], out, 0)
+    return out.reshape(q.shape)
 
 
 def _rows(x, shared):

@@ -26,8 +26,13 @@ ACTIVATIONS = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }
-# What `remat` may name: which intermediate results the backward pass keeps. True keeps none.
-REMAT_POLICIES = ("nothing_saveable", "dots_saveable", "dots_with_no_batch_dims_saveable")
+# What `model.remat` may name: which intermediate results of a layer the backward pass keeps, and
+# not computes again. None keeps all.
+REMAT_POLICIES = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with weights
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
 INIT = nn.initializers.normal(0.02)
 
 
@@ -184,7 +189,7 @@ class GatedMlp(nn.Module):
         return self.down(ACTIVATIONS[self.act](self.gate(x)) * self.up(x))
 
 
-def stacked(block: type[nn.Module], length: int, remat: bool | str) -> Any:
+def stacked(block: type[nn.Module], length: int, remat: str) -> Any:
     """Returns `block` as one scan over `length` layers, parameters stacked on axis 0.
 
     The block is called with (carry, slice of the scanned values, values equal for all layers) and
@@ -193,11 +198,10 @@ def stacked(block: type[nn.Module], length: int, remat: bool | str) -> Any:
     Args:
         block: Linen module class.
         length: number of layers.
-        remat: False; True to recompute each layer in the backward pass; or one of `REMAT_POLICIES`.
+        remat: one of `REMAT_POLICIES`.
     """
-    if remat:
-        name = remat if isinstance(remat, str) else "nothing_saveable"
-        policy = getattr(jax.checkpoint_policies, name)
+    policy = REMAT_POLICIES[remat]
+    if policy:
         block = nn.remat(block, prevent_cse=False, policy=policy)
     return nn.scan(
         block,

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from rlvlm_jax.models.attention import Ids, Keys, attend
+from rlvlm_jax.models.kernels import PLAIN, Kernel
 from rlvlm_jax.models.layers import ACTIVATIONS, GatedMlp, Linear, RMSNorm, stacked
 from rlvlm_jax.models.qwen_vl_config import VisionConfig
 from rlvlm_jax.models.rope import rope_2d, rotate
@@ -79,6 +80,7 @@ class Attention(nn.Module):
 
     config: VisionConfig
     dtype: Any
+    kernel: Kernel
 
     def setup(self) -> None:
         """Declares the joint projection and the output's."""
@@ -91,7 +93,8 @@ class Attention(nn.Module):
         q, k, v = jnp.moveaxis(self.qkv(x).reshape(n, i, 3, self.config.heads, -1), 2, 0)
         ids = Ids(segment[:, None], jnp.zeros(i, jnp.int32))
         q, k = rotate(q, rotary), rotate(k, rotary)
-        return self.proj(attend(q[:, None], ids, [Keys(k, v, ids)]).reshape(n, i, width))
+        seen = attend(q[:, None], ids, [Keys(k, v, ids)], kernel=self.kernel, causal=False)
+        return self.proj(seen.reshape(n, i, width))
 
 
 class Block(nn.Module):
@@ -99,12 +102,13 @@ class Block(nn.Module):
 
     config: VisionConfig
     dtype: Any
+    kernel: Kernel
 
     def setup(self) -> None:
         """Declares the family's norms and MLP."""
         c = self.config
         self.norm1 = norm(c, self.dtype)
-        self.attn = Attention(c, self.dtype)
+        self.attn = Attention(c, self.dtype, self.kernel)
         self.norm2 = norm(c, self.dtype)
         if c.family == "qwen2_vl":
             self.mlp = Mlp(c.mlp_width, c.width, c.act, self.dtype)
@@ -145,17 +149,19 @@ class VisionTower(nn.Module):
         config: sizes and family.
         dtype: compute dtype.
         remat: see `layers.stacked`.
+        kernel: what computes attention.
     """
 
     config: VisionConfig
     dtype: Any
-    remat: bool | str = False
+    remat: str = "none"
+    kernel: Kernel = PLAIN
 
     def setup(self) -> None:
         """Declares the patch projection, the scanned blocks and the merger."""
         c = self.config
         self.patch_embed = Linear(c.width, self.dtype, bias=False)
-        self.blocks = stacked(Block, c.depth, self.remat)(c, self.dtype)
+        self.blocks = stacked(Block, c.depth, self.remat)(c, self.dtype, self.kernel)
         self.merger = Merger(c, self.dtype)
 
     def __call__(self, batch: Batch) -> Array:

@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 from rlvlm_jax.models import cache
 from rlvlm_jax.models.attention import HeadKeys, Ids, Keys, attend, attend_by_head, by_head
+from rlvlm_jax.models.kernels import PLAIN, Kernel
 from rlvlm_jax.models.layers import INIT, GatedMlp, Linear, RMSNorm, product, stacked
 from rlvlm_jax.models.qwen_vl_config import QwenVLConfig
 from rlvlm_jax.models.rope import mrope, rotate
@@ -78,6 +79,7 @@ class Block(nn.Module):
 
     config: QwenVLConfig
     dtype: Any
+    kernel: Kernel = PLAIN  # of `__call__`; decoding is plain
 
     def setup(self) -> None:
         """Declares the two norms, attention and MLP, which the streams share."""
@@ -100,13 +102,15 @@ class Block(nn.Module):
         prompt, response = streams
         q, k, v = self.attn.project(self.norm1(prompt), context.prompt_rotary)
         of_prompt = Keys(k[:, 0], v[:, 0], context.prompt)
-        prompt = self.finish(prompt, attend(q, context.prompt, [of_prompt]))
+        seen = attend(q, context.prompt, [of_prompt], kernel=self.kernel)
+        prompt = self.finish(prompt, seen)
         if response is None:
             return (prompt, None), (k[:, 0], v[:, 0])
 
         q, k, v = self.attn.project(self.norm1(response), context.response_rotary)
         keys = [of_prompt, Keys(k, v, context.response)]
-        response = self.finish(response, attend(q, context.response, keys))
+        seen = attend(q, context.response, keys, kernel=self.kernel)
+        response = self.finish(response, seen)
         return (prompt, response), None
 
     def decode(
@@ -146,17 +150,19 @@ class LanguageModel(nn.Module):
         config: sizes.
         dtype: compute dtype.
         remat: see `layers.stacked`.
+        kernel: what computes attention, but for decoding.
     """
 
     config: QwenVLConfig
     dtype: Any
-    remat: bool | str = False
+    remat: str = "none"
+    kernel: Kernel = PLAIN
 
     def setup(self) -> None:
         """Declares the weights; the head only where it is not the embedding itself."""
         c = self.config
         self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=INIT)
-        self.layers = stacked(Block, c.layers, self.remat)(c, self.dtype)
+        self.layers = stacked(Block, c.layers, self.remat)(c, self.dtype, self.kernel)
         self.norm = RMSNorm(epsilon=c.norm_eps, dtype=self.dtype)
         if not c.tie_embeddings:
             self.head = Linear(c.vocab_size, self.dtype, bias=False, out=jnp.float32)

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from rlvlm_jax.models import build
-from rlvlm_jax.models.layers import REMAT_POLICIES
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
 PROMPTS = [([(6, 10), (2, 2)], 2), ([], 9), ([(4, 6)], 1)]
@@ -20,7 +19,7 @@ G, R = 3, 5
 
 
 @functools.cache
-def make(family, dtype="float32", remat=False):
+def make(family, dtype="float32", remat="none"):
     model = build(cases.tiny_config(family), dtype=dtype, remat=remat)
     return model, cases.random_params(model)
 
@@ -116,7 +115,7 @@ def test_gradient_of_a_shared_prompt_equals_that_of_separate_rows_with_remat():
     shared, of_features = gradient(model)(params["language"], features, batch, *inputs)
 
     rows = np.repeat(np.arange(len(PROMPTS)), G)
-    remat, _ = make("qwen2_5_vl", remat=True)
+    remat, _ = make("qwen2_5_vl", remat="full")
     separate, of_each = gradient(remat)(
         params["language"], features[rows], select(batch, rows), *inputs
     )
@@ -129,7 +128,7 @@ def test_gradient_of_a_shared_prompt_equals_that_of_separate_rows_with_remat():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_remat_and_padding_leave_the_vision_gradient_alone(family):
     model, params = make(family)
-    remat, _ = make(family, remat=True)
+    remat, _ = make(family, remat="full")
     batch = cases.make_batch(model.config, PROMPTS, extra=(0, 0))
     pulled = noise(len(PROMPTS), batch.patches.shape[1] // 4, model.config.width)
     expected = vision_gradient(model)(params["vision"], batch, pulled)
@@ -143,8 +142,14 @@ def test_remat_and_padding_leave_the_vision_gradient_alone(family):
     assert_close(vision_gradient(remat)(params["vision"], padded, pulled), expected)
 
 
-@pytest.mark.parametrize("remat", REMAT_POLICIES)
-def test_remat_reaches_both_scans_with_the_policy_named(remat):
+@pytest.mark.parametrize(
+    ("remat", "policy"),
+    [
+        ("dots", jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+        ("full", jax.checkpoint_policies.nothing_saveable),
+    ],
+)
+def test_remat_reaches_both_scans_with_the_policy_named(remat, policy):
     model, params = make("qwen2_vl", remat=remat)
     batch = cases.make_batch(model.config, PROMPTS)
     features = jax.eval_shape(model.encode_images, params, batch)
@@ -154,7 +159,7 @@ def test_remat_reaches_both_scans_with_the_policy_named(remat):
     ):
         blocks = [eqn for eqn in trace.eqns if eqn.primitive.name == "scan"]
         (inner,) = [e for e in blocks[0].params["jaxpr"].eqns if "policy" in e.params]
-        assert inner.params["policy"] is getattr(jax.checkpoint_policies, remat)
+        assert inner.params["policy"] is policy
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,0 +1,255 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Attention kernels of libraries, one for each kind of device, and the choice between them.
+
+`plain` is `attention.attend`'s own computation: it runs everywhere, reads the keys of a shared
+prompt once for all responses, and is the only one that gives the sampler and the trainer the same
+bits on CPU. The others take the keys of one sequence in one piece:
+
+* `xla`: `jax.nn.dot_product_attention` in XLA's own operations. Any device, any dtype; it holds all
+  scores, and is there to measure the others against.
+* `cudnn`: the same function by cuDNN's fused kernel. NVIDIA GPUs of compute capability 8.0 and up,
+  bfloat16, head sizes that are multiples of 8 up to 128. It takes even lengths; odd ones are padded
+  here. The mask is an array of one number a query and key, shared by the heads.
+* `splash`: the Pallas kernel that comes with JAX. TPUs, any dtype and length; lengths are padded
+  here to multiples of 128. It holds neither scores nor mask, and skips what causality hides.
+
+What a kernel cannot do is refused by `choose` before anything is traced; nothing falls back while
+tracing. The functions here know arrays only: who sees whom is decided in `attention`.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from rlvlm_jax.errors import InputError
+from rlvlm_jax.types import Array
+
+KERNELS = ("plain", "xla", "cudnn", "splash")
+GPUS = ("gpu", "cuda")  # as a device calls its platform, and as a topology without devices does
+LANES = 128  # splash takes blocks of multiples of this
+MAX_BLOCK = 512  # largest side of splash's blocks: 1 MiB of float32 scores
+
+
+class Kernel(NamedTuple):
+    """How full sequences attend.
+
+    Attributes:
+        name: one of `KERNELS`.
+        mesh: where the program runs, None for one device. Over several devices `cudnn` and `splash`
+            run on each device's share: sequences over `data` and `fsdp`, heads over `tensor`.
+        interpret: whether splash runs step by step as its definition says, on any device: for
+            tests, very slow.
+    """
+
+    name: str = "plain"
+    mesh: Mesh | None = None
+    interpret: bool = False
+
+
+PLAIN = Kernel()
+
+
+def choose(
+    attention: str, *, dtype: str, head_sizes: Sequence[int], mesh: Mesh, interpret: bool = False
+) -> Kernel:
+    """Returns the kernel that `model.attention` means on the devices of a mesh.
+
+    "auto" is splash on TPUs, cudnn on NVIDIA GPUs where it serves the model, and plain elsewhere.
+    The devices are the mesh's, which need not be this machine's: a program that is compiled ahead
+    of time gets the kernel of the devices it is compiled for.
+
+    Args:
+        attention: "auto" or one of `KERNELS`.
+        dtype: compute dtype.
+        head_sizes: of all attention layers.
+        mesh: where the program will run.
+        interpret: see `Kernel`.
+
+    Raises:
+        InputError: the kernel named does not serve this model on these devices.
+    """
+    platform = mesh.devices.flat[0].platform
+    name = attention
+    if attention == "auto":
+        name = "splash" if platform == "tpu" else "cudnn" if platform in GPUS else "plain"
+        if why_not(name, dtype=dtype, head_sizes=head_sizes, platform=platform):
+            name = "plain"
+    elif attention not in KERNELS:
+        raise InputError(
+            f"config.model.attention={attention!r} is not one of auto, {', '.join(KERNELS)}"
+        )
+    elif problem := why_not(name, dtype=dtype, head_sizes=head_sizes, platform=platform):
+        raise InputError(f"config.model.attention={attention!r} {problem}; use 'auto' or 'plain'")
+    return Kernel(name, mesh if mesh.size > 1 else None, interpret)
+
+
+def why_not(name: str, *, dtype: str, head_sizes: Sequence[int], platform: str) -> str:
+    """Returns why a kernel cannot serve a model, "" where it can.
+
+    The rule of each kernel is in the module's docstring. Lengths play no part, since they are
+    padded to what the kernel takes.
+
+    Args:
+        name: one of `KERNELS`.
+        dtype: compute dtype.
+        head_sizes: of all attention layers.
+        platform: of the devices, as JAX calls it.
+    """
+    if name == "cudnn":
+        if platform not in GPUS:
+            return f"needs NVIDIA GPUs, not {platform!r} devices"
+        if dtype != "bfloat16":
+            return f"needs config.model.dtype='bfloat16', not {dtype!r}"
+        for size in head_sizes:
+            if size % 8 or size > 128:
+                return f"needs head sizes that are multiples of 8 up to 128, not {size}"
+    if name == "splash" and platform != "tpu":
+        return f"needs TPUs, not {platform!r} devices"
+    return ""
+
+
+def dot_product(kernel: Kernel, q: Array, k: Array, v: Array, mask: Array) -> Array:
+    """Attention under any mask, by `jax.nn.dot_product_attention`.
+
+    Args:
+        kernel: `xla` or `cudnn`.
+        q: [B, Q, H, E].
+        k: [B, S, K, E]; query head h uses key head h // (H / K).
+        v: [B, S, K, E].
+        mask: bool[B, Q, S].
+
+    Returns:
+        [B, Q, H, E]; finite and without meaning where a query sees no key.
+    """
+    attend = functools.partial(jax.nn.dot_product_attention, implementation=kernel.name)
+    if kernel.name == "xla":  # GSPMD divides it by itself
+        return attend(q, k, v, mask=mask[:, None])
+    queries = q.shape[1]
+    q, k, v = (_pad(x, 2, 1) for x in (q, k, v))
+    mask = _pad(_pad(mask, 2, 1), 2, 2)
+
+    def by_mask(q, k, v, mask):
+        return attend(q, k, v, mask=mask[:, None])
+
+    return _on_mesh(by_mask, kernel.mesh, q, k, v, mask)[:, :queries]
+
+
+def splash(
+    kernel: Kernel,
+    q: Array,
+    k: Array,
+    v: Array,
+    query_segment: Array,
+    key_segment: Array,
+    *,
+    causal: bool,
+) -> Array:
+    """Attention within segments by the splash kernel.
+
+    Args:
+        kernel: `splash`.
+        q: [B, Q, H, E].
+        k: [B, S, K, E]; query head h uses key head h // (H / K).
+        v: [B, S, K, E].
+        query_segment: int32[B, Q]; a query sees keys of its own segment.
+        key_segment: int32[B, S].
+        causal: whether query i sees no key beyond S - Q + i, i.e. the last keys are the queries'
+            own.
+
+    Returns:
+        [B, Q, H, E]; finite and without meaning where a query sees no key. Padding of the lengths
+        has segment 0.
+    """
+    # Pallas takes long to import, and only TPUs need it.
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    queries, keys, kv_heads = q.shape[1], k.shape[1], k.shape[2]
+    q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
+    q, k, v, query_segment, key_segment = (
+        _pad(x, LANES, 1) for x in (q, k, v, query_segment, key_segment)
+    )
+    heads = q.shape[2] // kv_heads
+    offset = keys - queries if causal else None
+    by_sequence = _splash_kernel(q.shape[1], k.shape[1], heads, offset, kernel.interpret)
+
+    def run(q, k, v, query_segment, key_segment):
+        b, length, _, size = q.shape
+        q = q.reshape(b, length, -1, heads, size).transpose(0, 2, 3, 1, 4)  # [B, K, h, Q, E]
+        k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))  # [B, K, S, E]
+        of_key_heads = jax.vmap(by_sequence, (0, 0, 0, None))
+        segments = splash_attention.SegmentIds(query_segment, key_segment)
+        out = jax.vmap(of_key_heads)(q, k, v, segments)
+        return out.transpose(0, 3, 1, 2, 4).reshape(b, length, -1, size)
+
+    return _on_mesh(run, kernel.mesh, q, k, v, query_segment, key_segment)[:, :queries]
+
+
+@functools.cache
+def _splash_kernel(queries, keys, heads, offset, interpret):
+    """The kernel for `heads` query heads on one key head; offset None where it is not causal.
+
+    Kept, since finding the blocks that causality leaves takes time, and as NumPy arrays, so that
+    it belongs to no trace.
+    """
+    from jax.experimental.pallas.ops.tpu import splash_attention
+
+    if offset is None:
+        mask = splash_attention.FullMask((queries, keys))
+    else:
+        mask = splash_attention.CausalMask((queries, keys), offset=offset)
+    block_q, block_kv = _block(queries), _block(keys)
+    sizes = splash_attention.BlockSizes(
+        block_q=block_q,
+        block_kv=block_kv,
+        block_q_dkv=block_q,
+        block_kv_dkv=block_kv,
+        block_q_dq=block_q,
+        block_kv_dq=block_kv,
+    )
+    with jax.core.eval_context():  # outside of whatever is being traced
+        made = splash_attention.make_splash_mqa_single_device(
+            splash_attention.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret
+        )
+        return jax.tree.map(np.asarray, made)
+
+
+def _block(length):
+    """The largest multiple of `LANES` up to `MAX_BLOCK` that divides a padded length."""
+    return max(b for b in range(LANES, MAX_BLOCK + 1, LANES) if length % b == 0)
+
+
+def _pad(x, multiple, axis):
+    """Zeros (or False) at the end of an axis, up to the next multiple."""
+    short = -x.shape[axis] % multiple
+    return jnp.pad(x, [(0, short if a == axis else 0) for a in range(x.ndim)]) if short else x
+
+
+def _on_mesh(run: Callable, mesh: Mesh | None, q: Array, k: Array, v: Array, *rest: Any) -> Array:
+    """Calls run(q, k, v, *rest) on each device's share of sequences and heads.
+
+    The compiler cannot divide a kernel that it knows nothing of. Where the sequences do not divide
+    over `data` and `fsdp`, or the key heads over `tensor`, each device computes all of them.
+    """
+    if mesh is None:
+        return run(q, k, v, *rest)
+    rows = heads = None
+    if q.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
+        rows = ("data", "fsdp")
+    if k.shape[2] % mesh.shape["tensor"] == 0:
+        heads = "tensor"
+    by_head, by_row = P(rows, None, heads, None), P(rows)
+    divided = jax.shard_map(
+        run,
+        mesh=mesh,
+        in_specs=(by_head,) * 3 + (by_row,) * len(rest),
+        out_specs=by_head,
+        check_vma=False,
+    )
+    return divided(q, k, v, *rest)

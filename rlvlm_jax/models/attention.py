@@ -28,10 +28,13 @@ class Ids(NamedTuple):
     Attributes:
         segment: int32[N, G, S] (G may be 1), 0 for padding, which neither sees nor is seen.
         order: int32[S], the column in causal attention; all equal where attention is not causal.
+        branch: int32 like `segment`, or None: a key of branch 0 is seen by its whole segment,
+            another one by its own branch alone.
     """
 
     segment: Array
     order: Array
+    branch: Array | None = None
 
 
 class Keys(NamedTuple):
@@ -80,7 +83,7 @@ def attend(q: Array, ids: Ids, keys: list[Keys], *, max_scores: int = MAX_SCORES
 
     out = jax.lax.map(
         jax.checkpoint(attend_block, prevent_cse=False),
-        (split(q, 2), split(ids.segment, 2), split(ids.order, 0)),
+        (split(q, 2), *(x if x is None else split(x, x.ndim - 1) for x in ids)),
     )
     return jnp.moveaxis(out, 0, 2).reshape(n, g, blocks * block, heads, size)[:, :, :length]
 
@@ -128,4 +131,8 @@ def _visible(queries, keys):
     query_segment = queries.segment[..., :, None]
     key_segment = keys.segment[..., None, :]
     earlier = keys.order[None, :] <= queries.order[:, None]
-    return (query_segment == key_segment) & (key_segment > 0) & earlier
+    seen = (query_segment == key_segment) & (key_segment > 0) & earlier
+    if keys.branch is None:
+        return seen
+    key_branch = keys.branch[..., None, :]
+    return seen & ((key_branch == 0) | (key_branch == queries.branch[..., :, None]))

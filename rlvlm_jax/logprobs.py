@@ -139,7 +139,7 @@ def make_packed_logprobs_fn(
         hidden = model.packed(params, batch, features, tokens, source)  # [S, T, D]
         hidden = jnp.take_along_axis(hidden, previous[..., None], axis=1)
         place = source - batch.tokens.size  # among the responses' tokens
-        targets = jnp.where(place >= 0, tokens.reshape(-1)[place], 0)
+        targets = jnp.where(place >= 0, jnp.take(tokens, jnp.maximum(place, 0)), 0)
         stats = _stats_in_chunks(model, policy, params, chunk, hidden, targets)
         outside = jnp.where(place >= 0, place, tokens.size)
 

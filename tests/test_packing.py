@@ -210,6 +210,7 @@ def test_packed_logprobs_are_those_of_rows(tiny, responses, tokens, flat_positio
     assert np.array_equal(held, responses[1])  # each token in one micro-batch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [False, True])
 def test_gradients_reach_the_tower_through_streams(tiny, responses, given):
     model, params = tiny

@@ -26,13 +26,14 @@ EVAL_SETTINGS = {  # name -> (samples k, temperature, top-p); spec of the MAYE s
 MAX_EVAL_SAMPLES = 256
 HARMLESS = (  # keys, or groups of keys, that say where and how fast a run is made, not what it does
     *("seeds", "checkpoint_every", "mesh.", "log.", "data.workers", "data.index"),
-    "rewards.workers",
+    *("data.feature_cache_gib", "compile_cache", "rewards.workers"),
     *("update.microbatch", "update.logprob_batch", "update.logprob_chunk", "update.pack_tokens"),
 )
 CHOICES = {
     "mode": MODES,
     "model.dtype": ("float32", "bfloat16"),
     "model.remat": ("none", "full"),
+    "rollout.cache": ("model", "bfloat16", "int8"),
     "data.on_bad_record": ("error", "skip"),
     "rewards.judge": ("strict", "maye", "mm_eureka"),
     "rewards.rounding": ("none", "reference", "both"),
@@ -106,6 +107,7 @@ _NOT_NEGATIVE = (
     "rewards.tolerance",
     "rewards.workers",
     "data.limit_eval",
+    "data.feature_cache_gib",
     "log.token_prompts",
 )
 _FRACTIONS = (
@@ -141,6 +143,9 @@ def default() -> ConfigDict:
     c.epochs = 1.0  # passes over data.train where nothing is refilled, when total_steps is 0
     c.checkpoint_every = 0  # steps; 0 = only at the end; -1 = every epoch
     c.eval_every = 0  # steps; 0 = never; -1 = every epoch. Step 0 is evaluated too
+    # Directory of compiled programs for the next start; "" = none. "auto" = ~/.cache/rlvlm_jax/xla
+    # on GPU and TPU, none on CPU: its programs are made for one processor, homes may serve several.
+    c.compile_cache = "auto"
 
     c.model = ConfigDict()
     c.model.path = "bundled"  # Hugging Face directory or repository, or an orbax directory
@@ -162,6 +167,7 @@ def default() -> ConfigDict:
     c.data.buckets = 2  # how many static (prompt, patch) shapes are chosen from the data
     c.data.workers = 2  # threads that read, decode and tokenise ahead
     c.data.index = "~/.cache/rlvlm_jax"  # where lengths of prompts are kept; "" = count every time
+    c.data.feature_cache_gib = 1.0  # host memory for features of frozen vision parts; 0 = none
     c.data.limit_eval = 0  # use only the first this many evaluation questions; 0 = all
 
     c.rollout = ConfigDict()
@@ -171,6 +177,7 @@ def default() -> ConfigDict:
     c.rollout.temperature = 1.0
     c.rollout.top_p = 1.0
     c.rollout.top_k = 0  # 0 = off
+    c.rollout.cache = "model"  # keys and values kept in model.dtype, or "bfloat16", "int8"
     c.rollout.chunk = 16  # decode steps between two looks at whether every row has stopped
 
     c.rewards = ConfigDict()

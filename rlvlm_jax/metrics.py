@@ -23,20 +23,57 @@ from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation.scores import count_reflection, is_repetitive, reflection
 
 GIB = 2.0**30
-_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+_COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"  # or a program read from disk
+_READ_EVENT = "/jax/compilation_cache/cache_hits"
 
 
 class CompileCounter:
-    """Counts the programs that XLA has compiled in this process since the counter was made."""
+    """Counts the programs that XLA has made in this process since the counter was made.
+
+    Attributes:
+        from_disk: programs that were compiled at an earlier start; see startup.keep_compiled.
+    """
 
     def __init__(self) -> None:
-        self.count = 0
+        self._made = self.from_disk = 0
         jax.monitoring.register_event_duration_secs_listener(self._listen)
+        jax.monitoring.register_event_listener(self._listen_to_reads)
+
+    @property
+    def count(self) -> int:
+        """Programs that were compiled here."""
+        return self._made - self.from_disk
+
+    def metrics(self) -> dict[str, int]:
+        """Returns compile/count and, where any was read from disk, compile/from_disk."""
+        read = {"compile/from_disk": self.from_disk} if self.from_disk else {}
+        return {"compile/count": self.count, **read}
 
     def _listen(self, event: str, duration: float, **_: Any) -> None:
         del duration
         if event == _COMPILE_EVENT:
-            self.count += 1
+            self._made += 1
+
+    def _listen_to_reads(self, event: str, **_: Any) -> None:
+        if event == _READ_EVENT:
+            self.from_disk += 1
+
+
+class ProgramClock:
+    """Seconds that a user has waited for a run: since the process started, the imports included.
+
+    Of several runs in one process the first is counted from there, the others from their clock.
+    """
+
+    _process_start: float | None = psutil.Process().create_time()
+
+    def __init__(self) -> None:
+        self._start = ProgramClock._process_start or time.time()
+        ProgramClock._process_start = None
+
+    def metrics(self) -> dict[str, float]:
+        """Returns time/to_first_step_s: until now."""
+        return {"time/to_first_step_s": time.time() - self._start}
 
 
 class Stopwatch:

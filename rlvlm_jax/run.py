@@ -89,6 +89,7 @@ class Run:
     """One run: `with run:` writes its directory, restores signal handlers at the end."""
 
     def __init__(self, config: ConfigDict, workdir: str):
+        self._clock = metrics.ProgramClock()
         self.stop_requested = False
         self._handlers: dict[int, Any] = {}
         self._catch_signals()
@@ -427,7 +428,8 @@ class Run:
             **device_stats,
             **watch.metrics(),
             **metrics.memory_metrics(),
-            "compile/count": self._compiles.count,
+            **self._compiles.metrics(),
+            **self._wait(),
         }
         sampled, updated = responses.tokens.sum(), responses.tokens[in_batch & kept].sum()
         values["throughput/rollout_tokens_per_s"] = sampled / values["time/rollout_s"]
@@ -455,6 +457,10 @@ class Run:
         self.step, self._epoch = step, self.loader.epoch
         self._epoch_ended = int(self._epoch + 1e-9) > before
 
+    def _wait(self) -> dict[str, float]:
+        """Returns how long the first step of this start has taken to come; later ones nothing."""
+        return self._clock.metrics() if self.step == self.first_step + 1 else {}
+
     def _token_fields(
         self, responses: Responses, advantages: np.ndarray, b: int
     ) -> dict[str, list[Any]]:
@@ -479,7 +485,8 @@ class Run:
             **device_stats,
             **watch.metrics(),
             **metrics.memory_metrics(),
-            "compile/count": self._compiles.count,
+            **self._compiles.metrics(),
+            **self._wait(),
         }
         values["throughput/update_tokens_per_s"] = tokens / values["time/update_s"]
         self._record("sft", values, f"loss {values['update/loss']:.3f}")
@@ -517,7 +524,7 @@ class Run:
                 return
             values[f"eval/{split}/dropped"] = questions.dropped.count
         values["time/eval_s"] = watch.metrics()["time/step_s"]
-        values["compile/count"] = self._compiles.count
+        values |= self._compiles.metrics()
         self._record("eval", values)
 
 

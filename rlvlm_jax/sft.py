@@ -19,6 +19,7 @@ from rlvlm_jax.algorithms import masked
 from rlvlm_jax.algorithms.losses import denominator
 from rlvlm_jax.config import microbatch
 from rlvlm_jax.evaluation import scheme
+from rlvlm_jax.features import make_cache
 from rlvlm_jax.logprobs import make_logprobs_fn
 from rlvlm_jax.metrics import Stopwatch
 from rlvlm_jax.sampling.logits import Policy
@@ -91,7 +92,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
         ),
         donate_argnums=0,
     )
-    evaluate = scheme.make_evaluate_fn(session, config)
+    evaluate = scheme.make_evaluate_fn(session, config, make_cache(session))
 
     with this:
         if this.evaluation_is_missing():

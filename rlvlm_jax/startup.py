@@ -10,6 +10,7 @@ their places on the mesh.
 import dataclasses
 import importlib.resources
 import json
+import logging
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from rlvlm_jax import checkpoint, models, optim, sharding
@@ -26,6 +28,7 @@ from rlvlm_jax.models import convert, lora
 from rlvlm_jax.types import Params
 
 BUNDLED = "bundled"
+COMPILED = "~/.cache/rlvlm_jax/xla"  # compile_cache="auto" where there are accelerators
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,11 +172,46 @@ def restore_merged(directory: Any, model: models.Model, mesh: Any) -> Params:
     return jax.jit(lora.merge, out_shardings=places)(params)
 
 
+def keep_compiled(where: str) -> None:
+    """Lets JAX keep its compiled programs on disk and find them there at the next start.
+
+    Must come before the first compilation that is to be found. Whoever has told JAX a directory
+    already, by JAX_COMPILATION_CACHE_DIR, keeps it unless `where` names another.
+
+    Args:
+        where: a directory, which is created; "auto", see config.py; or "" to leave JAX as it is.
+    """
+    if where == "auto":
+        told = jax.config.jax_compilation_cache_dir or jax.default_backend() == "cpu"
+        where = "" if told else COMPILED
+    if not where:
+        return
+    directory = Path(where).expanduser().absolute()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        logging.warning(
+            "compiled programs cannot be kept for the next start: %s; name another directory in "
+            "config.compile_cache, or none",
+            error,
+        )
+        return
+    if jax.config.jax_compilation_cache_dir == str(directory):
+        return
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a run has few programs
+    compilation_cache.reset_cache()  # JAX looks at the directory once, at its first compilation
+
+
 def open_session(config: ConfigDict, source: Source) -> Session:
     """Builds the mesh, the model's functions and the text side; reads no weights."""
+    keep_compiled(config.compile_cache)
     mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
     model = models.build(
-        source.config, dtype=config.model.dtype, remat=config.model.remat == "full"
+        source.config,
+        dtype=config.model.dtype,
+        remat=config.model.remat == "full",
+        cache=config.rollout.cache,
     )
     shapes = jax.eval_shape(
         lambda key: add_adapters(config, model, model.init(key), key), jax.random.key(0)

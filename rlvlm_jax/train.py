@@ -24,6 +24,7 @@ from rlvlm_jax.collection import Round
 from rlvlm_jax.config import sequences, shards
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation import scheme
+from rlvlm_jax.features import make_cache
 from rlvlm_jax.metrics import Stopwatch
 from rlvlm_jax.rewards import RewardConfig
 from rlvlm_jax.sampling.logits import Policy
@@ -59,6 +60,7 @@ def make_steps(session: startup.Session, optimizer: Any, state: TrainState) -> S
         top_p=config.rollout.top_p,
         top_k=config.rollout.top_k,
         chunk=config.rollout.chunk,
+        shards=shards(config),
         policy=policy,
     )
     sample = make_sample_fn(model, settings)
@@ -225,7 +227,8 @@ def train(config: ConfigDict, workdir: str) -> bool:
         bucket: compile_steps(jitted, session, state, reference, bucket)
         for bucket in this.loader.buckets
     }
-    evaluate = scheme.make_evaluate_fn(session, config)
+    cache = make_cache(session)
+    evaluate = scheme.make_evaluate_fn(session, config, cache)
     rewards = RewardConfig(**config.rewards, max_tokens=config.rollout.max_tokens)
     base_key = jax.random.key(config.seed)
     draw_order = jax.jit(lambda key: minibatch_order(config, key)).lower(base_key).compile()
@@ -250,7 +253,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
                 with watch.measure("rollout"):
                     features = None
                     if session.features_frozen:
-                        features = steps.encode(state.params, batch)
+                        features = cache.encode(steps.encode, state.params, batch, host_batch)
                     number = np.uint32(len(rounds))
                     rollout = steps.sample(state.params, batch, features, sample_key, number)
                     responses = read_responses(rollout, session.tokenizer)
@@ -276,7 +279,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
                     batch, rollout, passes = sharding.put_batch(arrays, session.mesh)
                     steps = compiled[batch.tokens.shape[1], batch.patches.shape[1]]
                     if session.features_frozen:
-                        features = steps.encode(state.params, batch)
+                        features = cache.encode(steps.encode, state.params, batch, arrays[0])
                 trajectory, trajectory_stats = steps.trajectory(
                     batch,
                     features,
@@ -306,7 +309,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
                 prompts.sum(axis=1), lengths, order, computed
             )
             update_stats["update/lr"] = schedule(int(state.step) - 1)
-            stats = {**trajectory_stats, **update_stats}
+            stats = {**trajectory_stats, **update_stats, **cache.metrics()}
             this.record_step(step, rounds, chosen, np.asarray(trajectory.advantages), stats, watch)
             this.check_gradients(int(state.bad_steps))
             if this.is_due(config.eval_every):

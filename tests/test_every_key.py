@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from rich.console import Console
 
 from rlvlm_jax import (
@@ -103,9 +104,9 @@ def build_toy(model_config, **_):
         return embedded @ language["layers"]["attn"]["q"]["weight"].sum(axis=0)
 
     def prefill(params, batch, features):
-        nothing = jnp.zeros((1, *batch.tokens.shape, 1, 1))
         hidden = read(params, batch.tokens[:, -1]) + features.sum(axis=1)
-        return hidden, {"k": nothing, "v": nothing}
+        nothing = jnp.zeros((len(hidden), 1, 1, 1))
+        return hidden, ({"k": nothing, "v": nothing},)
 
     def decode(params, tokens, positions, prefix, prefix_mask, cache, step):
         return read(params, tokens), cache
@@ -123,6 +124,7 @@ def build_toy(model_config, **_):
         init=init,
         encode_images=encode_images,
         prefill=prefill,
+        decoder=lambda params: params,
         decode=decode,
         forward=forward,
         packed=packed,
@@ -223,6 +225,17 @@ def vision_tower(c):
     with PATCHES() as patch:
         patch.setattr(models, "build", build)
         return traced(c, "encode")
+
+
+def kept_for_decoding(c):
+    """Of the real network: the types of what `prefill` hands to `decode`."""
+    with PATCHES() as patch:
+        patch.setattr(models, "build", BUILD)
+        session = startup.open_session(c, SOURCE)
+    batch = sharding.batch_shapes(2, 32, 16, session.spec.patch_bytes, session.mesh)
+    features = jax.ShapeDtypeStruct((2, 4, SOURCE.config.width), np.float32)
+    _, prefix = jax.eval_shape(session.model.prefill, network_shapes(), batch, features)
+    return {name: x.dtype.name for name, x in prefix[0].items()}
 
 
 # ---- observers: numbers ------------------------------------------------------------------------
@@ -393,6 +406,20 @@ def adapters(c):
     return text(add, lora.drop(session.shapes), jax.random.key(0))
 
 
+def kept_programs(c):
+    """Where JAX keeps compiled programs once a session is open."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        startup.open_session(c, SOURCE)
+        kept = jax.config.jax_compilation_cache_dir
+        return kept and Path(kept).relative_to(Path.cwd())
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
 def places(c):
     """What each device holds of the parameters and of a batch."""
     session = startup.open_session(c, SOURCE)
@@ -437,19 +464,24 @@ def loop(c):
             draws = np.random.default_rng([*jax.random.key_data(key).tolist(), int(number)])
             return Rollout(draws.integers(0, 500, shape), everywhere, zeros, everywhere[:, 0])
 
+        def encode(params, batch):
+            encoded.append(batch.tokens.shape)
+            n, patches = batch.patches.shape[:2]
+            return jnp.zeros((n, patches // 4, session.model.config.width))
+
         def update(state, trajectory, key, plans):
             state = state._replace(step=state.step + 1, bad_steps=state.bad_steps + 1)
             return state, {"update/loss": 0.0}
 
         return train.Steps(
-            encode=lambda *_: None,
+            encode=encode,
             sample=sample,
             passes=lambda *_: Passes(zeros, None, zeros, zeros),
             trajectory=lambda *_: (types.SimpleNamespace(advantages=zeros, mask=everywhere), {}),
             update=update,
         )
 
-    ended = ""
+    ended, encoded = "", []
     with PATCHES() as patch:
         patch.setattr(train, "make_steps", stand_ins)
         patch.setattr(train, "compile_steps", lambda steps, *_: steps)
@@ -458,7 +490,12 @@ def loop(c):
             train.train(c, "run")
         except FloatingPointError as error:
             ended = str(error)
-    return {"ended": ended, "tensorboard": Path("run/tensorboard").is_dir(), **written()}
+    return {
+        "ended": ended,
+        "encoded": encoded,
+        "tensorboard": Path("run/tensorboard").is_dir(),
+        **written(),
+    }
 
 
 def written():
@@ -574,6 +611,7 @@ CASES = {
     "epochs": [case(1.0, 0.5, loop)],
     "checkpoint_every": [case(0, 2, loop)],
     "eval_every": [case(0, 2, loop)],
+    "compile_cache": [case("", "xla", kept_programs)],
     # the model
     "model.path": [case("bundled", "deeper", network)],
     "model.dtype": [case("float32", "bfloat16", vision_tower)],
@@ -599,6 +637,7 @@ CASES = {
     ],
     "data.workers": [case(2, 1, reading_threads)],
     "data.index": [case("", "index", data_flow_of_pictures, **ON_FILE)],
+    "data.feature_cache_gib": [case(1.0, 0.0, loop, total_steps=6)],
     "data.limit_eval": [case(0, 2, data_flow)],
     # step II
     "rollout.prompts": [case(4, 8, data_flow)],
@@ -607,6 +646,7 @@ CASES = {
     "rollout.temperature": [case(1.0, 0.8, sampler), case(1.0, 0.8, passes)],
     "rollout.top_p": [case(1.0, 0.9, sampler)],
     "rollout.top_k": [case(0, 5, sampler)],
+    "rollout.cache": [case("model", "int8", kept_for_decoding)],
     "rollout.chunk": [case(16, 4, sampler)],
     # rewards
     "rewards.judge": [

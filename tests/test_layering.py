@@ -16,7 +16,7 @@ LAYERS = (  # lowest first; a module may import lower layers, and its own packag
         *("data", "models", "rewards", "algorithms", "optim", "checkpoint"),
         *(f"evaluation.{name}" for name in ("statistics", "runs", "analysis")),
     ),
-    ("records", "metrics"),
+    ("records", "metrics", "features"),
     ("sampling",),
     ("logprobs",),
     ("trajectory", "update"),

@@ -44,6 +44,19 @@ def test_tracing_alone_is_no_compilation():
     assert counter.count == 0
 
 
+def test_a_program_from_disk_is_counted_apart(compiled):
+    del compiled
+    counter = metrics.CompileCounter()
+    function = jax.jit(lambda x: x * 17 - 3)
+    function(np.ones(3, np.float32))
+    assert counter.metrics() == {"compile/count": 1}
+    jax.clear_caches()
+    function(np.ones(3, np.float32))
+    assert counter.metrics() == {"compile/count": 1, "compile/from_disk": 1}
+    jax.jit(lambda x: x * 17 - 4)(np.ones(3, np.float32))
+    assert counter.metrics() == {"compile/count": 2, "compile/from_disk": 1}
+
+
 # ---------------------------------------------------------------- time
 
 
@@ -77,6 +90,23 @@ def test_a_watch_without_parts_has_the_step_alone(clock):
     watch = metrics.Stopwatch()
     clock.seconds += 3
     assert watch.metrics() == {"time/step_s": 3}
+
+
+def test_the_first_run_is_counted_from_the_start_of_the_process(monkeypatch):
+    now = types.SimpleNamespace(seconds=110.0)
+    monkeypatch.setattr(metrics.time, "time", lambda: now.seconds)
+    monkeypatch.setattr(metrics.ProgramClock, "_process_start", 100.0)
+    first = metrics.ProgramClock()
+    now.seconds += 30
+    assert first.metrics() == {"time/to_first_step_s": 40.0}
+    second = metrics.ProgramClock()
+    now.seconds += 5
+    assert second.metrics() == {"time/to_first_step_s": 5.0}
+
+
+def test_the_process_started_before_this_test():
+    started = psutil.Process().create_time()
+    assert metrics.ProgramClock._process_start in (None, started)
 
 
 # ---------------------------------------------------------------- memory

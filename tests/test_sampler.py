@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvlm_jax.sampling.logits import Policy, draw, keep_top_k, keep_top_p
-from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
+from rlvlm_jax.sampling import sampler
+from rlvlm_jax.sampling.logits import Policy, choose, draw, keep_top_k, keep_top_p
+from rlvlm_jax.sampling.sampler import SampleSettings, block_sizes, make_sample_fn, sequence_keys
 from tests import tiny_model
 from tests.tiny_model import BANNED, PAD, STOP
 
@@ -112,3 +113,85 @@ def test_a_dummy_prompt_gives_no_response(sampled):
     assert not found.mask[4:8].any()
     assert not found.truncated[4:8].any()
     assert np.isfinite(found.logprobs).all()
+
+
+def sample_long(*, stops):
+    """Responses of up to 80 tokens of 16 rows; any of so many tokens ends one."""
+    model, params = tiny_model.build()
+    settings = SampleSettings(
+        samples=4,
+        max_tokens=80,
+        stop_ids=tuple(range(stops)),
+        pad_id=PAD,
+        banned_ids=BANNED,
+        chunk=8,
+        policy=Policy(1.0, BANNED),
+        shards=2,
+    )
+    keys = sequence_keys(jax.random.key(8), ids_of(np.arange(4)))
+    sample = jax.jit(make_sample_fn(model, settings))
+    return jax.device_get(sample(params, tiny_model.batch(), None, keys))
+
+
+@pytest.mark.parametrize("stops", [1, 2])
+def test_blocks_and_a_smaller_batch_change_no_sample(monkeypatch, stops):
+    expected = sample_long(stops=stops)
+    lengths = expected.mask.sum(axis=1)
+    monkeypatch.setattr(sampler, "FIRST_BLOCK", 16)
+    monkeypatch.setattr(sampler, "SHRINK", 10**6)
+    in_blocks = sample_long(stops=stops)
+    monkeypatch.setattr(sampler, "SHRINK", 2)
+    in_small_batch = sample_long(stops=stops)
+    # Rows of a shard left at the start of each chunk behind the first block: first more than half
+    # of its eight, then fewer.
+    left = [(lengths > t).reshape(2, -1).sum(axis=1).max() for t in range(16, 80, 8)]
+    assert left[0] > 4
+    assert any(0 < rows <= 4 for rows in left)
+    for other in (in_blocks, in_small_batch):
+        np.testing.assert_array_equal(other.tokens, expected.tokens)
+        np.testing.assert_array_equal(other.truncated, expected.truncated)
+        np.testing.assert_allclose(other.logprobs, expected.logprobs, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("length", "chunk", "sizes"),
+    [(64, 16, (64,)), (128, 16, (128,)), (144, 16, (128, 16)), (1000, 8, (128, 128, 256, 488))],
+)
+def test_blocks_double_the_cache(length, chunk, sizes):
+    assert block_sizes(length, chunk) == sizes
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 7, 64, 150])
+def test_draws_are_right_for_every_size_of_vocabulary(vocabulary):
+    rng = np.random.default_rng(vocabulary)
+    count = 20000
+    expected = rng.dirichlet(np.full(vocabulary, 0.3)).astype(np.float32)
+    expected[vocabulary // 3] = 0 if vocabulary > 2 else expected[vocabulary // 3]
+    expected /= expected.sum()
+    logits = jnp.tile(jnp.log(expected) + 100.0, (count, 1))
+    drawn = np.asarray(choose(jax.random.split(jax.random.key(1), count), logits))
+    counts = np.bincount(drawn, minlength=vocabulary)
+    assert len(counts) == vocabulary
+    assert not counts[expected == 0].any()
+    error = np.abs(counts / count - expected)
+    assert (error < 5 * np.sqrt(expected * (1 - expected) / count) + 1e-9).all()
+
+
+def test_a_draw_takes_the_only_token_there_is():
+    logits = jnp.full((3, 1000), -jnp.inf).at[jnp.arange(3), jnp.array([0, 567, 999])].set(-80.0)
+    keys = jax.random.split(jax.random.key(1), 3)
+    assert np.asarray(choose(keys, logits)).tolist() == [0, 567, 999]
+
+
+@pytest.mark.parametrize("p", [0.001, 0.3, 0.9, 0.999])
+def test_top_p_without_a_sort_keeps_what_a_sort_keeps(p):
+    logits = np.random.default_rng(5).normal(size=(40, 300), scale=3).astype(np.float32)
+    logits[:20] = np.round(logits[:20])  # ties
+    logits[::3, ::2] = -np.inf
+    kept = np.isfinite(np.asarray(keep_top_p(jnp.asarray(logits), p)))
+    for row, found in zip(logits.astype(np.float64), kept, strict=True):
+        weights = np.exp(row - row.max())
+        weights /= weights.sum()
+        ordered = np.sort(weights)[::-1]
+        smallest = ordered[np.flatnonzero(np.cumsum(ordered) >= p)[0]]
+        np.testing.assert_array_equal(found, weights >= smallest)

@@ -16,10 +16,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlvlm_jax import rewards, sharding
-from rlvlm_jax.config import EVAL_SETTINGS
+from rlvlm_jax.config import EVAL_SETTINGS, shards
 from rlvlm_jax.data.dataset import Example
 from rlvlm_jax.data.loader import EvaluationSet
 from rlvlm_jax.evaluation.scores import pass_at_k
+from rlvlm_jax.features import FeatureCache
 from rlvlm_jax.sampling.responses import Responses, first, join, read_responses
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
 from rlvlm_jax.types import Params
@@ -68,7 +69,7 @@ def sample_ids(questions: np.ndarray, samples: int) -> np.ndarray:
 
 
 def make_evaluate_fn(
-    session: Any, config: ConfigDict
+    session: Any, config: ConfigDict, cache: FeatureCache | None = None
 ) -> Callable[[Params, EvaluationSet, Callable[[], bool]], Iterator[Evaluation]]:
     """Builds evaluate(params, questions, stop), compiling one sampler for each decoding setting.
 
@@ -77,6 +78,8 @@ def make_evaluate_fn(
     Args:
         session: of the run, see startup.Session.
         config: the whole configuration; `seed`, `eval`, `rollout` and `rewards` are read.
+        cache: image features for the next evaluation; None where there is none, or where the
+            vision side is trained.
     """
 
     def make_sampler(samples: int, temperature: float, top_p: float) -> Callable[..., Any]:
@@ -89,6 +92,7 @@ def make_evaluate_fn(
             temperature=temperature,
             top_p=top_p,
             chunk=config.rollout.chunk,
+            shards=shards(config),
         )
         sample = make_sample_fn(session.model, settings)
 
@@ -115,7 +119,10 @@ def make_evaluate_fn(
             if stop():
                 return
             batch = sharding.put_batch(host_batch, session.mesh)
-            features = encode(params, batch)  # once for all settings
+            if cache is None:
+                features = encode(params, batch)  # once for all settings
+            else:
+                features = cache.encode(encode, params, batch, host_batch, counted=False)
             examples += found
             for name, sample in samplers.items():
                 ids = sharding.put_batch(sample_ids(numbers, samples[name]), session.mesh)

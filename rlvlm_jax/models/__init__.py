@@ -6,6 +6,7 @@ A `Model` is a handful of mathematical functions of a plain nested dict of param
 and update receive it as an argument; nothing outside this package knows that Flax is underneath.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import lora
+from rlvlm_jax.models import cache as kv_cache
+from rlvlm_jax.models import lora, qwen_vl
 from rlvlm_jax.models.layers import REMAT_POLICIES
 from rlvlm_jax.models.qwen_vision import VISION_RULES, VisionTower
 from rlvlm_jax.models.qwen_vl import LANGUAGE_RULES, LanguageModel
@@ -35,11 +37,14 @@ class Model:
         encode_images: (params, batch) -> features [N, M, D] in the compute dtype, M = I / merge**2;
             normalises the bytes itself. Meaningless but finite at padding.
         prefill: (params, batch, features) -> (hidden [N, D] of each prompt's last valid column,
-            prefix {"k", "v"}: [L, N, P, K, E]).
-        decode: (params, tokens int32[B], positions int32[B], prefix, prefix_mask bool[N, P],
-            cache {"k", "v"}: [L, B, R, K, E], step int32[]) -> (hidden [B, D], cache). Runs one
-            token a sequence, writes slot `step` of the cache, and attends to the prefix, which is
-            read once a group, and to slots 0..step.
+            prefix: a block of keys and values for each layer, see `models.cache`).
+        decoder: params -> weights for `decode` and `logits`, layer by layer in the compute dtype;
+            made once, used for every token.
+        empty_cache: (prefix, G, S) -> a block of S slots for each layer.
+        decode: (weights, tokens int32[B], positions int32[B], prefix, prefix_mask bool[N, P],
+            cache: of each layer a tuple of blocks, step int32[]) -> (hidden [B, D], cache). Runs
+            one token a sequence, writes slot `step`, which lies in the last block, and attends to
+            the prefix, which is read once a group, and to slots 0..step.
         forward: (params, batch, features, tokens int32[B, R], mask bool[B, R]) -> hidden [B, R, D]
             where hidden[:, t] predicts tokens[:, t]. Each prompt runs once for its G responses.
             A response's positions go on after the largest of its prompt, as `decode` expects too.
@@ -57,8 +62,10 @@ class Model:
     config: QwenVLConfig
     init: Callable[[Array], Params]
     encode_images: Callable[[Params, Batch], Array]
-    prefill: Callable[[Params, Batch, Array], tuple[Array, dict]]
-    decode: Callable[..., tuple[Array, dict]]
+    prefill: Callable[[Params, Batch, Array], tuple[Array, tuple]]
+    decoder: Callable[[Params], Params]
+    empty_cache: Callable[[tuple, int, int], tuple]
+    decode: Callable[..., tuple[Array, tuple]]
     forward: Callable[[Params, Batch, Array, Array, Array], Array]
     packed: Callable[[Params, Batch, Array, Array, Array], Array]
     logits: Callable[[Params, Array], Array]
@@ -66,7 +73,9 @@ class Model:
     part: Callable[[str], str]
 
 
-def build(config: QwenVLConfig, *, dtype: str = "float32", remat: bool | str = False) -> Model:
+def build(
+    config: QwenVLConfig, *, dtype: str = "float32", remat: bool | str = False, cache: str = "model"
+) -> Model:
     """Returns the functions of a Qwen2-VL or Qwen2.5-VL.
 
     Args:
@@ -74,6 +83,7 @@ def build(config: QwenVLConfig, *, dtype: str = "float32", remat: bool | str = F
         dtype: compute dtype, "float32" or "bfloat16"; parameters, softmax, norms, rotary angles and
             logits are float32 in either case.
         remat: whether layers are recomputed in the backward pass, or which results are kept.
+        cache: what keys and values are kept in while decoding, one of `cache.KINDS`.
 
     Raises:
         InputError: `dtype` or `remat` is not one of the accepted values.
@@ -83,6 +93,9 @@ def build(config: QwenVLConfig, *, dtype: str = "float32", remat: bool | str = F
     if not isinstance(remat, bool) and remat not in REMAT_POLICIES:
         choices = ", ".join(("False", "True", *REMAT_POLICIES))
         raise InputError(f"model.remat={remat!r} is not one of {choices}")
+
+    if cache not in kv_cache.KINDS:
+        raise InputError(f"rollout.cache={cache!r} is not one of {', '.join(kv_cache.KINDS)}")
 
     vision = VisionTower(config.vision, jnp.dtype(dtype), remat)
     language = LanguageModel(config, jnp.dtype(dtype), remat)
@@ -102,17 +115,28 @@ def build(config: QwenVLConfig, *, dtype: str = "float32", remat: bool | str = F
         return vision.apply({"params": params["vision"]}, batch)
 
     def of_language(method):
-        def apply(params, *args):
-            return language.apply({"params": params["language"]}, *args, method=method)
+        def apply(params, *args, **kwargs):
+            return language.apply({"params": params["language"]}, *args, method=method, **kwargs)
 
         return apply
+
+    def decoder(params):
+        return {"language": qwen_vl.decoder(params["language"], config, dtype)}
+
+    def empty_cache(prefix, samples, slots):
+        return tuple(kv_cache.empty(of_layer, samples, slots) for of_layer in prefix)
+
+    def decode(weights, *args):
+        return qwen_vl.decode(weights["language"], config, jnp.dtype(dtype), *args)
 
     return Model(
         config=config,
         init=init,
         encode_images=encode_images,
-        prefill=of_language("prefill"),
-        decode=of_language("decode"),
+        prefill=functools.partial(of_language("prefill"), kind=cache),
+        decoder=decoder,
+        empty_cache=empty_cache,
+        decode=decode,
         forward=of_language("forward"),
         packed=of_language("packed"),
         logits=of_language("logits"),

@@ -45,6 +45,14 @@ class Keys(NamedTuple):
     ids: Ids
 
 
+class HeadKeys(NamedTuple):
+    """The same by head, as products want them: see `by_head`."""
+
+    k: Array
+    v: Array
+    ids: Ids
+
+
 @jax.named_scope("attend")
 def attend(q: Array, ids: Ids, keys: list[Keys], *, max_scores: int = MAX_SCORES) -> Array:
     """Computes softmax(q k / sqrt(E)) v with one softmax over all runs of keys together.
@@ -63,12 +71,11 @@ def attend(q: Array, ids: Ids, keys: list[Keys], *, max_scores: int = MAX_SCORES
         [N, G, Q, H, E] in the dtype of `q`; a query that sees no key gets zeros. The softmax is
         computed in float32.
     """
-    n, g, length, heads, size = q.shape
-    kv_heads = keys[0].k.shape[-2]
-    q = q.reshape(n, g, length, kv_heads, heads // kv_heads, size)
-    block = max(1, max_scores // (heads * sum(run.k.shape[-3] for run in keys)))
+    length, heads = q.shape[2:4]
+    runs = [HeadKeys(*by_head(run.k, run.v), run.ids) for run in keys]
+    block = max(1, max_scores // (heads * sum(run.k.shape[-2] for run in runs)))
     if length <= block:
-        return _attend(q, ids, keys).reshape(n, g, length, heads, size)
+        return attend_by_head(q, ids, runs)
 
     block -= block % 128 if block > 128 else 0  # whole tiles on an accelerator
     blocks = -(-length // block)
@@ -79,24 +86,32 @@ def attend(q: Array, ids: Ids, keys: list[Keys], *, max_scores: int = MAX_SCORES
         return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0)
 
     def attend_block(block_of):
-        return _attend(block_of[0], Ids(*block_of[1:]), keys)
+        return attend_by_head(block_of[0], Ids(*block_of[1:]), runs)
 
     out = jax.lax.map(
         jax.checkpoint(attend_block, prevent_cse=False),
         (split(q, 2), *(x if x is None else split(x, x.ndim - 1) for x in ids)),
     )
-    return jnp.moveaxis(out, 0, 2).reshape(n, g, blocks * block, heads, size)[:, :, :length]
+    out = jnp.moveaxis(out, 0, 2)
+    return out.reshape(*q.shape[:2], blocks * block, *q.shape[3:])[:, :, :length]
 
 
-def _attend(q, ids, keys):
-    """`attend` for q [N, G, Q, K, H/K, E] in one piece; h counts the query heads of a key head."""
-    n, g, length, kv_heads, h, size = q.shape
+def by_head(k: Array, v: Array) -> tuple[Array, Array]:
+    """Turns keys and values [N, (G,) S, K, E] to [N, K, (G,) S, E] and [N, K, (G,) E, S]."""
+    return jnp.moveaxis(k, -2, 1), jnp.moveaxis(jnp.moveaxis(v, -2, 1), -1, -2)
+
+
+def attend_by_head(q: Array, ids: Ids, keys: list[HeadKeys]) -> Array:
+    """`attend` in one piece, for any number of runs of keys by head; decoding's own."""
+    n, g, length, heads, size = q.shape
+    kv_heads = keys[0].k.shape[1]
+    h = heads // kv_heads  # query heads of a key head
+    q_by_head = q.reshape(n, g, length, kv_heads, h, size).transpose(0, 3, 1, 4, 2, 5)
     seen = [_visible(ids, run.ids)[:, None, :, None] for run in keys]  # bool[N, 1, G, 1, Q, S]
-    by_head = q.transpose(0, 3, 1, 4, 2, 5)  # [N, K, G, h, Q, E]
     scores = []
     for run, mask in zip(keys, seen, strict=True):
         shared = run.k.ndim == 4
-        score = product(_rows(by_head, shared), _by_head(run.k, shared), jnp.float32)
+        score = product(_rows(q_by_head, shared), run.k, jnp.float32)
         score = score.reshape(n, kv_heads, g, h, length, -1)
         scores.append(jnp.where(mask, score * size**-0.5, _LOWEST))
 
@@ -110,20 +125,14 @@ def _attend(q, ids, keys):
     for run, weight in zip(keys, weights, strict=True):
         shared = run.v.ndim == 4
         weight = (weight / total).astype(run.v.dtype)
-        values = _by_head(run.v, shared).swapaxes(-1, -2)
-        part = product(_rows(weight, shared), values, jnp.float32)
+        part = product(_rows(weight, shared), run.v, jnp.float32)
         out += part.reshape(n, kv_heads, g, h, length, size)
-    return out.transpose(0, 2, 4, 1, 3, 5).astype(q.dtype)
+    return out.transpose(0, 2, 4, 1, 3, 5).reshape(q.shape).astype(q.dtype)
 
 
 def _rows(x, shared):
     """Maps [N, K, G, h, Q, C] to [N, K, G * h * Q, C] or, for own keys, [N, K, G, h * Q, C]."""
     return x.reshape(*x.shape[: 2 if shared else 3], -1, x.shape[-1])
-
-
-def _by_head(x, shared):
-    """Maps [N, S, K, E] to [N, K, S, E], or [N, G, S, K, E] to [N, K, G, S, E]."""
-    return x.transpose(0, 2, 1, 3) if shared else x.transpose(0, 3, 1, 2, 4)
 
 
 def _visible(queries, keys):

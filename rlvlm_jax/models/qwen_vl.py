@@ -7,6 +7,9 @@
 several of them share a row. In all four a response attends, with one softmax, to its prompt
 (computed once for the G responses to it) and to itself.
 The module does not know how tokens are chosen, nor where positions of prompts come from.
+
+`prefill` and `forward` are a scan over layers, so that the program stays small. Decoding is written
+out layer by layer: a scan would copy the weights and the cache of every layer for every token.
 """
 
 from typing import Any, NamedTuple
@@ -16,11 +19,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from rlvlm_jax.models.attention import Ids, Keys, attend
+from rlvlm_jax.models import cache
+from rlvlm_jax.models.attention import HeadKeys, Ids, Keys, attend, attend_by_head, by_head
 from rlvlm_jax.models.layers import INIT, GatedMlp, Linear, RMSNorm, product, stacked
 from rlvlm_jax.models.qwen_vl_config import QwenVLConfig
 from rlvlm_jax.models.rope import mrope, rotate
-from rlvlm_jax.types import Array, Batch
+from rlvlm_jax.types import Array, Batch, Params
 
 LANGUAGE_RULES = (
     (r"^language/embed/embedding$", P("tensor", "fsdp")),  # [V, D]
@@ -37,14 +41,12 @@ Rotary = tuple[Array, Array]
 
 
 class Context(NamedTuple):
-    """What every layer needs to know about the tokens; None where a stream is absent."""
+    """What every layer needs to know about the tokens; None where there is no response."""
 
-    prompt: Ids  # of the prompt columns, as queries and as keys
-    prompt_rotary: Rotary | None
-    response: Ids | None  # of the response tokens run now
-    response_rotary: Rotary | None
-    own: Ids | None  # of the response's keys: the tokens run now, or all slots of the cache
-    step: Array | None  # int32[], the cache slot to write
+    prompt: Ids
+    prompt_rotary: Rotary
+    response: Ids | None = None
+    response_rotary: Rotary | None = None
 
 
 class Attention(nn.Module):
@@ -86,62 +88,56 @@ class Block(nn.Module):
         self.norm2 = RMSNorm(epsilon=c.norm_eps, dtype=self.dtype)
         self.mlp = GatedMlp(c.mlp_width, c.width, "silu", False, self.dtype)
 
-    def __call__(self, carry: tuple, scanned: tuple, context: Context) -> tuple[tuple, Any]:
+    def __call__(self, streams: tuple, _: None, context: Context) -> tuple[tuple, Any]:
         """Runs one layer.
 
         Args:
-            carry: (prompt, response, cache of all layers), each None where absent.
-            scanned: (index of the layer, prefix of the layer or None where the prompt runs too).
+            streams: (prompt, response or None).
             context: ids and rotary pairs.
 
         Returns:
-            (carry, the prefix of the layer where only the prompt runs, else None).
+            (streams, the prompt's (k, v), each [N, P, K, E], where it runs alone, else None).
         """
-        prompt, response, cache = carry
-        layer, prefix = scanned
-        if prompt is not None:
-            q, k, v = self.attn.project(self.norm1(prompt), context.prompt_rotary)
-            prefix = {"k": k[:, 0], "v": v[:, 0]}
-            seen = attend(q, context.prompt, [Keys(**prefix, ids=context.prompt)])
-            prompt = self.finish(prompt, seen)
+        prompt, response = streams
+        q, k, v = self.attn.project(self.norm1(prompt), context.prompt_rotary)
+        of_prompt = Keys(k[:, 0], v[:, 0], context.prompt)
+        prompt = self.finish(prompt, attend(q, context.prompt, [of_prompt]))
         if response is None:
-            return (prompt, None, None), prefix
+            return (prompt, None), (k[:, 0], v[:, 0])
 
         q, k, v = self.attn.project(self.norm1(response), context.response_rotary)
-        if cache is not None:
-            cache, k, v = write_and_read(cache, layer, context.step, k, v)
-        keys = [Keys(**prefix, ids=context.prompt), Keys(k, v, context.own)]
+        keys = [of_prompt, Keys(k, v, context.response)]
         response = self.finish(response, attend(q, context.response, keys))
-        return (prompt, response, cache), None
+        return (prompt, response), None
+
+    def decode(
+        self, x: Array, rotary: Rotary, own: Ids, kept: tuple, ids: list[Ids], slot: Array
+    ) -> tuple[Array, dict]:
+        """Runs one layer for one token a sequence.
+
+        Args:
+            x: [N, G, 1, D].
+            rotary: of the token; `own` its ids.
+            own: see `rotary`.
+            kept: keys and values of the prompt, then those of the response in blocks.
+            ids: of each of them.
+            slot: int32[], the slot of the last block to write.
+
+        Returns:
+            (x, the last block with the token's key and value in it).
+        """
+        q, k, v = self.attn.project(self.norm1(x), rotary)
+        last = cache.write(kept[-1], *by_head(k, v), slot)
+        runs = [
+            HeadKeys(*cache.read(one, self.dtype), of_one)
+            for one, of_one in zip((*kept[:-1], last), ids, strict=True)
+        ]
+        return self.finish(x, attend_by_head(q, own, runs)), last
 
     def finish(self, x: Array, seen: Array) -> Array:
         """Adds the attention's result and then the MLP's to the stream."""
         x = x + self.attn.join(seen)
         return x + self.mlp(self.norm2(x))
-
-
-def write_and_read(cache: dict, layer: Array, step: Array, k: Array, v: Array) -> tuple:
-    """Writes one row of one layer into the cache, then reads that layer.
-
-    Args:
-        cache: {"k", "v"}: [L, B, R, K, E].
-        layer: int32[].
-        step: int32[], slot below R.
-        k: [N, G, 1, K, E], of the token run now; `v` alike.
-        v: see `k`.
-
-    Returns:
-        (cache, keys, values), the latter two [N, G, R, K, E].
-    """
-    n, g = k.shape[:2]
-    read = []
-    for name, row in (("k", k), ("v", v)):
-        row = row.reshape(1, n * g, *row.shape[2:]).astype(cache[name].dtype)
-        whole = jax.lax.dynamic_update_slice(cache[name], row, (layer, 0, step, 0, 0))
-        cache = cache | {name: whole}
-        of_layer = jax.lax.dynamic_index_in_dim(whole, layer, 0, keepdims=False)
-        read.append(of_layer.reshape(n, g, *of_layer.shape[1:]))
-    return cache, *read
 
 
 class LanguageModel(nn.Module):
@@ -178,38 +174,13 @@ class LanguageModel(nn.Module):
             table = self.embed.embedding.astype(self.dtype)
             return product(hidden.astype(self.dtype), table, jnp.float32)
 
-    def prefill(self, batch: Batch, features: Array) -> tuple[Array, dict]:
+    def prefill(self, batch: Batch, features: Array, kind: str = "model") -> tuple[Array, tuple]:
         """See `Model.prefill`."""
         prompt, context = self._start(batch, features)
-        (prompt, _, _), prefix = self.layers((prompt, None, None), self._scanned(), context)
-        return self.norm(_last_valid(prompt[:, 0], batch.mask)), prefix
-
-    def decode(
-        self,
-        tokens: Array,
-        positions: Array,
-        prefix: dict,
-        prefix_mask: Array,
-        cache: dict,
-        step: Array,
-    ) -> tuple[Array, dict]:
-        """See `Model.decode`."""
-        n, length = prefix_mask.shape
-        groups = tokens.shape[0] // n
-        positions = jnp.broadcast_to(positions.reshape(n, groups, 1, 1), (n, groups, 3, 1))
-        slots = cache["k"].shape[2]
-        context = Context(
-            prompt=_ids(prefix_mask[:, None]),
-            prompt_rotary=None,
-            response=Ids(jnp.ones((n, 1, 1), jnp.int32), jnp.reshape(length + step, 1)),
-            response_rotary=self._rotary(positions),
-            own=_ids(jnp.ones((n, 1, slots), bool), length),
-            step=step,
-        )
-        response = self._embed(tokens).reshape(n, groups, 1, -1)
-        carry = (None, response, cache)
-        (_, response, cache), _ = self.layers(carry, self._scanned(prefix), context)
-        return self.norm(response.reshape(tokens.shape[0], -1)), cache
+        (prompt, _), (k, v) = self.layers((prompt, None), None, context)
+        hidden = self.norm(_last_valid(prompt[:, 0], batch.mask))
+        layers = range(self.config.layers)
+        return hidden, tuple(cache.stored(*by_head(k[i], v[i]), kind) for i in layers)
 
     def forward(self, batch: Batch, features: Array, tokens: Array, mask: Array) -> Array:
         """See `Model.forward`."""
@@ -222,10 +193,9 @@ class LanguageModel(nn.Module):
         ids = _ids(mask.reshape(n, groups, steps), length)
 
         prompt, context = self._start(batch, features)
-        context = context._replace(response=ids, response_rotary=self._rotary(positions), own=ids)
+        context = context._replace(response=ids, response_rotary=self._rotary(positions))
         response = self._embed(tokens).reshape(n, groups, steps, -1)
-        carry = (prompt, response, None)
-        (prompt, response, _), _ = self.layers(carry, self._scanned(), context)
+        (prompt, response), _ = self.layers((prompt, response), None, context)
 
         # One token earlier: the prompt's last column predicts the first response token.
         first = _last_valid(prompt[:, 0], batch.mask)[:, None, None]
@@ -267,8 +237,7 @@ class LanguageModel(nn.Module):
             branch=branch[:, None],
         )
         rotary = self._rotary(positions.swapaxes(1, 2)[:, None])
-        context = Context(ids, rotary, None, None, None, None)
-        (x, _, _), _ = self.layers((x[:, None], None, None), self._scanned(), context)
+        (x, _), _ = self.layers((x[:, None], None), None, Context(ids, rotary))
         return self.norm(x[:, 0])
 
     def _start(self, batch, features):
@@ -279,7 +248,7 @@ class LanguageModel(nn.Module):
             (batch.tokens == self.config.image_token_id) & batch.mask,
         )
         rotary = self._rotary(batch.positions[:, None])
-        return x[:, None], Context(_ids(batch.mask[:, None]), rotary, None, None, None, None)
+        return x[:, None], Context(_ids(batch.mask[:, None]), rotary)
 
     def _embed(self, tokens):
         # Rows are gathered before the cast: casting the table would touch all of it for each token.
@@ -288,8 +257,56 @@ class LanguageModel(nn.Module):
     def _rotary(self, positions):
         return mrope(positions, self.config.mrope_section, self.config.rope_theta)
 
-    def _scanned(self, prefix=None):
-        return jnp.arange(self.config.layers), prefix
+
+def decoder(params: Params, config: QwenVLConfig, dtype: Any) -> Params:
+    """See `Model.decoder`; `params` is the language model's part."""
+
+    def cast(path, x):
+        return x.astype(dtype) if path[-1].key not in ("scale", "bias", "lora_scale") else x
+
+    params = jax.tree_util.tree_map_with_path(cast, params)
+
+    def layer(number):
+        return jax.tree.map(lambda x: x[number], params["layers"])
+
+    return {**params, "layers": tuple(map(layer, range(config.layers)))}
+
+
+def decode(
+    weights: Params,
+    config: QwenVLConfig,
+    dtype: Any,
+    tokens: Array,
+    positions: Array,
+    prefix: tuple,
+    prefix_mask: Array,
+    blocks: tuple,
+    step: Array,
+) -> tuple[Array, tuple]:
+    """See `Model.decode`; `weights` are from `decoder`."""
+    n, columns = prefix_mask.shape
+    groups = tokens.shape[0] // n
+    positions = jnp.broadcast_to(positions.reshape(n, groups, 1, 1), (n, groups, 3, 1))
+    rotary = mrope(positions, config.mrope_section, config.rope_theta)
+    x = weights["embed"]["embedding"][tokens].reshape(n, groups, 1, -1)
+    sizes = [block["k"].shape[-2] for block in blocks[0]]
+    starts = [sum(sizes[:number]) for number in range(len(sizes))]
+    own = Ids(jnp.ones((n, 1, 1), jnp.int32), jnp.reshape(columns + step, 1))
+    ids = [_ids(prefix_mask[:, None])]
+    for size, start in zip(sizes, starts, strict=True):
+        ids.append(_ids(jnp.ones((n, 1, size), bool), columns + start))
+
+    block, layers = Block(config, dtype), []
+    for of_layer, of_prompt, own_blocks in zip(weights["layers"], prefix, blocks, strict=True):
+        x, last = block.apply(
+            {"params": of_layer},
+            *(x, rotary, own, (of_prompt, *own_blocks), ids, step - starts[-1]),
+            method="decode",
+        )
+        layers.append((*own_blocks[:-1], last))
+    norm = RMSNorm(epsilon=config.norm_eps, dtype=dtype)
+    hidden = norm.apply({"params": weights["norm"]}, x.reshape(tokens.shape[0], -1))
+    return hidden, tuple(layers)
 
 
 def merge_images(x: Array, features: Array, is_image: Array) -> Array:

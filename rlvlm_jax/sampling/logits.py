@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlvlm_jax.models.layers import row_sum
+
 
 class Policy(NamedTuple):
     """softmax(logits / temperature) over the tokens that are not banned."""
@@ -50,7 +52,9 @@ def keep_top_k(logits: jax.Array, k: int) -> jax.Array:
 def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
     """Keeps the smallest set of most probable tokens whose probabilities add up to at least p.
 
-    The most probable token always stays, so a tiny p is greedy decoding.
+    The most probable token always stays, so a tiny p is greedy decoding; ties with the last stay.
+    No sort: the smallest probability kept is found by halving, in the order of the 2^30 floats
+    between 0 and 1.
 
     Args:
         logits: float32[..., V].
@@ -60,11 +64,55 @@ def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
     """
     if p >= 1:
         return logits
-    ordered = -jnp.sort(-logits, axis=-1)
-    probabilities = jax.nn.softmax(ordered, axis=-1)
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities  # mass of more probable tokens
-    kept = jnp.where(before < p, ordered, jnp.inf).at[..., 0].set(ordered[..., 0])
-    return jnp.where(logits < kept.min(axis=-1, keepdims=True), -jnp.inf, logits)
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))  # the largest is 1
+    enough = p * weights.sum(axis=-1, keepdims=True)
+
+    def value(bits: jax.Array) -> jax.Array:
+        return jax.lax.bitcast_convert_type(bits, jnp.float32)
+
+    def halve(_: int, limits: tuple) -> tuple:
+        # The mass above `low` reaches p, that above `high` does not.
+        low, high = limits
+        middle = (low + high) // 2
+        above = jnp.where(weights > value(middle), weights, 0.0).sum(axis=-1, keepdims=True)
+        return jnp.where(above < enough, low, middle), jnp.where(above < enough, middle, high)
+
+    one = jax.lax.bitcast_convert_type(jnp.float32(1.0), jnp.int32)
+    low = jnp.full(enough.shape, -1, jnp.int32)
+    _, smallest = jax.lax.fori_loop(0, 31, halve, (low, jnp.full_like(low, one)))
+    return jnp.where(weights >= value(smallest), logits, -jnp.inf)
+
+
+def choose(keys: jax.Array, logits: jax.Array) -> jax.Array:
+    """Draws one token a row from softmax(logits), with two random numbers, not V.
+
+    The vocabulary is cut into some sqrt(V) runs; the first number chooses a run by its mass, the
+    second a token in it, each by inverting the cumulative distribution. A token of probability 0 is
+    never chosen.
+
+    Args:
+        keys: key[B].
+        logits: float32[B, V], at least one finite in each row.
+
+    Returns:
+        int32[B].
+
+    Source: Devroye 1986, Non-Uniform Random Variate Generation, chapter III.2.
+    """
+    rows, vocabulary = logits.shape
+    size = max(1, round(vocabulary**0.5))
+    runs = -(-vocabulary // size)
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights = jnp.pad(weights, ((0, 0), (0, runs * size - vocabulary))).reshape(rows, runs, size)
+    random = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
+
+    def invert(weights: jax.Array, random: jax.Array) -> jax.Array:
+        mass = jnp.cumsum(weights, axis=-1)
+        return jnp.argmax(mass > random[:, None] * mass[:, -1:], axis=-1)
+
+    run = invert(row_sum(weights)[..., 0], random[:, 0])
+    of_run = jnp.take_along_axis(weights, run[:, None, None], axis=1)[:, 0]
+    return (run * size + invert(of_run, random[:, 1])).astype(jnp.int32)
 
 
 def draw(
@@ -84,5 +132,4 @@ def draw(
     """
     if temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    kept = keep_top_p(keep_top_k(logits / temperature, top_k), top_p)
-    return jax.vmap(jax.random.categorical)(keys, kept).astype(jnp.int32)
+    return choose(keys, keep_top_p(keep_top_k(logits / temperature, top_k), top_p))

@@ -182,13 +182,14 @@ def compiled(model):
         features = model.encode_images(params, batch)
         return model.forward(params, batch, features, tokens, mask)
 
-    return Compiled(jax.jit(prefill), jax.jit(model.decode), jax.jit(forward))
+    return Compiled(*map(jax.jit, (prefill, model.decoder, model.decode, forward)))
 
 
 class Compiled(NamedTuple):
-    """(params, batch), (params, *as `Model.decode`) and (params, batch, tokens, mask)."""
+    """(params, batch), params, as `Model.decode`, and (params, batch, tokens, mask)."""
 
     prefill: Callable
+    decoder: Callable
     decode: Callable
     forward: Callable
 
@@ -198,21 +199,23 @@ def decode_all(model, params, batch, tokens):
     count, length = tokens.shape
     groups = count // len(batch.tokens)
     first, prefix = compiled(model).prefill(params, batch)
+    weights = compiled(model).decoder(params)
     hidden = [np.repeat(first, groups, axis=0)]
-    cache = empty_cache(model.config, count, length, prefix["k"].dtype)
+    cache = dirty_cache(model, prefix, groups, length)
     positions = np.repeat(first_positions(batch), groups)
     for step in range(length - 1):
         out, cache = compiled(model).decode(
-            params, tokens[:, step], positions + step, prefix, batch.mask, cache, np.int32(step)
+            weights, tokens[:, step], positions + step, prefix, batch.mask, cache, np.int32(step)
         )
         hidden.append(out)
     return np.stack(hidden, axis=1)
 
 
-def empty_cache(config, count, length, dtype=np.float32):
-    """A cache whose unwritten slots would be noticed."""
-    shape = (config.layers, count, length, config.kv_heads, config.head_size)
-    return {name: jax.numpy.full(shape, 7.0, dtype) for name in "kv"}
+def dirty_cache(model, prefix, groups, *sizes):
+    """A cache of blocks of these sizes whose unwritten slots would be noticed."""
+    blocks = [model.empty_cache(prefix, groups, size) for size in sizes]
+    blocks = jax.tree.map(lambda x: jax.numpy.full_like(x, 7), blocks)
+    return tuple(zip(*blocks, strict=True))
 
 
 def with_vision(config, **changes):

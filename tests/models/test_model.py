@@ -252,32 +252,35 @@ def test_decoding_updates_the_cache_in_place_and_compiles_once(dtype):
 
     def steps(params, tokens, prefix, mask, cache, first):
         traces.append(first)
+        weights = model.decoder(params)
 
         def body(carry, step):
             tokens, cache = carry
-            hidden, cache = model.decode(params, tokens, p + step, prefix, mask, cache, step[0])
-            tokens = model.logits(params, hidden).argmax(-1).astype(jnp.int32)
+            hidden, cache = model.decode(weights, tokens, p + step, prefix, mask, cache, step[0])
+            tokens = model.logits(weights, hidden).argmax(-1).astype(jnp.int32)
             return (tokens, cache), tokens
 
         steps = first + jnp.arange(3, dtype=jnp.int32)
         return jax.lax.scan(body, (tokens, cache), jnp.broadcast_to(steps[:, None], (3, n * g)))
 
-    cache = cases.empty_cache(config, n * g, r, dtype)
-    shape = (config.layers, n, p, config.kv_heads, config.head_size)
-    prefix = {name: jnp.ones(shape, dtype) for name in "kv"}
+    shape = (n, config.kv_heads, p, config.head_size)
+    of_layer = {"k": jnp.ones(shape, dtype), "v": jnp.ones(shape, dtype).swapaxes(-1, -2)}
+    prefix = (of_layer,) * config.layers
+    cache = cases.dirty_cache(model, prefix, g, r)
     tokens, mask = np.ones(n * g, np.int32), np.ones((n, p), bool)
 
     jitted = jax.jit(steps, donate_argnums=4)
     for call in range(3):
-        before = {name: np.array(x, np.float32) for name, x in cache.items()}
+        before = jax.tree.map(lambda x: np.array(x, np.float32), cache)
         (tokens, cache), _ = jitted(params, tokens, prefix, mask, cache, np.int32(3 * call))
-        for name, x in cache.items():
-            changed = (np.array(x, np.float32) != before[name]).any((0, 1, 3, 4))
-            assert np.flatnonzero(changed).tolist() == [3 * call, 3 * call + 1, 3 * call + 2]
+        for (old,), (new,) in zip(before, cache, strict=True):
+            for name, axes in (("k", (0, 1, 2, 4)), ("v", (0, 1, 2, 3))):
+                changed = (np.array(new[name], np.float32) != old[name]).any(axes)
+                assert np.flatnonzero(changed).tolist() == [3 * call, 3 * call + 1, 3 * call + 2]
     assert len(traces) == 1
 
     compiled = jitted.lower(params, tokens, prefix, mask, cache, np.int32(0)).compile()
-    size = sum(x.nbytes for x in cache.values())
+    size = sum(x.nbytes for x in jax.tree.leaves(cache))
     assert compiled.memory_analysis().temp_size_in_bytes < size / 2
 
 

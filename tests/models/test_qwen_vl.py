@@ -193,13 +193,14 @@ def test_greedy_decoding_gives_torchs_tokens(make_pair, family, pad):
         expected = np.concatenate([expected, choose(logits)[:, None]], axis=1)
 
     hidden, prefix = cases.compiled(model).prefill(params, batch)
-    cache = cases.empty_cache(model.config, count, length)
+    weights = model.decoder(params)
+    cache = cases.dirty_cache(model, prefix, count // len(batch.tokens), length)
     tokens = []
     for step in range(length):
         tokens.append(choose(model.logits(params, hidden)))
         positions = cases.first_positions(batch) + step
         hidden, cache = cases.compiled(model).decode(
-            params, tokens[-1], positions, prefix, batch.mask, cache, np.int32(step)
+            weights, tokens[-1], positions, prefix, batch.mask, cache, np.int32(step)
         )
     np.testing.assert_array_equal(np.stack(tokens, axis=1), expected)
     assert len(np.unique(expected)) > length  # not one token over and over

@@ -110,14 +110,17 @@ def test_every_call_has_the_promised_shapes_and_types(name):
     assert features == array(bf16, n, i // 4, config.width)
 
     hidden, prefix = jax.eval_shape(model.prefill, params, batch, features)
-    keys = (config.kv_heads, config.head_size)
+    k, e = config.kv_heads, config.head_size
     assert hidden == array(bf16, n, config.width)
-    assert prefix == {name: array(bf16, config.layers, n, p, *keys) for name in "kv"}
+    assert prefix == ({"k": array(bf16, n, k, p, e), "v": array(bf16, n, k, e, p)},) * config.layers
 
-    cache = {name: array(bf16, config.layers, n * g, r, *keys) for name in "kv"}
-    row = array(np.int32, n * g)
-    step = array(np.int32)
-    hidden, after = jax.eval_shape(model.decode, params, row, row, prefix, batch.mask, cache, step)
+    block = {"k": array(bf16, n, k, g, r, e), "v": array(bf16, n, k, g, e, r)}
+    made = jax.eval_shape(lambda prefix: model.empty_cache(prefix, g, r), prefix)
+    assert made == (block,) * config.layers
+    weights = jax.eval_shape(model.decoder, params)
+    assert {x.dtype for x in jax.tree.leaves(weights) if x.ndim > 1} == {jnp.dtype(bf16)}
+    row, step, cache = array(np.int32, n * g), array(np.int32), ((block,),) * config.layers
+    hidden, after = jax.eval_shape(model.decode, weights, row, row, prefix, batch.mask, cache, step)
     assert hidden == array(bf16, n * g, config.width)
     assert after == cache
 

@@ -1,0 +1,261 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Features from the host are the tower's, bit for bit; and the tower runs only where it must.
+
+The tower is the tiny model's, or one whose features are sums that are made by hand.
+"""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlvlm_jax import config, features, main, sharding
+from rlvlm_jax.data.loader import pad_batch
+from rlvlm_jax.data.processor import collate
+from tests import tiny_model
+from tests.run_cases import arguments, read_lines, write_problems
+from tests.test_main import final_parameters, train_lines
+
+WIDTH = 32
+ROW = 4 * WIDTH  # bytes of one feature, float32
+GRIDS = (((4, 6),), (), ((2, 2), (4, 4)), ((6, 4),), ((8, 4),), ((2, 4),))
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh(1, 1, 1)
+
+
+@pytest.fixture(scope="module")
+def tower(mesh):
+    """(jitted encoder, parameters) of the tiny model."""
+    model, params = tiny_model.build()
+    return jax.jit(model.encode_images, out_shardings=sharding.batch_sharding(mesh)), params
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    """Six prompts; the second has no picture, the third has two."""
+    rng = np.random.default_rng(0)
+    return [tiny_model.prompt(rng, 5, grids) for grids in GRIDS]
+
+
+def new_cache(mesh, budget=2**20):
+    return features.FeatureCache(budget, WIDTH, "float32", 2, mesh)
+
+
+class Counted:
+    """Encodes batches of some prompts by way of a cache, and counts how often the tower runs."""
+
+    def __init__(self, cache, tower, prompts, mesh):
+        self.cache, self.prompts, self.mesh = cache, prompts, mesh
+        self.tower, self.params = tower
+        self.runs = 0
+
+    def run_tower(self, params, batch):
+        self.runs += 1
+        return self.tower(params, batch)
+
+    def __call__(self, *rows, patches=48, **more):
+        """Returns the features of the prompts of these numbers (None: an empty row)."""
+        chosen = [None if row is None else self.prompts[row] for row in rows]
+        host_batch = collate(chosen, 24, patches, tiny_model.PAD)
+        batch = sharding.put_batch(host_batch, self.mesh)
+        found = self.cache.encode(self.run_tower, self.params, batch, host_batch, **more)
+        plain = self.tower(self.params, batch)
+        assert (found.shape, found.dtype, found.sharding) == (
+            *(plain.shape, plain.dtype, plain.sharding),
+        )
+        for number, grids in enumerate(() if row is None else GRIDS[row] for row in rows):
+            size = sum(a * b for a, b in grids) // 4
+            assert np.array_equal(found[number, :size], plain[number, :size])
+        return found
+
+
+@pytest.fixture
+def encode(mesh, tower, prompts):
+    return Counted(new_cache(mesh), tower, prompts, mesh)
+
+
+def test_known_prompts_in_another_order_have_the_bits_of_the_tower(encode):
+    encode(0, 1, 2, 3)
+    encode(2, 3, 4, 5)
+    assert encode.runs == 2
+    for rows in ((3, 2, 1, 0), (5, 0, 4, 2), (1, 1, 5, 5)):
+        encode(*rows)
+    assert encode.runs == 2
+
+
+def test_one_unknown_prompt_runs_the_tower_for_all(encode):
+    encode(0, 1, 2, 3)
+    encode(0, 1, 2, 4)
+    assert encode.runs == 2
+    assert encode.cache.metrics()["memory/feature_cache_hits"] == 0.0
+
+
+def test_prompts_without_a_picture_and_empty_rows_are_always_known(encode):
+    encode(1, 1, None, None)
+    assert encode.runs == 0
+    encode(0, None, 1, 2)
+    encode(2, 1, 0, None)
+    assert encode.runs == 1
+    assert encode.cache.metrics()["memory/feature_cache_hits"] == 8 / 12
+
+
+def test_padding_from_the_host_is_zero(encode):
+    encode(0, 1, 2, 3)
+    found = np.asarray(encode(0, 1, 2, 3))
+    assert found[0, :6].any(axis=-1).all()
+    assert not found[0, 6:].any()
+    assert not found[1].any()
+
+
+def test_another_shape_of_batch_is_encoded_anew(encode):
+    """In a wider bucket the tower's sums are made in another order, and so their last bits."""
+    encode(0, 1, 2, 3)
+    encode(0, 1, 2, 3, patches=64)
+    encode(0, 1, 2)
+    assert encode.runs == 3
+    for more in ({}, {"patches": 64}):
+        encode(3, 2, 1, 0, **more)
+    assert encode.runs == 3
+
+
+def test_longer_prompts_of_the_same_pictures_are_known(encode):
+    host_batch = collate([encode.prompts[0]], 24, 48, tiny_model.PAD)
+    for batch in (host_batch, pad_batch(host_batch, 40, 48, tiny_model.PAD)):
+        placed = sharding.put_batch(batch, encode.mesh)
+        encode.cache.encode(encode.run_tower, encode.params, placed, batch)
+    assert encode.runs == 1
+
+
+def test_a_row_is_told_by_everything_that_the_tower_reads(prompts):
+    batch = collate([prompts[2]], 24, 48, tiny_model.PAD)
+    size = int((batch.patch_image > 0).sum())
+    key = features.row_key(batch, 0, size)
+    for name in ("patches", "patch_coords", "patch_image", "patch_window"):
+        changed = getattr(batch, name).copy()
+        changed[0, size - 1] += 1
+        other = features.row_key(batch._replace(**{name: changed}), 0, size)
+        assert other != key, name
+        changed = getattr(batch, name).copy()
+        changed[0, size] += 1  # padding
+        assert features.row_key(batch._replace(**{name: changed}), 0, size) == key, name
+
+
+def test_the_first_stay_and_the_budget_holds(mesh, tower, prompts):
+    """Budget for 6 + 5 image tokens: prompts 0 and 2, not 3."""
+    encode = Counted(new_cache(mesh, 11 * ROW), tower, prompts, mesh)
+    encode(0, 1, 2, 3)
+    assert encode.cache.metrics()["memory/feature_cache_gib"] == 11 * ROW / 2**30
+    for _ in range(2):
+        encode(3, 3, 3, 3)
+    assert encode.runs == 3
+    encode(0, 2, 0, 2)
+    assert encode.runs == 3
+    assert encode.cache.used_bytes == 11 * ROW
+
+
+def test_off_it_keeps_and_counts_nothing(mesh, tower, prompts):
+    encode = Counted(new_cache(mesh, 0), tower, prompts, mesh)
+    for _ in range(2):
+        encode(0, 1, 2, 3)
+    assert encode.runs == 2
+    assert (encode.cache.metrics(), encode.cache.used_bytes) == ({}, 0)
+
+
+def test_metrics_count_anew_and_leave_evaluation_out(encode):
+    encode(0, 1, 2, 3, counted=False)
+    assert encode.cache.metrics() == {}
+    encode(0, 1, 2, 3)
+    encode(4, 4, 4, 4)
+    used = encode.cache.metrics()
+    assert used["memory/feature_cache_hits"] == 0.5
+    assert used["memory/feature_cache_gib"] == (6 + 5 + 6 + 8) * ROW / 2**30
+    assert encode.cache.metrics() == {}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_features_on_several_devices(prompts, dtype):
+    """Divided over two devices like the batch; in the compute dtype."""
+    mesh = sharding.make_mesh(2, 1, 1)
+    cache = features.FeatureCache(2**20, 1, dtype, 2, mesh)
+
+    def sums(batch):
+        blocks = batch.patches.reshape(*batch.patches.shape[:1], -1, 4 * batch.patches.shape[2])
+        return blocks.sum(axis=-1, keepdims=True).astype(dtype) / 3
+
+    tower = jax.jit(sums, out_shardings=sharding.batch_sharding(mesh))
+    host_batch = collate(prompts[:4], 24, 48, tiny_model.PAD)
+    batch = sharding.put_batch(host_batch, mesh)
+    first, second = (
+        cache.encode(lambda params, batch: tower(batch), None, batch, host_batch) for _ in range(2)
+    )
+    assert cache.metrics()["memory/feature_cache_hits"] == 0.5
+    assert (second.dtype, second.sharding) == (jnp.dtype(dtype), first.sharding)
+    assert np.array_equal(first, second)  # padding is 0 in both
+
+
+# ---- a run -----------------------------------------------------------------------------------
+
+
+def session(mesh, **keys):
+    c = tiny_model.settings(**keys)
+    frozen = not (c.update.train_vit or c.update.train_connector)
+    return types.SimpleNamespace(
+        config=c,
+        features_frozen=frozen,
+        model=types.SimpleNamespace(config=types.SimpleNamespace(width=WIDTH)),
+        spec=tiny_model.SPEC,
+        mesh=mesh,
+    )
+
+
+def is_on(cache):
+    """Whether prompts without a picture are encoded by nothing."""
+    nothing = tiny_model.batch()._replace(patch_image=np.zeros((4, 32), np.int32))
+    return cache.encode(lambda *_: None, None, None, nothing) is not None
+
+
+def test_it_is_off_where_the_vision_side_is_trained_or_no_memory_is_given(mesh):
+    assert is_on(features.make_cache(session(mesh)))
+    for key in ("update__train_vit", "update__train_connector"):
+        assert not is_on(features.make_cache(session(mesh, **{key: True})))
+    assert not is_on(features.make_cache(session(mesh, data__feature_cache_gib=0.0)))
+    assert "data.feature_cache_gib" in config.HARMLESS
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, compiled):
+    """Directories of two runs of three epochs with evaluations: without and with the cache."""
+    del compiled
+    place = tmp_path_factory.mktemp("runs")
+    data = write_problems(place / "data")
+    found = []
+    for gib in (0.0, 1.0):
+        keys = {"data__buckets": 1, "data__feature_cache_gib": gib}
+        assert main.main(arguments(place / str(gib), data, total_steps=9, **keys)) == 0
+        found.append(place / str(gib))
+    return found
+
+
+def test_a_run_is_the_same_to_the_last_bit_with_and_without(runs):
+    without, with_cache = runs
+    assert train_lines(without) == train_lines(with_cache)
+    assert final_parameters(without) == final_parameters(with_cache)
+    for name in sorted(path.name for path in (without / "eval").iterdir()):
+        assert read_lines(without / "eval" / name) == read_lines(with_cache / "eval" / name)
+
+
+def test_from_the_second_epoch_on_every_prompt_is_found(runs):
+    without, with_cache = (
+        [line for line in read_lines(run / "metrics.jsonl") if line["phase"] == "train"]
+        for run in runs
+    )
+    hits = [line["memory/feature_cache_hits"] for line in with_cache]
+    assert hits[3:] == [1.0] * 6
+    assert with_cache[-1]["memory/feature_cache_gib"] > 0
+    assert not any("memory/feature_cache_hits" in line for line in without)

@@ -1,0 +1,63 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Where compiled programs are kept for the next start."""
+
+import logging
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from rlvlm_jax import metrics, startup
+
+
+@pytest.fixture
+def kept():
+    """Returns where JAX keeps programs now; nowhere at first."""
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], None)
+    compilation_cache.reset_cache()
+    yield lambda: jax.config.jax_compilation_cache_dir
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def test_a_named_directory_is_made_and_used_though_something_was_compiled_before(tmp_path, kept):
+    jax.jit(lambda x: x * 19)(np.ones(2, np.float32))
+    startup.keep_compiled(str(tmp_path / "a" / "b"))
+    assert kept() == str(tmp_path / "a" / "b")
+    function = jax.jit(lambda x: x * 23)
+    expected = function(np.ones(2, np.float32))
+    assert list((tmp_path / "a" / "b").iterdir())
+    jax.clear_caches()
+    counter = metrics.CompileCounter()
+    assert np.array_equal(function(np.ones(2, np.float32)), expected)
+    assert (counter.count, counter.from_disk) == (0, 1)
+
+
+def test_by_itself_it_is_for_accelerators_and_for_who_has_told_jax_nothing(
+    tmp_path, kept, monkeypatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    startup.keep_compiled("auto")
+    assert kept() is None  # a CPU
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    startup.keep_compiled("")
+    assert kept() is None
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
+    startup.keep_compiled("auto")
+    assert kept() == str(tmp_path / "mine")
+    jax.config.update("jax_compilation_cache_dir", None)
+    startup.keep_compiled("auto")
+    assert kept() == str(tmp_path / ".cache" / "rlvlm_jax" / "xla")
+
+
+def test_a_directory_that_cannot_be_made_is_said_and_done_without(tmp_path, kept, caplog):
+    (tmp_path / "file").write_text("")
+    with caplog.at_level(logging.WARNING):
+        startup.keep_compiled(str(tmp_path / "file" / "below"))
+    assert kept() is None
+    assert "config.compile_cache" in caplog.text

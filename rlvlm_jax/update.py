@@ -229,7 +229,7 @@ def encode_held(model: Any, params: Params, batch: Batch, source: Array, mesh: A
     held = jnp.zeros(prompts, bool).at[prompt].set(True, mode="drop")
     most = min(prompts, streams * most_prompts(tokens, size))
     (places,) = jnp.nonzero(held, size=most, fill_value=prompts)
-    some = jax.tree.map(lambda x: x.at[places].get(mode="clip"), batch)
+    some = jax.tree.map(lambda x: jnp.take(x, places, axis=0, mode="clip"), batch)
     some = jax.lax.with_sharding_constraint(some, batch_sharding(mesh))
     features = model.encode_images(params, some)
     everything = jnp.zeros((prompts, *features.shape[1:]), features.dtype)

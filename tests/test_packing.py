@@ -239,11 +239,12 @@ def test_gradients_reach_the_tower_through_streams(tiny, responses, given):
 def test_only_the_images_of_held_prompts_are_encoded(tiny):
     model, params = tiny
     batch = tiny_model.batch()
-    everything = model.encode_images(params, batch)
+    everything = jax.jit(model.encode_images)(params, batch)
     held = np.full((2, 50), -1)
     held[0, :3], held[1, 7] = 2 * P + np.arange(3), P + 5  # of prompts 2 and 1
     held[1, 8] = 4 * P + 3  # a response
-    found = encode_held(model, params, batch, held, sharding.make_mesh(1, 1, 1))
+    mesh = sharding.make_mesh(1, 1, 1)
+    found = jax.jit(lambda *arrays: encode_held(model, *arrays, mesh))(params, batch, held)
     np.testing.assert_allclose(found[1:3], everything[1:3], atol=1e-5)
     assert not np.asarray(found)[[0, 3]].any()
 

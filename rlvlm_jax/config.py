@@ -27,7 +27,7 @@ MAX_EVAL_SAMPLES = 256
 HARMLESS = (  # keys, or groups of keys, that say where and how fast a run is made, not what it does
     *("seeds", "checkpoint_every", "mesh.", "log.", "data.workers", "data.index"),
     *("data.feature_cache_gib", "compile_cache", "rewards.workers", "model.attention"),
-    *("update.microbatch", "update.logprob_batch", "update.logprob_chunk"),
+    *("update.microbatch", "update.logprob_batch", "update.logprob_chunk", "update.pack_tokens"),
 )
 CHOICES = {
     "mode": MODES,
@@ -82,6 +82,7 @@ _NOT_NEGATIVE = (
     "rollout.top_k",
     "update.microbatch",
     "update.logprob_batch",
+    "update.pack_tokens",
     "update.weight_decay",
     "update.lora_rank",
     "update.lora_alpha",
@@ -239,6 +240,7 @@ def default() -> ConfigDict:
     c.update.microbatch = 0  # sequences per forward-backward pass; 0 = the whole minibatch
     c.update.logprob_batch = 0  # sequences per log-prob pass, at most; 0 = the whole batch
     c.update.logprob_chunk = 64  # response tokens a row whose logits exist at a time
+    c.update.pack_tokens = 0  # RL: passes over packed streams of so many tokens, not rows; 0 = off
     c.update.epochs = 1  # passes over the collected batch
     c.update.lr = 1e-6
     c.update.schedule = "cosine"
@@ -338,7 +340,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.rewards.overlong_tokens = min(config.rewards.overlong_tokens, 16)
     rows = config.rollout.prompts * config.rollout.samples
     config.update.minibatch = max(config.rollout.samples, rows // min(updates, 4))
-    config.update.microbatch = config.update.logprob_batch = 0
+    config.update.microbatch = config.update.logprob_batch = config.update.pack_tokens = 0
     config.update.lr = max(config.update.lr, 1e-4)
     config.mesh.data = config.mesh.fsdp = config.mesh.tensor = 1
     config.total_steps, config.seeds = 4, 1
@@ -477,6 +479,12 @@ def _shape_problems(c: ConfigDict) -> Iterator[str]:
             f"where that is 0) does not divide over config.mesh.data x config.mesh.fsdp = "
             f"{devices} devices; use a multiple of {devices}"
         )
+    if 0 < c.update.pack_tokens <= c.rollout.max_tokens:
+        yield (
+            f"config.update.pack_tokens={c.update.pack_tokens} has no room for a prompt and "
+            f"config.rollout.max_tokens={c.rollout.max_tokens}; use at least the longest prompt's "
+            "tokens and config.rollout.max_tokens together, or 0"
+        )
     if c.mode == "rl" and c.rollout.prompts % devices:
         yield (
             f"config.rollout.prompts={c.rollout.prompts} does not divide over config.mesh.data x "
@@ -509,6 +517,11 @@ def _recipe_problems(c: ConfigDict) -> Iterator[str]:
         )
     if c.algorithm.dual_clip and c.algorithm.dual_clip <= 1:
         yield f"config.algorithm.dual_clip={c.algorithm.dual_clip} must be 0 (off) or above 1"
+    if c.update.pack_tokens and c.algorithm.aggregate == "microbatch":
+        yield (
+            "config.algorithm.aggregate='microbatch' averages micro-batches of a fixed number of "
+            "sequences, which config.update.pack_tokens does not make; set one of them otherwise"
+        )
     if c.algorithm.filter_refills and not c.algorithm.filter:
         yield (
             f"config.algorithm.filter_refills={c.algorithm.filter_refills} needs "

@@ -29,6 +29,34 @@ def _chunk_stats(
     return chosen - normaliser, entropy
 
 
+def _count_positions(batch: Batch) -> Batch:
+    """Returns the batch with positions that count the prompt's tokens, on all three axes."""
+    counted = jnp.maximum(jnp.cumsum(batch.mask, axis=1) - 1, 0)
+    flat = jnp.broadcast_to(counted[:, None], batch.positions.shape)
+    return batch._replace(positions=flat.astype(batch.positions.dtype))
+
+
+def _stats_in_chunks(
+    model: Any, policy: Policy, params: Params, chunk: int, hidden: Array, tokens: Array
+) -> tuple[Array, Array]:
+    """`_chunk_stats` of hidden [B, R, D] and tokens int32[B, R], `chunk` tokens a row at a time."""
+    rows, length, width = hidden.shape
+    size = min(chunk, length)
+    padding = -length % size
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+    tokens = jnp.pad(tokens, ((0, 0), (0, padding)))
+    hidden = hidden.reshape(rows, -1, size, width).swapaxes(0, 1)  # [chunks, B, c, D]
+    tokens = tokens.reshape(rows, -1, size).swapaxes(0, 1)
+
+    @jax.checkpoint  # logits are computed again in the backward pass instead of being kept
+    def stats(chunked: tuple[Array, Array]) -> tuple[Array, Array]:
+        return _chunk_stats(model, policy, params, *chunked)
+
+    lps, entropies = jax.lax.map(stats, (hidden, tokens))
+    lps, entropies = (x.swapaxes(0, 1).reshape(rows, -1)[:, :length] for x in (lps, entropies))
+    return lps, entropies
+
+
 def make_logprobs_fn(
     model: Any,
     policy: Policy,
@@ -60,27 +88,67 @@ def make_logprobs_fn(
         params: Params, batch: Batch, features: Array | None, tokens: Array, mask: Array
     ) -> tuple[Array, Array]:
         if flat_positions:
-            counted = jnp.maximum(jnp.cumsum(batch.mask, axis=1) - 1, 0)
-            flat = jnp.broadcast_to(counted[:, None], batch.positions.shape)
-            batch = batch._replace(positions=flat.astype(batch.positions.dtype))
+            batch = _count_positions(batch)
         if features is None:
             features = model.encode_images(params, batch)
         hidden = model.forward(params, batch, features, tokens, mask)  # [B, R, D]
-        rows, length, width = hidden.shape
-        size = min(chunk, length)
-        padding = -length % size
-        hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
-        padded = jnp.pad(jnp.where(mask, tokens, 0), ((0, 0), (0, padding)))
-        hidden = hidden.reshape(rows, -1, size, width).swapaxes(0, 1)  # [chunks, B, c, D]
-        padded = padded.reshape(rows, -1, size).swapaxes(0, 1)
-
-        @jax.checkpoint  # logits are computed again in the backward pass instead of being kept
-        def stats(chunked: tuple[Array, Array]) -> tuple[Array, Array]:
-            return _chunk_stats(model, policy, params, *chunked)
-
-        lps, entropies = jax.lax.map(stats, (hidden, padded))
-        lps, entropies = (x.swapaxes(0, 1).reshape(rows, -1)[:, :length] for x in (lps, entropies))
+        targets = jnp.where(mask, tokens, 0)
+        lps, entropies = _stats_in_chunks(model, policy, params, chunk, hidden, targets)
         lps, entropies = jnp.where(mask, lps, 0.0), jnp.where(mask, entropies, 0.0)
         return lps, entropies if entropy_gradient else jax.lax.stop_gradient(entropies)
+
+    return logprobs
+
+
+def make_packed_logprobs_fn(
+    model: Any,
+    policy: Policy,
+    chunk: int,
+    *,
+    flat_positions: bool = False,
+    entropy_gradient: bool = False,
+) -> Callable[..., tuple[Array, Array, Array]]:
+    """Builds the same for tokens that are packed into streams; see `packing.Plan`.
+
+    Args:
+        model: functions `packed`, `logits`, and `encode_images` where features are not given.
+        policy: as in `make_logprobs_fn`, like all that follow.
+        chunk: tokens a stream whose logits exist at a time.
+        flat_positions: see there.
+        entropy_gradient: see there.
+
+    Returns:
+        logprobs(params, Batch of N prompts, image features, int32[B, R], bool[B, R], source
+        int32[S, T], previous int32[S, T]) -> (log-probs, entropies, present): two float32[B, R] in
+        nats and bool[B, R], the tokens of the mask that the streams hold; 0 elsewhere.
+    """
+
+    def logprobs(
+        params: Params,
+        batch: Batch,
+        features: Array | None,
+        tokens: Array,
+        mask: Array,
+        source: Array,
+        previous: Array,
+    ) -> tuple[Array, Array, Array]:
+        if flat_positions:
+            batch = _count_positions(batch)
+        if features is None:
+            features = model.encode_images(params, batch)
+        hidden = model.packed(params, batch, features, tokens, source)  # [S, T, D]
+        hidden = jnp.take_along_axis(hidden, previous[..., None], axis=1)
+        place = source - batch.tokens.size  # among the responses' tokens
+        targets = jnp.where(place >= 0, jnp.take(tokens, jnp.maximum(place, 0)), 0)
+        stats = _stats_in_chunks(model, policy, params, chunk, hidden, targets)
+        outside = jnp.where(place >= 0, place, tokens.size)
+
+        def spread(values: Array) -> Array:
+            flat = jnp.zeros(tokens.size, values.dtype)
+            return flat.at[outside].set(values, mode="drop").reshape(tokens.shape)
+
+        lps, entropies = (jnp.where(mask, spread(x), 0.0) for x in stats)
+        present = mask & spread(place >= 0)
+        return lps, entropies if entropy_gradient else jax.lax.stop_gradient(entropies), present
 
     return logprobs

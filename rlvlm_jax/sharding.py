@@ -53,6 +53,22 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def put_plan(plan: Any, mesh: Any) -> Any:
+    """Moves a `packing.Plan` onto the mesh, its streams divided like the rows of a batch."""
+    return jax.device_put(plan, plan_shardings(plan, mesh))
+
+
+def plan_shardings(plan: Any, mesh: Mesh) -> Any:
+    """Returns the shardings of a `packing.Plan` of arrays or ShapeDtypeStructs."""
+
+    def place(leaf: Any) -> NamedSharding:
+        if leaf.ndim < 3:  # the counts
+            return replicated(mesh)
+        return NamedSharding(mesh, PartitionSpec(*(None,) * (leaf.ndim - 2), *BATCH))
+
+    return jax.tree.map(place, plan)
+
+
 def path_name(path: Sequence[Any]) -> str:
     """Returns a pytree path of dictionary keys as "a/b/c"."""
     return "/".join(str(entry.key) for entry in path)

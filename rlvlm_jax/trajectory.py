@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 
 from rlvlm_jax.algorithms import advantages, kl, masked
 from rlvlm_jax.config import logprob_passes
-from rlvlm_jax.logprobs import make_logprobs_fn
+from rlvlm_jax.logprobs import make_logprobs_fn, make_packed_logprobs_fn
+from rlvlm_jax.packing import Plan
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.types import Array, Batch, Params, Passes, Rollout, Trajectory
 
@@ -122,15 +123,13 @@ def make_passes_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[.
         policy: the distribution the sampler recorded.
 
     Returns:
-        passes(params, ref_params, batch, features, rollout) -> Passes. `ref_params` is None where
-        no reference is asked for.
+        passes(params, ref_params, batch, features, rollout, plan=None) -> Passes. `ref_params` is
+        None where no reference is asked for. With a plan of all responses the passes are packed.
     """
-    logprobs = make_logprobs_fn(
-        model,
-        policy,
-        config.update.logprob_chunk,
-        flat_positions=config.algorithm.flat_positions,
-    )
+    settings = (model, policy, config.update.logprob_chunk)
+    flat = config.algorithm.flat_positions
+    logprobs = make_logprobs_fn(*settings, flat_positions=flat)
+    packed_logprobs = make_packed_logprobs_fn(*settings, flat_positions=flat)
     parts = logprob_passes(config)
 
     def passes(
@@ -139,8 +138,24 @@ def make_passes_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[.
         batch: Batch,
         features: Array | None,
         rollout: Rollout,
+        plan: Plan | None = None,
     ) -> Passes:
+        def packed(weights: Params) -> tuple[Array, Array]:
+            seen = features  # one pass over the images, not one a micro-batch
+            if seen is None:
+                seen = model.encode_images(weights, batch)
+
+            def add(k: Array, total: tuple[Array, Array]) -> tuple[Array, Array]:
+                arrays = (batch, seen, rollout.tokens, rollout.mask)
+                found = packed_logprobs(weights, *arrays, plan.source[k], plan.previous[k])[:2]
+                return jax.tree.map(jnp.add, total, found)
+
+            nothing = jnp.zeros(rollout.mask.shape, jnp.float32)
+            return jax.lax.fori_loop(0, plan.count, add, (nothing, nothing))
+
         def all_logprobs(weights: Params) -> tuple[Array, Array]:
+            if plan is not None:
+                return packed(weights)
             arrays = (batch, features, rollout.tokens, rollout.mask)
             prompts = batch.tokens.shape[0]
             return _in_passes(lambda part: logprobs(weights, *part), parts, prompts, arrays)

@@ -3,8 +3,9 @@
 """Step IV, policy update: the train step.
 
 One compiled, donated function makes all optimizer steps of a batch: a scan over minibatches, in
-each a scan over micro-batches whose gradients add up. Every loss is a sum divided by a count over
-the whole minibatch, so neither the micro-batch size nor the number of devices changes it.
+each a loop over micro-batches whose gradients add up. Every loss is a sum divided by a count over
+the whole minibatch, so neither the micro-batch size nor the number of devices changes it, nor
+whether a micro-batch is some rows or some packed streams.
 
 `make_optimizer_step` is shared with supervised training. Text and files are unknown here.
 """
@@ -20,11 +21,12 @@ from ml_collections import ConfigDict
 
 from rlvlm_jax.algorithms import kl, losses
 from rlvlm_jax.config import microbatch, sequences, shards
-from rlvlm_jax.logprobs import make_logprobs_fn
+from rlvlm_jax.logprobs import make_logprobs_fn, make_packed_logprobs_fn
 from rlvlm_jax.optim import make_trained, merge, split
+from rlvlm_jax.packing import Plan, most_prompts
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sharding import batch_sharding
-from rlvlm_jax.types import Array, Params, TrainState, Trajectory
+from rlvlm_jax.types import Array, Batch, Params, TrainState, Trajectory
 
 Sums = dict[str, Array]  # name -> float32[], added over micro-batches
 LossFn = Callable[[Params, Any], tuple[Array, Sums]]
@@ -38,8 +40,8 @@ def init_state(params: Params, optimizer: Any, trained: Callable[[str], bool]) -
 
 def make_optimizer_step(
     optimizer: Any, is_trained: Callable[[str], bool]
-) -> Callable[[TrainState, LossFn, Any], tuple[TrainState, Sums]]:
-    """Builds optimizer_step(state, loss_fn, pieces, some) -> (state, sums).
+) -> Callable[..., tuple[TrainState, Sums]]:
+    """Builds optimizer_step(state, loss_fn, pieces, some, count=None) -> (state, sums).
 
     Args:
         optimizer: an optax transformation of the trained parameters.
@@ -47,15 +49,16 @@ def make_optimizer_step(
 
     Returns:
         A function of the state, of loss_fn(params, piece) -> (its share of the loss, sums to be
-        reported), of the pieces, stacked on a leading axis, and of whether there is anything to
-        train on: without it, nothing moves, not even by weight decay, and no step is counted.
+        reported), of the pieces, stacked on a leading axis, of whether there is anything to train
+        on: without it, nothing moves, not even by weight decay, and no step is counted; and of how
+        many of the pieces to run, int32[], where that is not all.
         Gradients add up over the pieces. A non-finite gradient leaves parameters and optimizer as
         they are and adds one to `bad_steps`; a finite one sets it to 0. Sums gain "loss",
         "grad_norm" (before clipping) and "skipped".
     """
 
     def optimizer_step(
-        state: TrainState, loss_fn: LossFn, pieces: Any, some: Array
+        state: TrainState, loss_fn: LossFn, pieces: Any, some: Array, count: Array | None = None
     ) -> tuple[TrainState, Sums]:
         trained, frozen = split(state.params, is_trained)
 
@@ -71,7 +74,14 @@ def make_optimizer_step(
 
         shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], pieces))
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        (grads, sums), _ = jax.lax.scan(add_piece, zeros, pieces)
+        if count is None:
+            (grads, sums), _ = jax.lax.scan(add_piece, zeros, pieces)
+        else:  # gradients are taken inside the loop, so its length may be found at run time
+
+            def add_number(k: Array, total: tuple[Params, Sums]) -> tuple[Params, Sums]:
+                return add_piece(total, jax.tree.map(lambda x: x[k], pieces))[0]
+
+            grads, sums = jax.lax.fori_loop(0, count, add_number, zeros)
         norm = optax.tree.norm(grads)
 
         def accept() -> TrainState:
@@ -106,22 +116,31 @@ def select(trajectory: Trajectory, rows: Array, sharing: int, group_size: int) -
 
 
 def make_loss_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[..., Any]:
-    """Builds loss(params, Trajectory of a micro-batch, counts) -> (share, sums).
+    """Builds loss(params, Trajectory of a micro-batch, counts, streams=None) -> (share, sums).
 
-    `counts` are the minibatch's denominators: of the aggregation, and its number of tokens.
+    `counts` are the minibatch's denominators: of the aggregation, and its number of tokens. With
+    streams, the micro-batch is those tokens of the trajectory that they hold; they are (source,
+    previous), int32[S, T] each, of a `packing.Plan`.
     """
     a = config.algorithm
-    logprobs_fn = make_logprobs_fn(
-        model,
-        policy,
-        config.update.logprob_chunk,
-        flat_positions=a.flat_positions,
-        entropy_gradient=a.entropy_coef > 0,
-    )
+    settings = (model, policy, config.update.logprob_chunk)
+    how = {"flat_positions": a.flat_positions, "entropy_gradient": a.entropy_coef > 0}
+    logprobs_fn = make_logprobs_fn(*settings, **how)
+    packed_logprobs_fn = make_packed_logprobs_fn(*settings, **how)
 
-    def loss(params: Params, t: Trajectory, counts: tuple[Array, Array]) -> tuple[Array, Sums]:
+    def loss(
+        params: Params,
+        t: Trajectory,
+        counts: tuple[Array, Array],
+        streams: tuple[Array, Array] | None = None,
+    ) -> tuple[Array, Sums]:
         aggregate_count, token_count = counts
-        logprobs, entropies = logprobs_fn(params, t.batch, t.features, t.tokens, t.mask)
+        arrays = (t.batch, t.features, t.tokens, t.mask)
+        if streams is None:
+            logprobs, entropies = logprobs_fn(params, *arrays)
+        else:
+            logprobs, entropies, present = packed_logprobs_fn(params, *arrays, *streams)
+            t = t._replace(mask=present)
         numerator, sums = losses.policy_loss_sum(
             logprobs,
             t.old_logprobs,
@@ -151,14 +170,78 @@ def make_loss_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[...
     return loss
 
 
-def make_update_fn(
-    model: Any, config: ConfigDict, optimizer: Any, policy: Policy, mesh: Any
-) -> Callable[[TrainState, Trajectory, Array], tuple[TrainState, Sums]]:
-    """Builds step IV, to be jitted once with the state donated.
+def _unit(config: ConfigDict) -> int:
+    """Returns how many sequences of a group stay together when minibatches are drawn."""
+    return math.gcd(config.rollout.samples, config.update.minibatch)
+
+
+def _sharing(config: ConfigDict) -> int:
+    """Returns how many of them share one pass over their prompt where nothing is packed."""
+    return math.gcd(_unit(config), microbatch(config) // shards(config))
+
+
+def padded_tokens(config: ConfigDict, prompt_size: int) -> int:
+    """Returns the tokens, padding included, of one batch's update where nothing is packed.
+
+    Args:
+        config: the whole configuration.
+        prompt_size: P.
+    """
+    rows = config.update.epochs * sequences(config)
+    return rows // _sharing(config) * prompt_size + rows * config.rollout.max_tokens
+
+
+def minibatch_order(config: ConfigDict, key: Array) -> Array:
+    """Draws which sequences make up each minibatch: int32[epochs, minibatches, sequences].
 
     A minibatch is made of whole groups where `update.minibatch` is a multiple of
     `rollout.samples`, of parts of groups otherwise; which ones is drawn anew for every epoch.
-    Samples of a prompt that fall into one micro-batch share one pass over it.
+
+    Args:
+        config: the whole configuration.
+        key: of the update.
+    """
+    rows, mini, unit = sequences(config), config.update.minibatch, _unit(config)
+
+    def one_epoch(epoch_key: Array) -> Array:
+        units = jax.random.permutation(epoch_key, rows // unit)
+        return (units[:, None] * unit + jnp.arange(unit)).reshape(rows // mini, mini)
+
+    return jax.lax.map(one_epoch, jax.random.split(key, config.update.epochs))
+
+
+def encode_held(model: Any, params: Params, batch: Batch, source: Array, mesh: Any) -> Array:
+    """Encodes the images of those prompts only that some streams hold.
+
+    Args:
+        model: with `encode_images`.
+        params: of the model.
+        batch: N prompts.
+        source: int32[S, T], of a `packing.Plan` made with `few_prompts`.
+        mesh: the prompts are divided over its `data` and `fsdp` axes.
+
+    Returns:
+        Image features [N, M, D], 0 for the other prompts.
+    """
+    prompts, size = batch.tokens.shape
+    streams, tokens = source.shape
+    prompt = jnp.where(source < 0, prompts, source // size)  # a response's is beyond the last too
+    held = jnp.zeros(prompts, bool).at[prompt].set(True, mode="drop")
+    most = min(prompts, streams * most_prompts(tokens, size))
+    (places,) = jnp.nonzero(held, size=most, fill_value=prompts)
+    some = jax.tree.map(lambda x: jnp.take(x, places, axis=0, mode="clip"), batch)
+    some = jax.lax.with_sharding_constraint(some, batch_sharding(mesh))
+    features = model.encode_images(params, some)
+    everything = jnp.zeros((prompts, *features.shape[1:]), features.dtype)
+    return everything.at[places].set(features, mode="drop")
+
+
+def make_update_fn(
+    model: Any, config: ConfigDict, optimizer: Any, policy: Policy, mesh: Any
+) -> Callable[..., tuple[TrainState, Sums]]:
+    """Builds step IV, to be jitted once with the state donated.
+
+    Samples of a prompt that fall into one micro-batch, or into one stream, share one pass over it.
 
     Args:
         model: functions of parameters (see models.Model).
@@ -168,19 +251,24 @@ def make_update_fn(
         mesh: micro-batches are divided over its `data` and `fsdp` axes.
 
     Returns:
-        update(state, trajectory, key) -> (state, stats): means over the optimizer steps of this
-        batch, and "update/skipped", the number of updates left out.
+        update(state, trajectory, key, plans=None) -> (state, stats): means over the optimizer
+        steps of this batch, and "update/skipped", the number of updates left out. With plans, of
+        the minibatches of `minibatch_order(config, key)`, micro-batches are packed streams.
     """
-    rows, mini, micro = sequences(config), config.update.minibatch, microbatch(config)
+    mini, micro = config.update.minibatch, microbatch(config)
     group_size, a = config.rollout.samples, config.algorithm
-    unit = math.gcd(group_size, mini)  # sequences that stay together when batches are drawn
-    sharing = math.gcd(unit, micro // shards(config))  # of them, those in one micro-batch
+    sharing = _sharing(config)
     norm = (a.length_norm or config.rollout.max_tokens) if a.aggregate == "constant" else None
     loss_fn = make_loss_fn(model, config, policy)
     optimizer_step = make_optimizer_step(optimizer, make_trained(config.update, model.part))
 
-    def update(state: TrainState, trajectory: Trajectory, key: Array) -> tuple[TrainState, Sums]:
-        def one_minibatch(state: TrainState, chosen: Array) -> tuple[TrainState, Sums]:
+    def update(
+        state: TrainState, trajectory: Trajectory, key: Array, plans: Plan | None = None
+    ) -> tuple[TrainState, Sums]:
+        def one_minibatch(
+            state: TrainState, minibatch: tuple[Array, Plan | None]
+        ) -> tuple[TrainState, Sums]:
+            chosen, plan = minibatch
             mask = trajectory.mask[chosen]
             whole = (losses.denominator(mask, a.aggregate, norm), losses.denominator(mask))
 
@@ -192,15 +280,24 @@ def make_update_fn(
                     counts = (losses.denominator(piece.mask) * (mini / micro), whole[1])
                 return loss_fn(params, piece, counts)
 
+            def stream_loss(params: Params, streams: tuple[Array, Array]) -> tuple[Array, Sums]:
+                streams = jax.lax.with_sharding_constraint(streams, batch_sharding(mesh))
+                piece = trajectory
+                if piece.features is None:
+                    found = encode_held(model, params, piece.batch, streams[0], mesh)
+                    piece = piece._replace(features=found)
+                return loss_fn(params, piece, whole, streams)
+
+            if plan is not None:
+                pieces = plan.source, plan.previous
+                return optimizer_step(state, stream_loss, pieces, mask.any(), plan.count)
             pieces = chosen.reshape(mini // micro, micro)
             return optimizer_step(state, piece_loss, pieces, mask.any())
 
-        def one_epoch(state: TrainState, epoch_key: Array) -> tuple[TrainState, Sums]:
-            units = jax.random.permutation(epoch_key, rows // unit)
-            order = (units[:, None] * unit + jnp.arange(unit)).reshape(rows // mini, mini)
-            return jax.lax.scan(one_minibatch, state, order)
+        def one_epoch(state: TrainState, minibatches: Any) -> tuple[TrainState, Sums]:
+            return jax.lax.scan(one_minibatch, state, minibatches)
 
-        state, stats = jax.lax.scan(one_epoch, state, jax.random.split(key, config.update.epochs))
+        state, stats = jax.lax.scan(one_epoch, state, (minibatch_order(config, key), plans))
         return state, mean_stats(stats)
 
     return update

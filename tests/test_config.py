@@ -87,6 +87,11 @@ def test_flags_change_values():
         (["--config.update.lr=nan"], "config.update.lr=nan is not a finite number"),
         (["--config.update.minibatch=48"], "config.update.minibatch=48 does not divide the 128"),
         (["--config.update.microbatch=48"], "config.update.microbatch=48 does not divide"),
+        (["--config.update.pack_tokens=32"], "config.update.pack_tokens=32 has no room"),
+        (
+            ["--config.update.pack_tokens=160", "--config.algorithm.aggregate=microbatch"],
+            "which config.update.pack_tokens does not make",
+        ),
         (["--config.mesh.data=3"], "does not divide over config.mesh.data x config.mesh.fsdp = 3"),
         (["--config.rollout.samples=1"], "config.rollout.samples=1 must be at least 2"),
         (["--config.update.train_llm=False"], "nothing is trained"),

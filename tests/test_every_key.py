@@ -55,7 +55,7 @@ from rlvlm_jax.models import lora
 from rlvlm_jax.rewards import pool
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.types import Passes, Rollout, Trajectory
-from rlvlm_jax.update import init_state, make_loss_fn
+from rlvlm_jax.update import init_state, make_loss_fn, minibatch_order
 from tests import tiny_model
 from tests.run_cases import read_lines, write_problems, write_records
 from tests.run_directories import write_run
@@ -115,6 +115,10 @@ def build_toy(model_config, **_):
         samples = tokens.shape[0] // batch.tokens.shape[0]
         return read(params, tokens) + jnp.repeat(features.sum(axis=1), samples, axis=0)[:, None]
 
+    def packed(params, batch, features, tokens, source):
+        placed = jnp.concatenate([batch.tokens.reshape(-1), tokens.reshape(-1)])
+        return read(params, placed[source]) + features.sum(axis=(0, 1))
+
     return dataclasses.replace(
         BUILD(model_config),
         init=init,
@@ -123,6 +127,7 @@ def build_toy(model_config, **_):
         decoder=lambda params: params,
         decode=decode,
         forward=forward,
+        packed=packed,
         logits=lambda params, hidden: hidden @ params["language"]["head"]["weight"].T,
     )
 
@@ -170,13 +175,17 @@ def traced(c, name):
     judged = Trajectory(batch, features, tokens, mask, numbers, numbers, numbers, numbers)
     reference = state.params if train.needs_reference(c) else None
     key = jax.random.key(0)
+    prompt_mask, lengths = np.ones((prompts, 32), bool), np.zeros(rows, int)
+    plan = train.plan_passes(session, prompt_mask, lengths)
+    order = minibatch_order(c, key)
+    plans = train.plan_update(session, prompt_mask, lengths, np.asarray(order))
     arguments = {
         "encode": (state.params, batch),
         "sample": (state.params, batch, features, key, np.uint32(0)),
-        "passes": (state.params, reference, batch, features, rollout),
+        "passes": (state.params, reference, batch, features, rollout, plan),
         "trajectory": (batch, features, rollout, Passes(*4 * [numbers]), score, flags),
         "loss": (state.params, judged, (count, count)),
-        "update": (state, judged, key),
+        "update": (state, judged, key, plans),
     }
     return text(functions[name], *arguments[name])
 
@@ -460,7 +469,7 @@ def loop(c):
             n, patches = batch.patches.shape[:2]
             return jnp.zeros((n, patches // 4, session.model.config.width))
 
-        def update(state, trajectory, key):
+        def update(state, trajectory, key, plans):
             state = state._replace(step=state.step + 1, bad_steps=state.bad_steps + 1)
             return state, {"update/loss": 0.0}
 
@@ -468,7 +477,7 @@ def loop(c):
             encode=encode,
             sample=sample,
             passes=lambda *_: Passes(zeros, None, zeros, zeros),
-            trajectory=lambda *_: (types.SimpleNamespace(advantages=zeros), {}),
+            trajectory=lambda *_: (types.SimpleNamespace(advantages=zeros, mask=everywhere), {}),
             update=update,
         )
 
@@ -708,6 +717,7 @@ CASES = {
     "update.microbatch": [case(0, 4, update)],
     "update.logprob_batch": [case(0, 8, passes)],
     "update.logprob_chunk": [case(4, 2, passes), case(4, 2, update)],
+    "update.pack_tokens": [case(0, 48, passes), case(0, 48, update), case(48, 64, update)],
     "update.epochs": [case(1, 2, update), case(1, 2, loop)],
     "update.lr": [case(1e-3, 2e-3, moves), case(1e-3, 2e-3, loop)],
     "update.schedule": [case("cosine", "constant", moves)],

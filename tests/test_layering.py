@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "rlvlm_jax"
 SOURCES = sorted(ROOT.rglob("*.py"))
 LAYERS = (  # lowest first; a module may import lower layers, and its own package
     ("errors", "types"),
-    ("config", "sharding", "evaluation.scores"),
+    ("config", "sharding", "packing", "evaluation.scores"),
     (
         *("data", "models", "rewards", "algorithms", "optim", "checkpoint"),
         *(f"evaluation.{name}" for name in ("statistics", "runs", "analysis")),
@@ -46,7 +46,7 @@ HOMES = {  # third party -> the only places that may import it
     "torch": ("bench.peer",),
 }
 WITHOUT_JAX = (
-    *("data", "rewards", "types", "errors", "cli", "records", "report", "seeds"),
+    *("data", "rewards", "types", "errors", "packing", "cli", "records", "report", "seeds"),
     *(f"evaluation.{name}" for name in ("scores", "statistics", "runs", "analysis")),
 )
 

@@ -196,6 +196,29 @@ def test_no_image_size_compiles_anything_after_the_first_step(tmp_path, compiled
     assert len(set(counts)) == 1
 
 
+def test_packed_streams_change_the_work_and_not_the_numbers(tmp_path, data, finished):
+    settings = {"total_steps": 3, "update__pack_tokens": 160}
+    assert main.main(arguments(tmp_path, data, **settings)) == 0
+    packed, rows = train_lines(tmp_path), train_lines(finished)
+    share = "update/useful_token_fraction"
+    for step, (one, other) in enumerate(zip(packed, rows[:3], strict=True), start=1):
+        assert 0 < other.pop(share) < 1
+        assert 0 < one.pop(share) < 1
+        assert one.keys() == other.keys()
+        for name in one if step == 1 else ():  # of the same parameters
+            assert one[name] == pytest.approx(other[name], abs=1e-5), name
+    assert len({line["compile/count"] for line in read_lines(tmp_path / "metrics.jsonl")[1:]}) == 1
+
+
+@pytest.mark.slow
+def test_a_packed_run_is_resumed(tmp_path, data):
+    settings = {"update__pack_tokens": 160, "update__epochs": 2, "eval_every": 0}
+    for steps in (2, 4):
+        assert main.main(arguments(tmp_path / "a", data, total_steps=steps, **settings)) == 0
+    assert main.main(arguments(tmp_path / "b", data, total_steps=4, **settings)) == 0
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
 # ---- resuming --------------------------------------------------------------------------------
 
 

@@ -49,6 +49,10 @@ class Model:
         forward: (params, batch, features, tokens int32[B, R], mask bool[B, R]) -> hidden [B, R, D]
             where hidden[:, t] predicts tokens[:, t]. Each prompt runs once for its G responses.
             A response's positions go on after the largest of its prompt, as `decode` expects too.
+        packed: (params, batch, features, tokens int32[B, R], source int32[S, T]) -> hidden
+            [S, T, D] of the tokens of S streams, each as in `forward` but at its own column. A
+            token is named by its place among the prompts' N * P tokens and, behind them, the
+            responses' B * R; -1 is padding. In a stream a prompt is once, before its responses.
         logits: (params, hidden [..., M, D]) -> float32[..., M, V].
         param_rules: (regex, PartitionSpec) pairs for mesh axes "data", "fsdp", "tensor"; each
             parameter path matches one.
@@ -64,6 +68,7 @@ class Model:
     empty_cache: Callable[[tuple, int, int], tuple]
     decode: Callable[..., tuple[Array, tuple]]
     forward: Callable[[Params, Batch, Array, Array, Array], Array]
+    packed: Callable[[Params, Batch, Array, Array, Array], Array]
     logits: Callable[[Params, Array], Array]
     param_rules: tuple[tuple[str, Any], ...]
     part: Callable[[str], str]
@@ -140,6 +145,7 @@ def build(
         empty_cache=empty_cache,
         decode=decode,
         forward=of_language("forward"),
+        packed=of_language("packed"),
         logits=of_language("logits"),
         param_rules=(*RULES, *lora.rules(RULES)),
         part=part,

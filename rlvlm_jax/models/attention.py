@@ -30,10 +30,13 @@ class Ids(NamedTuple):
     Attributes:
         segment: int32[N, G, S] (G may be 1), 0 for padding, which neither sees nor is seen.
         order: int32[S], the column in causal attention; all equal where attention is not causal.
+        branch: int32 like `segment`, or None: a key of branch 0 is seen by its whole segment,
+            another one by its own branch alone.
     """
 
     segment: Array
     order: Array
+    branch: Array | None = None
 
 
 class Keys(NamedTuple):
@@ -73,7 +76,7 @@ def attend(
         q: [N, G, Q, H, E], any float dtype; query head h uses key head h // (H / K).
         ids: segments and columns of the queries.
         keys: one or two runs, e.g. the shared prompt and the sequence's own response.
-        kernel: what computes it.
+        kernel: what computes it. Splash knows no branches; where there are some, plain does it.
         causal: what `ids.order` comes to, for a kernel that must know it when it is compiled
             (splash): True where the runs of keys lie in consecutive columns and the queries are the
             last Q of them; False where all columns are equal.
@@ -86,6 +89,8 @@ def attend(
     """
     length, heads = q.shape[2:4]
     held = heads * sum(run.k.shape[-3] for run in keys)  # scores a query
+    if kernel.name == "splash" and ids.branch is not None:
+        kernel = PLAIN
     if kernel.name == "plain":
         runs = [HeadKeys(*by_head(run.k, run.v), run.ids) for run in keys]
         run_block = partial(attend_by_head, keys=runs)
@@ -110,7 +115,7 @@ def attend(
 
     out = jax.lax.map(
         jax.checkpoint(attend_block, prevent_cse=False),
-        (split(q, 2), split(ids.segment, 2), split(ids.order, 0)),
+        (split(q, 2), *(x if x is None else split(x, x.ndim - 1) for x in ids)),
     )
     out = jnp.moveaxis(out, 0, 2)
     return out.reshape(*q.shape[:2], blocks * block, *q.shape[3:])[:, :, :length]
@@ -162,6 +167,7 @@ def _joined(keys, groups):
     ids = Ids(
         jnp.concatenate([segment(run) for run in keys], axis=2),
         jnp.concatenate([run.ids.order for run in keys]),
+        keys[0].ids.branch if len(keys) == 1 else None,
     )
     k, v = (
         jnp.concatenate([own(x) for x in runs], axis=2)
@@ -200,4 +206,8 @@ def _visible(queries, keys):
     query_segment = queries.segment[..., :, None]
     key_segment = keys.segment[..., None, :]
     earlier = keys.order[None, :] <= queries.order[:, None]
-    return (query_segment == key_segment) & (key_segment > 0) & earlier
+    seen = (query_segment == key_segment) & (key_segment > 0) & earlier
+    if keys.branch is None:
+        return seen
+    key_branch = keys.branch[..., None, :]
+    return seen & ((key_branch == 0) | (key_branch == queries.branch[..., :, None]))

@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The language model of Qwen2-VL and Qwen2.5-VL: three ways through one stack of decoder blocks.
+"""The language model of Qwen2-VL and Qwen2.5-VL: four ways through one stack of decoder blocks.
 
 `prefill` runs prompts and keeps their keys and values, `decode` adds one token to each sequence,
-and `forward` runs prompts and complete responses together for training. In all three a response
-attends, with one softmax, to its prompt (computed once for the G responses to it) and to itself.
+`forward` runs prompts and complete responses together for training, and so does `packed` where
+several of them share a row. In all four a response attends, with one softmax, to its prompt
+(computed once for the G responses to it) and to itself.
 The module does not know how tokens are chosen, nor where positions of prompts come from.
 
 `prefill` and `forward` are a scan over layers, so that the program stays small. Decoding is written
@@ -207,6 +208,43 @@ class LanguageModel(nn.Module):
         first = jnp.broadcast_to(first, (n, groups, 1, first.shape[-1]))
         hidden = jnp.concatenate([first, response[:, :, :-1]], axis=2)
         return self.norm(hidden.reshape(n * groups, steps, -1))
+
+    def packed(self, batch: Batch, features: Array, tokens: Array, source: Array) -> Array:
+        """See `Model.packed`."""
+        n, length = batch.tokens.shape
+        rows, steps = tokens.shape
+        group = jnp.arange(rows) // (rows // n)  # the prompt of each response
+        column = jnp.arange(steps)
+
+        def of_stream(prompts, responses):
+            """[S, T, ...] of [N, P, ...] and [B, R, ...], or what broadcasts to these."""
+            inner = jnp.shape(prompts)[2:]
+            prompts = jnp.broadcast_to(prompts, (n, length, *inner)).reshape(-1, *inner)
+            responses = jnp.broadcast_to(responses, (rows, steps, *inner)).reshape(-1, *inner)
+            return jnp.concatenate([prompts, responses])[source]
+
+        x = self._embed(of_stream(batch.tokens, tokens))  # [S, T, D]
+        if features.shape[1]:
+            is_image = (batch.tokens == self.config.image_token_id) & batch.mask
+            first = jnp.arange(n)[:, None] * features.shape[1]
+            number = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, features.shape[1] - 1)
+            number = of_stream(jnp.where(is_image, first + number, -1), -1)
+            chosen = features.reshape(-1, features.shape[-1])[jnp.maximum(number, 0)]
+            x = jnp.where(number[..., None] >= 0, chosen.astype(x.dtype), x)
+
+        last = jnp.where(batch.mask[:, None], batch.positions, -1).max((1, 2))  # as in `forward`
+        onwards = last[group, None] + 1 + column  # int32[B, R]
+        positions = of_stream(batch.positions.swapaxes(1, 2), onwards[..., None])
+        segment = of_stream(jnp.arange(n)[:, None] + 1, group[:, None] + 1)
+        branch = of_stream(jnp.zeros((n, 1), jnp.int32), jnp.arange(rows)[:, None] + 1)
+        ids = Ids(
+            segment=jnp.where(source < 0, 0, segment)[:, None],
+            order=jnp.arange(source.shape[1]),
+            branch=branch[:, None],
+        )
+        rotary = self._rotary(positions.swapaxes(1, 2)[:, None])
+        (x, _), _ = self.layers((x[:, None], None), None, Context(ids, rotary))
+        return self.norm(x[:, 0])
 
     def _start(self, batch, features):
         """Prompt embeddings [N, 1, P, D] with the image features in place, and their context."""

@@ -68,6 +68,16 @@ def patches(segment):
     return q[:, None], ids, [Keys(k, v, ids)], False
 
 
+def stream(segment, branch):
+    """Tokens of prompts (branch 0) and of several responses to each in one stream [N, T]."""
+    rng = np.random.default_rng(0)
+    segment, branch = np.asarray(segment, np.int32), np.asarray(branch, np.int32)
+    n, length = segment.shape
+    ids = Ids(segment[:, None], jnp.arange(length), branch[:, None])
+    q, k, v = (normal(rng, n, length, 2, E) for _ in "qkv")
+    return q[:, None], ids, [Keys(k, v, ids)], True
+
+
 def filled(n, *shape, to):
     """Masks of `n` rows that count from column to[i][0] up to, not with, to[i][1]."""
     columns = np.arange(shape[-1])
@@ -89,6 +99,9 @@ CASES = {
     "seven on one in a group": functools.partial(responses, (14, 2), LEFT, ENDS),
     "windows": functools.partial(patches, WINDOWS),
     "two images": functools.partial(patches, [np.repeat([1, 2, 0], 8), np.repeat([1, 0, 0], 8)]),
+    "stream": functools.partial(
+        stream, [np.repeat([1, 2, 0], 8)], [np.repeat([0, 1, 2, 0, 3, 0], 4)]
+    ),
     "nothing": functools.partial(patches, np.zeros((2, 24))),
 }
 

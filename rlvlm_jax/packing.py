@@ -1,0 +1,217 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which tokens share a stream: prompts and responses of any length, put together without padding.
+
+A stream is one row of T tokens. It holds parts of some groups behind one another: of each group the
+prompt, once, and behind it some of its responses, each complete. A response sees its prompt and
+itself, as if there were nothing else. A micro-batch is S streams, one a device. All this is decided
+here, on the host, from lengths alone. Shapes are static; only the number of micro-batches in use
+depends on the lengths. What is computed of the streams is not known here.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rlvlm_jax.types import Array
+
+
+class Plan(NamedTuple):
+    """The streams of one minibatch, or of several, stacked on leading axes.
+
+    A place counts all prompt tokens, N * P with their padding, and behind them all response tokens,
+    B * R with theirs.
+    """
+
+    source: Array  # int32[K, S, T], the place of each token of a stream; -1 at padding
+    previous: Array  # int32[K, S, T], column of the token that predicts it; 0 for a prompt's
+    count: Array  # int32[], micro-batches in use; those behind are empty
+
+
+def most_microbatches(
+    rows: int, tokens: int, streams: int, prompt_size: int, response_size: int
+) -> int:
+    """Returns K, the micro-batches that are enough for any lengths.
+
+    A stream with fewer than T // (P + R) responses has room for a prompt and a response, whatever
+    their lengths, so only the last stream holds fewer.
+
+    Args:
+        rows: responses of a minibatch.
+        tokens: T, at least P + R.
+        streams: S.
+        prompt_size: P.
+        response_size: R.
+    """
+    return -(-rows // (tokens // (prompt_size + response_size) * streams))
+
+
+def most_prompts(tokens: int, prompt_size: int) -> int:
+    """Returns how many prompts a stream may hold where its images are encoded with it."""
+    return tokens // prompt_size
+
+
+def plan(
+    prompt_lengths: np.ndarray,
+    response_lengths: np.ndarray,
+    order: np.ndarray,
+    *,
+    tokens: int,
+    streams: int,
+    prompt_size: int,
+    response_size: int,
+    few_prompts: bool = False,
+) -> Plan:
+    """Packs the responses of each minibatch and their prompts.
+
+    Streams are filled one after another: with the largest group that is left, with the set of
+    other groups that fills them best, and then with parts of groups, whose prompts are there a
+    second time with the rest of their responses.
+
+    Args:
+        prompt_lengths: int[N], of prompts padded on the left.
+        response_lengths: int[B], 0 where a response takes no part; B = N * G.
+        order: int[..., b], the responses of each minibatch.
+        tokens: T, at least P + R.
+        streams: S.
+        prompt_size: P.
+        response_size: R.
+        few_prompts: keep to `most_prompts` in a stream.
+
+    Returns:
+        A plan with the leading axes of `order`.
+
+    Raises:
+        ValueError: P + R is above T, or a response's prompt is empty.
+    """
+    if prompt_size + response_size > tokens:
+        raise ValueError(f"{prompt_size} + {response_size} tokens do not fit into {tokens}")
+    prompt_lengths, response_lengths = np.asarray(prompt_lengths), np.asarray(response_lengths)
+    samples = len(response_lengths) // len(prompt_lengths)
+    if response_lengths.reshape(-1, samples)[prompt_lengths == 0].any():
+        raise ValueError("a response to an empty prompt cannot be packed")
+    minibatches = np.asarray(order).reshape(-1, np.shape(order)[-1])
+    most = most_microbatches(minibatches.shape[1], tokens, streams, prompt_size, response_size)
+    shape = (len(minibatches), most * streams, tokens)
+    source, previous = np.full(shape, -1, np.int32), np.zeros(shape, np.int32)
+    count = np.zeros(len(minibatches), np.int32)
+    limit = most_prompts(tokens, prompt_size) if few_prompts else None
+    starts = np.concatenate(  # the place of the first token of each prompt and of each response
+        [
+            (1 + np.arange(len(prompt_lengths))) * prompt_size - prompt_lengths,
+            len(prompt_lengths) * prompt_size + np.arange(len(response_lengths)) * response_size,
+        ]
+    )
+    for number, rows in enumerate(minibatches):
+        rows = rows[response_lengths[rows] > 0].tolist()
+        packed = _pack(prompt_lengths.tolist(), response_lengths.tolist(), rows, tokens, limit)
+        count[number] = -(-len(packed) // streams)
+        for stream, groups in enumerate(packed):
+            where, before = source[number, stream], previous[number, stream]
+            column = 0
+            for group, members in groups.items():
+                length = prompt_lengths[group]
+                where[column : column + length] = starts[group] + np.arange(length)
+                column += length
+                last = column - 1  # it predicts the first token of every response
+                for row in members:
+                    length = response_lengths[row]
+                    start = starts[len(prompt_lengths) + row]
+                    where[column : column + length] = start + np.arange(length)
+                    before[column : column + length] = column - 1 + np.arange(length)
+                    before[column] = last
+                    column += length
+    leading, inner = np.shape(order)[:-1], (most, streams, tokens)
+    source, previous = (x.reshape(*leading, *inner) for x in (source, previous))
+    return Plan(source, previous, count.reshape(leading))
+
+
+def computed_tokens(packed: Plan) -> int:
+    """Returns how many tokens the micro-batches in use have, padding included."""
+    streams, tokens = packed.source.shape[-2:]
+    return int(packed.count.sum()) * streams * tokens
+
+
+def useful_fraction(
+    prompt_lengths: np.ndarray, response_lengths: np.ndarray, order: np.ndarray, computed: int
+) -> float:
+    """Returns which share of the tokens that were computed had to be.
+
+    That is, in each minibatch, the tokens of its responses, and those of their prompts once.
+
+    Args:
+        prompt_lengths: int[N].
+        response_lengths: int[B], 0 where a response takes no part; B = N * G.
+        order: int[..., b], the responses of each minibatch.
+        computed: tokens.
+    """
+    samples = len(response_lengths) // len(prompt_lengths)
+    useful = 0
+    for rows in np.asarray(order).reshape(-1, np.shape(order)[-1]):
+        rows = rows[response_lengths[rows] > 0]
+        groups = np.unique(rows // samples)
+        useful += int(response_lengths[rows].sum() + prompt_lengths[groups].sum())
+    return useful / max(computed, 1)
+
+
+def _pack(
+    prompts: Sequence[int],
+    responses: Sequence[int],
+    rows: Sequence[int],
+    tokens: int,
+    limit: int | None,
+) -> list[dict[int, list[int]]]:
+    """Returns, for each stream, group -> its responses in it; see `plan`."""
+    samples = len(responses) // len(prompts)
+    left: dict[int, list[int]] = {}  # group -> responses not placed yet
+    for row in rows:
+        left.setdefault(row // samples, []).append(row)
+
+    def size(group: int) -> int:
+        return prompts[group] + sum(responses[row] for row in left[group])
+
+    def choose(group: int, room: int) -> list[int]:
+        """Returns the responses of a group that fill the room behind its prompt best."""
+        lengths = [responses[row] for row in left[group]]
+        return [left[group][number] for number in _fill(lengths, room - prompts[group])]
+
+    streams = []
+    while left:
+        held: dict[int, list[int]] = {}
+        room = tokens
+        todo = [max(left, key=size)]
+        while todo:
+            for group in todo:
+                held[group] = choose(group, room)
+                room -= prompts[group] + sum(responses[row] for row in held[group])
+                left[group] = [row for row in left[group] if row not in held[group]]
+                if not left[group]:
+                    del left[group]
+            others = [group for group in left if group not in held]
+            if limit is not None and len(held) == limit:
+                break
+            todo = [others[number] for number in _fill([size(group) for group in others], room)]
+            todo = todo[: None if limit is None else limit - len(held)]
+            if not todo:  # none fits whole: a part of that which leaves least room
+                parts = {group: choose(group, room) for group in others}
+                gains = {g: sum(responses[row] for row in part) for g, part in parts.items()}
+                best = max(gains, key=gains.__getitem__, default=None)
+                todo = [best] if best is not None and gains[best] else []
+        streams.append(held)
+    return streams
+
+
+def _fill(sizes: Sequence[int], room: int) -> list[int]:
+    """Returns the numbers of those sizes whose sum is the largest that the room allows."""
+    if room < 0:
+        return []
+    sums = [1]  # bit n: some of the sizes so far add up to n
+    for size in sizes:
+        sums.append((sums[-1] | sums[-1] << size) & ((2 << room) - 1))
+    total, chosen = sums[-1].bit_length() - 1, []
+    for number in reversed(range(len(sizes))):
+        if not sums[number] >> total & 1:
+            chosen.append(number)
+            total -= sizes[number]
+    return chosen

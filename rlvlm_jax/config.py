@@ -43,6 +43,7 @@ CHOICES = {
     "algorithm.whiten": ("center", "scale", "none"),
     "algorithm.scale": ("group", "batch", "none"),
     "algorithm.loss": ("ppo", "gspo", "cispo"),
+    "algorithm.old_logprobs": ("auto", "trainer", "sampler", "update"),
     "algorithm.aggregate": ("token", "sequence", "constant", "microbatch"),
     "algorithm.kl_loss_kind": ("k1", "k2", "k3"),
     "algorithm.kl_reward_kind": ("k1", "k2", "k3"),
@@ -221,6 +222,11 @@ def default() -> ConfigDict:
     c.algorithm.clip_high = 0.2
     c.algorithm.dual_clip = 0.0  # 0 = off
     c.algorithm.is_cap = 0.0  # cap of the sampler-to-trainer importance weight; 0 = off
+    # Where the ratio's old log-probs come from: a pass of the "trainer" before the update; the
+    # "sampler", exact in float32, no pass; the "update" itself where it is one optimizer step, no
+    # pass; "auto" is "update" where that can be, else "trainer". Without a pass, the gap between
+    # sampler and trainer is that of the first optimizer step's sequences.
+    c.algorithm.old_logprobs = "auto"
     c.algorithm.aggregate = "token"
     c.algorithm.length_norm = 0  # aggregate="constant": tokens a sequence is divided by; 0 = R
     c.algorithm.kl_loss_coef = 0.0  # 0 = no reference pass
@@ -382,6 +388,15 @@ def microbatch(config: ConfigDict) -> int:
     return min(config.update.microbatch or config.update.minibatch, config.update.minibatch)
 
 
+def old_logprobs(config: ConfigDict) -> str:
+    """Returns what `algorithm.old_logprobs` comes to: "trainer", "sampler" or "update"."""
+    chosen = config.algorithm.old_logprobs
+    if chosen == "auto":
+        one_step = config.update.epochs * sequences(config) == config.update.minibatch
+        chosen = "update" if one_step and not config.algorithm.kl_reward_coef else "trainer"
+    return chosen
+
+
 def logprob_passes(config: ConfigDict) -> int:
     """Returns into how many equal parts the prompts of a step are cut for a log-prob pass.
 
@@ -515,6 +530,28 @@ def _recipe_problems(c: ConfigDict) -> Iterator[str]:
             f"config.rewards.overlong_tokens={c.rewards.overlong_tokens} must lie between 1 and "
             f"config.rollout.max_tokens={c.rollout.max_tokens} where config.rewards.overlong is set"
         )
+    if c.algorithm.old_logprobs == "update":
+        if c.update.epochs * sequences(c) != c.update.minibatch:
+            yield (
+                "config.algorithm.old_logprobs='update' is for one optimizer step a batch; set "
+                f"config.update.minibatch={sequences(c)} and config.update.epochs=1, or use 'auto'"
+            )
+        if c.algorithm.kl_reward_coef:
+            yield (
+                "config.algorithm.old_logprobs='update' comes too late for "
+                f"config.algorithm.kl_reward_coef={c.algorithm.kl_reward_coef}; use 'auto'"
+            )
+    if c.algorithm.old_logprobs == "sampler":
+        if c.algorithm.is_cap:
+            yield (
+                f"config.algorithm.is_cap={c.algorithm.is_cap} compares the trainer's old "
+                "log-probs with the sampler's; use config.algorithm.old_logprobs='trainer'"
+            )
+        if c.algorithm.flat_positions:
+            yield (
+                "config.algorithm.flat_positions makes the trainer another model than the "
+                "sampler; use config.algorithm.old_logprobs='trainer'"
+            )
     if c.algorithm.dual_clip and c.algorithm.dual_clip <= 1:
         yield f"config.algorithm.dual_clip={c.algorithm.dual_clip} must be 0 (off) or above 1"
     if c.update.pack_tokens and c.algorithm.aggregate == "microbatch":

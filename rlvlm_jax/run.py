@@ -369,7 +369,7 @@ class Run:
             }
             if example.kind:
                 row["kind"] = example.kind
-            if gaps is not None:
+            if gaps is not None and math.isfinite(gaps[b]):
                 row["logprob_gap"] = float(gaps[b])
             rows.append(row)
         return rows
@@ -380,6 +380,7 @@ class Run:
         rounds: Sequence[Round],
         chosen: np.ndarray,
         advantages: np.ndarray,
+        gaps: np.ndarray | None,
         device_stats: Mapping[str, Any],
         watch: metrics.Stopwatch,
     ) -> None:
@@ -390,6 +391,8 @@ class Run:
             rounds: all that was sampled, also what is not trained on.
             chosen: int[N], the groups in the update's batch; see `collection.choose`.
             advantages: float32[B, R], of each of its tokens.
+            gaps: float32[B], largest difference between sampler and trainer in each of its
+                sequences, in nats, NaN where there is none; None where the passes have it.
             device_stats: name -> number, of steps III and IV.
             watch: the step's timer.
         """
@@ -397,12 +400,16 @@ class Run:
         examples = [example for one in rounds for example in one.examples]
         responses = join([one.responses for one in rounds])
         scores = rewards.join([one.scores for one in rounds])
-        gaps = np.concatenate([np.asarray(one.passes.gap).max(axis=1) for one in rounds])
-        rows = self._response_rows(
-            examples, responses, scores.correct, scores.status, scores.rewards, gaps
-        )
         samples = self.config.rollout.samples
         of_batch = collection.rows_of(chosen, samples)  # rows of the update's batch
+        if gaps is None:
+            found = np.concatenate([np.asarray(one.passes.gap).max(axis=1) for one in rounds])
+        else:
+            found = np.full(len(responses.texts), np.nan, np.float32)
+            found[of_batch] = gaps
+        rows = self._response_rows(
+            examples, responses, scores.correct, scores.status, scores.rewards, found
+        )
         kept = np.repeat(np.concatenate([one.kept for one in rounds]), samples)
         in_batch = np.isin(np.arange(len(rows)), of_batch)
         for row, trained in zip(rows, in_batch & kept, strict=True):

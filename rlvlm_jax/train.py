@@ -308,9 +308,11 @@ def train(config: ConfigDict, workdir: str) -> bool:
             update_stats["update/useful_token_fraction"] = packing.useful_fraction(
                 prompts.sum(axis=1), lengths, order, computed
             )
+            gaps = update_stats.pop("gaps", None)
             update_stats["update/lr"] = schedule(int(state.step) - 1)
             stats = {**trajectory_stats, **update_stats, **cache.metrics()}
-            this.record_step(step, rounds, chosen, np.asarray(trajectory.advantages), stats, watch)
+            per_token = np.asarray(trajectory.advantages)
+            this.record_step(step, rounds, chosen, per_token, gaps, stats, watch)
             this.check_gradients(int(state.bad_steps))
             if this.is_due(config.eval_every):
                 this.record_evaluations(evaluate, state.params)

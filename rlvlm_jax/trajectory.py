@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from rlvlm_jax.algorithms import advantages, kl, masked
-from rlvlm_jax.config import logprob_passes
+from rlvlm_jax.config import logprob_passes, old_logprobs
 from rlvlm_jax.logprobs import make_logprobs_fn, make_packed_logprobs_fn
 from rlvlm_jax.packing import Plan
 from rlvlm_jax.sampling.logits import Policy
@@ -160,8 +160,10 @@ def make_passes_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[.
             prompts = batch.tokens.shape[0]
             return _in_passes(lambda part: logprobs(weights, *part), parts, prompts, arrays)
 
-        old, entropy = all_logprobs(params)
         ref = None if ref_params is None else all_logprobs(ref_params)[0]
+        if old_logprobs(config) != "trainer":
+            return Passes(None, ref, None, None)
+        old, entropy = all_logprobs(params)
         gap = jnp.where(rollout.mask, jnp.abs(rollout.logprobs - old), 0.0)
         return Passes(old, ref, entropy, gap)
 
@@ -189,9 +191,11 @@ def make_trajectory_fn(config: ConfigDict) -> Callable[..., Any]:
         scores: Array,
         kept: Array,
     ) -> tuple[Trajectory, dict[str, Array]]:
-        token_kl = None
+        token_kl, old = None, passes.old
+        if old_logprobs(config) == "sampler":
+            old = rollout.logprobs
         if algorithm.kl_reward_coef:
-            token_kl = kl.estimate(passes.old, passes.ref, kind=algorithm.kl_reward_kind)
+            token_kl = kl.estimate(old, passes.ref, kind=algorithm.kl_reward_kind)
         kept_mask = rollout.mask & kept[:, None]
         mask = kept_mask
         if algorithm.mask_truncated:
@@ -202,10 +206,12 @@ def make_trajectory_fn(config: ConfigDict) -> Callable[..., Any]:
             tokens=rollout.tokens,
             mask=mask,
             rollout_logprobs=rollout.logprobs,
-            old_logprobs=passes.old,
+            old_logprobs=old,
             ref_logprobs=passes.ref,
             advantages=compute_advantages(config, scores, kept_mask, token_kl),
         )
+        if passes.old is None:
+            return result, {}
         stats = {
             "rollout/logprob_gap_mean": masked.mean(passes.gap, rollout.mask),
             "rollout/logprob_gap_max": jnp.max(passes.gap),

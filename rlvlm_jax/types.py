@@ -49,12 +49,16 @@ class Rollout(NamedTuple):
 
 
 class Passes(NamedTuple):
-    """What the trainer's passes over the responses give; nats, 0 outside the mask."""
+    """What the trainer's passes over the responses give; nats, 0 outside the mask.
 
-    old: Array  # float32[B, R], log-probabilities before the update
-    ref: Array | None  # float32[B, R], the reference's, where one is asked for
-    entropy: Array  # float32[B, R]
-    gap: Array  # float32[B, R], |sampler - trainer| log-probability
+    None where a pass is not made: see `config.algorithm.old_logprobs`, and where no reference is
+    asked for.
+    """
+
+    old: Array | None  # float32[B, R], log-probabilities before the update
+    ref: Array | None  # float32[B, R], the reference's
+    entropy: Array | None  # float32[B, R]
+    gap: Array | None  # float32[B, R], |sampler - trainer| log-probability
 
 
 class Trajectory(NamedTuple):
@@ -65,7 +69,7 @@ class Trajectory(NamedTuple):
     tokens: Array  # int32[B, R]
     mask: Array  # bool[B, R], without the groups that a filter leaves out
     rollout_logprobs: Array  # float32[B, R], the sampler's
-    old_logprobs: Array  # float32[B, R], the trainer's, before the update
+    old_logprobs: Array | None  # float32[B, R], before the update; None: those of the update
     ref_logprobs: Array | None  # float32[B, R], or None where no reference is asked for
     advantages: Array  # float32[B, R], 0 outside the mask
 

@@ -20,7 +20,7 @@ import optax
 from ml_collections import ConfigDict
 
 from rlvlm_jax.algorithms import kl, losses
-from rlvlm_jax.config import microbatch, sequences, shards
+from rlvlm_jax.config import microbatch, old_logprobs, sequences, shards
 from rlvlm_jax.logprobs import make_logprobs_fn, make_packed_logprobs_fn
 from rlvlm_jax.optim import make_trained, merge, split
 from rlvlm_jax.packing import Plan, most_prompts
@@ -120,8 +120,10 @@ def make_loss_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[...
 
     `counts` are the minibatch's denominators: of the aggregation, and its number of tokens. With
     streams, the micro-batch is those tokens of the trajectory that they hold; they are (source,
-    previous), int32[S, T] each, of a `packing.Plan`.
+    previous), int32[S, T] each, of a `packing.Plan`. Where no pass was made before the update, sums
+    hold "gap" too, float32[rows of the trajectory], the largest difference to the sampler in nats.
     """
+    has_pass = old_logprobs(config) == "trainer"
     a = config.algorithm
     settings = (model, policy, config.update.logprob_chunk)
     how = {"flat_positions": a.flat_positions, "entropy_gradient": a.entropy_coef > 0}
@@ -141,9 +143,10 @@ def make_loss_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[...
         else:
             logprobs, entropies, present = packed_logprobs_fn(params, *arrays, *streams)
             t = t._replace(mask=present)
+        old = jax.lax.stop_gradient(logprobs) if t.old_logprobs is None else t.old_logprobs
         numerator, sums = losses.policy_loss_sum(
             logprobs,
-            t.old_logprobs,
+            old,
             t.advantages,
             t.mask,
             kind=a.loss,
@@ -157,6 +160,11 @@ def make_loss_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[...
         share = numerator / aggregate_count
         stats = {name: value / token_count for name, value in sums.items()}
         stats["policy_loss"] = share
+        if not has_pass:
+            gap = jnp.where(t.mask, jnp.abs(logprobs - t.rollout_logprobs), 0.0)
+            stats["gap"] = jnp.max(gap, axis=1)
+            stats["gap_mean"] = losses.weighted_sum(gap, t.mask) / token_count
+            stats["entropy"] = losses.weighted_sum(entropies, t.mask) / token_count
         if a.kl_loss_coef:
             divergence = kl.estimate(logprobs, t.ref_logprobs, kind=a.kl_loss_kind)
             stats["kl"] = losses.weighted_sum(divergence, t.mask) / token_count
@@ -252,7 +260,9 @@ def make_update_fn(
 
     Returns:
         update(state, trajectory, key, plans=None) -> (state, stats): means over the optimizer
-        steps of this batch, and "update/skipped", the number of updates left out. With plans, of
+        steps of this batch, and "update/skipped", the number of updates left out. Where no pass
+        compared sampler and trainer (`algorithm.old_logprobs`), the first optimizer step does:
+        rollout/logprob_gap_*, and "gaps" float32[B], NaN for sequences not in it. With plans, of
         the minibatches of `minibatch_order(config, key)`, micro-batches are packed streams.
     """
     mini, micro = config.update.minibatch, microbatch(config)
@@ -278,7 +288,11 @@ def make_update_fn(
                 counts = whole
                 if a.aggregate == "microbatch":
                     counts = (losses.denominator(piece.mask) * (mini / micro), whole[1])
-                return loss_fn(params, piece, counts)
+                share, sums = loss_fn(params, piece, counts)
+                if "gap" in sums:  # of these rows, among all
+                    gaps = jnp.zeros(len(trajectory.mask)).at[piece_rows].set(sums["gap"])
+                    sums = sums | {"gap": gaps}
+                return share, sums
 
             def stream_loss(params: Params, streams: tuple[Array, Array]) -> tuple[Array, Sums]:
                 streams = jax.lax.with_sharding_constraint(streams, batch_sharding(mesh))
@@ -297,8 +311,19 @@ def make_update_fn(
         def one_epoch(state: TrainState, minibatches: Any) -> tuple[TrainState, Sums]:
             return jax.lax.scan(one_minibatch, state, minibatches)
 
-        state, stats = jax.lax.scan(one_epoch, state, (minibatch_order(config, key), plans))
-        return state, mean_stats(stats)
+        order = minibatch_order(config, key)
+        state, stats = jax.lax.scan(one_epoch, state, (order, plans))
+        gaps = {}
+        if "gap" in stats:  # as long as the parameters are those that sampled
+            first = jnp.zeros(len(trajectory.mask), bool).at[order[0, 0]].set(True)
+            first &= trajectory.mask.any(axis=1)
+            largest, mean = stats.pop("gap")[0, 0], stats.pop("gap_mean")[0, 0]
+            gaps = {
+                "rollout/logprob_gap_mean": jnp.where(first.any(), mean, jnp.nan),
+                "rollout/logprob_gap_max": jnp.where(first.any(), largest.max(), jnp.nan),
+                "gaps": jnp.where(first, largest, jnp.nan),
+            }
+        return state, mean_stats(stats) | gaps
 
     return update
 

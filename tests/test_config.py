@@ -92,6 +92,22 @@ def test_flags_change_values():
             ["--config.update.pack_tokens=160", "--config.algorithm.aggregate=microbatch"],
             "which config.update.pack_tokens does not make",
         ),
+        (["--config.algorithm.old_logprobs=update"], "is for one optimizer step a batch"),
+        (
+            [
+                *("--config.algorithm.old_logprobs=update", "--config.update.minibatch=128"),
+                "--config.algorithm.kl_reward_coef=0.1",
+            ],
+            "comes too late for config.algorithm.kl_reward_coef=0.1",
+        ),
+        (
+            ["--config.algorithm.old_logprobs=sampler", "--config.algorithm.is_cap=2"],
+            "config.algorithm.is_cap=2.0 compares the trainer's old log-probs",
+        ),
+        (
+            ["--config.algorithm.old_logprobs=sampler", "--config.algorithm.flat_positions=True"],
+            "config.algorithm.flat_positions makes the trainer another model",
+        ),
         (["--config.mesh.data=3"], "does not divide over config.mesh.data x config.mesh.fsdp = 3"),
         (["--config.rollout.samples=1"], "config.rollout.samples=1 must be at least 2"),
         (["--config.update.train_llm=False"], "nothing is trained"),

@@ -702,6 +702,9 @@ CASES = {
     "algorithm.clip_high": [case(0.2, 0.3, loss)],
     "algorithm.dual_clip": [case(0.0, 3.0, loss)],
     "algorithm.is_cap": [case(0.0, 2.0, loss)],
+    "algorithm.old_logprobs": [
+        case("trainer", "sampler", observer) for observer in (passes, trajectory, update)
+    ],
     "algorithm.aggregate": [
         case("token", other, update, update__microbatch=4)
         for other in ("sequence", "constant", "microbatch")

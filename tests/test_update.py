@@ -79,7 +79,8 @@ def judge(tiny, collected, *, mesh=(1, 1, 1), reference=None, scores=None, **set
     accuracy = (scores > 0).astype(jnp.float32)
     frozen = not (config.update.train_vit or config.update.train_connector)
     seen = batch, features if frozen else None, rollout
-    read = ("update__logprob", "algorithm__flat_positions")
+    read = ("update__logprob", "update__minibatch", "algorithm__flat_positions")
+    read = (*read, "algorithm__old_logprobs", "algorithm__kl_reward_coef")
     passes = passes_fn(**{key: value for key, value in settings.items() if key.startswith(read)})
     passes = passes(placed, reference, *seen)
     kept = np.repeat(kept_groups(config, np.asarray(accuracy)), 4)
@@ -129,9 +130,42 @@ def test_parameters_move_and_numbers_are_sane(tiny, collected, base):
 
 @pytest.mark.slow
 def test_ratio_is_one_before_the_first_update(tiny, collected):
-    _, stats, _ = run(tiny, collected, update__minibatch=16)
+    keys = {"algorithm__old_logprobs": "trainer"}
+    _, stats, _ = run(tiny, collected, update__minibatch=16, **keys)
     assert float(stats["update/ratio_mean"]) == pytest.approx(1.0, abs=1e-6)
     assert float(stats["update/clip_fraction"]) == 0.0
+
+
+@pytest.mark.parametrize("loss", ["ppo", pytest.param("gspo", marks=pytest.mark.slow)])
+def test_one_optimizer_step_needs_no_pass_before_it(tiny, collected, loss):
+    keys = {"update__minibatch": 16, "update__microbatch": 4, "algorithm__loss": loss}
+    state, stats, trajectory = run(tiny, collected, **keys)
+    assert trajectory.old_logprobs is None
+    expected, more, judged = run(tiny, collected, **keys, algorithm__old_logprobs="trainer")
+    assert judged.old_logprobs is not None
+    assert distance(state.params, expected.params) < 1e-6
+    for name in ("loss", "entropy", "ratio_mean", "grad_norm"):
+        name = f"update/{name}"
+        assert float(stats[name]) == pytest.approx(float(more[name]), abs=1e-5), name
+    # What the pass would have compared is compared on the way.
+    gap = np.abs(judged.old_logprobs - judged.rollout_logprobs) * judged.mask
+    np.testing.assert_allclose(stats["gaps"], gap.max(axis=1), atol=2e-6)
+    assert 0 < float(stats["rollout/logprob_gap_max"]) < 1e-5
+    assert float(stats["rollout/logprob_gap_max"]) == stats["gaps"].max()
+
+
+def test_without_a_pass_the_samplers_own_are_the_old_ones(tiny, collected, base):
+    state, stats, trajectory = run(tiny, collected, algorithm__old_logprobs="sampler")
+    np.testing.assert_array_equal(trajectory.old_logprobs, collected[2].logprobs)
+    assert distance(state.params, base[0].params) < 1e-5
+    measured = np.isfinite(stats["gaps"])
+    assert measured.sum() == 8  # the first of two optimizer steps
+    assert 0 < np.asarray(stats["gaps"])[measured].max() < 1e-5
+    off = jax.tree.map(np.array, collected)
+    off[2].logprobs[off[2].mask] -= 0.5
+    _, stats, _ = run(tiny, off, algorithm__old_logprobs="sampler")
+    assert float(stats["rollout/logprob_gap_mean"]) == pytest.approx(0.5, abs=1e-4)
+    assert np.nanmin(stats["gaps"]) > 0.49
 
 
 @pytest.mark.parametrize(

@@ -106,8 +106,8 @@ class Ours:
             raise FloatingPointError("the update's loss is not finite, so its time means nothing")
 
     def responses(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (tokens int32[B, R], log-probabilities before the update float32[B, R])."""
-        return sharding.to_host((self.sampled.tokens, self.passes.old))
+        """Returns (tokens int32[B, R], the sampler's log-probabilities float32[B, R])."""
+        return sharding.to_host((self.sampled.tokens, self.sampled.logprobs))
 
     def iteration(self) -> float:
         """Does one pass of the training loop; returns seconds."""

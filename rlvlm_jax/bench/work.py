@@ -35,6 +35,7 @@ _IDS = {
 }
 _ON_GPU = {  # of the cases that are too large for anything else
     "model.dtype": "bfloat16",
+    "algorithm.old_logprobs": "trainer",
     "model.remat": "full",
     "update.microbatch": 16,
     "update.logprob_batch": 64,
@@ -225,6 +226,7 @@ def configuration(case: Case) -> ConfigDict:
     c.algorithm.kl_loss_coef = 1e-3
     c.update.minibatch = case.prompts * case.samples // 2
     c.update.schedule, c.update.warmup, c.update.eps = "constant", 0.0, 1e-5
+    c.algorithm.old_logprobs = "sampler"  # exact in float32, so the old pass is work done twice
     for key, value in case.keys:
         group, name = key.split(".")
         c[group][name] = value

@@ -148,6 +148,8 @@ def about(given: argparse.Namespace) -> dict[str, Any]:
             "the peer's iteration is the sum of its three parts, which its loop runs one by one",
             "work: counted, see models/flops.py; bound_s: what the measured limit allows at best",
             "limit: the fastest of what was measured before and after the case",
+            "logprobs: old and reference pass; ours leaves the old pass out where it samples in "
+            "float32, in which the sampler's log-probs are exact",
             "what was not measured is absent",
         ],
         "cases": {},
@@ -180,6 +182,7 @@ def time_case(one: "Workload", given: argparse.Namespace) -> dict[str, Any]:
         theirs = {part: [] for part in (*PARTS, "iteration")}
     mine.rollout()
     mine.logprobs()
+    own_gap = mine.gap()
     if peer_side is not None:
         gap = peer.largest_gap(peer_side, *mine.responses())
     for number in range(given.repeats + 1):
@@ -207,7 +210,11 @@ def time_case(one: "Workload", given: argparse.Namespace) -> dict[str, Any]:
         "compile_s": mine.compile_s,
         "parts": parts,
     }
-    return result | ({} if gap is None else {"largest_logprob_difference_nats": gap})
+    if own_gap:
+        result["sampler_trainer_gap_nats"] = own_gap
+    if gap is not None:
+        result["largest_difference_to_peer_nats"] = gap
+    return result
 
 
 def sizes(one: "Workload") -> dict[str, Any]:

@@ -21,6 +21,7 @@ from rlvlm_jax.bench.work import Workload, grids
 from rlvlm_jax.config import logprob_passes, microbatch, old_logprobs, sequences, shards
 from rlvlm_jax.models import flops
 from rlvlm_jax.models.flops import Work
+from rlvlm_jax.sampling.sampler import block_sizes
 from rlvlm_jax.train import needs_reference
 
 
@@ -86,7 +87,7 @@ def counted(work: Workload) -> dict[str, dict[str, Work]]:
     length, patches = work.batch.tokens.shape[1], work.batch.patches.shape[1]
     images = [grid for row in grids(work.batch) for grid in row]
     rows, micro = sequences(c), microbatch(c)
-    slots = -(-steps // c.rollout.chunk) * c.rollout.chunk
+    blocks = block_sizes(-(-steps // c.rollout.chunk) * c.rollout.chunk, c.rollout.chunk)
 
     vision = flops.encode_images(model, images, patches, prompts, size)
     one_pass = flops.forward(model, prompts, samples, length, steps, size)
@@ -106,7 +107,7 @@ def counted(work: Workload) -> dict[str, dict[str, Work]]:
     found = {
         "rollout": {
             "prefill": flops.prefill(model, prompts, length, size),
-            "decode": flops.decode(model, prompts, samples, length, steps, size, slots),
+            "decode": flops.decode(model, prompts, samples, length, steps, size, blocks),
         },
         "logprobs": {"passes": flops.total([one_pass] * passes)},
         "update": {

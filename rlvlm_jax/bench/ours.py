@@ -109,6 +109,16 @@ class Ours:
         """Returns (tokens int32[B, R], the sampler's log-probabilities float32[B, R])."""
         return sharding.to_host((self.sampled.tokens, self.sampled.logprobs))
 
+    def gap(self) -> dict[str, float]:
+        """Returns mean and largest |sampler - trainer| log-probability in nats.
+
+        Empty where the passes do not compare them (`config.algorithm.old_logprobs`).
+        """
+        if self.passes.gap is None:
+            return {}
+        gap, mask = sharding.to_host((self.passes.gap, self.sampled.mask))
+        return {"mean": float(gap[mask].mean()), "max": float(gap[mask].max())}
+
     def iteration(self) -> float:
         """Does one pass of the training loop; returns seconds."""
         start = time.perf_counter()

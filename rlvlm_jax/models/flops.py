@@ -10,7 +10,7 @@ meets the keys up to itself, a window its own patches, a prompt runs once for it
 move: weights once a pass, keys and values; activations are not counted. Numbers only, no arrays.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from rlvlm_jax.models.qwen_vl_config import QwenVLConfig, VisionConfig
@@ -140,7 +140,7 @@ def decode(
     length: int,
     steps: int,
     size: int,
-    slots: int = 0,
+    blocks: Sequence[int] = (),
 ) -> Work:
     """Counts sampling `steps` tokens for each of N * G responses, their logits included.
 
@@ -154,12 +154,15 @@ def decode(
         length: P.
         steps: R.
         size: bytes of a number in the compute type.
-        slots: executed steps, each of which meets all slots of the cache; 0 for `steps`.
+        blocks: slots of each block of the cache. As many steps are executed as there are slots,
+            and each meets all slots of the blocks begun by then. Empty for one block of R.
     """
-    rows, slots = prompts * samples, slots or steps
+    rows, blocks = prompts * samples, blocks or (steps,)
+    slots = sum(blocks)
+    met = sum(size * sum(blocks[: number + 1]) for number, size in enumerate(blocks))
     own = (steps - 1) * steps / 2  # keys of its own that a response's tokens meet, itself included
     needed = _decoder(config, rows * (steps - 1), rows * ((steps - 1) * length + own))
-    executed = _decoder(config, rows * slots, rows * slots * (length + slots))
+    executed = _decoder(config, rows * slots, rows * (slots * length + met))
     weights = ((steps - 1) * layer_weights(config) + steps * head_weights(config)) * size
     read = (steps - 1) * prompts * length + rows * own
     return Work(

@@ -121,15 +121,18 @@ def test_gradient_against_xla():
 def test_one_step_of_decoding_against_xla():
     model, params, batch, _, _, _ = shapes()
 
-    def step(params, tokens, positions, prefix, mask, cache, number):
-        hidden, cache = model.decode(params, tokens, positions, prefix, mask, cache, number)
-        return model.logits(params, hidden), cache
+    def step(weights, tokens, positions, prefix, mask, cache, number):
+        hidden, cache = model.decode(weights, tokens, positions, prefix, mask, cache, number)
+        return model.logits(weights, hidden), cache
 
-    keys = {name: jax.ShapeDtypeStruct((1, N, P, 1, 128), np.float32) for name in "kv"}
-    cache = {name: jax.ShapeDtypeStruct((1, N * G, R, 1, 128), np.float32) for name in "kv"}
-    row = jax.ShapeDtypeStruct((N * G,), np.int32)
-    number = jax.ShapeDtypeStruct((), np.int32)
-    found = xla_flops(step, params, row, row, keys, batch.mask, cache, number)
+    def number(*shape, dtype=np.float32):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    prefix = ({"k": number(N, 1, P, 128), "v": number(N, 1, 128, P)},)
+    cache = (({"k": number(N, 1, G, R, 128), "v": number(N, 1, G, 128, R)},),)
+    row, slot = number(N * G, dtype=np.int32), number(dtype=np.int32)
+    weights = jax.eval_shape(model.decoder, params)
+    found = xla_flops(step, weights, row, row, prefix, batch.mask, cache, slot)
     counted = flops.decode(ONE, N, G, P, R, 4)
     assert found * R == pytest.approx(counted.executed, rel=0.05)
 
@@ -192,3 +195,14 @@ def test_published_sizes(name, billions):
     assert (flops.layer_weights(c) + flops.head_weights(c)) / 1e9 == pytest.approx(
         billions, abs=0.01
     )
+
+
+def test_blocks_of_the_cache_are_met_when_they_have_begun():
+    config = ONE
+    one = flops.decode(config, 2, 4, 16, 64, 4)
+    assert flops.decode(config, 2, 4, 16, 64, 4, (64,)) == one
+    halves = flops.decode(config, 2, 4, 16, 64, 4, (32, 32))
+    assert (halves.needed, halves.bytes) == (one.needed, one.bytes)
+    # The first 32 tokens of 8 rows do without 32 slots: two products of H * E each.
+    saved = 8 * 32 * 32 * 2 * 2 * config.heads * config.head_size * config.layers
+    assert one.executed - halves.executed == saved

@@ -14,12 +14,20 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlvlm_jax.sampling.compaction import (
+    Context,
+    State,
+    put_state,
+    take_context,
+    take_state,
+    unfinished,
+)
 from rlvlm_jax.sampling.logits import Policy, draw
 from rlvlm_jax.types import Array, Batch, Params, Rollout
 
@@ -80,6 +88,55 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
     stops = np.asarray(s.stop_ids, np.int32)
     forbidden = Policy(1.0, s.banned_ids)
 
+    def one_token(weights: Params, context: Context, state: State, t: Array) -> tuple[State, None]:
+        logits = model.logits(weights, state.hidden)  # float32[B, V]
+        row_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(context.keys, t)
+        token = draw(
+            row_keys,
+            forbidden.scale(logits),
+            temperature=s.temperature,
+            top_k=s.top_k,
+            top_p=s.top_p,
+        )
+        token = jnp.where(state.done, s.pad_id, token)
+        scaled = s.policy.scale(logits)
+        chosen = jnp.take_along_axis(scaled, token[:, None], axis=1)[:, 0]
+        logprob = jnp.where(state.done, 0.0, chosen - jax.nn.logsumexp(scaled, axis=-1))
+
+        def write(x: Array, column: Array) -> Array:
+            return jax.lax.dynamic_update_slice(x, column[:, None], (0, t))
+
+        hidden, cache = model.decode(
+            weights, token, context.first + t, context.prefix, context.mask, state.cache, t
+        )
+        return State(
+            hidden=hidden,
+            cache=cache,
+            done=state.done | jnp.isin(token, stops) | (t + 1 >= s.max_tokens),
+            tokens=write(state.tokens, token),
+            mask=write(state.mask, ~state.done),
+            logprobs=write(state.logprobs, logprob),
+        ), None
+
+    def one_chunk(weights: Params, context: Context, few: int, state: State, t: Array) -> State:
+        """Decodes s.chunk tokens; alone, where only `few` rows of a shard are unfinished."""
+        steps = t + jnp.arange(s.chunk)
+
+        def all_rows(state: State) -> State:
+            return jax.lax.scan(partial(one_token, weights, context), state, steps)[0]
+
+        def unfinished_rows(state: State) -> State:
+            rows = unfinished(state.done, s.shards, few)
+            some = take_context(context, rows, s.samples)
+            found = take_state(state, rows, s.samples)
+            found, _ = jax.lax.scan(partial(one_token, weights, some), found, steps)
+            return put_state(state, found, rows, s.samples)
+
+        if not few:
+            return all_rows(state)
+        left = (~state.done).reshape(s.shards, -1).sum(axis=1).max()
+        return jax.lax.cond(left <= few, unfinished_rows, all_rows, state)
+
     def sample(params: Params, batch: Batch, features: Array | None, keys: Array) -> Rollout:
         rows = batch.tokens.shape[0] * s.samples
         if features is None:
@@ -87,68 +144,35 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
         hidden, prefix = model.prefill(params, batch, features)
         weights = model.decoder(params)
         first = jnp.repeat(next_positions(batch), s.samples)  # int32[B]
+        context = Context(prefix, batch.mask, keys, first)
+        state = State(
+            hidden=jnp.repeat(hidden, s.samples, axis=0),  # [B, D]
+            cache=((),) * len(prefix),
+            done=jnp.repeat(~jnp.any(batch.mask, axis=1), s.samples),  # a dummy prompt is silent
+            tokens=jnp.full((rows, length), s.pad_id, jnp.int32),
+            mask=jnp.zeros((rows, length), bool),
+            logprobs=jnp.zeros((rows, length), jnp.float32),
+        )
+        end = 0
+        for size in sizes:
+            block = model.empty_cache(prefix, s.samples, size)
+            cache = tuple((*old, new) for old, new in zip(state.cache, block, strict=True))
+            few = rows // (s.shards * SHRINK) if end else 0  # unfinished rows of a shard
+            chunk = partial(one_chunk, weights, context, few)
+            start, end = end, end + size
 
-        def one_token(context: tuple, carry: tuple, t: Array) -> tuple[tuple, None]:
-            prefix, prefix_mask, keys, first = context
-            hidden, cache, done, tokens, mask, logprobs = carry
-            logits = model.logits(weights, hidden)  # float32[B, V]
-            row_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, t)
-            token = draw(
-                row_keys,
-                forbidden.scale(logits),
-                temperature=s.temperature,
-                top_k=s.top_k,
-                top_p=s.top_p,
+            def goes_on(carry: tuple[State, Array], end: int = end) -> Array:
+                state, t = carry
+                return (t < end) & ~jnp.all(state.done)
+
+            state, _ = jax.lax.while_loop(
+                goes_on,
+                lambda carry, chunk=chunk: (chunk(*carry), carry[1] + s.chunk),
+                (state._replace(cache=cache), jnp.int32(start)),
             )
-            token = jnp.where(done, s.pad_id, token)
-            scaled = s.policy.scale(logits)
-            chosen = jnp.take_along_axis(scaled, token[:, None], axis=1)[:, 0]
-            logprob = chosen - jax.nn.logsumexp(scaled, axis=-1)
-            tokens = jax.lax.dynamic_update_slice(tokens, token[:, None], (0, t))
-            mask = jax.lax.dynamic_update_slice(mask, ~done[:, None], (0, t))
-            logprob = jnp.where(done, 0.0, logprob)
-            logprobs = jax.lax.dynamic_update_slice(logprobs, logprob[:, None], (0, t))
-            done = done | jnp.isin(token, stops) | (t + 1 >= s.max_tokens)
-            hidden, cache = model.decode(weights, token, first + t, prefix, prefix_mask, cache, t)
-            return (hidden, cache, done, tokens, mask, logprobs), None
-
-        context = (prefix, batch.mask, keys, first)
-        cache = ((),) * len(prefix)
-        done = jnp.repeat(~jnp.any(batch.mask, axis=1), s.samples)  # a dummy prompt is silent
-        tokens = jnp.full((rows, length), s.pad_id, jnp.int32)
-        mask = jnp.zeros((rows, length), bool)
-        logprobs = jnp.zeros((rows, length), jnp.float32)
-        carry = (jnp.repeat(hidden, s.samples, axis=0), cache, done, tokens, mask, logprobs)
-        for start, size in zip(np.cumsum((0, *sizes[:-1])), sizes, strict=True):
-            hidden, cache, done, *found = carry
-            new = model.empty_cache(prefix, s.samples, size)
-            cache = tuple((*old, block) for old, block in zip(cache, new, strict=True))
-            carry = (hidden, cache, done, *found)
-
-            few = rows // (s.shards * SHRINK) if start else 0  # unfinished rows of a shard
-
-            def run_all(t: Array, carry: tuple) -> tuple:
-                return jax.lax.scan(partial(one_token, context), carry, t + jnp.arange(s.chunk))[0]
-
-            def run_few(t: Array, carry: tuple, few: int = few) -> tuple:
-                places = Places.of_unfinished(carry[2], s.shards, few, s.samples)
-                small = partial(one_token, places.take_context(context))
-                found, _ = jax.lax.scan(small, places.take_carry(carry), t + jnp.arange(s.chunk))
-                return places.put_carry(carry, found)
-
-            def one_chunk(state: tuple, few: int = few) -> tuple:
-                t, carry = state
-                if not few:
-                    return t + s.chunk, run_all(t, carry)
-                left = (~carry[2]).reshape(s.shards, -1).sum(axis=1).max()
-                return t + s.chunk, jax.lax.cond(left <= few, run_few, run_all, t, carry)
-
-            def unfinished(state: tuple, end: int = start + size) -> Array:
-                t, (_, _, done, *_) = state
-                return (t < end) & ~jnp.all(done)
-
-            _, carry = jax.lax.while_loop(unfinished, one_chunk, (jnp.int32(start), carry))
-        tokens, mask, logprobs = (x[:, : s.max_tokens] for x in carry[3:])
+        tokens, mask, logprobs = (
+            x[:, : s.max_tokens] for x in (state.tokens, state.mask, state.logprobs)
+        )
         ended = jnp.any(jnp.isin(tokens, stops) & mask, axis=1)
         return Rollout(tokens, mask, logprobs, truncated=~ended & jnp.any(mask, axis=1))
 
@@ -169,79 +193,3 @@ def block_sizes(length: int, chunk: int) -> tuple[int, ...]:
     while ends[-1] < length:
         ends.append(min(2 * ends[-1], length))
     return tuple(int(size) for size in np.diff([0, *ends]))
-
-
-class Places(NamedTuple):
-    """Some rows of a batch, as many of each shard; and how they are taken out and put back.
-
-    Attributes:
-        rows: int32[shards, few], places within the shard.
-        samples: G.
-    """
-
-    rows: Array
-    samples: int
-
-    @classmethod
-    def of_unfinished(cls, done: Array, shards: int, few: int, samples: int) -> "Places":
-        """Returns the places of the first `few` rows of each shard, unfinished ones before others.
-
-        Args:
-            done: bool[B].
-            shards: divides B.
-            few: rows.
-            samples: G.
-        """
-        order = jnp.argsort(done.reshape(shards, -1), axis=1, stable=True)
-        return cls(order[:, :few], samples)
-
-    def take_context(self, context: tuple) -> tuple:
-        """Takes out (prefix, prefix_mask, keys, first): each row is a prompt of its own."""
-        prefix, prefix_mask, keys, first = context
-        prompts = Places(self.rows // self.samples, 1)
-        prefix, prefix_mask = jax.tree.map(prompts._take, (prefix, prefix_mask))
-        return prefix, prefix_mask, self._take(keys), self._take(first)
-
-    def take_carry(self, carry: tuple) -> tuple:
-        """Takes out (hidden, cache, then per-row arrays)."""
-        hidden, cache, *rest = carry
-        cache = jax.tree.map(self._take_kept, cache)
-        return (self._take(hidden), cache, *map(self._take, rest))
-
-    def put_carry(self, carry: tuple, found: tuple) -> tuple:
-        """Puts rows back; of the cache only the last blocks, no others having changed."""
-        hidden, cache, *rest = (
-            jax.tree.map(self._put, one, new) if number != 1 else one
-            for number, (one, new) in enumerate(zip(carry, found, strict=True))
-        )
-        cache = tuple(
-            (*blocks[:-1], jax.tree.map(self._put_kept, blocks[-1], new[-1]))
-            for blocks, new in zip(cache, found[1], strict=True)
-        )
-        return (hidden, cache, *rest)
-
-    def _by_shard(self, x: Array) -> Array:
-        return x.reshape(self.rows.shape[0], -1, *x.shape[1:])
-
-    def _take(self, x: Array) -> Array:
-        found = jax.vmap(lambda x, rows: x[rows])(self._by_shard(x), self.rows)
-        return found.reshape(-1, *x.shape[1:])
-
-    def _put(self, x: Array, new: Array) -> Array:
-        put = jax.vmap(lambda x, rows, new: x.at[rows].set(new))
-        return put(self._by_shard(x), self.rows, self._by_shard(new)).reshape(x.shape)
-
-    def _take_kept(self, x: Array) -> Array:
-        """Of a block [N, K, G, ...], as [rows, K, 1, ...]."""
-
-        def take(x: Array, rows: Array) -> Array:
-            return x[rows // self.samples, :, rows % self.samples]
-
-        found = jax.vmap(take)(self._by_shard(x), self.rows)
-        return found.reshape(-1, x.shape[1], 1, *x.shape[3:])
-
-    def _put_kept(self, x: Array, new: Array) -> Array:
-        def put(x: Array, rows: Array, new: Array) -> Array:
-            return x.at[rows // self.samples, :, rows % self.samples].set(new[:, :, 0])
-
-        return jax.vmap(put)(self._by_shard(x), self.rows, self._by_shard(new)).reshape(x.shape)

@@ -1,0 +1,104 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of a batch while it is decoded, and going on with a few of them alone.
+
+Once most responses have ended, the others are taken out into a smaller batch, in which each row is
+a prompt of its own, and put back after some tokens. Rows of one device stay there: the batch is cut
+into `shards`, and as many are taken of each. Knows nothing of models or of how tokens are drawn.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rlvlm_jax.types import Array
+
+
+class Context(NamedTuple):
+    """What stays as it is; row b of B = N * G belongs to prompt b // G."""
+
+    prefix: tuple  # of each layer, keys and values [N, ...]; see models.cache
+    mask: Array  # bool[N, P], of the prompts
+    keys: Array  # key[B]
+    first: Array  # int32[B], position of the first token of the response
+
+
+class State(NamedTuple):
+    """What changes with every token."""
+
+    hidden: Array  # [B, D], predicts the next token
+    cache: tuple  # of each layer a tuple of blocks [N, K, G, ...], the last being written
+    done: Array  # bool[B]
+    tokens: Array  # int32[B, slots]
+    mask: Array  # bool[B, slots]
+    logprobs: Array  # float32[B, slots], nats
+
+
+def unfinished(done: Array, shards: int, few: int) -> Array:
+    """Returns int32[shards, few], places within its shard of rows to take, unfinished ones first.
+
+    Args:
+        done: bool[B].
+        shards: divides B.
+        few: rows of a shard.
+    """
+    return jnp.argsort(done.reshape(shards, -1), axis=1, stable=True)[:, :few]
+
+
+def take_context(context: Context, rows: Array, samples: int) -> Context:
+    """Returns the context of these rows, each a prompt of its own."""
+    prefix, mask = jax.tree.map(lambda x: _take(x, rows // samples), (context.prefix, context.mask))
+    return Context(prefix, mask, _take(context.keys, rows), _take(context.first, rows))
+
+
+def take_state(state: State, rows: Array, samples: int) -> State:
+    """Returns the state of these rows; blocks of the cache are [rows, K, 1, ...]."""
+
+    def take_block(x: Array) -> Array:
+        def take(x: Array, rows: Array) -> Array:
+            return x[rows // samples, :, rows % samples]
+
+        found = jax.vmap(take)(_by_shard(x, rows), rows)
+        return found.reshape(-1, x.shape[1], 1, *x.shape[3:])
+
+    taken = {name: _take(x, rows) for name, x in _row_fields(state).items()}
+    return State(cache=jax.tree.map(take_block, state.cache), **taken)
+
+
+def put_state(state: State, found: State, rows: Array, samples: int) -> State:
+    """Returns the state with these rows replaced; of the cache, only the last blocks changed."""
+
+    def put(x: Array, new: Array) -> Array:
+        by_shard = jax.vmap(lambda x, rows, new: x.at[rows].set(new))
+        return by_shard(_by_shard(x, rows), rows, _by_shard(new, rows)).reshape(x.shape)
+
+    def put_block(x: Array, new: Array) -> Array:
+        def put(x: Array, rows: Array, new: Array) -> Array:
+            return x.at[rows // samples, :, rows % samples].set(new[:, :, 0])
+
+        by_shard = jax.vmap(put)(_by_shard(x, rows), rows, _by_shard(new, rows))
+        return by_shard.reshape(x.shape)
+
+    cache = tuple(
+        (*blocks[:-1], jax.tree.map(put_block, blocks[-1], new[-1]))
+        for blocks, new in zip(state.cache, found.cache, strict=True)
+    )
+    news = _row_fields(found)
+    return State(
+        cache=cache, **{name: put(x, news[name]) for name, x in _row_fields(state).items()}
+    )
+
+
+def _row_fields(state: State) -> dict[str, Any]:
+    """All fields but the cache: those whose leading axis is B."""
+    return {name: x for name, x in state._asdict().items() if name != "cache"}
+
+
+def _by_shard(x: Array, rows: Array) -> Array:
+    return x.reshape(rows.shape[0], -1, *x.shape[1:])
+
+
+def _take(x: Array, rows: Array) -> Array:
+    found = jax.vmap(lambda x, rows: x[rows])(_by_shard(x, rows), rows)
+    return found.reshape(-1, *x.shape[1:])

@@ -71,7 +71,11 @@ def choose(config: ConfigDict, rounds: Sequence[Round]) -> np.ndarray:
 
 
 def merge(
-    config: ConfigDict, rounds: Sequence[Round], chosen: np.ndarray, pad_id: int
+    config: ConfigDict,
+    rounds: Sequence[Round],
+    chosen: np.ndarray,
+    buckets: Sequence[tuple[int, int]],
+    pad_id: int,
 ) -> tuple[Batch, Rollout, Passes]:
     """Makes one batch of the chosen groups of several rounds.
 
@@ -79,14 +83,17 @@ def merge(
         config: the whole configuration.
         rounds: of one step.
         chosen: from `choose`.
+        buckets: shapes (P, I) that a batch may have; the last holds every prompt.
         pad_id: fills the padding of prompts that move into a larger shape.
 
     Returns:
-        Host arrays: N prompts, of the largest shape among the rounds, and their B responses.
+        Host arrays: N prompts, of the smallest shape that holds every round's, and their B
+        responses.
     """
     shapes = [(one.batch.tokens.shape[1], one.batch.patches.shape[1]) for one in rounds]
-    largest = max(p for p, _ in shapes), max(i for _, i in shapes)
-    batches = [pad_batch(one.batch, *largest, pad_id) for one in rounds]
+    p, i = (max(sizes) for sizes in zip(*shapes, strict=True))
+    shape = min((one for one in buckets if one[0] >= p and one[1] >= i), key=sum)
+    batches = [pad_batch(one.batch, *shape, pad_id) for one in rounds]
     rows = rows_of(chosen, config.rollout.samples)
 
     def join(parts: Sequence[Any], places: np.ndarray) -> Any:

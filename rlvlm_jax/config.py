@@ -184,7 +184,9 @@ def default() -> ConfigDict:
     c.rollout.temperature = 1.0
     c.rollout.top_p = 1.0
     c.rollout.top_k = 0  # 0 = off
-    c.rollout.cache = "model"  # keys and values kept in model.dtype, or "bfloat16", "int8"
+    # Keys and values are kept in model.dtype ("model"), "bfloat16" or "int8", which takes a
+    # quarter of float32's memory; they are read back into model.dtype for every token.
+    c.rollout.cache = "model"
     c.rollout.chunk = 16  # decode steps between two looks at whether every row has stopped
 
     c.rewards = ConfigDict()
@@ -223,9 +225,9 @@ def default() -> ConfigDict:
     c.algorithm.dual_clip = 0.0  # 0 = off
     c.algorithm.is_cap = 0.0  # cap of the sampler-to-trainer importance weight; 0 = off
     # Where the ratio's old log-probs come from: a pass of the "trainer" before the update; the
-    # "sampler", exact in float32, no pass; the "update" itself where it is one optimizer step, no
-    # pass; "auto" is "update" where that can be, else "trainer". Without a pass, the gap between
-    # sampler and trainer is that of the first optimizer step's sequences.
+    # "sampler", which in float32 on CPU gives the trainer's, no pass; the "update" itself where it
+    # is one optimizer step, no pass; "auto" is "update" where that can be, else "trainer". Without
+    # a pass, the gap between sampler and trainer is that of the first optimizer step's sequences.
     c.algorithm.old_logprobs = "auto"
     c.algorithm.aggregate = "token"
     c.algorithm.length_norm = 0  # aggregate="constant": tokens a sequence is divided by; 0 = R
@@ -546,6 +548,12 @@ def _recipe_problems(c: ConfigDict) -> Iterator[str]:
             yield (
                 f"config.algorithm.is_cap={c.algorithm.is_cap} compares the trainer's old "
                 "log-probs with the sampler's; use config.algorithm.old_logprobs='trainer'"
+            )
+        if c.model.dtype != "float32" or c.rollout.cache != "model":
+            yield (
+                f"config.model.dtype={c.model.dtype!r} and config.rollout.cache="
+                f"{c.rollout.cache!r} would train on rounding errors with "
+                "config.algorithm.old_logprobs='sampler'; use 'trainer'"
             )
         if c.algorithm.flat_positions:
             yield (

@@ -9,11 +9,13 @@ here, on the host, from lengths alone. Shapes are static; only the number of mic
 depends on the lengths. What is computed of the streams is not known here.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from rlvlm_jax.errors import InputError
 from rlvlm_jax.types import Array
 
 
@@ -127,25 +129,92 @@ def plan(
     return Plan(source, previous, count.reshape(leading))
 
 
-def computed_tokens(packed: Plan) -> int:
-    """Returns how many tokens the micro-batches in use have, padding included."""
-    streams, tokens = packed.source.shape[-2:]
-    return int(packed.count.sum()) * streams * tokens
+@dataclasses.dataclass(frozen=True)
+class Planner:
+    """Packs the batches of a run.
+
+    Attributes:
+        tokens: T; 0 where nothing is packed, and no plan is made.
+        streams: S.
+        response_size: R.
+        few_prompts: whether the update keeps to `most_prompts` in a stream.
+    """
+
+    tokens: int
+    streams: int
+    response_size: int
+    few_prompts: bool
+
+    def check(self, buckets: Sequence[tuple[int, int]]) -> None:
+        """Checks that a stream has room for any prompt and a response to it.
+
+        Args:
+            buckets: shapes (P tokens, I patches) of a prompt.
+
+        Raises:
+            InputError: it has not.
+        """
+        longest = max(p for p, _ in buckets)
+        needed = longest + self.response_size
+        if 0 < self.tokens < needed:
+            raise InputError(
+                f"config.update.pack_tokens={self.tokens} has no room for the longest prompts "
+                f"({longest} tokens) and config.rollout.max_tokens={self.response_size}; use at "
+                f"least {needed}, or 0"
+            )
+
+    def for_passes(self, prompts: np.ndarray, lengths: np.ndarray) -> Plan | None:
+        """Packs the responses of a batch for the passes of step III.
+
+        Args:
+            prompts: bool[N, P], the prompts' mask.
+            lengths: int[B], tokens of each response, 0 where it takes no part.
+        """
+        return self._plan(prompts, lengths, np.arange(len(lengths)), few_prompts=False)
+
+    def for_update(
+        self, prompts: np.ndarray, lengths: np.ndarray, order: np.ndarray
+    ) -> Plan | None:
+        """Packs the responses of each minibatch for step IV.
+
+        Args:
+            prompts: bool[N, P], the prompts' mask.
+            lengths: int[B], tokens of each response, 0 where it takes no part.
+            order: int32[epochs, minibatches, sequences], from `update.minibatch_order`.
+        """
+        return self._plan(prompts, lengths, order, few_prompts=self.few_prompts)
+
+    def _plan(
+        self, prompts: np.ndarray, lengths: np.ndarray, order: np.ndarray, *, few_prompts: bool
+    ) -> Plan | None:
+        if not self.tokens:
+            return None
+        return plan(
+            prompts.sum(axis=1),
+            lengths,
+            order,
+            tokens=self.tokens,
+            streams=self.streams,
+            prompt_size=prompts.shape[1],
+            response_size=self.response_size,
+            few_prompts=few_prompts,
+        )
 
 
 def useful_fraction(
-    prompt_lengths: np.ndarray, response_lengths: np.ndarray, order: np.ndarray, computed: int
+    prompts: np.ndarray, response_lengths: np.ndarray, order: np.ndarray, computed: int
 ) -> float:
     """Returns which share of the tokens that were computed had to be.
 
     That is, in each minibatch, the tokens of its responses, and those of their prompts once.
 
     Args:
-        prompt_lengths: int[N].
+        prompts: bool[N, P], the prompts' mask.
         response_lengths: int[B], 0 where a response takes no part; B = N * G.
         order: int[..., b], the responses of each minibatch.
-        computed: tokens.
+        computed: tokens that went through the model, prompts and padding included.
     """
+    prompt_lengths = prompts.sum(axis=1)
     samples = len(response_lengths) // len(prompt_lengths)
     useful = 0
     for rows in np.asarray(order).reshape(-1, np.shape(order)[-1]):

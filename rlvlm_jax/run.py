@@ -85,6 +85,19 @@ def _changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = 
     return changed
 
 
+def _with_defaults(saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a saved configuration with the defaults of keys that did not exist yet."""
+    return {
+        **saved,
+        **{
+            key: _with_defaults(saved[key], value) if isinstance(value, Mapping) else saved[key]
+            for key, value in defaults.items()
+            if key in saved
+        },
+        **{key: value for key, value in defaults.items() if key not in saved},
+    }
+
+
 class Run:
     """One run: `with run:` writes its directory, restores signal handlers at the end."""
 
@@ -120,7 +133,9 @@ class Run:
     def _read_saved(self) -> dict[str, Any]:
         """Returns what the newest checkpoint says of its run, if this run may continue it."""
         saved = checkpoint.read_run(self._checkpoints / str(self.first_step))
-        changed = _changed_keys(saved["config"], startup.resolved_config(self.config))
+        defaults = startup.resolved_config(config_lib.default())
+        began = _with_defaults(saved["config"], defaults)
+        changed = _changed_keys(began, startup.resolved_config(self.config))
         if changed:
             raise InputError(
                 f"{self.workdir} holds a run with another configuration (config."

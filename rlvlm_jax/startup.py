@@ -181,8 +181,12 @@ def keep_compiled(where: str) -> None:
 
     Args:
         where: a directory, which is created; "auto", see config.py; or "" to leave JAX as it is.
+
+    Raises:
+        InputError: the directory that is named cannot be made; that of "auto" is done without.
     """
-    if where == "auto":
+    named = where != "auto"
+    if not named:
         told = jax.config.jax_compilation_cache_dir or jax.default_backend() == "cpu"
         where = "" if told else COMPILED
     if not where:
@@ -191,11 +195,13 @@ def keep_compiled(where: str) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        logging.warning(
-            "compiled programs cannot be kept for the next start: %s; name another directory in "
-            "config.compile_cache, or none",
-            error,
+        problem = (
+            f"compiled programs cannot be kept in {directory} ({error.strerror}); name another "
+            "directory in config.compile_cache, or none"
         )
+        if named:
+            raise InputError(problem) from error
+        logging.warning(problem)
         return
     if jax.config.jax_compilation_cache_dir == str(directory):
         return
@@ -218,6 +224,7 @@ def open_session(config: ConfigDict, source: Source) -> Session:
         dtype=config.model.dtype,
         head_sizes=(sizes.head_size, vision.width // vision.heads),
         mesh=mesh,
+        packed=config.update.pack_tokens > 0,
     )
     model = models.build(
         sizes,

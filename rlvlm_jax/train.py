@@ -12,7 +12,7 @@ processor.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,7 +22,6 @@ from ml_collections import ConfigDict
 from rlvlm_jax import collection, optim, packing, run, sharding, startup
 from rlvlm_jax.collection import Round
 from rlvlm_jax.config import sequences, shards
-from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation import scheme
 from rlvlm_jax.features import make_cache
 from rlvlm_jax.metrics import Stopwatch
@@ -32,7 +31,7 @@ from rlvlm_jax.sampling.responses import read_responses
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
 from rlvlm_jax.trajectory import make_passes_fn, make_trajectory_fn
 from rlvlm_jax.types import Params, TrainState
-from rlvlm_jax.update import make_update_fn, minibatch_order, padded_tokens
+from rlvlm_jax.update import computed_tokens, make_update_fn, minibatch_order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,63 +83,15 @@ def make_steps(session: startup.Session, optimizer: Any, state: TrainState) -> S
     )
 
 
-def plan_passes(
-    session: startup.Session, prompts: np.ndarray, lengths: np.ndarray
-) -> packing.Plan | None:
-    """Packs the responses of a batch for the passes of step III; None where nothing is packed.
-
-    Args:
-        session: of the run.
-        prompts: bool[N, P], the prompts' mask.
-        lengths: int[B], tokens of each response, 0 where it takes no part.
-    """
-    return _plan(session, prompts, lengths, np.arange(len(lengths)), few_prompts=False)
-
-
-def plan_update(
-    session: startup.Session, prompts: np.ndarray, lengths: np.ndarray, order: np.ndarray
-) -> packing.Plan | None:
-    """Packs the responses of each minibatch for step IV; None where nothing is packed.
-
-    Args:
-        session: of the run.
-        prompts: bool[N, P], the prompts' mask.
-        lengths: int[B], tokens of each response, 0 where it takes no part.
-        order: int32[epochs, minibatches, sequences], from `update.minibatch_order`.
-    """
-    return _plan(session, prompts, lengths, order, few_prompts=not session.features_frozen)
-
-
-def _plan(session, prompts, lengths, order, few_prompts):
+def make_planner(session: startup.Session) -> packing.Planner:
+    """Returns what packs the batches of a run for steps III and IV; nothing, by default."""
     config = session.config
-    if not config.update.pack_tokens:
-        return None
-    return packing.plan(
-        prompts.sum(axis=1),
-        lengths,
-        order,
+    return packing.Planner(
         tokens=config.update.pack_tokens,
         streams=shards(config),
-        prompt_size=prompts.shape[1],
         response_size=config.rollout.max_tokens,
-        few_prompts=few_prompts,
+        few_prompts=not session.features_frozen,
     )
-
-
-def check_streams(config: ConfigDict, buckets: Sequence[tuple[int, int]]) -> None:
-    """Checks that a packed stream has room for any prompt and a response to it.
-
-    Raises:
-        InputError: it has not.
-    """
-    tokens, longest = config.update.pack_tokens, max(p for p, _ in buckets)
-    needed = longest + config.rollout.max_tokens
-    if 0 < tokens < needed:
-        raise InputError(
-            f"config.update.pack_tokens={tokens} has no room for the longest prompts ({longest} "
-            f"tokens) and config.rollout.max_tokens={config.rollout.max_tokens}; use at least "
-            f"{needed}, or 0"
-        )
 
 
 def compile_steps(
@@ -179,9 +130,10 @@ def compile_steps(
     rollout = divided(sample.out_info)
     prompts, lengths = np.ones(batch.mask.shape, bool), np.zeros(rollout.truncated.shape, int)
     order = jax.eval_shape(lambda key: minibatch_order(session.config, key), key)
+    planner = make_planner(session)
     plans = (  # an empty plan has the shape of any other
-        plan_passes(session, prompts, lengths),
-        plan_update(session, prompts, lengths, np.zeros(order.shape, int)),
+        planner.for_passes(prompts, lengths),
+        planner.for_update(prompts, lengths, np.zeros(order.shape, int)),
     )
     places = sharding.plan_shardings(plans, session.mesh)
     plan, minibatches = sharding.with_shardings(plans, places)
@@ -215,7 +167,8 @@ def train(config: ConfigDict, workdir: str) -> bool:
     # ---- set-up: run directory, model, data, state --------------------------------------------
     this = run.Run(config, workdir)
     session = this.session
-    check_streams(config, this.loader.buckets)
+    planner = make_planner(session)
+    planner.check(this.loader.buckets)
     updates = config.update.epochs * sequences(config) // config.update.minibatch
     optimizer, schedule = optim.make_optimizer(
         config.update, this.total_steps * updates, session.model.part
@@ -261,7 +214,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
                 # Step III: trajectory generation. The device goes over the responses once more
                 # while the host scores their texts.
                 with watch.measure("trajectory"):
-                    plan = plan_passes(session, host_batch.mask, responses.tokens)
+                    plan = planner.for_passes(host_batch.mask, responses.tokens)
                     plan = sharding.put_plan(plan, session.mesh)
                 passes = steps.passes(state.params, reference, batch, features, rollout, plan)
                 with watch.measure("score"):
@@ -274,7 +227,9 @@ def train(config: ConfigDict, workdir: str) -> bool:
                 chosen = collection.choose(config, rounds)
                 prompts = host_batch.mask
                 if len(rounds) > 1:
-                    arrays = collection.merge(config, rounds, chosen, session.tokenizer.pad_id)
+                    arrays = collection.merge(
+                        config, rounds, chosen, this.loader.buckets, session.tokenizer.pad_id
+                    )
                     prompts = arrays[0].mask
                     batch, rollout, passes = sharding.put_batch(arrays, session.mesh)
                     steps = compiled[batch.tokens.shape[1], batch.patches.shape[1]]
@@ -290,7 +245,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
                 trajectory_stats = sharding.to_host(trajectory_stats)
                 lengths = np.asarray(trajectory.mask).sum(axis=1)
                 order = np.asarray(draw_order(update_key))
-                plans = plan_update(session, prompts, lengths, order)
+                plans = planner.for_update(prompts, lengths, order)
 
             # Step IV: policy update. All optimizer steps of the batch in one program.
             with watch.measure("update"):
@@ -298,15 +253,8 @@ def train(config: ConfigDict, workdir: str) -> bool:
                 state, update_stats = steps.update(state, trajectory, update_key, placed)
                 update_stats = sharding.to_host(update_stats)
 
-            # Of the tokens that went through the model, prompts and padding included, those that
-            # had to: each prompt once a minibatch, and the responses that are trained on.
-            computed = (
-                padded_tokens(config, prompts.shape[1])
-                if plans is None
-                else packing.computed_tokens(plans)
-            )
             update_stats["update/useful_token_fraction"] = packing.useful_fraction(
-                prompts.sum(axis=1), lengths, order, computed
+                prompts, lengths, order, computed_tokens(config, prompts, plans)
             )
             gaps = update_stats.pop("gaps", None)
             update_stats["update/lr"] = schedule(int(state.step) - 1)

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -188,15 +189,18 @@ def _sharing(config: ConfigDict) -> int:
     return math.gcd(_unit(config), microbatch(config) // shards(config))
 
 
-def padded_tokens(config: ConfigDict, prompt_size: int) -> int:
-    """Returns the tokens, padding included, of one batch's update where nothing is packed.
+def computed_tokens(config: ConfigDict, prompts: np.ndarray, plans: Plan | None) -> int:
+    """Returns the tokens that go through the model in one batch's update, padding included.
 
     Args:
         config: the whole configuration.
-        prompt_size: P.
+        prompts: bool[N, P], the prompts' mask.
+        plans: of its minibatches, on the host; None where nothing is packed.
     """
+    if plans is not None:
+        return int(plans.count.sum()) * plans.source[0, 0, 0].size
     rows = config.update.epochs * sequences(config)
-    return rows // _sharing(config) * prompt_size + rows * config.rollout.max_tokens
+    return rows // _sharing(config) * prompts.shape[1] + rows * config.rollout.max_tokens
 
 
 def minibatch_order(config: ConfigDict, key: Array) -> Array:
@@ -323,7 +327,11 @@ def make_update_fn(
                 "rollout/logprob_gap_max": jnp.where(first.any(), largest.max(), jnp.nan),
                 "gaps": jnp.where(first, largest, jnp.nan),
             }
-        return state, mean_stats(stats) | gaps
+        found = mean_stats(stats) | gaps
+        if gaps:  # nothing was seen where nothing was trained
+            entropy = found["update/entropy"]
+            found["update/entropy"] = jnp.where(trajectory.mask.any(), entropy, jnp.nan)
+        return state, found
 
     return update
 

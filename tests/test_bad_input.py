@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rlvlm_jax import main, startup
+from rlvlm_jax import config, main, startup
+from rlvlm_jax import run as run_lib
 from rlvlm_jax.models import convert
 from tests.run_cases import CONFIGS, arguments, execute, read_lines, write_problems, write_records
 
@@ -313,6 +314,16 @@ def run(trained, tmp_path):
     """A copy of it, to be damaged."""
     workdir, data, keys = trained
     return shutil.copytree(workdir, tmp_path / "run"), data, {**keys, "total_steps": 2}
+
+
+def test_a_run_begun_before_a_key_existed_has_its_default():
+    defaults = startup.resolved_config(config.default())
+    began = json.loads(json.dumps(defaults))
+    del began["rollout"]["cache"], began["compile_cache"]
+    began["update"]["lr"] = 7.0
+    filled = run_lib._with_defaults(began, defaults)
+    assert run_lib._changed_keys(filled, defaults) == ["update.lr"]
+    assert run_lib._changed_keys(began, defaults) == ["rollout.cache", "update.lr"]
 
 
 def test_resuming_with_another_configuration(refused, run):

@@ -106,9 +106,12 @@ def test_rounds_of_different_shapes_become_one_batch():
     small = round_of(config, [0, 2, 4, 1])
     large = round_of(config, [1, 4, 4, 2], first=4, tokens=7, patches=12)
     chosen = collection.choose(config, [small, large])
-    batch, rollout, passes = collection.merge(config, [small, large], chosen, pad_id=-1)
+    batch, rollout, passes = collection.merge(
+        config, [small, large], chosen, [(5, 8), (7, 8), (9, 12)], pad_id=-1
+    )
+    assert (batch.tokens.shape, batch.patches.shape[:2]) == ((4, 9), (4, 12))
     assert batch.tokens[:, -5:].tolist() == [[n] * 5 for n in (1, 3, 4, 7)]
-    assert batch.tokens[:2, :2].tolist() == [[-1, -1]] * 2
+    assert batch.tokens[:2, :4].tolist() == [[-1] * 4] * 2
     assert batch.mask.sum(axis=1).tolist() == [5, 5, 7, 7]
     assert batch.positions.sum(axis=(1, 2)).tolist() == [15, 15, 21, 21]
     assert (batch.patch_image > 0).sum(axis=1).tolist() == [8, 8, 12, 12]

@@ -108,6 +108,10 @@ def test_flags_change_values():
             ["--config.algorithm.old_logprobs=sampler", "--config.algorithm.flat_positions=True"],
             "config.algorithm.flat_positions makes the trainer another model",
         ),
+        (
+            ["--config.algorithm.old_logprobs=sampler", "--config.rollout.cache=int8"],
+            "config.rollout.cache='int8' would train on rounding errors with",
+        ),
         (["--config.mesh.data=3"], "does not divide over config.mesh.data x config.mesh.fsdp = 3"),
         (["--config.rollout.samples=1"], "config.rollout.samples=1 must be at least 2"),
         (["--config.update.train_llm=False"], "nothing is trained"),

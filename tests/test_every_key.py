@@ -176,9 +176,10 @@ def traced(c, name):
     reference = state.params if train.needs_reference(c) else None
     key = jax.random.key(0)
     prompt_mask, lengths = np.ones((prompts, 32), bool), np.zeros(rows, int)
-    plan = train.plan_passes(session, prompt_mask, lengths)
+    planner = train.make_planner(session)
+    plan = planner.for_passes(prompt_mask, lengths)
     order = minibatch_order(c, key)
-    plans = train.plan_update(session, prompt_mask, lengths, np.asarray(order))
+    plans = planner.for_update(prompt_mask, lengths, np.asarray(order))
     arguments = {
         "encode": (state.params, batch),
         "sample": (state.params, batch, features, key, np.uint32(0)),

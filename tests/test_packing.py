@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packed streams: what a plan must keep, and that nothing but the time of a step depends on it."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,18 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvlm_jax import optim, packing, sharding, train
+from rlvlm_jax import optim, packing, sharding
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.logprobs import make_logprobs_fn, make_packed_logprobs_fn
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.trajectory import make_passes_fn
 from rlvlm_jax.types import Rollout, Trajectory
 from rlvlm_jax.update import (
+    computed_tokens,
     encode_held,
     init_state,
     make_update_fn,
     minibatch_order,
-    padded_tokens,
 )
 from tests import tiny_model
 from tests.tiny_model import BANNED
@@ -135,7 +136,8 @@ def test_what_cannot_be_packed_is_refused():
 
 def test_the_useful_share_by_hand():
     # Group 0 is there in both minibatches, group 1 in the second, the rest in none.
-    prompts, responses = np.array([5, 7, 9]), np.array([1, 2, 3, 4, 0, 0])
+    prompts = np.arange(9) < np.array([[5], [7], [9]])
+    responses = np.array([1, 2, 3, 4, 0, 0])
     order = np.array([[[0, 4], [1, 2], [3, 5]]])
     useful = (5 + 1) + (5 + 2 + 7 + 3) + (7 + 4)
     assert packing.useful_fraction(prompts, responses, order, 100) == useful / 100
@@ -156,15 +158,23 @@ def test_long_tails_waste_little(tokens, least):
             prompt_size=1312,
             response_size=2048,
         )
-        computed = packing.computed_tokens(plan)
-        assert packing.useful_fraction(prompts, responses, order, computed) > least
-        padded = 64 * 1312 + 512 * 2048
-        assert packing.useful_fraction(prompts, responses, order, padded) < 0.2
+        mask = np.arange(1312) < prompts[:, None]
+        packed, padded = int(plan.count.sum()) * tokens, 64 * 1312 + 512 * 2048
+        assert packing.useful_fraction(mask, responses, order, packed) > least
+        assert packing.useful_fraction(mask, responses, order, padded) < 0.2
 
 
-def test_padded_tokens_by_hand():
+def test_computed_tokens_by_hand():
     c = tiny_model.settings(update__microbatch=2, update__epochs=3)
-    assert padded_tokens(c, 24) == 3 * (8 * 24 + 16 * 6)  # two samples of a prompt share it
+    prompts = np.ones((4, 24), bool)
+    # Two samples of a prompt share it.
+    assert computed_tokens(c, prompts, None) == 3 * (8 * 24 + 16 * 6)
+    order = np.arange(16).reshape(1, 2, 8)
+    planner = packing.Planner(tokens=64, streams=2, response_size=6, few_prompts=False)
+    plans = planner.for_update(prompts, np.full(16, 6), order)
+    # A minibatch is two groups of 24 + 4 * 6 tokens: one stream each, so one micro-batch of two.
+    assert plans.count.tolist() == [[1, 1]]
+    assert computed_tokens(c, prompts, plans) == 2 * 2 * 64
 
 
 # ---- log-probabilities -----------------------------------------------------------------------
@@ -415,7 +425,8 @@ def test_the_order_of_minibatches_is_drawn_from_the_key():
 
 
 def test_streams_must_hold_the_longest_prompt_and_a_response():
-    c = tiny_model.settings(update__pack_tokens=40)
-    train.check_streams(c, [(16, 0), (34, 8)])
+    planner = packing.Planner(tokens=40, streams=1, response_size=6, few_prompts=False)
+    planner.check([(16, 0), (34, 8)])
     with pytest.raises(InputError, match="pack_tokens=40 has no room.*35 tokens.*least 41"):
-        train.check_streams(c, [(16, 0), (35, 8)])
+        planner.check([(16, 0), (35, 8)])
+    dataclasses.replace(planner, tokens=0).check([(16, 0), (35, 8)])

@@ -141,7 +141,11 @@ def test_blocks_and_a_smaller_batch_change_no_sample(monkeypatch, stops):
     monkeypatch.setattr(sampler, "SHRINK", 10**6)
     in_blocks = sample_long(stops=stops)
     monkeypatch.setattr(sampler, "SHRINK", 2)
+    asked = []
+    unfinished = sampler.unfinished
+    monkeypatch.setattr(sampler, "unfinished", lambda *x: asked.append(x[1:]) or unfinished(*x))
     in_small_batch = sample_long(stops=stops)
+    assert set(asked) == {(2, 4)}
     # Rows of a shard left at the start of each chunk behind the first block: first more than half
     # of its eight, then fewer.
     left = [(lengths > t).reshape(2, -1).sum(axis=1).max() for t in range(16, 80, 8)]
@@ -177,10 +181,37 @@ def test_draws_are_right_for_every_size_of_vocabulary(vocabulary):
     assert (error < 5 * np.sqrt(expected * (1 - expected) / count) + 1e-9).all()
 
 
+def test_a_draw_never_takes_a_token_of_probability_zero(monkeypatch):
+    """The largest random number there is, and a rounding error at every zero behind the mass."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(8, 152_000)).astype(np.float32)
+    logits[:, 70_000:] = -np.inf  # whole runs of 390, and the tail of one
+    logits[:, 1::2] = -np.inf
+
+    def largest(key, shape):
+        return jnp.full(shape, 1 - 2**-23, jnp.float32)
+
+    def cumsum(x, axis):
+        return jnp.asarray(np.cumsum(x, axis=axis)) * (1 + 1e-7 * jnp.arange(x.shape[axis]))
+
+    monkeypatch.setattr(jax.random, "uniform", largest)
+    monkeypatch.setattr(jnp, "cumsum", cumsum)
+    drawn = np.asarray(choose(jax.random.split(jax.random.key(1), 8), jnp.asarray(logits)))
+    assert np.isfinite(logits[np.arange(8), drawn]).all()
+
+
 def test_a_draw_takes_the_only_token_there_is():
     logits = jnp.full((3, 1000), -jnp.inf).at[jnp.arange(3), jnp.array([0, 567, 999])].set(-80.0)
     keys = jax.random.split(jax.random.key(1), 3)
     assert np.asarray(choose(keys, logits)).tolist() == [0, 567, 999]
+
+
+def test_a_top_p_next_to_one_keeps_everything_that_counts():
+    logits = np.random.default_rng(5).normal(size=(4, 5000)).astype(np.float32)
+    logits[:, ::3] = -np.inf
+    kept = np.isfinite(np.asarray(keep_top_p(jnp.asarray(logits), 1 - 1e-9)))
+    assert not kept[:, ::3].any()
+    assert kept.sum() > 0.999 * np.isfinite(logits).sum()
 
 
 @pytest.mark.parametrize("p", [0.001, 0.3, 0.9, 0.999])

@@ -10,6 +10,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from rlvlm_jax import metrics, startup
+from rlvlm_jax.errors import InputError
 
 
 @pytest.fixture
@@ -55,9 +56,15 @@ def test_by_itself_it_is_for_accelerators_and_for_who_has_told_jax_nothing(
     assert kept() == str(tmp_path / ".cache" / "rlvlm_jax" / "xla")
 
 
-def test_a_directory_that_cannot_be_made_is_said_and_done_without(tmp_path, kept, caplog):
+def test_a_directory_that_cannot_be_made_is_said(tmp_path, kept, caplog, monkeypatch):
     (tmp_path / "file").write_text("")
-    with caplog.at_level(logging.WARNING):
+    with pytest.raises(InputError, match=r"file/below.*config.compile_cache"):
         startup.keep_compiled(str(tmp_path / "file" / "below"))
+    assert kept() is None
+    # Nobody asked for the one that is there by itself: it is done without.
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(startup, "COMPILED", str(tmp_path / "file" / "below"))
+    with caplog.at_level(logging.WARNING):
+        startup.keep_compiled("auto")
     assert kept() is None
     assert "config.compile_cache" in caplog.text

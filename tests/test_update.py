@@ -154,6 +154,16 @@ def test_one_optimizer_step_needs_no_pass_before_it(tiny, collected, loss):
     assert float(stats["rollout/logprob_gap_max"]) == stats["gaps"].max()
 
 
+def test_an_update_of_nothing_has_no_entropy_and_no_gap(tiny, collected):
+    def nothing(trajectory):
+        return trajectory._replace(mask=jnp.zeros_like(trajectory.mask))
+
+    _, stats, _ = run(tiny, collected, poison=nothing, update__minibatch=16)
+    assert np.isnan(stats["gaps"]).all()
+    for name in ("update/entropy", "rollout/logprob_gap_mean", "rollout/logprob_gap_max"):
+        assert np.isnan(float(stats[name])), name
+
+
 def test_without_a_pass_the_samplers_own_are_the_old_ones(tiny, collected, base):
     state, stats, trajectory = run(tiny, collected, algorithm__old_logprobs="sampler")
     np.testing.assert_array_equal(trajectory.old_logprobs, collected[2].logprobs)

@@ -191,6 +191,15 @@ def check_comparable(work: Workload) -> None:
         "update.train_head": True,
         "update.only": "",
         "algorithm.loss": "ppo",
+        "algorithm.aggregate": "token",
+        "algorithm.kl_loss_kind": "k3",
+        "algorithm.kl_reward_coef": 0.0,
+        "algorithm.entropy_coef": 0.0,
+        "algorithm.is_cap": 0.0,
+        "algorithm.dual_clip": 0.0,
+        "mesh.data": 1,
+        "mesh.fsdp": 1,
+        "mesh.tensor": 1,
     }
     for key, value in wanted.items():
         group, name = key.split(".")

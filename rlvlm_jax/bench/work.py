@@ -265,6 +265,12 @@ def of_run(config: ConfigDict, name: str, devices: int) -> Workload:
     """
     if config.mode != "rl":
         raise InputError(f"config.mode={config.mode!r} cannot be timed; use config.mode='rl'")
+    if config.update.pack_tokens:
+        raise InputError(
+            f"config.update.pack_tokens={config.update.pack_tokens} is for responses of different "
+            "lengths, and those timed here are all of the full length; use "
+            "--config.update.pack_tokens=0"
+        )
     config.log.wandb, config.log.tensorboard = "", False
     config_lib.validate(config, devices)
     with tempfile.TemporaryDirectory() as scratch, run.Run(config, scratch) as this:

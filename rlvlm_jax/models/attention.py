@@ -76,7 +76,7 @@ def attend(
         q: [N, G, Q, H, E], any float dtype; query head h uses key head h // (H / K).
         ids: segments and columns of the queries.
         keys: one or two runs, e.g. the shared prompt and the sequence's own response.
-        kernel: what computes it. Splash knows no branches; where there are some, plain does it.
+        kernel: what computes it.
         causal: what `ids.order` comes to, for a kernel that must know it when it is compiled
             (splash): True where the runs of keys lie in consecutive columns and the queries are the
             last Q of them; False where all columns are equal.
@@ -90,7 +90,7 @@ def attend(
     length, heads = q.shape[2:4]
     held = heads * sum(run.k.shape[-3] for run in keys)  # scores a query
     if kernel.name == "splash" and ids.branch is not None:
-        kernel = PLAIN
+        raise ValueError("splash knows no branches; see kernels.choose")
     if kernel.name == "plain":
         runs = [HeadKeys(*by_head(run.k, run.v), run.ids) for run in keys]
         run_block = partial(attend_by_head, keys=runs)

@@ -28,8 +28,8 @@ class Work(NamedTuple):
 
 def total(works: Iterable[Work]) -> Work:
     """Returns the sum of several passes."""
-    works = list(works)
-    return Work(*(float(sum(values)) for values in zip(*works, strict=True)))
+    nothing = Work(0.0, 0.0, 0.0)
+    return Work(*(float(sum(values)) for values in zip(nothing, *works, strict=True)))
 
 
 def layer_weights(config: QwenVLConfig) -> int:

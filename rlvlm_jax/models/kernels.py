@@ -12,7 +12,8 @@ bits on CPU. The others take the keys of one sequence in one piece:
   bfloat16, head sizes that are multiples of 8 up to 128. It takes even lengths; odd ones are padded
   here. The mask is an array of one number a query and key, shared by the heads.
 * `splash`: the Pallas kernel that comes with JAX. TPUs, any dtype and length; lengths are padded
-  here to multiples of 128. It holds neither scores nor mask, and skips what causality hides.
+  here to multiples of 128. It holds neither scores nor mask, and skips what causality hides. Packed
+  streams, in which several responses follow one prompt, it cannot tell apart.
 
 What a kernel cannot do is refused by `choose` before anything is traced; nothing falls back while
 tracing. The functions here know arrays only: who sees whom is decided in `attention`.
@@ -57,7 +58,13 @@ PLAIN = Kernel()
 
 
 def choose(
-    attention: str, *, dtype: str, head_sizes: Sequence[int], mesh: Mesh, interpret: bool = False
+    attention: str,
+    *,
+    dtype: str,
+    head_sizes: Sequence[int],
+    mesh: Mesh,
+    packed: bool = False,
+    interpret: bool = False,
 ) -> Kernel:
     """Returns the kernel that `model.attention` means on the devices of a mesh.
 
@@ -70,27 +77,36 @@ def choose(
         dtype: compute dtype.
         head_sizes: of all attention layers.
         mesh: where the program will run.
+        packed: whether there are packed streams (config.update.pack_tokens).
         interpret: see `Kernel`.
 
     Raises:
         InputError: the kernel named does not serve this model on these devices.
     """
-    platform = mesh.devices.flat[0].platform
+    about = {
+        "dtype": dtype,
+        "head_sizes": head_sizes,
+        "platform": mesh.devices.flat[0].platform,
+        "packed": packed,
+    }
+    platform = about["platform"]
     name = attention
     if attention == "auto":
         name = "splash" if platform == "tpu" else "cudnn" if platform in GPUS else "plain"
-        if why_not(name, dtype=dtype, head_sizes=head_sizes, platform=platform):
+        if why_not(name, **about):
             name = "plain"
     elif attention not in KERNELS:
         raise InputError(
             f"config.model.attention={attention!r} is not one of auto, {', '.join(KERNELS)}"
         )
-    elif problem := why_not(name, dtype=dtype, head_sizes=head_sizes, platform=platform):
+    elif problem := why_not(name, **about):
         raise InputError(f"config.model.attention={attention!r} {problem}; use 'auto' or 'plain'")
     return Kernel(name, mesh if mesh.size > 1 else None, interpret)
 
 
-def why_not(name: str, *, dtype: str, head_sizes: Sequence[int], platform: str) -> str:
+def why_not(
+    name: str, *, dtype: str, head_sizes: Sequence[int], platform: str, packed: bool
+) -> str:
     """Returns why a kernel cannot serve a model, "" where it can.
 
     The rule of each kernel is in the module's docstring. Lengths play no part, since they are
@@ -101,6 +117,7 @@ def why_not(name: str, *, dtype: str, head_sizes: Sequence[int], platform: str) 
         dtype: compute dtype.
         head_sizes: of all attention layers.
         platform: of the devices, as JAX calls it.
+        packed: whether there are packed streams.
     """
     if name == "cudnn":
         if platform not in GPUS:
@@ -112,6 +129,8 @@ def why_not(name: str, *, dtype: str, head_sizes: Sequence[int], platform: str) 
                 return f"needs head sizes that are multiples of 8 up to 128, not {size}"
     if name == "splash" and platform != "tpu":
         return f"needs TPUs, not {platform!r} devices"
+    if name == "splash" and packed:
+        return "cannot serve packed streams (config.update.pack_tokens)"
     return ""
 
 

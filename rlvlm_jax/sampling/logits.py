@@ -73,7 +73,7 @@ def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
     def halve(_: int, limits: tuple) -> tuple:
         # The mass above `low` reaches p, that above `high` does not.
         low, high = limits
-        middle = (low + high) // 2
+        middle = jnp.maximum((low + high) // 2, 0)
         above = jnp.where(weights > value(middle), weights, 0.0).sum(axis=-1, keepdims=True)
         return jnp.where(above < enough, low, middle), jnp.where(above < enough, middle, high)
 
@@ -107,8 +107,9 @@ def choose(keys: jax.Array, logits: jax.Array) -> jax.Array:
     random = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
 
     def invert(weights: jax.Array, random: jax.Array) -> jax.Array:
-        mass = jnp.cumsum(weights, axis=-1)
-        return jnp.argmax(mass > random[:, None] * mass[:, -1:], axis=-1)
+        # Where a weight is 0 the sum may still step up by a rounding error.
+        mass = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
+        return jnp.argmax(mass > random[:, None] * mass.max(axis=-1, keepdims=True), axis=-1)
 
     run = invert(row_sum(weights)[..., 0], random[:, 0])
     of_run = jnp.take_along_axis(weights, run[:, None, None], axis=1)[:, 0]

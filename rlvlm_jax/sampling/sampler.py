@@ -157,9 +157,13 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
         for size in sizes:
             block = model.empty_cache(prefix, s.samples, size)
             cache = tuple((*old, new) for old, new in zip(state.cache, block, strict=True))
-            few = rows // (s.shards * SHRINK) if end else 0  # unfinished rows of a shard
-            chunk = partial(one_chunk, weights, context, few)
             start, end = end, end + size
+            few = rows // (s.shards * SHRINK) if start else 0  # unfinished rows of a shard
+            # Each of them reads its prompt by itself, which must not come to more than before.
+            prompts, width = batch.mask.shape
+            if few * s.shards * (width + end) >= prompts * width + rows * end:
+                few = 0
+            chunk = partial(one_chunk, weights, context, few)
 
             def goes_on(carry: tuple[State, Array], end: int = end) -> Array:
                 state, t = carry

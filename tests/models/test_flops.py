@@ -206,3 +206,7 @@ def test_blocks_of_the_cache_are_met_when_they_have_begun():
     # The first 32 tokens of 8 rows do without 32 slots: two products of H * E each.
     saved = 8 * 32 * 32 * 2 * 2 * config.heads * config.head_size * config.layers
     assert one.executed - halves.executed == saved
+
+
+def test_no_passes_are_no_work():
+    assert flops.total([]) == flops.Work(0.0, 0.0, 0.0)

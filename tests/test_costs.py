@@ -56,7 +56,7 @@ class Traced:
 
 
 @functools.cache
-def programs(vocabulary=V, **settings):
+def programs(vocabulary=V, prompt=P, **settings):
     """`train.Steps` of traced programs, put together by `train` itself; and the state's shapes."""
     keys = {
         "rollout__prompts": N,
@@ -89,7 +89,7 @@ def programs(vocabulary=V, **settings):
     state = sharding.with_shardings(state, places)
     steps = train.make_steps(session, optimizer, state)
     steps = train.Steps(*(Traced(getattr(steps, name)) for name in steps.__dataclass_fields__))
-    return train.compile_steps(steps, session, state, None, (P, PATCHES)), state
+    return train.compile_steps(steps, session, state, None, (prompt, PATCHES)), state
 
 
 # ---- counting --------------------------------------------------------------------------------
@@ -287,8 +287,8 @@ def test_logits_exist_for_a_chunk_at_a_time(name):
 
 
 def test_the_update_gives_its_state_back_in_place_and_holds_no_whole_logits():
-    vocabulary, length = 4096, 128
-    steps, state = programs(vocabulary, rollout__max_tokens=length)
+    vocabulary, length = 16384, 128
+    steps, state = programs(vocabulary, 32, rollout__max_tokens=length)
     memory = steps.update.lower().compile().memory_analysis()
     held = size_of(state)
     assert memory.alias_size_in_bytes >= held, (

@@ -371,6 +371,7 @@ def test_a_packed_update_with_everything_that_a_loss_can_have(tiny, responses, m
     )
 
 
+@pytest.mark.slow
 def test_one_program_for_all_lengths(tiny, responses):
     tokens, mask = responses
     trajectory = collected(tiny, responses)
@@ -389,6 +390,7 @@ def test_an_update_without_tokens_moves_nothing(tiny, responses):
         assert np.array_equal(x, y)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
 def test_packed_passes_are_those_of_rows(tiny, responses, mesh):
     model, params = tiny

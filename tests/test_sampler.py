@@ -133,7 +133,7 @@ def sample_long(*, stops):
     return jax.device_get(sample(params, tiny_model.batch(), None, keys))
 
 
-@pytest.mark.parametrize("stops", [1, 2])
+@pytest.mark.parametrize("stops", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_blocks_and_a_smaller_batch_change_no_sample(monkeypatch, stops):
     expected = sample_long(stops=stops)
     lengths = expected.mask.sum(axis=1)

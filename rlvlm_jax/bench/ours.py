@@ -88,8 +88,14 @@ class Ours:
         return time.perf_counter() - start
 
     def _run_passes(self) -> Passes:
+        nothing_packed = None
         return self.steps.passes(
-            self.state.params, self.reference, self.batch, self.features, self.sampled
+            self.state.params,
+            self.reference,
+            self.batch,
+            self.features,
+            self.sampled,
+            nothing_packed,
         )
 
     def update(self) -> float:
@@ -100,7 +106,8 @@ class Ours:
         return time.perf_counter() - start
 
     def _update(self, trajectory: Any) -> None:
-        self.state, stats = self.steps.update(self.state, trajectory, self.key)
+        nothing_packed = None
+        self.state, stats = self.steps.update(self.state, trajectory, self.key, nothing_packed)
         jax.block_until_ready(self.state)
         if not np.isfinite(sharding.to_host(stats)["update/loss"]):
             raise FloatingPointError("the update's loss is not finite, so its time means nothing")

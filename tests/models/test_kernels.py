@@ -222,7 +222,7 @@ def of_model(kernel, family, remat="none"):
     return run(cases.random_params(model), batch, tokens, mask)
 
 
-@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("family", [pytest.param("qwen2_vl", marks=pytest.mark.slow), "qwen2_5_vl"])
 @pytest.mark.parametrize(
     "kernel", [XLA, pytest.param(SPLASH, marks=pytest.mark.slow)], ids=["xla", "splash"]
 )
@@ -329,6 +329,7 @@ def test_splash_compiles_for_tpus(monkeypatch):
 # ---- remat ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_remat_policy_takes_less_memory_and_gives_the_same_gradient():
     config = cases.tiny_config(tied=True, layers=4)
     held, gradients = [], []

@@ -205,6 +205,7 @@ def test_packed_streams_change_the_work_and_not_the_numbers(tmp_path, data, fini
         assert 0 < other.pop(share) < 1
         assert 0 < one.pop(share) < 1
         assert one.keys() == other.keys()
+        assert one.pop("phase") == other.pop("phase")
         for name in one if step == 1 else ():  # of the same parameters
             assert one[name] == pytest.approx(other[name], abs=1e-5, rel=1e-5), name
     assert len({line["compile/count"] for line in read_lines(tmp_path / "metrics.jsonl")[1:]}) == 1

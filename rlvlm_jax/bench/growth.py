@@ -104,7 +104,8 @@ def figure(found: dict[str, Any], title: str) -> bytes:
     """Draws the medians and the fitted lines, one panel an axis, as SVG."""
     with matplotlib.rc_context(_STYLE):
         drawn = Figure(figsize=(10.5, 2.9), layout="constrained")
-        for axes, (axis, one) in zip(drawn.subplots(1, len(found)), found.items(), strict=True):
+        panels = drawn.subplots(1, len(found), squeeze=False)[0]
+        for axes, (axis, one) in zip(panels, found.items(), strict=True):
             sizes, medians = np.array(one["sizes"]), np.array(one["median_s"])
             offset = np.mean(np.log(medians) - one["exponent"] * np.log(sizes))
             fitted = np.exp(offset) * sizes ** one["exponent"]

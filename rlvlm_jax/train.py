@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The main program: reinforcement learning of a vision-language model from rule rewards.
 
-`train` sets up and runs the loop, which is the paper's four steps, one statement each:
+`train` sets up and runs the loop, which is the paper's four steps:
 I data flow, II response collection, III trajectory generation, IV policy update. The compiled
 steps are built once by `make_steps`; the arithmetic is in sampling/, trajectory.py and update.py.
 

@@ -94,7 +94,7 @@ def build(
         cache: what keys and values are kept in while decoding, one of `cache.KINDS`.
 
     Raises:
-        InputError: `dtype` or `remat` is not one of the accepted values.
+        InputError: `dtype`, `remat` or `cache` is not one of the accepted values.
     """
     if dtype not in DTYPES:
         raise InputError(f"model.dtype={dtype!r} is not one of {', '.join(DTYPES)}")

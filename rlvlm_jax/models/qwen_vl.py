@@ -121,8 +121,8 @@ class Block(nn.Module):
 
         Args:
             x: [N, G, 1, D].
-            rotary: of the token; `own` its ids.
-            own: see `rotary`.
+            rotary: of the token.
+            own: ids of the token.
             kept: keys and values of the prompt, then those of the response in blocks.
             ids: of each of them.
             slot: int32[], the slot of the last block to write.

@@ -20,6 +20,7 @@ import optax
 import pytest
 
 from rlvlm_jax import models, optim, sharding, startup, train
+from rlvlm_jax.models import cache as kv_cache
 from rlvlm_jax.models import flops, qwen_vl_config
 from rlvlm_jax.update import init_state, make_optimizer_step
 from tests import tiny_model
@@ -142,13 +143,14 @@ def bytes_of_a_token(samples, length, slots):
     """(Bytes that a compiled step of decoding accesses, those of the weights, of the cache)."""
     model = build()
     weights = jax.eval_shape(lambda key: model.decoder(model.init(key)), jax.random.key(0))
-    k, v = shape(N, KV_HEADS, length, HEAD), shape(N, KV_HEADS, HEAD, length)
-    prefix = ({"k": k, "v": v},) * LAYERS
+    keys = shape(N, KV_HEADS, length, HEAD)
+    prefix = (jax.eval_shape(lambda k, v: kv_cache.stored(k, v, "model"), keys, keys),) * LAYERS
     cache = jax.eval_shape(lambda prefix: model.empty_cache(prefix, samples, slots), prefix)
     cache = tuple((block,) for block in cache)
 
     def step(weights, tokens, positions, prefix, mask, cache, number):
-        hidden, cache = model.decode(weights, tokens, positions, prefix, mask, cache, number)
+        rotary = model.rotary(positions)
+        hidden, cache = model.decode(weights, tokens, rotary, prefix, mask, cache, number)
         return model.logits(weights, hidden), cache
 
     row, number = shape(N * samples, dtype=np.int32), shape(dtype=np.int32)
@@ -165,7 +167,7 @@ def shape(*sizes, dtype=np.float32):
 def test_a_token_reads_the_weights_and_the_cache_and_little_else():
     accessed, weights, cache = bytes_of_a_token(4, 64, 64)
     factor = accessed / (weights + cache)
-    assert factor < 2, f"a token moves {factor:.2f} times the bytes of weights and cache"
+    assert factor < 1.7, f"a token moves {factor:.2f} times the bytes of weights and cache"
 
 
 def test_samples_read_the_prompt_together():

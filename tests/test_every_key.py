@@ -51,7 +51,7 @@ from rlvlm_jax import (
 from rlvlm_jax.data.tokenizer import Tokenizer
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation import scheme
-from rlvlm_jax.models import lora
+from rlvlm_jax.models import cache, lora
 from rlvlm_jax.rewards import pool
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.types import Passes, Rollout, Trajectory
@@ -106,10 +106,10 @@ def build_toy(model_config, **_):
     def prefill(params, batch, features):
         hidden = read(params, batch.tokens[:, -1]) + features.sum(axis=1)
         nothing = jnp.zeros((len(hidden), 1, 1, 1))
-        return hidden, ({"k": nothing, "v": nothing},)
+        return hidden, (cache.stored(nothing, nothing, "model"),)
 
-    def decode(params, tokens, positions, prefix, prefix_mask, cache, step):
-        return read(params, tokens), cache
+    def decode(params, tokens, rotary, prefix, prefix_mask, kept, step):
+        return read(params, tokens), kept
 
     def forward(params, batch, features, tokens, mask):
         samples = tokens.shape[0] // batch.tokens.shape[0]
@@ -236,7 +236,7 @@ def kept_for_decoding(c):
     batch = sharding.batch_shapes(2, 32, 16, session.spec.patch_bytes, session.mesh)
     features = jax.ShapeDtypeStruct((2, 4, SOURCE.config.width), np.float32)
     _, prefix = jax.eval_shape(session.model.prefill, network_shapes(), batch, features)
-    return {name: x.dtype.name for name, x in prefix[0].items()}
+    return [x.dtype.name for x in jax.tree.leaves(prefix[0])]
 
 
 # ---- observers: numbers ------------------------------------------------------------------------

@@ -42,7 +42,10 @@ class Model:
         decoder: params -> weights for `decode` and `logits`, layer by layer in the compute dtype;
             made once, used for every token.
         empty_cache: (prefix, G, S) -> a block of S slots for each layer.
-        decode: (weights, tokens int32[B], positions int32[B], prefix, prefix_mask bool[N, P],
+        rotary: positions int32[..., B] of tokens of responses -> what `decode` needs of them,
+            arrays [..., B, *]. Computed for many tokens at once: within `decode`, XLA would do it
+            anew in every layer for every head.
+        decode: (weights, tokens int32[B], their `rotary`, prefix, prefix_mask bool[N, P],
             cache: of each layer a tuple of blocks, step int32[]) -> (hidden [B, D], cache). Runs
             one token a sequence, writes slot `step`, which lies in the last block, and attends to
             the prefix, which is read once a group, and to slots 0..step.
@@ -66,6 +69,7 @@ class Model:
     prefill: Callable[[Params, Batch, Array], tuple[Array, tuple]]
     decoder: Callable[[Params], Params]
     empty_cache: Callable[[tuple, int, int], tuple]
+    rotary: Callable[[Array], Any]
     decode: Callable[..., tuple[Array, tuple]]
     forward: Callable[[Params, Batch, Array, Array, Array], Array]
     packed: Callable[[Params, Batch, Array, Array, Array], Array]
@@ -143,6 +147,7 @@ def build(
         prefill=functools.partial(of_language("prefill"), kind=cache),
         decoder=decoder,
         empty_cache=empty_cache,
+        rotary=functools.partial(qwen_vl.rotary, config=config),
         decode=decode,
         forward=of_language("forward"),
         packed=of_language("packed"),

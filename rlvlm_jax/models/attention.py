@@ -48,11 +48,13 @@ class Keys(NamedTuple):
 
 
 class HeadKeys(NamedTuple):
-    """The same by head, as products want them: see `by_head`."""
+    """The same by head: [N, K, (G,) S, E], or turned [N, K, (G,) E, S]."""
 
     k: Array
     v: Array
     ids: Ids
+    k_turned: bool = False
+    v_turned: bool = False
 
 
 @jax.named_scope("attend")
@@ -92,7 +94,10 @@ def attend(
     if kernel.name == "splash" and ids.branch is not None:
         raise ValueError("splash knows no branches; see kernels.choose")
     if kernel.name == "plain":
-        runs = [HeadKeys(*by_head(run.k, run.v), run.ids) for run in keys]
+        runs = [
+            HeadKeys(by_head(run.k), by_head(run.v).swapaxes(-1, -2), run.ids, v_turned=True)
+            for run in keys
+        ]
         run_block = partial(attend_by_head, keys=runs)
     else:
         joined = _joined(keys, q.shape[1])
@@ -121,9 +126,9 @@ def attend(
     return out.reshape(*q.shape[:2], blocks * block, *q.shape[3:])[:, :, :length]
 
 
-def by_head(k: Array, v: Array) -> tuple[Array, Array]:
-    """Turns keys and values [N, (G,) S, K, E] to [N, K, (G,) S, E] and [N, K, (G,) E, S]."""
-    return jnp.moveaxis(k, -2, 1), jnp.moveaxis(jnp.moveaxis(v, -2, 1), -1, -2)
+def by_head(x: Array) -> Array:
+    """Maps keys or values [N, (G,) S, K, E] to [N, K, (G,) S, E]."""
+    return jnp.moveaxis(x, -2, 1)
 
 
 def attend_by_head(q: Array, ids: Ids, keys: list[HeadKeys]) -> Array:
@@ -136,7 +141,7 @@ def attend_by_head(q: Array, ids: Ids, keys: list[HeadKeys]) -> Array:
     scores = []
     for run, mask in zip(keys, seen, strict=True):
         shared = run.k.ndim == 4
-        score = product(_rows(q_by_head, shared), run.k, jnp.float32)
+        score = product(_rows(q_by_head, shared), run.k, jnp.float32, turned=run.k_turned)
         score = score.reshape(n, kv_heads, g, h, length, -1)
         scores.append(jnp.where(mask, score * size**-0.5, _LOWEST))
 
@@ -150,7 +155,7 @@ def attend_by_head(q: Array, ids: Ids, keys: list[HeadKeys]) -> Array:
     for run, weight in zip(keys, weights, strict=True):
         shared = run.v.ndim == 4
         weight = (weight / total).astype(run.v.dtype)
-        part = product(_rows(weight, shared), run.v, jnp.float32)
+        part = product(_rows(weight, shared), run.v, jnp.float32, turned=not run.v_turned)
         out += part.reshape(n, kv_heads, g, h, length, size)
     return out.transpose(0, 2, 4, 1, 3, 5).reshape(q.shape).astype(q.dtype)
 

@@ -2,10 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keys and values kept for decoding, layer by layer, as the attention of one token reads them.
 
-A block is {"k": [N, K, G, S, E], "v": [N, K, G, E, S]}, without the axis G for a prompt, which its
-samples share. Both lie as the products of attention want them, so nothing is turned around for each
-token. Kept in int8, a block also has "k_scale" [..., S, 1] and "v_scale" [..., 1, S].
+They lie as its products want them, so that nothing is turned around for each token. On CPU there
+are two ways. In that of `layers.product` both factors are summed along their last axis, and XLA
+copies the second one before it multiplies. The other way around it is read as it lies, three to
+five times as fast. Both give the same bits where the products' columns (slots for scores, E for
+their sums of values) are a multiple of `LANES`, and other bits elsewhere (measured): so the faster
+way is taken just there, and sampler and trainer stay equal.
 """
+
+import dataclasses
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,62 +20,106 @@ import jax.numpy as jnp
 from rlvlm_jax.types import Array
 
 KINDS = ("model", "bfloat16", "int8")  # "model" is the compute dtype
-_SLOTS = {"k": -2, "k_scale": -2, "v": -1, "v_scale": -1}  # axis S of each
+LANES = 64  # columns
 
 
-def stored(k: Array, v: Array, kind: str) -> dict:
-    """Returns a block of keys [..., S, E] and values [..., E, S].
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=("x", "scale"), meta_fields=("turned",)
+)
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """The keys or the values of S slots of one layer, without the axis G for a prompt.
+
+    Attributes:
+        x: [N, K, G, S, E], turned [N, K, G, E, S].
+        scale: float32[N, K, G, S, 1], turned alike, where `x` is int8; else None.
+        turned: whether slots are the last axis.
+    """
+
+    x: Array
+    scale: Array | None
+    turned: bool
+
+    @property
+    def slots(self) -> int:
+        """S."""
+        return self.x.shape[self.slot_axis]
+
+    @property
+    def slot_axis(self) -> int:
+        """The axis S, from the end."""
+        return -1 if self.turned else -2
+
+
+class Block(NamedTuple):
+    """Keys, turned where S is a multiple of `LANES`, and values, turned where E is not."""
+
+    k: Kept
+    v: Kept
+
+
+def stored(k: Array, v: Array, kind: str) -> Block:
+    """Returns a block of these keys and values.
 
     Args:
-        k: of any float dtype.
+        k: [..., S, E], of any float dtype.
         v: alike.
         kind: one of `KINDS`; int8 keeps round(127 x / max |x|) and max |x| / 127 of every head and
             slot.
     """
-    if kind != "int8":
-        dtype = k.dtype if kind == "model" else kind
-        return {"k": k.astype(dtype), "v": v.astype(dtype)}
-    block = {}
-    for name, x, axis in (("k", k, -1), ("v", v, -2)):
-        x = x.astype(jnp.float32)
-        scale = jnp.max(jnp.abs(x), axis=axis, keepdims=True) / 127
-        block[name] = jnp.round(x / jnp.where(scale > 0, scale, 1.0)).astype(jnp.int8)
-        block[f"{name}_scale"] = scale
-    return block
+    slots, size = k.shape[-2:]
+    return Block(_keep(k, kind, slots % LANES == 0), _keep(v, kind, size % LANES != 0))
 
 
-def empty(prompt: dict, samples: int, slots: int) -> dict:
+def empty(prompt: Block, samples: int, slots: int) -> Block:
     """Returns a block of zeros, S = `slots` for each of G = `samples`, of the kind of `prompt`."""
-    block = {}
-    for name, x in prompt.items():
-        shape = [*x.shape[:2], samples, *x.shape[2:]]
-        shape[_SLOTS[name]] = slots
-        block[name] = jnp.zeros(shape, x.dtype)
-    return block
+
+    def zeros(like: Kept, turned: bool) -> Kept:
+        def one(x: Array) -> Array:
+            n, heads, _, width = _turn(x, like.turned).shape
+            return _turn(jnp.zeros((n, heads, samples, slots, width), x.dtype), turned)
+
+        return Kept(*jax.tree.map(one, (like.x, like.scale)), turned)
+
+    return Block(zeros(prompt.k, slots % LANES == 0), zeros(prompt.v, prompt.v.turned))
 
 
-def write(block: dict, k: Array, v: Array, slot: Array) -> dict:
+def write(block: Block, k: Array, v: Array, slot: Array) -> Block:
     """Returns the block with one slot written.
 
     Args:
-        block: see above.
+        block: [N, K, G, ...].
         k: [N, K, G, 1, E].
-        v: [N, K, G, E, 1].
+        v: alike.
         slot: int32[].
     """
-    kind = "int8" if "k_scale" in block else block["k"].dtype.name
-    return {
-        name: jax.lax.dynamic_update_slice_in_dim(block[name], x, slot, _SLOTS[name] % x.ndim)
-        for name, x in stored(k, v, kind).items()
-    }
+
+    def put(kept: Kept, x: Array) -> Kept:
+        axis = x.ndim + kept.slot_axis
+        new = _keep(x, kept.x.dtype.name, kept.turned)
+        return jax.tree.map(
+            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis), kept, new
+        )
+
+    return Block(put(block.k, k), put(block.v, v))
 
 
-def read(block: dict, dtype: jnp.dtype) -> tuple[Array, Array]:
-    """Returns (keys, values) of a block in `dtype`."""
+def read(kept: Kept, dtype: jnp.dtype) -> Array:
+    """Returns keys or values in `dtype`, turned as they are kept."""
+    x = kept.x.astype(dtype)
+    return x if kept.scale is None else (x * kept.scale).astype(dtype)
 
-    def one(name: str) -> Array:
-        scale = block.get(f"{name}_scale")
-        x = block[name].astype(dtype)
-        return x if scale is None else (x * scale).astype(dtype)
 
-    return one("k"), one("v")
+def _keep(x, kind, turned):
+    """Keys or values [..., S, E] as they are kept."""
+    scale = None
+    if kind == "int8":
+        x = x.astype(jnp.float32)
+        scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 127
+        x = jnp.round(x / jnp.where(scale > 0, scale, 1.0))
+        scale = _turn(scale, turned)
+    return Kept(_turn(x if kind == "model" else x.astype(kind), turned), scale, turned)
+
+
+def _turn(x, turned):
+    return x.swapaxes(-1, -2) if turned else x

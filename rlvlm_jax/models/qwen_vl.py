@@ -131,9 +131,9 @@ class Block(nn.Module):
             (x, the last block with the token's key and value in it).
         """
         q, k, v = self.attn.project(self.norm1(x), rotary)
-        last = cache.write(kept[-1], *by_head(k, v), slot)
+        last = cache.write(kept[-1], by_head(k), by_head(v), slot)
         runs = [
-            HeadKeys(*cache.read(one, self.dtype), of_one)
+            HeadKeys(*(cache.read(x, self.dtype) for x in one), of_one, one.k.turned, one.v.turned)
             for one, of_one in zip((*kept[:-1], last), ids, strict=True)
         ]
         return self.finish(x, attend_by_head(q, own, runs)), last
@@ -186,7 +186,7 @@ class LanguageModel(nn.Module):
         (prompt, _), (k, v) = self.layers((prompt, None), None, context)
         hidden = self.norm(_last_valid(prompt[:, 0], batch.mask))
         layers = range(self.config.layers)
-        return hidden, tuple(cache.stored(*by_head(k[i], v[i]), kind) for i in layers)
+        return hidden, tuple(cache.stored(by_head(k[i]), by_head(v[i]), kind) for i in layers)
 
     def forward(self, batch: Batch, features: Array, tokens: Array, mask: Array) -> Array:
         """See `Model.forward`."""
@@ -278,12 +278,18 @@ def decoder(params: Params, config: QwenVLConfig, dtype: Any) -> Params:
     return {**params, "layers": tuple(map(layer, range(config.layers)))}
 
 
+def rotary(positions: Array, config: QwenVLConfig) -> Rotary:
+    """See `Model.rotary`."""
+    on_all_axes = jnp.stack([positions] * 3, axis=-2)
+    return mrope(on_all_axes, config.mrope_section, config.rope_theta)
+
+
 def decode(
     weights: Params,
     config: QwenVLConfig,
     dtype: Any,
     tokens: Array,
-    positions: Array,
+    rotary: Rotary,
     prefix: tuple,
     prefix_mask: Array,
     blocks: tuple,
@@ -292,10 +298,9 @@ def decode(
     """See `Model.decode`; `weights` are from `decoder`."""
     n, columns = prefix_mask.shape
     groups = tokens.shape[0] // n
-    positions = jnp.broadcast_to(positions.reshape(n, groups, 1, 1), (n, groups, 3, 1))
-    rotary = mrope(positions, config.mrope_section, config.rope_theta)
+    rotary = tuple(part.reshape(n, groups, 1, -1) for part in rotary)
     x = weights["embed"]["embedding"][tokens].reshape(n, groups, 1, -1)
-    sizes = [block["k"].shape[-2] for block in blocks[0]]
+    sizes = [block.k.slots for block in blocks[0]]
     starts = [sum(sizes[:number]) for number in range(len(sizes))]
     own = Ids(jnp.ones((n, 1, 1), jnp.int32), jnp.reshape(columns + step, 1))
     ids = [_ids(prefix_mask[:, None])]

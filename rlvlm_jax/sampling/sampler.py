@@ -88,7 +88,10 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
     stops = np.asarray(s.stop_ids, np.int32)
     forbidden = Policy(1.0, s.banned_ids)
 
-    def one_token(weights: Params, context: Context, state: State, t: Array) -> tuple[State, None]:
+    def one_token(
+        weights: Params, context: Context, state: State, now: tuple[Array, Any]
+    ) -> tuple[State, None]:
+        t, rotary = now
         logits = model.logits(weights, state.hidden)  # float32[B, V]
         row_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(context.keys, t)
         token = draw(
@@ -107,7 +110,7 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
             return jax.lax.dynamic_update_slice(x, column[:, None], (0, t))
 
         hidden, cache = model.decode(
-            weights, token, context.first + t, context.prefix, context.mask, state.cache, t
+            weights, token, rotary, context.prefix, context.mask, state.cache, t
         )
         return State(
             hidden=hidden,
@@ -122,20 +125,20 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
         """Decodes s.chunk tokens; alone, where only `few` rows of a shard are unfinished."""
         steps = t + jnp.arange(s.chunk)
 
-        def all_rows(state: State) -> State:
-            return jax.lax.scan(partial(one_token, weights, context), state, steps)[0]
+        def run(context: Context, state: State) -> State:
+            rotary = model.rotary(context.first + steps[:, None])  # of [chunk, B]
+            return jax.lax.scan(partial(one_token, weights, context), state, (steps, rotary))[0]
 
         def unfinished_rows(state: State) -> State:
             rows = unfinished(state.done, s.shards, few)
             some = take_context(context, rows, s.samples)
-            found = take_state(state, rows, s.samples)
-            found, _ = jax.lax.scan(partial(one_token, weights, some), found, steps)
+            found = run(some, take_state(state, rows, s.samples))
             return put_state(state, found, rows, s.samples)
 
         if not few:
-            return all_rows(state)
+            return run(context, state)
         left = (~state.done).reshape(s.shards, -1).sum(axis=1).max()
-        return jax.lax.cond(left <= few, unfinished_rows, all_rows, state)
+        return jax.lax.cond(left <= few, unfinished_rows, partial(run, context), state)
 
     def sample(params: Params, batch: Batch, features: Array | None, keys: Array) -> Rollout:
         rows = batch.tokens.shape[0] * s.samples

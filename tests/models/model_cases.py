@@ -182,14 +182,15 @@ def compiled(model):
         features = model.encode_images(params, batch)
         return model.forward(params, batch, features, tokens, mask)
 
-    return Compiled(*map(jax.jit, (prefill, model.decoder, model.decode, forward)))
+    return Compiled(*map(jax.jit, (prefill, model.decoder, model.rotary, model.decode, forward)))
 
 
 class Compiled(NamedTuple):
-    """(params, batch), params, as `Model.decode`, and (params, batch, tokens, mask)."""
+    """(params, batch), params, as in `Model` twice, and (params, batch, tokens, mask)."""
 
     prefill: Callable
     decoder: Callable
+    rotary: Callable
     decode: Callable
     forward: Callable
 
@@ -204,8 +205,9 @@ def decode_all(model, params, batch, tokens):
     cache = dirty_cache(model, prefix, groups, length)
     positions = np.repeat(first_positions(batch), groups)
     for step in range(length - 1):
+        rotary = compiled(model).rotary(positions + step)
         out, cache = compiled(model).decode(
-            weights, tokens[:, step], positions + step, prefix, batch.mask, cache, np.int32(step)
+            weights, tokens[:, step], rotary, prefix, batch.mask, cache, np.int32(step)
         )
         hidden.append(out)
     return np.stack(hidden, axis=1)

@@ -14,50 +14,80 @@ from rlvlm_jax.models import build, cache
 N, K, G, E = 2, 3, 4, 8
 
 
+def natural(kept, x):
+    """[..., S, *] of an array that lies like `kept`."""
+    return x.swapaxes(-1, -2) if kept.turned else x
+
+
 def draw(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("model", "float32"), ("bfloat16", "bfloat16")])
 def test_float_kinds_keep_the_values_in_their_type(kind, dtype):
-    k, v = draw(N, K, 5, E), draw(N, K, E, 5)
-    block = cache.stored(k, v, kind)
-    assert {name: x.dtype.name for name, x in block.items()} == {"k": dtype, "v": dtype}
-    for found, given in zip(cache.read(block, jnp.float32), (k, v), strict=True):
-        np.testing.assert_array_equal(found, given.astype(dtype).astype(np.float32))
+    for slots in (5, cache.LANES):
+        k, v = draw(N, K, slots, E), draw(N, K, slots, E)
+        for kept, given in zip(cache.stored(k, v, kind), (k, v), strict=True):
+            assert kept.x.dtype == dtype
+            assert kept.scale is None
+            found = natural(kept, cache.read(kept, jnp.float32))
+            np.testing.assert_array_equal(found, given.astype(dtype).astype(np.float32))
 
 
-def test_int8_keeps_each_head_of_each_slot_within_half_a_step():
-    k, v = draw(N, K, 5, E), draw(N, K, E, 5, seed=1) * 100
+@pytest.mark.parametrize("kind", cache.KINDS)
+@pytest.mark.parametrize("slots", [5, 64, 96, 128])
+@pytest.mark.parametrize("size", [8, 64, 80, 128])
+def test_products_columns_are_the_last_axis_where_they_fill_the_lanes(kind, slots, size):
+    prompt = cache.stored(draw(N, K, 6, size), draw(N, K, 6, size), kind)
+    block = jax.eval_shape(lambda: cache.empty(prompt, G, slots))
+    stored = cache.stored(draw(N, K, slots, size), draw(N, K, slots, size), kind)
+    for found in (block, stored):
+        assert found.k.turned == (slots in (64, 128))
+        assert found.v.turned == (size in (8, 80))
+        assert found.k.slots == found.v.slots == slots
+        for kept in found:
+            inner = (size, slots) if kept.turned else (slots, size)
+            assert kept.x.shape[-2:] == inner
+            if kind == "int8":
+                assert kept.scale.shape == tuple(
+                    1 if axis == kept.x.ndim - (2 if kept.turned else 1) else length
+                    for axis, length in enumerate(kept.x.shape)
+                )
+
+
+@pytest.mark.parametrize("slots", [5, 64])
+def test_int8_keeps_each_head_of_each_slot_within_half_a_step(slots):
+    k, v = draw(N, K, slots, E), draw(N, K, slots, E, seed=1) * 100
     k[0, 1, 2] = 0
-    block = cache.stored(k, v, "int8")
-    assert block["k"].dtype == block["v"].dtype == jnp.int8
-    assert block["k_scale"].shape == (N, K, 5, 1)
-    assert block["v_scale"].shape == (N, K, 1, 5)
-    assert np.abs(block["k"]).max() == 127
-    for (found, given), axis in zip(
-        zip(cache.read(block, jnp.float32), (k, v), strict=True), (-1, -2), strict=True
-    ):
-        step = np.abs(given).max(axis=axis, keepdims=True) / 127
+    for kept, given in zip(cache.stored(k, v, "int8"), (k, v), strict=True):
+        assert kept.x.dtype == jnp.int8
+        assert natural(kept, kept.scale).shape == (N, K, slots, 1)
+        assert np.abs(kept.x).max() == 127
+        step = np.abs(given).max(axis=-1, keepdims=True) / 127
+        found = natural(kept, cache.read(kept, jnp.float32))
         assert (np.abs(found - given) <= step * 0.5001).all()
 
 
 @pytest.mark.parametrize("kind", cache.KINDS)
-def test_writing_a_slot_changes_that_slot_alone(kind):
-    prompt = cache.stored(draw(N, K, 6, E), draw(N, K, E, 6), kind)
-    block = jax.tree.map(lambda x: x + x.dtype.type(3), cache.empty(prompt, G, 7))
-    k, v = draw(N, K, G, 1, E), draw(N, K, G, E, 1, seed=1)
+@pytest.mark.parametrize("slots", [7, 64])
+def test_writing_a_slot_changes_that_slot_alone(kind, slots):
+    prompt = cache.stored(draw(N, K, 6, E), draw(N, K, 6, E), kind)
+    block = jax.tree.map(lambda x: x + x.dtype.type(3), cache.empty(prompt, G, slots))
+    k, v = draw(N, K, G, 1, E), draw(N, K, G, 1, E, seed=1)
     written = jax.jit(cache.write)(block, k, v, 4)
-    alone = cache.stored(k, v, kind)
-    assert written.keys() == block.keys() == alone.keys()
-    for name, axis in (("k", 3), ("v", 4), ("k_scale", 3), ("v_scale", 4)):
-        if name not in block:
-            continue
-        assert block[name].shape[:3] == (N, K, G)
-        assert block[name].shape[axis] == 7
-        expected = np.array(block[name])
-        np.moveaxis(expected, axis, 0)[4] = np.moveaxis(np.array(alone[name]), axis, 0)[0]
-        np.testing.assert_array_equal(written[name], expected)
+    assert jax.tree.structure(written) == jax.tree.structure(block)
+    for new, old, alone in zip(written, block, cache.stored(k, v, kind), strict=True):
+        for found, before, value in (
+            (new.x, old.x, alone.x),
+            (new.scale, old.scale, alone.scale),
+        ):
+            if before is None:
+                assert kind != "int8"
+                continue
+            expected = np.array(natural(old, before))
+            assert expected.shape[:4] == (N, K, G, slots)
+            expected[..., 4, :] = np.array(natural(alone, value))[..., 0, :]
+            np.testing.assert_array_equal(natural(new, found), expected)
 
 
 @pytest.mark.parametrize(("kind", "most"), [("bfloat16", 0.01), ("int8", 0.02)])

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvlm_jax.models import build, flops
+from rlvlm_jax.models import build, cache, flops
 from rlvlm_jax.models.qwen_vl_config import PUBLISHED, QwenVLConfig, VisionConfig
 from rlvlm_jax.types import Batch
 
@@ -121,18 +121,20 @@ def test_gradient_against_xla():
 def test_one_step_of_decoding_against_xla():
     model, params, batch, _, _, _ = shapes()
 
-    def step(weights, tokens, positions, prefix, mask, cache, number):
-        hidden, cache = model.decode(weights, tokens, positions, prefix, mask, cache, number)
-        return model.logits(weights, hidden), cache
+    def step(weights, tokens, positions, prefix, mask, blocks, number):
+        rotary = model.rotary(positions)
+        hidden, blocks = model.decode(weights, tokens, rotary, prefix, mask, blocks, number)
+        return model.logits(weights, hidden), blocks
 
     def number(*shape, dtype=np.float32):
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    prefix = ({"k": number(N, 1, P, 128), "v": number(N, 1, 128, P)},)
-    cache = (({"k": number(N, 1, G, R, 128), "v": number(N, 1, G, 128, R)},),)
+    keys = number(N, 1, P, 128)
+    prefix = (jax.eval_shape(lambda k, v: cache.stored(k, v, "model"), keys, keys),)
+    blocks = ((jax.eval_shape(lambda of_prompt: cache.empty(of_prompt, G, R), prefix[0]),),)
     row, slot = number(N * G, dtype=np.int32), number(dtype=np.int32)
     weights = jax.eval_shape(model.decoder, params)
-    found = xla_flops(step, weights, row, row, prefix, batch.mask, cache, slot)
+    found = xla_flops(step, weights, row, row, prefix, batch.mask, blocks, slot)
     counted = flops.decode(ONE, N, G, P, R, 4)
     assert found * R == pytest.approx(counted.executed, rel=0.05)
 

@@ -243,7 +243,8 @@ def test_decoding_stays_plain():
         _, prefix = jax.eval_shape(model.prefill, params, batch, features)
         blocks = jax.eval_shape(lambda prefix, of=model: of.empty_cache(prefix, 3, 4), prefix)
         row = jnp.zeros(3, jnp.int32)
-        arguments = (row, row, prefix, batch.mask, tuple((block,) for block in blocks), row[0])
+        rotary = jax.eval_shape(model.rotary, row)
+        arguments = (row, rotary, prefix, batch.mask, tuple((block,) for block in blocks), row[0])
         weights = jax.eval_shape(model.decoder, params)
         traces.append(str(jax.make_jaxpr(model.decode)(weights, *arguments)))
     assert "pallas_call" not in traces[1]

@@ -261,7 +261,8 @@ def test_decoding_updates_the_cache_in_place_and_compiles_once(dtype):
 
         def body(carry, step):
             tokens, cache = carry
-            hidden, cache = model.decode(weights, tokens, p + step, prefix, mask, cache, step[0])
+            rotary = model.rotary(p + step)
+            hidden, cache = model.decode(weights, tokens, rotary, prefix, mask, cache, step[0])
             tokens = model.logits(weights, hidden).argmax(-1).astype(jnp.int32)
             return (tokens, cache), tokens
 

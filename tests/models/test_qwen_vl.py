@@ -198,9 +198,9 @@ def test_greedy_decoding_gives_torchs_tokens(make_pair, family, pad):
     tokens = []
     for step in range(length):
         tokens.append(choose(model.logits(params, hidden)))
-        positions = cases.first_positions(batch) + step
+        rotary = model.rotary(cases.first_positions(batch) + step)
         hidden, cache = cases.compiled(model).decode(
-            weights, tokens[-1], positions, prefix, batch.mask, cache, np.int32(step)
+            weights, tokens[-1], rotary, prefix, batch.mask, cache, np.int32(step)
         )
     np.testing.assert_array_equal(np.stack(tokens, axis=1), expected)
     assert len(np.unique(expected)) > length  # not one token over and over

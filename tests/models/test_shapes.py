@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import build
+from rlvlm_jax.models import build, cache
 from rlvlm_jax.models.convert import param_shapes
 from rlvlm_jax.models.qwen_vl_config import PUBLISHED, to_hf
 from rlvlm_jax.types import Batch
@@ -112,17 +112,23 @@ def test_every_call_has_the_promised_shapes_and_types(name):
     hidden, prefix = jax.eval_shape(model.prefill, params, batch, features)
     k, e = config.kv_heads, config.head_size
     assert hidden == array(bf16, n, config.width)
-    assert prefix == ({"k": array(bf16, n, k, p, e), "v": array(bf16, n, k, e, p)},) * config.layers
+    keys = cache.Kept(array(bf16, n, k, e, p), None, turned=True)  # P is a multiple of 64
+    values = cache.Kept(array(bf16, n, k, p, e), None, turned=False)  # and so is E
+    assert prefix == (cache.Block(keys, values),) * config.layers
 
-    block = {"k": array(bf16, n, k, g, r, e), "v": array(bf16, n, k, g, e, r)}
+    keys = cache.Kept(array(bf16, n, k, g, e, r), None, turned=True)
+    values = cache.Kept(array(bf16, n, k, g, r, e), None, turned=False)
+    block = cache.Block(keys, values)
     made = jax.eval_shape(lambda prefix: model.empty_cache(prefix, g, r), prefix)
     assert made == (block,) * config.layers
     weights = jax.eval_shape(model.decoder, params)
     assert {x.dtype for x in jax.tree.leaves(weights) if x.ndim > 1} == {jnp.dtype(bf16)}
-    row, step, cache = array(np.int32, n * g), array(np.int32), ((block,),) * config.layers
-    hidden, after = jax.eval_shape(model.decode, weights, row, row, prefix, batch.mask, cache, step)
+    row, step, blocks = array(np.int32, n * g), array(np.int32), ((block,),) * config.layers
+    rotary = jax.eval_shape(model.rotary, row)
+    arguments = (weights, row, rotary, prefix, batch.mask, blocks, step)
+    hidden, after = jax.eval_shape(model.decode, *arguments)
     assert hidden == array(bf16, n * g, config.width)
-    assert after == cache
+    assert after == blocks
 
     tokens, mask = array(np.int32, n * g, r), array(bool, n * g, r)
     hidden = jax.eval_shape(model.forward, params, batch, features, tokens, mask)

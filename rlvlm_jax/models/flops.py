@@ -13,6 +13,7 @@ move: weights once a pass, keys and values; activations are not counted. Numbers
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from rlvlm_jax.models.qwen_vision import by_window
 from rlvlm_jax.models.qwen_vl_config import QwenVLConfig, VisionConfig
 
 GRADIENT = 2  # a backward pass is two products for each one of the forward pass
@@ -62,7 +63,7 @@ def _vision_pairs(vision: VisionConfig, rows: int, columns: int) -> int:
     full = len(vision.full_attention_blocks)
     if not vision.window_size:
         return vision.depth * whole
-    side = vision.window_size // vision.patch_size
+    side = vision.window_side
 
     def squares(length: int) -> int:  # windows are laid from the edge, the last may be smaller
         return length // side * side**2 + (length % side) ** 2
@@ -96,7 +97,12 @@ def encode_images(
         sum(rows * columns for rows, columns in images),
         sum(_vision_pairs(vision, *grid) for grid in images),
     )
-    executed = flops(prompts * padded, prompts * vision.depth * padded**2)
+    pairs = vision.depth * padded**2
+    if by_window(vision, padded):
+        full, size = len(vision.full_attention_blocks), vision.window_side**2
+        blocks = -(-padded // size)
+        pairs = full * padded**2 + (vision.depth - full) * blocks * size * 3 * size
+    executed = flops(prompts * padded, prompts * pairs)
     return Work(needed, executed, float((per_patch + per_block) * size))
 
 

@@ -4,8 +4,8 @@
 
 The two families differ in norm, MLP, and in that most blocks of Qwen2.5-VL attend within windows.
 The images of a prompt lie one after another on one axis of patches; attention is kept within an
-image or a window by the numbers in `Batch`, so patches need no reordering. The text is not known
-here.
+image or a window by the numbers in `Batch`. Many patches are first laid window by window, so that
+each need only meet those near it. The text is not known here.
 """
 
 from typing import Any
@@ -87,14 +87,96 @@ class Attention(nn.Module):
         self.qkv = Linear(3 * self.config.width, self.dtype, bias=True)
         self.proj = Linear(self.config.width, self.dtype, bias=True)
 
-    def __call__(self, x: Array, segment: Array, rotary: tuple[Array, Array]) -> Array:
-        """Maps [N, I, Dv] to the same; `segment` int32[N, I] is 0 at padding."""
-        n, i, width = x.shape
+    def __call__(self, x: Array, full: Array, shared: tuple) -> Array:
+        """Maps [N, I, Dv] to the same; see `Block`."""
+        image, window, rotary = shared
+        n, i, _ = x.shape
         q, k, v = jnp.moveaxis(self.qkv(x).reshape(n, i, 3, self.config.heads, -1), 2, 0)
-        ids = Ids(segment[:, None], jnp.zeros(i, jnp.int32))
         q, k = rotate(q, rotary), rotate(k, rotary)
-        seen = attend(q[:, None], ids, [Keys(k, v, ids)], kernel=self.kernel, causal=False)
-        return self.proj(seen.reshape(n, i, width))
+        if by_window(self.config, i):
+            size = self.config.window_side**2
+            seen = jax.lax.cond(
+                full,
+                lambda *qkv: attend_within(*qkv, image, self.kernel),
+                lambda *qkv: attend_near(*qkv, window, size, self.kernel),
+                *(q, k, v),
+            )
+        else:
+            seen = attend_within(q, k, v, jnp.where(full, image, window), self.kernel)
+        return self.proj(seen.reshape(x.shape))
+
+
+def attend_within(q: Array, k: Array, v: Array, segment: Array, kernel: Kernel) -> Array:
+    """Attention of all patches of a segment to each other.
+
+    Args:
+        q: [N, I, H, E], as are k and v.
+        k: keys.
+        v: values.
+        segment: int32[N, I], 0 at padding.
+        kernel: what computes it.
+    """
+    ids = Ids(segment[:, None], jnp.zeros(segment.shape[1], jnp.int32))
+    return attend(q[:, None], ids, [Keys(k, v, ids)], kernel=kernel, causal=False)[:, 0]
+
+
+def attend_near(q: Array, k: Array, v: Array, segment: Array, size: int, kernel: Kernel) -> Array:
+    """`attend_within` where the patches of a segment lie together and are `size` at most.
+
+    The axis is cut into blocks of `size`. A segment then lies in a block and the next one, so that
+    each block meets itself and its two neighbours only.
+    """
+    n, i = segment.shape
+    count = -(-i // size)
+
+    def cut(x: Array) -> Array:  # [N, count, size, ...]
+        padding = [(0, 0), (0, count * size - i), *[(0, 0)] * (x.ndim - 2)]
+        return jnp.pad(x, padding).reshape(n, count, size, *x.shape[2:])
+
+    def around(x: Array) -> Array:  # [N, count, 3 * size, ...]
+        x = jnp.pad(cut(x), [(0, 0), (1, 1), *[(0, 0)] * (x.ndim - 1)])
+        return jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], axis=2)
+
+    def rows(x: Array) -> Array:  # each block as a sequence of its own
+        return x.reshape(n * count, *x.shape[2:])
+
+    q, k, v = rows(cut(q)), rows(around(k)), rows(around(v))
+    own, near = (
+        Ids(rows(x)[:, None], jnp.zeros(x.shape[-1], jnp.int32))
+        for x in (cut(segment), around(segment))
+    )
+    seen = attend(q[:, None], own, [Keys(k, v, near)], kernel=kernel, causal=False)
+    return seen.reshape(n, count * size, *seen.shape[3:])[:, :i]
+
+
+def by_window(config: VisionConfig, patches: int) -> bool:
+    """Returns whether windows are attended to by themselves, not as parts of a masked whole.
+
+    That is where blocks of three windows' size make at most half of all `patches` of a prompt.
+    """
+    return 0 < 6 * config.window_side**2 <= patches
+
+
+def lay_by_window(batch: Batch, merge_size: int) -> tuple[Batch, Array]:
+    """Sorts the merge blocks of each prompt by their window.
+
+    Args:
+        batch: all patches of a merge block are in one window.
+        merge_size: patches along its side.
+
+    Returns:
+        (the batch with its patch fields in that order, int32[N, M], the new place of each block).
+    """
+    block = merge_size**2
+    order = jnp.argsort(batch.patch_window[:, ::block], axis=1, stable=True)
+
+    def sort(x: Array) -> Array:
+        blocks = x.reshape(*order.shape, -1)
+        return jnp.take_along_axis(blocks, order[..., None], axis=1).reshape(x.shape)
+
+    fields = ("patches", "patch_coords", "patch_image", "patch_window")
+    laid = batch._replace(**{name: sort(getattr(batch, name)) for name in fields})
+    return laid, jnp.argsort(order, axis=1)
 
 
 class Block(nn.Module):
@@ -116,9 +198,14 @@ class Block(nn.Module):
             self.mlp = GatedMlp(c.mlp_width, c.width, c.act, True, self.dtype)
 
     def __call__(self, x: Array, full: Array, shared: tuple) -> tuple[Array, None]:
-        """Maps [N, I, Dv] to the same; `full` bool[] widens attention from windows to images."""
-        image, window, rotary = shared
-        x = x + self.attn(self.norm1(x), jnp.where(full, image, window), rotary)
+        """Maps [N, I, Dv] to the same.
+
+        Args:
+            x: patches, window by window where `by_window` says so.
+            full: bool[], whether attention is widened from windows to images.
+            shared: (number of the image, of the window, int32[N, I] each, 0 at padding, rotary).
+        """
+        x = x + self.attn(self.norm1(x), full, shared)
         return x + self.mlp(self.norm2(x)), None
 
 
@@ -176,9 +263,13 @@ class VisionTower(nn.Module):
         """
         c = self.config
         full = np.isin(np.arange(c.depth), c.full_attention_blocks)
+        laid = by_window(c, batch.patches.shape[1])
         with jax.named_scope("vision"):
+            if laid:
+                batch, places = lay_by_window(batch, c.merge_size)
             x = self.patch_embed(normalise(batch.patches, c).astype(self.dtype))
             rotary = rope_2d(batch.patch_coords, c.width // c.heads)
             shared = (batch.patch_image, batch.patch_window, rotary)
             x, _ = self.blocks(x, jnp.asarray(full), shared)
-            return self.merger(x)
+            x = self.merger(x)
+            return jnp.take_along_axis(x, places[..., None], axis=1) if laid else x

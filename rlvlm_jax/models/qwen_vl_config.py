@@ -65,6 +65,11 @@ class VisionConfig:
     image_mean: tuple[float, float, float] = CLIP_MEAN
     image_std: tuple[float, float, float] = CLIP_STD
 
+    @property
+    def window_side(self) -> int:
+        """Side of an attention window, patches, in whole merge blocks; 0 without windows."""
+        return self.window_size // (self.patch_size * self.merge_size) * self.merge_size
+
 
 @dataclasses.dataclass(frozen=True)
 class QwenVLConfig:

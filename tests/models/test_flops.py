@@ -182,6 +182,17 @@ def test_windows_and_whole_images_by_hand():
     assert more - less == 4 * 256 * 2 * (24**2 - 16**2 - 8**2)
 
 
+def test_many_patches_meet_their_neighbours_alone():
+    vision = dataclasses.replace(VISION, depth=3, full_attention_blocks=(1,))
+    c = dataclasses.replace(ONE, vision=vision)
+    few, many = (flops.encode_images(c, [], padded, 1, 4) for padded in (95, 97))
+    matrices, merger = flops.vision_weights(vision)
+    assert few.executed == 2 * 95 * (matrices + merger / 4) + 4 * 256 * 3 * 95**2
+    # 7 blocks of 16 patches, each with 3 of them as keys.
+    pairs = 97**2 + 2 * 7 * 16 * 48
+    assert many.executed == 2 * 97 * (matrices + merger / 4) + 4 * 256 * pairs
+
+
 def test_remat_and_the_optimizer():
     passed = flops.forward(ONE, N, G, P, R, 4)
     kept, again = (flops.gradient(ONE, passed, N * G * R, 2, remat, 4) for remat in (False, True))

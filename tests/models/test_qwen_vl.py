@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 
 # In patches. Qwen2.5-VL's windows are 4x4 patches here: none of these grids is a multiple of it,
 # the first is smaller than one window, the last wider than two.
-SMALL, WIDE, TALL = (2, 2), (6, 10), (14, 6)
+SMALL, WIDE, TALL = (2, 2), (6, 10), (18, 6)
 MIXED = [([WIDE, SMALL], 2), ([], 7), ([TALL], 1)]
 FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
 

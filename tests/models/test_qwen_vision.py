@@ -1,0 +1,119 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Windows attended to by themselves give what the masked whole gives, for less work."""
+
+import jax
+import jax.numpy as jnp
+import model_cases as cases
+import numpy as np
+import pytest
+
+from rlvlm_jax.models import build, qwen_vision
+from rlvlm_jax.models.kernels import PLAIN, Kernel
+
+# Side 4 patches: ragged at both edges, several pictures, a flat and a tall one, none at all.
+PROMPTS = [([(10, 6), (4, 14)], 3), ([(12, 12)], 1), ([], 4), ([(2, 30), (30, 2)], 2)]
+
+
+def random_segments(rng, rows, length, most):
+    """int32[rows, length]: runs of 1 to `most` of one number, none at some ends."""
+    segments = np.zeros((rows, length), np.int32)
+    for row in segments:
+        place = rng.integers(0, most)
+        end = length - rng.integers(0, most)
+        number = 0
+        while place < end:
+            number += 1
+            size = rng.integers(1, most + 1)
+            row[place : min(place + size, end)] = number
+            place += size
+    return segments
+
+
+@pytest.mark.parametrize("kernel", [PLAIN, Kernel("xla")], ids=["plain", "xla"])
+@pytest.mark.parametrize("length", [24, 29, 48])
+def test_near_is_within_where_segments_are_short(length, kernel):
+    rng = np.random.default_rng(length)
+    q, k, v = rng.standard_normal((3, 5, length, 2, 8)).astype(np.float32)
+    segment = random_segments(rng, 5, length, 6)
+    near = qwen_vision.attend_near(q, k, v, segment, 6, kernel)
+    within = qwen_vision.attend_within(q, k, v, segment, PLAIN)
+    np.testing.assert_allclose(near, within, atol=1e-6)
+    assert np.abs(np.where((segment > 0)[..., None, None], within, 0)).max() > 0.5
+    assert (np.asarray(near)[segment == 0] == 0).all()
+
+
+def test_near_costs_three_blocks_a_query():
+    shape = jax.ShapeDtypeStruct((2, 1024, 2, 64), np.float32)
+    segment = jax.ShapeDtypeStruct((2, 1024), np.int32)
+
+    def count(function):
+        return jax.jit(function).lower(shape, shape, shape, segment).cost_analysis()["flops"]
+
+    near = count(lambda *args: qwen_vision.attend_near(*args, 64, PLAIN))
+    within = count(lambda *args: qwen_vision.attend_within(*args, PLAIN))
+    products = 4 * 2 * 128 * 1024 * 3 * 64
+    assert products < near < 1.2 * products
+    assert near * 5 < within
+
+
+def by_both(monkeypatch, run):
+    """run() of a model that goes by windows and of one that does not."""
+    laid = run(build(cases.tiny_config()))
+    monkeypatch.setattr(qwen_vision, "by_window", lambda config, patches: False)
+    return laid, run(build(cases.tiny_config()))
+
+
+def test_features_are_the_same_and_in_the_same_order(monkeypatch):
+    config = cases.tiny_config()
+    batch = cases.make_batch(config, PROMPTS)
+    assert qwen_vision.by_window(config.vision, batch.patches.shape[1])
+    params = cases.random_params(build(config))
+
+    def run(model):
+        return np.asarray(jax.jit(model.encode_images)(params, batch))
+
+    laid, masked = by_both(monkeypatch, run)
+    counts = batch.patch_image[:, ::4] > 0
+    np.testing.assert_allclose(laid[counts], masked[counts], atol=2e-5)
+    assert masked[counts].std() > 0.1
+    assert np.isfinite(laid).all()
+
+
+def test_gradients_are_the_same(monkeypatch):
+    config = cases.tiny_config()
+    batch = cases.make_batch(config, PROMPTS)
+    params = cases.random_params(build(config))
+    counts = (batch.patch_image[:, ::4] > 0)[..., None]
+
+    def run(model):
+        def loss(params):
+            features = model.encode_images(params, batch)
+            return jnp.sum(jnp.where(counts, jnp.sin(features), 0))
+
+        return jax.jit(jax.grad(loss))(params)["vision"]
+
+    laid, masked = by_both(monkeypatch, run)
+    for found, expected in zip(jax.tree.leaves(laid), jax.tree.leaves(masked), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_few_patches_and_no_windows_are_left_alone():
+    config = cases.tiny_config().vision
+    assert config.window_side == 4
+    assert not qwen_vision.by_window(config, 95)
+    assert qwen_vision.by_window(config, 96)
+    assert not qwen_vision.by_window(cases.tiny_config("qwen2_vl").vision, 10_000)
+
+
+def test_laying_by_window_keeps_merge_blocks_together():
+    config = cases.tiny_config()
+    batch = cases.make_batch(config, PROMPTS)
+    laid, places = qwen_vision.lay_by_window(batch, 2)
+    window = np.asarray(laid.patch_window)
+    assert (np.diff(window, axis=1) >= 0).all()
+    for name in ("patches", "patch_coords", "patch_image", "patch_window"):
+        before, after = (np.asarray(getattr(x, name)) for x in (batch, laid))
+        after = after.reshape(len(after), places.shape[1], -1)
+        back = np.take_along_axis(after, np.asarray(places)[..., None], axis=1)
+        np.testing.assert_array_equal(back.reshape(before.shape), before)

@@ -32,7 +32,7 @@ HARMLESS = (  # keys, or groups of keys, that say where and how fast a run is ma
 CHOICES = {
     "mode": MODES,
     "model.dtype": ("float32", "bfloat16"),
-    "model.remat": ("none", "dots", "full"),
+    "model.remat": ("none", "elementwise", "dots", "full"),
     "model.attention": ("auto", "plain", "xla", "cudnn", "splash"),
     "rollout.cache": ("model", "bfloat16", "int8"),
     "data.on_bad_record": ("error", "skip"),
@@ -152,9 +152,9 @@ def default() -> ConfigDict:
     c.model = ConfigDict()
     c.model.path = "bundled"  # Hugging Face directory or repository, or an orbax directory
     c.model.dtype = "float32"  # compute type; parameters and log-probs are always float32
-    # What the backward pass computes again to save memory: "none", "dots" (all of a layer but its
-    # products with weights) or "full" (all of it).
-    c.model.remat = "none"
+    # What the backward pass computes again to save memory: "none", "elementwise" (all of a layer
+    # but its products), "dots" (all but its products with weights) or "full" (all of it).
+    c.model.remat = "elementwise"
     # What computes attention over full sequences: "plain", "xla", "cudnn" (GPU, bfloat16) or
     # "splash" (TPU); "auto" = cudnn on GPUs where it can, splash on TPUs, plain on CPU.
     c.model.attention = "auto"
@@ -333,7 +333,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     """
     config.model.path = "bundled"
     config.model.dtype = "float32"
-    config.model.remat = "none"
+    config.model.remat = "elementwise"
     config.model.attention = "auto"
     config.data.train, config.data.val = "bundled:train", "bundled:val"
     config.data.test, config.data.test_ood = "", ""

@@ -616,7 +616,7 @@ CASES = {
     # the model
     "model.path": [case("bundled", "deeper", network)],
     "model.dtype": [case("float32", "bfloat16", vision_tower)],
-    "model.remat": [case("none", other, vision_tower) for other in ("dots", "full")],
+    "model.remat": [case("elementwise", other, vision_tower) for other in ("none", "dots", "full")],
     "model.attention": [case("auto", "xla", vision_tower)],
     "model.random_init": [case(False, True, first_weights)],
     # data

@@ -92,8 +92,8 @@ def build(
         config: sizes, family and token ids.
         dtype: compute dtype, "float32" or "bfloat16"; parameters, softmax, norms, rotary angles and
             logits are float32 in either case.
-        remat: which results of a layer the backward pass keeps: "none" recomputes nothing, "dots"
-            all but the products with weights, "full" everything.
+        remat: which results of a layer the backward pass keeps: "none" recomputes nothing,
+            "elementwise" all but products, "dots" all but those with weights, "full" everything.
         attention: what computes attention over full sequences, e.g. as `kernels.choose` returns it.
         cache: what keys and values are kept in while decoding, one of `cache.KINDS`.
 

@@ -26,10 +26,21 @@ ACTIVATIONS = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }
+
+# Products, and the kernels of attention, on TPU and on GPU.
+EXPENSIVE = ("dot_general", "pallas_call", "dot_product_attention_fwd_wrapper")
+
+
+def _is_expensive(primitive: Any, *_: Any, **__: Any) -> bool:
+    return primitive.name in EXPENSIVE
+
+
 # What `model.remat` may name: which intermediate results of a layer the backward pass keeps, and
-# not computes again. None keeps all.
+# not computes again. None keeps all. To compute sums, exponentials and the like again takes less
+# time than to write and read them (measured on CPU), so only "none" keeps those.
 REMAT_POLICIES = {
     "none": None,
+    "elementwise": _is_expensive,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with weights
     "full": jax.checkpoint_policies.nothing_saveable,
 }

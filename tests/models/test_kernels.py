@@ -330,11 +330,22 @@ def test_splash_compiles_for_tpus(monkeypatch):
 # ---- remat ---------------------------------------------------------------------------------------
 
 
+def test_elementwise_keeps_what_kernels_give():
+    calls = {}
+    for remat in ("none", "elementwise", "full"):
+        model, run = model_gradient(SPLASH, "qwen2_5_vl", remat)
+        batch = cases.make_batch(model.config, [([(6, 10)], 2), ([], 9)])
+        tokens, mask = cases.random_responses(batch, 2, 5)
+        params = jax.eval_shape(model.init, jax.random.key(0))
+        calls[remat] = str(jax.make_jaxpr(run)(params, batch, tokens, mask)).count("pallas_call[")
+    assert 0 < calls["none"] == calls["elementwise"] < calls["full"]
+
+
 @pytest.mark.slow
 def test_each_remat_policy_takes_less_memory_and_gives_the_same_gradient():
     config = cases.tiny_config(tied=True, layers=4)
     held, gradients = [], []
-    for remat in ("full", "dots", "none"):
+    for remat in ("full", "dots", "elementwise", "none"):
         model = build(config, remat=remat)
         batch = cases.make_batch(config, [([], 60)] * 2)
         tokens, mask = cases.random_responses(batch, 4, 30)
@@ -347,10 +358,10 @@ def test_each_remat_policy_takes_less_memory_and_gives_the_same_gradient():
         run = jax.jit(jax.grad(loss)).lower(params).compile()
         held.append(run.memory_analysis().temp_size_in_bytes)
         gradients.append(run(params))
-    assert held[0] < held[1] < held[2]
-    for gradient in gradients[:2]:
+    assert held[0] < held[1] < held[2] < held[3]
+    for gradient in gradients[:3]:
         for ours, theirs in zip(
-            jax.tree.leaves(gradient), jax.tree.leaves(gradients[2]), strict=True
+            jax.tree.leaves(gradient), jax.tree.leaves(gradients[3]), strict=True
         ):
             assert np.abs(ours - theirs).max() <= 1e-5 * max(1, np.abs(theirs).max())
 

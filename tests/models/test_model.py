@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rlvlm_jax.models import build
+from rlvlm_jax.models.layers import REMAT_POLICIES
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
 PROMPTS = [([(6, 10), (2, 2)], 2), ([], 9), ([(4, 6)], 1)]
@@ -145,6 +146,7 @@ def test_remat_and_padding_leave_the_vision_gradient_alone(family):
 @pytest.mark.parametrize(
     ("remat", "policy"),
     [
+        ("elementwise", REMAT_POLICIES["elementwise"]),
         ("dots", jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
         ("full", jax.checkpoint_policies.nothing_saveable),
     ],

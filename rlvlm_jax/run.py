@@ -31,7 +31,6 @@ from rlvlm_jax import (
     optim,
     records,
     rewards,
-    sharding,
     startup,
 )
 from rlvlm_jax import config as config_lib
@@ -43,7 +42,6 @@ from rlvlm_jax.evaluation.scheme import Evaluation
 from rlvlm_jax.evaluation.scores import is_reflective
 from rlvlm_jax.sampling.responses import Responses, join
 from rlvlm_jax.types import Params, TrainState
-from rlvlm_jax.update import init_state
 
 SPLITS = ("val", "test", "test_ood")
 # What a resumed run may set otherwise than the run it continues.
@@ -264,19 +262,9 @@ class Run:
         Args:
             optimizer: whose state is placed like the parameters it belongs to.
         """
-        session = self.session
-        is_trained = optim.make_trained(self.config.update, session.model.part)
-
-        def init(params: Params) -> TrainState:
-            return init_state(params, optimizer, is_trained)
-
-        shapes = jax.eval_shape(init, session.shapes)
-        trained, _ = optim.split(session.shapes, is_trained)
-        if not jax.tree.leaves(trained):
-            raise InputError(
-                f"config.update.only={self.config.update.only!r} is found in no parameter of the "
-                "parts that config.update.train_* choose, so nothing would be trained"
-            )
+        shapes = startup.state_shapes(self.session, optimizer)
+        is_trained = optim.make_trained(self.config.update, self.session.model.part)
+        trained, _ = optim.split(shapes.params, is_trained)
         self._sizes = {
             "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),
             "trained_parameters": sum(x.size for x in jax.tree.leaves(trained)),
@@ -284,19 +272,9 @@ class Run:
                 x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes.opt_state)
             ),
         }
-        scalar = sharding.replicated(session.mesh)
-        trained_places = jax.tree.map(lambda s: s.sharding, trained)
-        places = TrainState(
-            params=jax.tree.map(lambda s: s.sharding, session.shapes),
-            opt_state=optim.state_shardings(optimizer, trained, trained_places, scalar),
-            step=scalar,
-            bad_steps=scalar,
-        )
         if self.resumed:
-            wanted = sharding.with_shardings(shapes, places)
-            return checkpoint.restore(self._checkpoints / str(self.first_step), wanted)
-        params = startup.initial_params(session)
-        return jax.jit(init, out_shardings=places, donate_argnums=0)(params)
+            return checkpoint.restore(self._checkpoints / str(self.first_step), shapes)
+        return startup.initial_state(self.session, optimizer)
 
     def save(self, state: TrainState) -> None:
         """Writes a checkpoint of the last finished step, in the background."""

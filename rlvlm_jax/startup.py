@@ -25,7 +25,8 @@ from rlvlm_jax import checkpoint, models, optim, sharding
 from rlvlm_jax.data import processor, tokenizer
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.models import convert, kernels, lora
-from rlvlm_jax.types import Params
+from rlvlm_jax.types import Params, TrainState
+from rlvlm_jax.update import init_state
 
 BUNDLED = "bundled"
 COMPILED = "~/.cache/rlvlm_jax/xla"  # compile_cache="auto" where there are accelerators
@@ -292,6 +293,47 @@ def initial_params(session: Session) -> Params:
         donate_argnums=0,
     )
     return adapt(params, key)
+
+
+def state_shapes(session: Session, optimizer: Any) -> TrainState:
+    """Returns the train state as ShapeDtypeStructs that carry their shardings.
+
+    Args:
+        session: of the run.
+        optimizer: whose state lies like the parameters it belongs to.
+
+    Raises:
+        InputError: no parameter would be trained.
+    """
+    update = session.config.update
+    is_trained = optim.make_trained(update, session.model.part)
+    trained, _ = optim.split(session.shapes, is_trained)
+    if not jax.tree.leaves(trained):
+        raise InputError(
+            f"config.update.only={update.only!r} is found in no parameter of the parts that "
+            "config.update.train_* choose, so nothing would be trained"
+        )
+    shapes = jax.eval_shape(lambda p: init_state(p, optimizer, is_trained), session.shapes)
+    scalar = sharding.replicated(session.mesh)
+    trained_places = jax.tree.map(lambda s: s.sharding, trained)
+    places = TrainState(
+        params=jax.tree.map(lambda s: s.sharding, session.shapes),
+        opt_state=optim.state_shardings(optimizer, trained, trained_places, scalar),
+        step=scalar,
+        bad_steps=scalar,
+    )
+    return sharding.with_shardings(shapes, places)
+
+
+def initial_state(session: Session, optimizer: Any) -> TrainState:
+    """Returns the state before the first update, as `state_shapes` says."""
+    is_trained = optim.make_trained(session.config.update, session.model.part)
+    init = jax.jit(
+        lambda params: init_state(params, optimizer, is_trained),
+        out_shardings=jax.tree.map(lambda s: s.sharding, state_shapes(session, optimizer)),
+        donate_argnums=0,
+    )
+    return init(initial_params(session))
 
 
 def resolved_config(config: ConfigDict) -> dict[str, Any]:

@@ -130,6 +130,7 @@ def compile_steps(
     rollout = divided(sample.out_info)
     prompts, lengths = np.ones(batch.mask.shape, bool), np.zeros(rollout.truncated.shape, int)
     order = jax.eval_shape(lambda key: minibatch_order(session.config, key), key)
+    order = sharding.with_shardings(order, sharding.replicated(session.mesh))
     planner = make_planner(session)
     plans = (  # an empty plan has the shape of any other
         planner.for_passes(prompts, lengths),
@@ -145,7 +146,7 @@ def compile_steps(
     trajectory = steps.trajectory.lower(
         batch, features, rollout, divided(passes.out_info), scores, kept
     )
-    update = steps.update.lower(state, divided(trajectory.out_info[0]), key, minibatches)
+    update = steps.update.lower(state, divided(trajectory.out_info[0]), order, minibatches)
     return Steps(*(f and f.compile() for f in (encode, sample, passes, trajectory, update)))
 
 
@@ -184,7 +185,9 @@ def train(config: ConfigDict, workdir: str) -> bool:
     evaluate = scheme.make_evaluate_fn(session, config, cache)
     rewards = RewardConfig(**config.rewards, max_tokens=config.rollout.max_tokens)
     base_key = jax.random.key(config.seed)
-    draw_order = jax.jit(lambda key: minibatch_order(config, key)).lower(base_key).compile()
+    whole = sharding.replicated(session.mesh)
+    draw_order = jax.jit(lambda key: minibatch_order(config, key), out_shardings=whole)
+    draw_order = draw_order.lower(base_key).compile()
 
     with this:
         if this.evaluation_is_missing():
@@ -244,17 +247,17 @@ def train(config: ConfigDict, workdir: str) -> bool:
                 )
                 trajectory_stats = sharding.to_host(trajectory_stats)
                 lengths = np.asarray(trajectory.mask).sum(axis=1)
-                order = np.asarray(draw_order(update_key))
-                plans = planner.for_update(prompts, lengths, order)
+                order = draw_order(update_key)
+                plans = planner.for_update(prompts, lengths, np.asarray(order))
 
             # Step IV: policy update. All optimizer steps of the batch in one program.
             with watch.measure("update"):
                 placed = sharding.put_plan(plans, session.mesh)
-                state, update_stats = steps.update(state, trajectory, update_key, placed)
+                state, update_stats = steps.update(state, trajectory, order, placed)
                 update_stats = sharding.to_host(update_stats)
 
             update_stats["update/useful_token_fraction"] = packing.useful_fraction(
-                prompts, lengths, order, computed_tokens(config, prompts, plans)
+                prompts, lengths, np.asarray(order), computed_tokens(config, prompts, plans)
             )
             gaps = update_stats.pop("gaps", None)
             update_stats["update/lr"] = schedule(int(state.step) - 1)

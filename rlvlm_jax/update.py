@@ -263,11 +263,12 @@ def make_update_fn(
         mesh: micro-batches are divided over its `data` and `fsdp` axes.
 
     Returns:
-        update(state, trajectory, key, plans=None) -> (state, stats): means over the optimizer
-        steps of this batch, and "update/skipped", the number of updates left out. Where no pass
-        compared sampler and trainer (`algorithm.old_logprobs`), the first optimizer step does:
-        rollout/logprob_gap_*, and "gaps" float32[B], NaN for sequences not in it. With plans, of
-        the minibatches of `minibatch_order(config, key)`, micro-batches are packed streams.
+        update(state, trajectory, order, plans=None) -> (state, stats): means over the optimizer
+        steps of this batch, one for each minibatch of `minibatch_order`, and "update/skipped", the
+        number of updates left out. Where no pass compared sampler and trainer
+        (`algorithm.old_logprobs`), the first optimizer step does: rollout/logprob_gap_*, and "gaps"
+        float32[B], NaN for sequences not in it. With plans, of these minibatches, micro-batches are
+        packed streams.
     """
     mini, micro = config.update.minibatch, microbatch(config)
     group_size, a = config.rollout.samples, config.algorithm
@@ -277,7 +278,7 @@ def make_update_fn(
     optimizer_step = make_optimizer_step(optimizer, make_trained(config.update, model.part))
 
     def update(
-        state: TrainState, trajectory: Trajectory, key: Array, plans: Plan | None = None
+        state: TrainState, trajectory: Trajectory, order: Array, plans: Plan | None = None
     ) -> tuple[TrainState, Sums]:
         def one_minibatch(
             state: TrainState, minibatch: tuple[Array, Plan | None]
@@ -315,7 +316,6 @@ def make_update_fn(
         def one_epoch(state: TrainState, minibatches: Any) -> tuple[TrainState, Sums]:
             return jax.lax.scan(one_minibatch, state, minibatches)
 
-        order = minibatch_order(config, key)
         state, stats = jax.lax.scan(one_epoch, state, (order, plans))
         gaps = {}
         if "gap" in stats:  # as long as the parameters are those that sampled

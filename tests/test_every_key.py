@@ -186,7 +186,7 @@ def traced(c, name):
         "passes": (state.params, reference, batch, features, rollout, plan),
         "trajectory": (batch, features, rollout, Passes(*4 * [numbers]), score, flags),
         "loss": (state.params, judged, (count, count)),
-        "update": (state, judged, key, plans),
+        "update": (state, judged, order, plans),
     }
     return text(functions[name], *arguments[name])
 

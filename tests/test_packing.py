@@ -298,16 +298,15 @@ def updated(tiny, trajectory, *, tokens=0, mesh=(1, 1, 1), **settings):
     optimizer, _ = optim.make_optimizer(config.update, 10, model.part)
     trained = optim.make_trained(config.update, model.part)
     state = init_state(jax.device_put(params, places), optimizer, trained)
-    key, plans = jax.random.key(5), None
+    order, plans = np.asarray(minibatch_order(config, jax.random.key(5))), None
     if tokens:
-        order = np.asarray(minibatch_order(config, key))
         plans = plan_of(
             *(trajectory.batch, trajectory.mask, order, tokens, mesh[0] * mesh[1]),
             few_prompts=trajectory.features is None,
         )
         plans = sharding.put_plan(plans, devices)
     placed = sharding.put_batch(trajectory, devices)
-    state, stats = update_fn(mesh, **settings)(state, placed, key, plans)
+    state, stats = update_fn(mesh, **settings)(state, placed, order, plans)
     return jax.device_get((state.params, stats))
 
 

@@ -15,7 +15,7 @@ from rlvlm_jax.logprobs import make_logprobs_fn
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
 from rlvlm_jax.trajectory import compute_advantages, make_passes_fn, make_trajectory_fn
-from rlvlm_jax.update import init_state, make_update_fn
+from rlvlm_jax.update import init_state, make_update_fn, minibatch_order
 from tests import tiny_model
 from tests.tiny_model import BANNED, PAD, STOP
 
@@ -94,13 +94,14 @@ def run(tiny, collected, *, mesh=(1, 1, 1), poison=None, **settings):
     placed, trajectory, stats = judge(tiny, collected, mesh=mesh, **settings)
     unread = ("reference", "scores")
     settings = {key: value for key, value in settings.items() if key not in unread}
-    update = tiny_model.settings(**settings).update
-    optimizer, _ = optim.make_optimizer(update, 10, model.part)
-    trained = optim.make_trained(update, model.part)
+    config = tiny_model.settings(**settings)
+    optimizer, _ = optim.make_optimizer(config.update, 10, model.part)
+    trained = optim.make_trained(config.update, model.part)
     state = jax.jit(lambda p: init_state(p, optimizer, trained))(placed)
     if poison is not None:
         trajectory = poison(trajectory)
-    state, more = update_fn(mesh, **settings)(state, trajectory, jax.random.key(5))
+    order = minibatch_order(config, jax.random.key(5))
+    state, more = update_fn(mesh, **settings)(state, trajectory, order)
     return state, {**stats, **more}, trajectory
 
 

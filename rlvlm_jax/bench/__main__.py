@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
             found = growth.measure(cases[0], Path(scratch), devices, given.repeats, say)
             report["growth"] |= {"axes": found}
             title = f"{cases[0].name}: growth of an iteration on {report['device_kind']}"
-            drawing = out.with_name(f"{out.stem}_growth.svg")
+            drawing = out.with_suffix(".svg")
             write(drawing, growth.figure(found, title).decode())
             for axis, one in found.items():
                 say(f"growth with {axis}: exponent {one['exponent']:.2f}")

@@ -17,30 +17,10 @@ from rlvlm_jax import optim, sharding, startup, train
 from rlvlm_jax.bench.work import Workload
 from rlvlm_jax.config import sequences
 from rlvlm_jax.types import Batch, Params, Passes, Rollout, TrainState
-from rlvlm_jax.update import init_state
+from rlvlm_jax.update import minibatch_order
 
+NO_PLAN = None  # nothing is packed
 UPDATES = 10_000  # of the learning-rate schedule; many, so that the rate changes little
-
-
-def initial_state(session: startup.Session, optimizer: Any) -> TrainState:
-    """Returns the state before the first update, every array in its place on the mesh."""
-    is_trained = optim.make_trained(session.config.update, session.model.part)
-    trained, _ = optim.split(session.shapes, is_trained)
-    scalar = sharding.replicated(session.mesh)
-    places = TrainState(
-        params=jax.tree.map(lambda s: s.sharding, session.shapes),
-        opt_state=optim.state_shardings(
-            optimizer, trained, jax.tree.map(lambda s: s.sharding, trained), scalar
-        ),
-        step=scalar,
-        bad_steps=scalar,
-    )
-    init = jax.jit(
-        lambda params: init_state(params, optimizer, is_trained),
-        out_shardings=places,
-        donate_argnums=0,
-    )
-    return init(startup.initial_params(session))
 
 
 @dataclasses.dataclass
@@ -54,6 +34,7 @@ class Ours:
     batch: Batch  # on the device
     compile_s: float  # all steps together; no time below holds any of it
     key: Any
+    order: Any  # of the sequences in minibatches, always the same
     features: Any = None
     sampled: Rollout | None = None  # on the device
     passes: Passes | None = None
@@ -88,15 +69,8 @@ class Ours:
         return time.perf_counter() - start
 
     def _run_passes(self) -> Passes:
-        nothing_packed = None
-        return self.steps.passes(
-            self.state.params,
-            self.reference,
-            self.batch,
-            self.features,
-            self.sampled,
-            nothing_packed,
-        )
+        given = (self.state.params, self.reference, self.batch, self.features, self.sampled)
+        return self.steps.passes(*given, NO_PLAN)
 
     def update(self) -> float:
         """Makes all optimizer steps of the last responses; returns seconds."""
@@ -106,8 +80,7 @@ class Ours:
         return time.perf_counter() - start
 
     def _update(self, trajectory: Any) -> None:
-        nothing_packed = None
-        self.state, stats = self.steps.update(self.state, trajectory, self.key, nothing_packed)
+        self.state, stats = self.steps.update(self.state, trajectory, self.order, NO_PLAN)
         jax.block_until_ready(self.state)
         if not np.isfinite(sharding.to_host(stats)["update/loss"]):
             raise FloatingPointError("the update's loss is not finite, so its time means nothing")
@@ -142,7 +115,7 @@ def start(work: Workload) -> Ours:
     config, session = work.config, work.session
     optimizer, _ = optim.make_optimizer(config.update, UPDATES, session.model.part)
     reference = startup.initial_params(session) if train.needs_reference(config) else None
-    state = initial_state(session, optimizer)
+    state = startup.initial_state(session, optimizer)
     bucket = work.batch.tokens.shape[1], work.batch.patches.shape[1]
     begin = time.perf_counter()
     steps = train.compile_steps(
@@ -151,4 +124,5 @@ def start(work: Workload) -> Ours:
     compile_s = time.perf_counter() - begin
     batch = sharding.put_batch(work.batch, session.mesh)
     key = jax.random.key(config.seed)
-    return Ours(session, steps, state, reference, batch, compile_s, key)
+    order = jax.device_put(minibatch_order(config, key), sharding.replicated(session.mesh))
+    return Ours(session, steps, state, reference, batch, compile_s, key, order)

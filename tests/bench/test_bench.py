@@ -133,7 +133,7 @@ def test_growth_is_measured_and_written(tiny, tmp_path, monkeypatch):
     assert found["case"] == "tiny"
     assert found["axes"]["batch"]["sizes"] == [2, 4]
     assert [len(times) for times in found["axes"]["batch"]["seconds"]] == [1, 1]
-    assert "exponent" in (tmp_path / "bench_growth.svg").read_text()
+    assert "exponent" in (tmp_path / "bench.svg").read_text()
 
 
 @pytest.mark.parity

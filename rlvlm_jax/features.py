@@ -67,16 +67,17 @@ class FeatureCache:
 
     def encode(
         self,
-        encode: Callable[[Params, Batch], Array],
+        encode: Callable[[Params, Batch], Array] | None,
         params: Params,
         batch: Batch,
         host_batch: Batch,
         counted: bool = True,
-    ) -> Array:
+    ) -> Array | None:
         """Returns the features of a batch, from the host where all of them are there.
 
         Args:
-            encode: compiled; runs where a prompt is missing.
+            encode: compiled; runs where a prompt is missing. None where every pass computes its
+                own, because they are trained.
             params: whose vision tower and connector are the same at every call.
             batch: on the device.
             host_batch: the same as NumPy arrays.
@@ -84,8 +85,10 @@ class FeatureCache:
 
         Returns:
             [N, M, D] on the mesh, with the bits that `encode` gives at this shape of batch; 0 at
-            padding where they come from the host.
+            padding where they come from the host. None without `encode`.
         """
+        if encode is None:
+            return None
         if not self._budget:
             return encode(params, batch)
         self._settle()

@@ -38,7 +38,7 @@ from rlvlm_jax.update import computed_tokens, make_update_fn, minibatch_order
 class Steps:
     """The functions of the loop, jitted, or compiled for one shape of batch."""
 
-    encode: Callable[..., Any]  # (params, batch) -> features
+    encode: Callable[..., Any] | None  # (params, batch) -> features; None: they are trained
     sample: Callable[..., Any]  # (params, batch, features, key, number of the round) -> Rollout
     passes: Callable[..., Any]  # see trajectory.make_passes_fn
     trajectory: Callable[..., Any]  # see trajectory.make_trajectory_fn
@@ -207,9 +207,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
 
                 # Step II: response collection, with the live parameters.
                 with watch.measure("rollout"):
-                    features = None
-                    if session.features_frozen:
-                        features = cache.encode(steps.encode, state.params, batch, host_batch)
+                    features = cache.encode(steps.encode, state.params, batch, host_batch)
                     number = np.uint32(len(rounds))
                     rollout = steps.sample(state.params, batch, features, sample_key, number)
                     responses = read_responses(rollout, session.tokenizer)
@@ -236,8 +234,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
                     prompts = arrays[0].mask
                     batch, rollout, passes = sharding.put_batch(arrays, session.mesh)
                     steps = compiled[batch.tokens.shape[1], batch.patches.shape[1]]
-                    if session.features_frozen:
-                        features = cache.encode(steps.encode, state.params, batch, arrays[0])
+                    features = cache.encode(steps.encode, state.params, batch, arrays[0])
                 trajectory, trajectory_stats = steps.trajectory(
                     batch,
                     features,

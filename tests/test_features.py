@@ -167,6 +167,12 @@ def test_off_it_keeps_and_counts_nothing(mesh, tower, prompts):
     assert (encode.cache.metrics(), encode.cache.used_bytes) == ({}, 0)
 
 
+def test_without_a_tower_there_are_no_features(mesh, tower, prompts):
+    cache = new_cache(mesh)
+    assert cache.encode(None, None, None, collate(prompts[:2], 24, 48, tiny_model.PAD)) is None
+    assert cache.metrics() == {}
+
+
 def test_metrics_count_anew_and_leave_evaluation_out(encode):
     encode(0, 1, 2, 3, counted=False)
     assert encode.cache.metrics() == {}

@@ -59,6 +59,28 @@ def test_a_row_has_the_same_bits_alone_and_among_others(width, out, batch):
     np.testing.assert_allclose(together, jnp.einsum("...mc,...dc->...md", x, y), rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("inner", "columns"), [(16, 64), (64, 64), (80, 128), (128, 256), (320, 64), (192, 128)]
+)
+def test_a_turned_factor_gives_the_same_bits_where_columns_fill_the_lanes(inner, columns):
+    multiply = jax.jit(product, static_argnums=(2, 3))
+    x = jax.random.normal(jax.random.key(1), (6, 256, inner))
+    y = jax.random.normal(jax.random.key(2), (6, columns, inner))
+    together = multiply(x, y, jnp.float32, False)
+    for rows in (1, 2, 3, 5, 7, 8, 16):
+        alone = multiply(x[:, :rows], jnp.swapaxes(y, 1, 2), jnp.float32, True)
+        np.testing.assert_array_equal(alone, together[:, :rows])
+
+
+def test_a_turned_factor_may_have_any_size():
+    x, y = np.random.default_rng(0).normal(size=(2, 3, 5)), np.ones((2, 5, 7))
+    expected = np.repeat(x.sum(axis=2, keepdims=True), 7, axis=2)
+    found = product(jnp.float32(x), jnp.float32(y), jnp.float32, turned=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    alone = product(jnp.float32(x[:, :1]), jnp.float32(y), jnp.float32, turned=True)
+    np.testing.assert_allclose(alone, expected[:, :1], rtol=1e-5)
+
+
 @pytest.mark.parametrize("length", [16, 48, 192, 300, 1024])
 def test_a_row_has_the_same_sum_alone_and_among_others(length):
     total = jax.jit(lambda x: row_sum(jnp.square(x)))  # a part of a loop, as in norm and softmax

@@ -233,6 +233,7 @@ def open_session(config: ConfigDict, source: Source) -> Session:
         remat=config.model.remat,
         attention=kernel,
         cache=config.rollout.cache,
+        platform=mesh.devices.flat[0].platform,
     )
     shapes = jax.eval_shape(
         lambda key: add_adapters(config, model, model.init(key), key), jax.random.key(0)

@@ -83,7 +83,7 @@ class VLM:
             InputError: there is no such model, or it is damaged or of an unsupported kind.
         """
         source = startup.open_source(os.fspath(path_or_repo))
-        model = models.build(source.config, dtype=dtype)
+        model = models.build(source.config, dtype=dtype, platform=jax.default_backend())
         if source.is_orbax:
             params = startup.restore_merged(source.directory, model, sharding.make_mesh(1, 1, 1))
             return cls(source, model, params, convert.lossless_dtypes(params, source.files))

@@ -85,6 +85,7 @@ def build(
     remat: str = "none",
     attention: Kernel = PLAIN,
     cache: str = "model",
+    platform: str = "cpu",
 ) -> Model:
     """Returns the functions of a Qwen2-VL or Qwen2.5-VL.
 
@@ -96,6 +97,7 @@ def build(
             "elementwise" all but products, "dots" all but those with weights, "full" everything.
         attention: what computes attention over full sequences, e.g. as `kernels.choose` returns it.
         cache: what keys and values are kept in while decoding, one of `cache.KINDS`.
+        platform: of the devices that decode, as JAX calls it.
 
     Raises:
         InputError: `dtype`, `remat` or `cache` is not one of the accepted values.
@@ -126,16 +128,19 @@ def build(
         return vision.apply({"params": params["vision"]}, batch)
 
     def of_language(method):
-        def apply(params, *args, **kwargs):
-            return language.apply({"params": params["language"]}, *args, method=method, **kwargs)
+        def apply(params, *args):
+            return language.apply({"params": params["language"]}, *args, method=method)
 
         return apply
+
+    def prefill(params, batch, features):
+        return of_language("prefill")(params, batch, features, cache, platform)
 
     def decoder(params):
         return {"language": qwen_vl.decoder(params["language"], config, dtype)}
 
     def empty_cache(prefix, samples, slots):
-        return tuple(kv_cache.empty(of_layer, samples, slots) for of_layer in prefix)
+        return tuple(kv_cache.empty(of_layer, samples, slots, platform) for of_layer in prefix)
 
     def decode(weights, *args):
         return qwen_vl.decode(weights["language"], config, jnp.dtype(dtype), *args)
@@ -144,7 +149,7 @@ def build(
         config=config,
         init=init,
         encode_images=encode_images,
-        prefill=functools.partial(of_language("prefill"), kind=cache),
+        prefill=prefill,
         decoder=decoder,
         empty_cache=empty_cache,
         rotary=functools.partial(qwen_vl.rotary, config=config),

@@ -2,12 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keys and values kept for decoding, layer by layer, as the attention of one token reads them.
 
-They lie as its products want them, so that nothing is turned around for each token. On CPU there
-are two ways. In that of `layers.product` both factors are summed along their last axis, and XLA
-copies the second one before it multiplies. The other way around it is read as it lies, three to
-five times as fast. Both give the same bits where the products' columns (slots for scores, E for
-their sums of values) are a multiple of `LANES`, and other bits elsewhere (measured): so the faster
-way is taken just there, and sampler and trainer stay equal.
+They lie as its products want them, so that nothing is turned around for each token. On GPUs and
+TPUs that is any way, and a slot is one piece of memory. On CPU there are two ways. In that of
+`layers.product` both factors are summed along their last axis, and XLA copies the second one before
+it multiplies. The other way around it is read as it lies, three to five times as fast. Both give
+the same bits where the products' columns (slots for scores, E for their sums of values) are a
+multiple of `LANES`, and other bits elsewhere (measured): so the faster way is taken just there, and
+sampler and trainer stay equal.
 """
 
 import dataclasses
@@ -52,13 +53,13 @@ class Kept:
 
 
 class Block(NamedTuple):
-    """Keys, turned where S is a multiple of `LANES`, and values, turned where E is not."""
+    """Keys, on CPU turned where S is a multiple of `LANES`, and values, there where E is not."""
 
     k: Kept
     v: Kept
 
 
-def stored(k: Array, v: Array, kind: str) -> Block:
+def stored(k: Array, v: Array, kind: str, platform: str = "cpu") -> Block:
     """Returns a block of these keys and values.
 
     Args:
@@ -66,12 +67,14 @@ def stored(k: Array, v: Array, kind: str) -> Block:
         v: alike.
         kind: one of `KINDS`; int8 keeps round(127 x / max |x|) and max |x| / 127 of every head and
             slot.
+        platform: of the devices, as JAX calls it.
     """
-    slots, size = k.shape[-2:]
-    return Block(_keep(k, kind, slots % LANES == 0), _keep(v, kind, size % LANES != 0))
+    on_cpu, (slots, size) = platform == "cpu", k.shape[-2:]
+    k = _keep(k, kind, on_cpu and slots % LANES == 0)
+    return Block(k, _keep(v, kind, on_cpu and size % LANES != 0))
 
 
-def empty(prompt: Block, samples: int, slots: int) -> Block:
+def empty(prompt: Block, samples: int, slots: int, platform: str = "cpu") -> Block:
     """Returns a block of zeros, S = `slots` for each of G = `samples`, of the kind of `prompt`."""
 
     def zeros(like: Kept, turned: bool) -> Kept:
@@ -81,7 +84,8 @@ def empty(prompt: Block, samples: int, slots: int) -> Block:
 
         return Kept(*jax.tree.map(one, (like.x, like.scale)), turned)
 
-    return Block(zeros(prompt.k, slots % LANES == 0), zeros(prompt.v, prompt.v.turned))
+    k_turned = platform == "cpu" and slots % LANES == 0
+    return Block(zeros(prompt.k, k_turned), zeros(prompt.v, prompt.v.turned))
 
 
 def write(block: Block, k: Array, v: Array, slot: Array) -> Block:

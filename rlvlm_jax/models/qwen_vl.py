@@ -170,7 +170,7 @@ class LanguageModel(nn.Module):
 
     def __call__(self, batch: Batch, features: Array) -> Array:
         """Touches every weight: what initialisation traces."""
-        return self.logits(self.prefill(batch, features)[0])
+        return self.logits(self.prefill(batch, features, "model")[0])
 
     def logits(self, hidden: Array) -> Array:
         """Maps [..., M, D] to float32[..., M, V], accumulated in float32."""
@@ -180,13 +180,13 @@ class LanguageModel(nn.Module):
             table = self.embed.embedding.astype(self.dtype)
             return product(hidden.astype(self.dtype), table, jnp.float32)
 
-    def prefill(self, batch: Batch, features: Array, kind: str = "model") -> tuple[Array, tuple]:
-        """See `Model.prefill`."""
+    def prefill(self, batch: Batch, features: Array, *kept: str) -> tuple[Array, tuple]:
+        """See `Model.prefill`; `kept` is how, kind and platform, as `cache.stored` takes them."""
         prompt, context = self._start(batch, features)
         (prompt, _), (k, v) = self.layers((prompt, None), None, context)
         hidden = self.norm(_last_valid(prompt[:, 0], batch.mask))
         layers = range(self.config.layers)
-        return hidden, tuple(cache.stored(by_head(k[i]), by_head(v[i]), kind) for i in layers)
+        return hidden, tuple(cache.stored(by_head(k[i]), by_head(v[i]), *kept) for i in layers)
 
     def forward(self, batch: Batch, features: Array, tokens: Array, mask: Array) -> Array:
         """See `Model.forward`."""

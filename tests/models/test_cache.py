@@ -55,6 +55,14 @@ def test_products_columns_are_the_last_axis_where_they_fill_the_lanes(kind, slot
                 )
 
 
+def test_elsewhere_a_slot_is_one_piece():
+    prompt = cache.stored(draw(N, K, 64, 80), draw(N, K, 64, 80), "model", "tpu")
+    block = cache.empty(prompt, G, 128, "tpu")
+    for kept, slots in ((prompt.k, 64), (prompt.v, 64), (block.k, 128), (block.v, 128)):
+        assert not kept.turned
+        assert kept.x.shape[-2:] == (slots, 80)
+
+
 @pytest.mark.parametrize("slots", [5, 64])
 def test_int8_keeps_each_head_of_each_slot_within_half_a_step(slots):
     k, v = draw(N, K, slots, E), draw(N, K, slots, E, seed=1) * 100

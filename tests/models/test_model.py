@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rlvlm_jax.models import build
+from rlvlm_jax.models.cache import stored
 from rlvlm_jax.models.layers import REMAT_POLICIES
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
@@ -271,9 +272,8 @@ def test_decoding_updates_the_cache_in_place_and_compiles_once(dtype):
         steps = first + jnp.arange(3, dtype=jnp.int32)
         return jax.lax.scan(body, (tokens, cache), jnp.broadcast_to(steps[:, None], (3, n * g)))
 
-    shape = (n, config.kv_heads, p, config.head_size)
-    of_layer = {"k": jnp.ones(shape, dtype), "v": jnp.ones(shape, dtype).swapaxes(-1, -2)}
-    prefix = (of_layer,) * config.layers
+    keys = jnp.ones((n, config.kv_heads, p, config.head_size), dtype)
+    prefix = (stored(keys, keys, "model"),) * config.layers
     cache = cases.dirty_cache(model, prefix, g, r)
     tokens, mask = np.ones(n * g, np.int32), np.ones((n, p), bool)
 
@@ -282,8 +282,9 @@ def test_decoding_updates_the_cache_in_place_and_compiles_once(dtype):
         before = jax.tree.map(lambda x: np.array(x, np.float32), cache)
         (tokens, cache), _ = jitted(params, tokens, prefix, mask, cache, np.int32(3 * call))
         for (old,), (new,) in zip(before, cache, strict=True):
-            for name, axes in (("k", (0, 1, 2, 4)), ("v", (0, 1, 2, 3))):
-                changed = (np.array(new[name], np.float32) != old[name]).any(axes)
+            for kept, kept_before in zip(new, old, strict=True):
+                changed = np.array(kept.x, np.float32) != kept_before.x
+                changed = np.moveaxis(changed, kept.slot_axis, 0).reshape(r, -1).any(axis=1)
                 assert np.flatnonzero(changed).tolist() == [3 * call, 3 * call + 1, 3 * call + 2]
     assert len(traces) == 1
 

@@ -27,6 +27,7 @@ MAX_EVAL_SAMPLES = 256
 HARMLESS = (  # keys, or groups of keys, that say where and how fast a run is made, not what it does
     *("seeds", "checkpoint_every", "mesh.", "log.", "data.workers", "data.index"),
     *("data.feature_cache_gib", "compile_cache", "rewards.workers", "model.attention"),
+    "model.remat",
     *("update.microbatch", "update.logprob_batch", "update.logprob_chunk", "update.pack_tokens"),
 )
 CHOICES = {

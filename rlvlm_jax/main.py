@@ -6,6 +6,7 @@
 ("eval"). A work directory that holds a checkpoint is resumed.
 """
 
+import sys
 from collections.abc import Sequence
 
 from rlvlm_jax import cli
@@ -25,7 +26,10 @@ def main(argv: Sequence[str]) -> int:
     program = programs[config.mode]
     several = config.seeds > 1
     finished = seeds.run_seeds(program, config, workdir) if several else program(config, workdir)
-    return cli.DONE if finished else cli.PREEMPTED
+    if finished:
+        return cli.DONE
+    print(f"stopped; run the same command again to go on in {workdir}", file=sys.stderr)
+    return cli.PREEMPTED
 
 
 if __name__ == "__main__":

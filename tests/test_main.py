@@ -229,11 +229,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, data, finished):
     assert_same_run(tmp_path, finished)
 
 
-def test_sigterm_saves_and_exits_75_and_the_run_goes_on(tmp_path, data, compiled, finished):
+def test_sigterm_saves_and_exits_75_and_the_run_goes_on(tmp_path, data, compiled, finished, capsys):
     process = start(tmp_path, data, compiled, total_steps=6, checkpoint_every=0)
     wait_for((tmp_path / "rollouts" / "1.jsonl").exists, process)
     process.send_signal(signal.SIGTERM)
     assert status_of(process) == 75
+    assert f"run the same command again to go on in {tmp_path}" in capsys.readouterr().err
     reached = checkpoint.latest_step(tmp_path / "checkpoints")
     assert reached == train_lines(tmp_path)[-1]["step"]
     assert reached < 6

@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from rlvlm_jax import config as config_lib
+from rlvlm_jax import distributed
 from rlvlm_jax.errors import InputError
 
 DONE, BAD_INPUT, PREEMPTED = 0, 2, 75
@@ -88,4 +89,7 @@ def run(program: Callable[[Sequence[str]], int]) -> None:
     except InputError as error:
         sys.stderr.write(f"error: {error}\n")
         status = BAD_INPUT
+    except Exception:
+        distributed.leave_after_failure()
+        raise
     sys.exit(status)

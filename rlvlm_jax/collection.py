@@ -17,11 +17,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from rlvlm_jax import sharding
 from rlvlm_jax.algorithms import filtering
 from rlvlm_jax.data.dataset import Example
 from rlvlm_jax.data.loader import pad_batch
 from rlvlm_jax.rewards import Scores
 from rlvlm_jax.sampling.responses import Responses
+from rlvlm_jax.sampling.sampler import rows_of
 from rlvlm_jax.types import Batch, Passes, Rollout
 
 
@@ -29,7 +31,7 @@ class Round(NamedTuple):
     """One batch of N prompts and what came of it; B = N * G responses."""
 
     examples: list[Example]  # N
-    batch: Batch  # on the host
+    batch: Batch  # on the device
     rollout: Rollout  # on the device
     passes: Passes  # on the device
     responses: Responses  # B
@@ -93,14 +95,14 @@ def merge(
     shapes = [(one.batch.tokens.shape[1], one.batch.patches.shape[1]) for one in rounds]
     p, i = (max(sizes) for sizes in zip(*shapes, strict=True))
     shape = min((one for one in buckets if one[0] >= p and one[1] >= i), key=sum)
-    batches = [pad_batch(one.batch, *shape, pad_id) for one in rounds]
+    found = sharding.to_host([(one.batch, one.rollout, one.passes) for one in rounds])
+    batches = [pad_batch(batch, *shape, pad_id) for batch, *_ in found]
     rows = rows_of(chosen, config.rollout.samples)
 
     def join(parts: Sequence[Any], places: np.ndarray) -> Any:
         return jax.tree.map(lambda *x: np.concatenate(x)[places], *parts)
 
-    responses = jax.device_get([(one.rollout, one.passes) for one in rounds])
-    return join(batches, chosen), *join(responses, rows)
+    return join(batches, chosen), *join([responses for _, *responses in found], rows)
 
 
 def scores_of(
@@ -111,11 +113,6 @@ def scores_of(
     scores = np.concatenate([one.scores.score for one in rounds])[rows_of(chosen, samples)]
     kept = np.concatenate([one.kept for one in rounds])[chosen]
     return scores, np.repeat(kept, samples)
-
-
-def rows_of(groups: np.ndarray, samples: int) -> np.ndarray:
-    """Returns int[len(groups) * G], the rows of the samples of these groups."""
-    return (groups[:, None] * samples + np.arange(samples)).reshape(-1)
 
 
 def metrics(config: ConfigDict, rounds: Sequence[Round], chosen: np.ndarray) -> dict[str, float]:

@@ -25,7 +25,7 @@ EVAL_SETTINGS = {  # name -> (samples k, temperature, top-p); spec of the MAYE s
 }
 MAX_EVAL_SAMPLES = 256
 HARMLESS = (  # keys, or groups of keys, that say where and how fast a run is made, not what it does
-    *("seeds", "checkpoint_every", "mesh.", "log.", "data.workers", "data.index"),
+    *("seeds", "checkpoint_every", "mesh.", "hosts.", "log.", "data.workers", "data.index"),
     *("data.feature_cache_gib", "compile_cache", "rewards.workers", "model.attention"),
     "model.remat",
     *("update.microbatch", "update.logprob_batch", "update.logprob_chunk", "update.pack_tokens"),
@@ -75,6 +75,8 @@ _POSITIVE = (
     "data.max_prompt_tokens",
     "log.keep_checkpoints",
     "update.eps",
+    "hosts.heartbeat_s",
+    "hosts.start_s",
 )
 _NOT_NEGATIVE = (
     "seed",
@@ -112,6 +114,7 @@ _NOT_NEGATIVE = (
     "data.limit_eval",
     "data.feature_cache_gib",
     "log.token_prompts",
+    "hosts.deadline_s",
 )
 _FRACTIONS = (
     "rollout.top_p",
@@ -280,6 +283,13 @@ def default() -> ConfigDict:
     c.mesh.data = 1  # devices per axis; at most one may be -1: all devices that are left
     c.mesh.fsdp = 1
     c.mesh.tensor = 1
+
+    c.hosts = ConfigDict()  # where several processes make up the run
+    c.hosts.heartbeat_s = 30.0  # a process not heard of for so long is lost, and the others leave
+    c.hosts.start_s = 300.0  # how long the first to start waits for the others
+    # A step, or an evaluation, that takes longer makes every process write where its threads are to
+    # stderr, and again after as long; it goes on. 0 = never.
+    c.hosts.deadline_s = 0.0
 
     c.eval = ConfigDict()
     c.eval.settings = ("pass@1_t0.01",)  # names out of EVAL_SETTINGS

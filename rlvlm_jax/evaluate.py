@@ -28,4 +28,4 @@ def evaluate(config: ConfigDict, workdir: str) -> bool:
     evaluate_set = scheme.make_evaluate_fn(this.session, config)
     with this:
         this.record_evaluations(evaluate_set, params)
-    return not this.stop_requested
+    return not this.stopped

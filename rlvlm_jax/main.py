@@ -3,19 +3,22 @@
 """Trains or evaluates: `python -m rlvlm_jax.main --config=configs/tiny.py --workdir=DIR`.
 
 `config.mode` chooses reinforcement learning ("rl"), supervised fine-tuning ("sft") or evaluation
-("eval"). A work directory that holds a checkpoint is resumed.
+("eval"). A work directory that holds a checkpoint is resumed. On several hosts, the same command
+runs on each.
 """
 
 import sys
 from collections.abc import Sequence
 
-from rlvlm_jax import cli
+from rlvlm_jax import cli, distributed
 from rlvlm_jax import config as config_lib
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs the program that the configuration asks for; returns the exit status."""
+    distributed.supervise()
     config, workdir = cli.parse_config(argv, "rlvlm_jax.main")
+    distributed.start(config.hosts)
     # Imported here, so that a bad flag is answered before JAX is loaded.
     import jax
 
@@ -28,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     finished = seeds.run_seeds(program, config, workdir) if several else program(config, workdir)
     if finished:
         return cli.DONE
-    print(f"stopped; run the same command again to go on in {workdir}", file=sys.stderr)
+    sys.stderr.write(f"stopped; run the same command again to go on in {workdir}\n")
     return cli.PREEMPTED
 
 

@@ -10,7 +10,7 @@ progress bar.
 import contextlib
 import importlib.util
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -96,8 +96,25 @@ class Stopwatch:
         return {**parts, "time/step_s": time.perf_counter() - self._start}
 
 
-def memory_metrics() -> dict[str, float]:
-    """Returns the process's resident memory and, where the device tells, its peak; in GiB."""
+def memory_metrics(
+    gather: Callable[[dict[str, float]], list[dict[str, float]]] = lambda mine: [mine],
+) -> dict[str, float]:
+    """Returns the largest resident memory of a process and, where devices tell, their peak; in GiB.
+
+    Args:
+        gather: gives the numbers of all processes. Where there are several, NAME_N is that of
+            process N.
+    """
+    found = gather(_memory_here())
+    largest = {name: max(one.get(name, 0.0) for one in found) for name in found[0]}
+    if len(found) == 1:
+        return largest
+    return largest | {
+        f"{name}_{number}": value for number, one in enumerate(found) for name, value in one.items()
+    }
+
+
+def _memory_here() -> dict[str, float]:
     result = {"memory/host_rss_gib": psutil.Process().memory_info().rss / GIB}
     peaks = [
         stats["peak_bytes_in_use"]

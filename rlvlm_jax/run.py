@@ -4,7 +4,8 @@
 
 Making a `Run` checks everything a user can get wrong (directory, model, data, configuration) and
 writes nothing but the index of prompt lengths; entering it starts the records. It keeps what the
-loops must not care about: records, checkpoints, signals, progress.
+loops must not care about: records, checkpoints, signals, progress, and that there may be several
+processes, of which one writes the records.
 """
 
 import dataclasses
@@ -27,10 +28,12 @@ from rlvlm_jax import (
     __version__,
     checkpoint,
     collection,
+    distributed,
     metrics,
     optim,
     records,
     rewards,
+    sharding,
     startup,
 )
 from rlvlm_jax import config as config_lib
@@ -40,8 +43,9 @@ from rlvlm_jax.data.dataset import Example
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation.scheme import Evaluation
 from rlvlm_jax.evaluation.scores import is_reflective
-from rlvlm_jax.sampling.responses import Responses, join
-from rlvlm_jax.types import Params, TrainState
+from rlvlm_jax.sampling.responses import Responses, join, read_responses, take
+from rlvlm_jax.sampling.sampler import rows_of
+from rlvlm_jax.types import Batch, Params, Rollout, TrainState
 
 SPLITS = ("val", "test", "test_ood")
 # What a resumed run may set otherwise than the run it continues.
@@ -68,6 +72,7 @@ def environment() -> dict[str, Any]:
         "git_revision": revision.stdout.strip() or None,
         "device_kind": devices[0].device_kind,
         "device_count": len(devices),
+        "process_count": jax.process_count(),
     }
 
 
@@ -101,12 +106,25 @@ class Run:
 
     def __init__(self, config: ConfigDict, workdir: str):
         self._clock = metrics.ProgramClock()
-        self.stop_requested = False
+        self.stop_requested = False  # by a signal to this process
+        self.stopped = False  # all processes know of it
         self._handlers: dict[int, Any] = {}
         self._catch_signals()
         self.config = config
         self.workdir = Path(workdir)
-        records.check_writable(workdir)
+        self._writes = distributed.is_first()
+        found = distributed.together(self._set_up)
+        if any(one != found[0] for one in found):
+            raise InputError(
+                f"the processes do not see the same files: {found}; put --workdir={workdir} and "
+                "the data on storage that all hosts share"
+            )
+
+    def _set_up(self) -> dict[str, Any]:
+        """Opens everything; returns what must be the same in every process."""
+        config, workdir = self.config, self.workdir
+        if self._writes:
+            records.check_writable(workdir)
         metrics.check_writers(config.log)
         self._compiles = metrics.CompileCounter()
         self._checkpoints = self.workdir / "checkpoints"
@@ -124,7 +142,13 @@ class Run:
         self._epoch_ended = saved.get("epoch_ended", False)  # with the last step
         self._epoch_correct, self._epoch_count = saved.get("epoch_accuracy", (0, 0))
         self._saved_step = self.first_step if self.resumed else -1
+        self._cursor = self.loader.state() if self.loader else {}
         self._sizes: dict[str, int] = {}
+        return {
+            "step of the newest checkpoint": self.first_step if self.resumed else None,
+            "records": {split: report["used"] for split, report in self.reports.items()},
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.session.shapes)),
+        }
 
     # ---- before anything is written -----------------------------------------------------------
 
@@ -175,6 +199,8 @@ class Run:
                 workers=c.data.workers,
                 pad_id=session.tokenizer.pad_id,
                 on_bad_record=c.data.on_bad_record,
+                patch_bytes=session.spec.patch_bytes,
+                share=self._share(prompts),
             )
         self.loader = None
         if c.mode == "eval":
@@ -207,8 +233,50 @@ class Run:
             workers=c.data.workers,
             pad_id=session.tokenizer.pad_id,
             on_bad_record=c.data.on_bad_record,
+            share=self._share(prompts),
         )
         self.total_steps = c.total_steps or math.ceil(c.epochs * len(found) / prompts)
+
+    def _share(self, prompts: int) -> loader.Share:
+        """Returns which rows of a batch of so many prompts this process encodes."""
+        rows = sharding.rows_here(self.session.mesh, prompts)
+        return loader.Share(rows, distributed.together)
+
+    # ---- what each process has its share in ---------------------------------------------------
+
+    def put(self, batch: Batch) -> Batch:
+        """Moves the rows of a batch that this process has encoded onto the mesh; see `Loader`."""
+        prompts = self.config.update.minibatch
+        if self.config.mode == "rl":
+            prompts = self.config.rollout.prompts
+        mesh = self.session.mesh
+        return sharding.put_rows(batch, sharding.rows_here(mesh, prompts), prompts, mesh)
+
+    def _own_rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the prompts of an RL batch that this process answers for, and their rows."""
+        own = sharding.rows_owned(self.session.mesh, self.config.rollout.prompts)
+        return own, rows_of(own, self.config.rollout.samples)
+
+    def read(self, rollout: Rollout) -> Responses:
+        """Returns all responses of a rollout; each process decodes its own."""
+        _, rows = self._own_rows()
+        mine = read_responses(sharding.take_here(rollout, rows), self.session.tokenizer)
+        return distributed.gather_rows(rows, mine, join, take)
+
+    def score(self, responses: Responses, examples: Sequence[Example]) -> rewards.Scores:
+        """Returns the scores of all responses; each process scores its own."""
+        own, rows = self._own_rows()
+        mine = score_responses(
+            take(responses, rows),
+            [examples[number] for number in own],
+            rewards.RewardConfig(**self.config.rewards, max_tokens=self.config.rollout.max_tokens),
+        )
+        return distributed.gather_rows(rows, mine, rewards.join, rewards.take)
+
+    def stopping(self) -> bool:
+        """Returns whether a signal has asked any process to stop; all must ask it together."""
+        self.stopped = self.stopped or any(distributed.gather(self.stop_requested))
+        return self.stopped
 
     # ---- signals ------------------------------------------------------------------------------
 
@@ -223,6 +291,15 @@ class Run:
     def __enter__(self) -> "Run":
         """Creates or trims the run's directory; from here on things are written."""
         c = self.config
+        distributed.together(self._open_records)
+        self._manager = checkpoint.open_manager(self._checkpoints, c.log.keep_checkpoints)
+        return self
+
+    def _open_records(self) -> None:
+        """Begins or goes on with the records, in the process that writes them."""
+        if not self._writes:
+            return
+        c = self.config
         self._records = records.RunDirectory(self.workdir)
         self._records.trim(self.first_step if self.resumed else None)
         self._records.write_config(
@@ -234,11 +311,9 @@ class Run:
                 "sizes": self._sizes,
             }
         )
-        self._manager = checkpoint.open_manager(self._checkpoints, c.log.keep_checkpoints)
         self._writers = metrics.Writers(
             c.log, str(self.workdir), self.total_steps, startup.resolved_config(c)
         )
-        return self
 
     def __exit__(
         self,
@@ -249,7 +324,8 @@ class Run:
         if self.loader is not None:
             self.loader.close()
         self._manager.close()
-        self._writers.close()
+        if self._writes:
+            self._writers.close()
         rewards.close()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
@@ -282,7 +358,7 @@ class Run:
             return
         about = {
             "config": startup.resolved_config(self.config),
-            "cursor": self.loader.state(),
+            "cursor": self._cursor,
             "epoch_accuracy": (self._epoch_correct, self._epoch_count),
             "epoch_ended": self._epoch_ended,
         }
@@ -390,13 +466,18 @@ class Run:
             watch: the step's timer.
         """
         self._finish_step(step)
+        memory = metrics.memory_metrics(distributed.gather)
+        if gaps is None:
+            per_round = [sharding.to_host(one.passes.gap).max(axis=1) for one in rounds]
+        if not self._writes:
+            return
         examples = [example for one in rounds for example in one.examples]
         responses = join([one.responses for one in rounds])
         scores = rewards.join([one.scores for one in rounds])
         samples = self.config.rollout.samples
         of_batch = collection.rows_of(chosen, samples)  # rows of the update's batch
         if gaps is None:
-            found = np.concatenate([np.asarray(one.passes.gap).max(axis=1) for one in rounds])
+            found = np.concatenate(per_round)
         else:
             found = np.full(len(responses.texts), np.nan, np.float32)
             found[of_batch] = gaps
@@ -428,7 +509,7 @@ class Run:
             "data/dropped": self.loader.dropped.count,
             **device_stats,
             **watch.metrics(),
-            **metrics.memory_metrics(),
+            **memory,
             **self._compiles.metrics(),
             **self._wait(),
         }
@@ -456,6 +537,7 @@ class Run:
         """Takes note of how far the run and its pass over the data have come."""
         before = int(self._epoch + 1e-9)
         self.step, self._epoch = step, self.loader.epoch
+        self._cursor = self.loader.state()
         self._epoch_ended = int(self._epoch + 1e-9) > before
 
     def _wait(self) -> dict[str, float]:
@@ -482,10 +564,13 @@ class Run:
     ) -> None:
         """Writes everything about one supervised step."""
         self._finish_step(step)
+        memory = metrics.memory_metrics(distributed.gather)
+        if not self._writes:
+            return
         values = {
             **device_stats,
             **watch.metrics(),
-            **metrics.memory_metrics(),
+            **memory,
             **self._compiles.metrics(),
             **self._wait(),
         }
@@ -495,7 +580,9 @@ class Run:
     def evaluation_is_missing(self) -> bool:
         """Returns whether the step that the run stands at is to be evaluated and is not yet."""
         due = self.config.eval_every and (self.step == 0 or self.is_due(self.config.eval_every))
-        return bool(due) and not self._records.has("eval", self.step)
+        if not due:
+            return False
+        return distributed.gather(self._writes and not self._records.has("eval", self.step))[0]
 
     def record_evaluations(
         self, evaluate: Callable[..., Iterable[Evaluation]], params: Params
@@ -511,7 +598,11 @@ class Run:
         values: dict[str, Any] = {}
         watch = metrics.Stopwatch()
         for split, questions in self.evaluation_sets.items():
-            for found in evaluate(params, questions, lambda: self.stop_requested):
+            for found in evaluate(params, questions, self.stopping):
+                for name, accuracy in found.accuracies.items():
+                    values[f"eval/{split}/{name}"] = accuracy
+                if not self._writes:
+                    continue
                 correct = np.array([verdict.correct for verdict in found.verdicts])
                 statuses = [verdict.status for verdict in found.verdicts]
                 parts = {"accuracy": correct.astype(np.float32)}
@@ -519,21 +610,20 @@ class Run:
                     found.examples, found.responses, correct, statuses, parts, None
                 )
                 self._records.write_evaluation(self.step, split, found.setting, rows)
-                for name, accuracy in found.accuracies.items():
-                    values[f"eval/{split}/{name}"] = accuracy
-            if self.stop_requested:
+            if self.stopping():
                 return
             values[f"eval/{split}/dropped"] = questions.dropped.count
         values["time/eval_s"] = watch.metrics()["time/step_s"]
         values |= self._compiles.metrics()
-        self._record("eval", values)
+        if self._writes:
+            self._record("eval", values)
 
 
 def score_responses(
     responses: Responses, examples: Sequence[Example], config: rewards.RewardConfig
 ) -> rewards.Scores:
     """Scores the G adjacent responses of each example; see `rewards.score`."""
-    samples = len(responses.texts) // len(examples)
+    samples = len(responses.texts) // max(len(examples), 1)
     fields = [
         {
             "id": example.id,
@@ -545,6 +635,5 @@ def score_responses(
         for example in examples
         for _ in range(samples)
     ]
-    return rewards.score(
-        responses.texts, fields, responses.truncated.tolist(), responses.lengths.tolist(), config
-    )
+    cut, lengths = responses.truncated.tolist(), responses.lengths.tolist()
+    return rewards.score(responses.texts, fields, cut, lengths, config, distributed.gather)

@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from rlvlm_jax import distributed
 from rlvlm_jax.evaluation import analysis, runs
 
 SUMMARY = "summary.json"
@@ -35,6 +36,8 @@ def run_seeds(program: Callable[[ConfigDict, str], bool], config: ConfigDict, wo
         one.seed, one.seeds = seed, 1
         if not program(one, str(place)):
             return False
+    if not distributed.is_first():
+        return True
     (group,) = runs.read_groups(places.values())
     text = json.dumps(summary(group), indent=1, allow_nan=False) + "\n"
     partial = Path(workdir) / f".{SUMMARY}.partial"

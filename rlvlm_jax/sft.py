@@ -98,7 +98,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
         if this.evaluation_is_missing():
             this.record_evaluations(evaluate, state.params)
         for step in range(this.first_step + 1, this.total_steps + 1):
-            if this.stop_requested:
+            if this.stopping():
                 break
             watch = Stopwatch()
             with watch.measure("data"):
@@ -108,7 +108,8 @@ def train(config: ConfigDict, workdir: str) -> bool:
                     session.tokenizer,
                     config.rollout.max_tokens,
                 )
-                arrays = sharding.put_batch((host_batch, tokens, mask), session.mesh)
+                batch = this.put(host_batch)
+                arrays = (batch, *sharding.put_batch((tokens, mask), session.mesh))
             with watch.measure("update"):
                 state, stats = step_fn(state, *arrays)
                 stats = sharding.to_host(stats)
@@ -120,4 +121,4 @@ def train(config: ConfigDict, workdir: str) -> bool:
             if this.is_due(config.checkpoint_every):
                 this.save(state)
         this.finish(state)
-    return not this.stop_requested
+    return not this.stopped

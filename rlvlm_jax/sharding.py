@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rlvlm_jax.errors import InputError
@@ -32,6 +33,11 @@ def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None =
     """
     devices = jax.devices() if devices is None else list(devices)
     wanted = data * fsdp * tensor
+    if jax.process_count() > 1 and wanted != len(devices):
+        raise InputError(
+            f"config.mesh asks for data={data} x fsdp={fsdp} x tensor={tensor} = {wanted} devices, "
+            f"but the {jax.process_count()} processes have {len(devices)} together; use all of them"
+        )
     if wanted > len(devices):
         raise InputError(
             f"config.mesh asks for data={data} x fsdp={fsdp} x tensor={tensor} = {wanted} devices, "
@@ -55,7 +61,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 def put_plan(plan: Any, mesh: Any) -> Any:
     """Moves a `packing.Plan` onto the mesh, its streams divided like the rows of a batch."""
-    return jax.device_put(plan, plan_shardings(plan, mesh))
+    return jax.tree.map(put, plan, plan_shardings(plan, mesh))
 
 
 def plan_shardings(plan: Any, mesh: Mesh) -> Any:
@@ -122,9 +128,88 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
     )
 
 
+def put(value: np.ndarray, place: NamedSharding) -> jax.Array:
+    """Moves a host array that every process has whole to its place; each keeps its part."""
+    if place.is_fully_addressable:
+        return jax.device_put(value, place)
+    return jax.make_array_from_callback(value.shape, place, lambda index: value[index])
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """Moves a pytree of host arrays onto the mesh, divided along their leading axis."""
-    return jax.device_put(batch, batch_sharding(mesh))
+    return jax.tree.map(lambda x: put(np.asarray(x), batch_sharding(mesh)), batch)
+
+
+def put_rows(batch: Any, rows: np.ndarray, count: int, mesh: Mesh) -> Any:
+    """Moves a pytree of host arrays of which each process has its own rows onto the mesh.
+
+    Args:
+        batch: leading axes len(rows).
+        rows: int[], from `rows_here`.
+        count: of the rows of all processes.
+        mesh: over which they are divided.
+    """
+    if len(rows) == count:
+        return put_batch(batch, mesh)
+
+    def put(x: np.ndarray) -> jax.Array:
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(count)
+            first = int(np.searchsorted(rows, start))
+            return x[first : first + stop - start]
+
+        shape = (count, *x.shape[1:])
+        return jax.make_array_from_callback(shape, batch_sharding(mesh), part)
+
+    return jax.tree.map(put, batch)
+
+
+def _holders(mesh: Mesh, count: int) -> dict[tuple[int, int], list[int]]:
+    """Returns [start, stop) of each part of a divided axis -> the processes that hold it."""
+    found: dict[tuple[int, int], set[int]] = {}
+    for device, index in batch_sharding(mesh).devices_indices_map((count,)).items():
+        start, stop, _ = index[0].indices(count)
+        found.setdefault((start, stop), set()).add(device.process_index)
+    return {part: sorted(found[part]) for part in sorted(found)}
+
+
+def rows_here(mesh: Mesh, count: int) -> np.ndarray:
+    """Returns int[], which rows of a divided axis this process holds, in order."""
+    me = jax.process_index()
+    parts = [np.arange(*part) for part, holders in _holders(mesh, count).items() if me in holders]
+    return np.concatenate([np.zeros(0, int), *parts])
+
+
+def rows_owned(mesh: Mesh, count: int) -> np.ndarray:
+    """Returns int[], the rows that this process answers for: each row has one owner.
+
+    Where several processes hold the same rows, each owns an equal run of them.
+    """
+    me = jax.process_index()
+    owned = [np.zeros(0, int)]
+    for (start, stop), holders in _holders(mesh, count).items():
+        if me in holders:
+            owned.append(np.array_split(np.arange(start, stop), len(holders))[holders.index(me)])
+    return np.concatenate(owned)
+
+
+def take_here(tree: Any, rows: np.ndarray) -> Any:
+    """Returns some rows of arrays on the mesh as numpy arrays.
+
+    Args:
+        tree: of arrays with the sharding of `batch_sharding`.
+        rows: int[], a subset of `rows_here`.
+    """
+
+    def take(x: jax.Array) -> np.ndarray:
+        if x.is_fully_addressable:
+            return np.asarray(x)[rows]
+        parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
+        here = [start + np.arange(parts[start].shape[0]) for start in sorted(parts)]
+        held = np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+        return held[np.searchsorted(np.concatenate(here), rows)]
+
+    return jax.tree.map(take, tree)
 
 
 def batch_shapes(prompts: int, p: int, i: int, patch_bytes: int, mesh: Mesh) -> Batch:
@@ -145,5 +230,14 @@ def batch_shapes(prompts: int, p: int, i: int, patch_bytes: int, mesh: Mesh) -> 
 
 
 def to_host(tree: Any) -> Any:
-    """Returns the pytree as numpy arrays."""
-    return jax.tree.map(np.asarray, jax.device_get(tree))
+    """Returns the pytree as numpy arrays, whole in every process; all must call it together."""
+
+    def fetch(x: Any) -> np.ndarray:
+        if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):
+            return multihost_utils.process_allgather(x, tiled=True)
+        return np.asarray(x)
+
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and leaf.is_fully_addressable:
+            leaf.copy_to_host_async()
+    return jax.tree.map(fetch, tree)

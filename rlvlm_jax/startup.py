@@ -267,7 +267,7 @@ def load_params(session: Session, source: Source) -> Params:
     params, _ = convert.load_hf(
         source.directory,
         session.model.config,
-        place=lambda name, value: jax.device_put(np.asarray(value, np.float32), places[name]),
+        place=lambda name, value: sharding.put(np.asarray(value, np.float32), places[name]),
     )
     return params
 

@@ -25,9 +25,7 @@ from rlvlm_jax.config import sequences, shards
 from rlvlm_jax.evaluation import scheme
 from rlvlm_jax.features import make_cache
 from rlvlm_jax.metrics import Stopwatch
-from rlvlm_jax.rewards import RewardConfig
 from rlvlm_jax.sampling.logits import Policy
-from rlvlm_jax.sampling.responses import read_responses
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
 from rlvlm_jax.trajectory import make_passes_fn, make_trajectory_fn
 from rlvlm_jax.types import Params, TrainState
@@ -183,7 +181,6 @@ def train(config: ConfigDict, workdir: str) -> bool:
     }
     cache = make_cache(session)
     evaluate = scheme.make_evaluate_fn(session, config, cache)
-    rewards = RewardConfig(**config.rewards, max_tokens=config.rollout.max_tokens)
     base_key = jax.random.key(config.seed)
     whole = sharding.replicated(session.mesh)
     draw_order = jax.jit(lambda key: minibatch_order(config, key), out_shardings=whole)
@@ -193,16 +190,14 @@ def train(config: ConfigDict, workdir: str) -> bool:
         if this.evaluation_is_missing():
             this.record_evaluations(evaluate, state.params)
         for step in range(this.first_step + 1, this.total_steps + 1):
-            if this.stop_requested:
-                break
             sample_key, update_key = jax.random.split(jax.random.fold_in(base_key, step))
             watch = Stopwatch()
             rounds: list[Round] = []
-            while not collection.is_enough(config, rounds):
+            while not (collection.is_enough(config, rounds) or this.stopping()):
                 # Step I: data flow. Shuffled records become one batch of prompts on the device.
                 with watch.measure("data"):
                     examples, host_batch = this.loader.next()
-                    batch = sharding.put_batch(host_batch, session.mesh)
+                    batch = this.put(host_batch)
                     steps = compiled[batch.tokens.shape[1], batch.patches.shape[1]]
 
                 # Step II: response collection, with the live parameters.
@@ -210,23 +205,25 @@ def train(config: ConfigDict, workdir: str) -> bool:
                     features = cache.encode(steps.encode, state.params, batch, host_batch)
                     number = np.uint32(len(rounds))
                     rollout = steps.sample(state.params, batch, features, sample_key, number)
-                    responses = read_responses(rollout, session.tokenizer)
+                    responses = this.read(rollout)
 
                 # Step III: trajectory generation. The device goes over the responses once more
                 # while the host scores their texts.
                 with watch.measure("trajectory"):
-                    plan = planner.for_passes(host_batch.mask, responses.tokens)
+                    prompts = sharding.to_host(batch.mask)
+                    plan = planner.for_passes(prompts, responses.tokens)
                     plan = sharding.put_plan(plan, session.mesh)
                 passes = steps.passes(state.params, reference, batch, features, rollout, plan)
                 with watch.measure("score"):
-                    scores = run.score_responses(responses, examples, rewards)
+                    scores = this.score(responses, examples)
                 kept = collection.kept_groups(config, scores.rewards["accuracy"])
-                found = (examples, host_batch, rollout, passes, responses, scores, kept)
+                found = (examples, batch, rollout, passes, responses, scores, kept)
                 rounds.append(Round(*found))
 
+            if this.stopping():  # this step is begun anew by the next start
+                break
             with watch.measure("trajectory"):
                 chosen = collection.choose(config, rounds)
-                prompts = host_batch.mask
                 if len(rounds) > 1:
                     arrays = collection.merge(
                         config, rounds, chosen, this.loader.buckets, session.tokenizer.pad_id
@@ -243,7 +240,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
                     *sharding.put_batch(collection.scores_of(config, rounds, chosen), session.mesh),
                 )
                 trajectory_stats = sharding.to_host(trajectory_stats)
-                lengths = np.asarray(trajectory.mask).sum(axis=1)
+                lengths = sharding.to_host(trajectory.mask).sum(axis=1)
                 order = draw_order(update_key)
                 plans = planner.for_update(prompts, lengths, np.asarray(order))
 
@@ -259,7 +256,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
             gaps = update_stats.pop("gaps", None)
             update_stats["update/lr"] = schedule(int(state.step) - 1)
             stats = {**trajectory_stats, **update_stats, **cache.metrics()}
-            per_token = np.asarray(trajectory.advantages)
+            per_token = sharding.to_host(trajectory.advantages)
             this.record_step(step, rounds, chosen, per_token, gaps, stats, watch)
             this.check_gradients(int(state.bad_steps))
             if this.is_due(config.eval_every):
@@ -267,4 +264,4 @@ def train(config: ConfigDict, workdir: str) -> bool:
             if this.is_due(config.checkpoint_every):
                 this.save(state)
         this.finish(state)
-    return not this.stop_requested
+    return not this.stopped

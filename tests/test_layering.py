@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1] / "rlvlm_jax"
 SOURCES = sorted(ROOT.rglob("*.py"))
 LAYERS = (  # lowest first; a module may import lower layers, and its own package
     ("errors", "types"),
-    ("config", "sharding", "packing", "evaluation.scores"),
+    ("config", "sharding", "distributed", "packing", "evaluation.scores"),
     (
         *("data", "models", "rewards", "algorithms", "optim", "checkpoint"),
         *(f"evaluation.{name}" for name in ("statistics", "runs", "analysis")),

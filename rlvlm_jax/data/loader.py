@@ -5,11 +5,12 @@
 The end of step I. The order is a function of (seed, place in the stream), so a cursor of a few
 numbers restores it exactly; how many threads work ahead does not matter. Prompts wait as uint8
 patches, at most two batches of them, so host memory stays bounded. Knows nothing of devices, files
-or configuration. Each place in the stream stands for itself, so that hosts could share it out by
-taking every n-th.
+or configuration. Several processes share a batch: each encodes the rows that its devices hold.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -62,14 +63,13 @@ def choose_buckets(sizes: Sequence[Bucket], count: int, prompts: int) -> tuple[B
     return tuple(sorted((int(p), int(i)) for p, i in chosen))
 
 
-def fit_bucket(encoded: Iterable[Encoded], buckets: Sequence[Bucket]) -> Bucket:
-    """Returns the smallest of the buckets, which are sorted by size, that fits all prompts.
+def fit_bucket(needed: Bucket, buckets: Sequence[Bucket]) -> Bucket:
+    """Returns the smallest of the buckets that has room for prompts of this size.
 
     Raises:
-        ValueError: none does.
+        ValueError: none has.
     """
-    sizes = [(len(one.tokens), len(one.patches)) for one in encoded]
-    p, i = np.max(sizes, axis=0)
+    p, i = needed
     fitting = [bucket for bucket in buckets if p <= bucket[0] and i <= bucket[1]]
     if not fitting:
         raise ValueError(f"prompts of {p} tokens and {i} patches fit into none of {list(buckets)}")
@@ -91,37 +91,6 @@ def pad_batch(batch: Batch, p: int, i: int, pad_id: int) -> Batch:
     return Batch(**{name: pad(name, array) for name, array in batch._asdict().items()})
 
 
-class _Source:
-    """Encodes examples by their place in a stream; what grain's threads call."""
-
-    def __init__(
-        self,
-        examples: Sequence[Example],
-        encode: Callable[[Example], Encoded],
-        largest: Bucket,
-        on_bad_record: str,
-    ):
-        self.examples = examples
-        self._encode = encode
-        self._largest = largest
-        self._on_bad_record = on_bad_record
-
-    def __call__(self, number: int) -> tuple[int, Encoded | ImageError]:
-        example = self.examples[number]
-        try:
-            encoded = self._encode(example)
-            if len(encoded.tokens) > self._largest[0] or len(encoded.patches) > self._largest[1]:
-                raise ImageError(
-                    "unreadable_image",
-                    f"{example.source} (id {example.id}): an image is larger than its header said",
-                )
-        except ImageError as problem:
-            if self._on_bad_record == "error":
-                raise
-            return number, problem
-        return number, encoded
-
-
 class _Drops(dict):
     """Kind of defect -> ids of the records it cost, each id once."""
 
@@ -135,12 +104,175 @@ class _Drops(dict):
         return sum(map(len, self.values()))
 
 
-def _open_stream(places: Any, source: _Source, prompts: int, workers: int) -> Any:
-    """Returns grain's iterator over encoded examples, `workers` threads and two batches ahead."""
-    import grain  # seconds to import: only where it is used
+@dataclass(frozen=True)
+class Share:
+    """Which rows of every batch this process encodes, and how it hears of the others.
 
-    ahead = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=max(2 * prompts, workers))
-    return iter(places.map(source).to_iter_dataset(ahead))
+    Attributes:
+        rows: int[], in order.
+        together: runs a function in every process and returns the results of all; an InputError of
+            one is raised by all.
+    """
+
+    rows: np.ndarray
+    together: Callable[[Callable[[], Any]], list[Any]] = lambda part: [part()]
+
+
+class _Stream:
+    """Batches of encoded examples: of each, the next N whose pictures are whole.
+
+    Examples stand at places 0, 1, 2, ... A place is encoded by the processes that hold the row it
+    would have if no picture were damaged; what moves to another process's row, because some before
+    it are, is encoded there once more. So the batches do not depend on how many processes share
+    them.
+
+    Attributes:
+        position: places used so far.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        encode: Callable[[Example], Encoded],
+        places: Any,
+        end: int,
+        *,
+        largest: Bucket,
+        prompts: int,
+        workers: int,
+        on_bad_record: str,
+        drop: Callable[[str, str], None],
+        share: Share,
+    ):
+        """Reads nothing before the first batch.
+
+        Args:
+            examples: all of them.
+            encode: problem -> prompt, called from threads; raises ImageError.
+            places: places[k], the number of the example at place k.
+            end: how many places there are.
+            largest: shape that every prompt must fit into.
+            prompts: N.
+            workers: threads that encode ahead, two batches at most.
+            on_bad_record: see `Loader`.
+            drop: called with (kind, id) of each damaged picture, in the order of their places.
+            share: of this process.
+        """
+        self.position = 0
+        self._examples, self._encode, self._places, self._end = examples, encode, places, end
+        self._largest, self._prompts, self._workers = largest, prompts, workers
+        self._on_bad_record, self._drop, self._share = on_bad_record, drop, share
+        self._threads: Any = None
+        self._opened_at = self._given = 0  # where the threads began, and how many they gave
+
+    def number(self, place: int) -> int:
+        """Returns which example stands at a place."""
+        return int(self._places[place])
+
+    def take(self) -> tuple[list[int], list[Encoded], Bucket]:
+        """Returns the next batch; at the end it may have fewer than N examples, or none.
+
+        Returns:
+            (numbers of its examples, prompts of those in this process's rows, (tokens, patches)
+            that the largest needs).
+        """
+        start, sizes, mine = self.position, {}, {}
+        good: list[int] = []
+        while len(good) < self._prompts and self.position < self._end:
+            wanted = self._prompts - len(good)
+            asked = range(self.position, min(self.position + wanted, self._end))
+            self.position = asked.stop
+            for part in self._share.together(lambda asked=asked: self._read(asked, start, mine)):
+                sizes |= part
+            for place in asked:
+                if isinstance(sizes[place], str):
+                    self._drop(sizes[place], self._examples[self.number(place)].id)
+            good = [k for k in range(start, self.position) if not isinstance(sizes[k], str)]
+        here = [good[row] for row in self._share.rows.tolist() if row < len(good)]
+        encoded = [mine[k] if k in mine else self._encoded_now(k) for k in here]
+        numbers = [self.number(place) for place in good]
+        needed = tuple(map(int, np.max([sizes[k] for k in good], axis=0))) if good else (0, 0)
+        return numbers, encoded, needed
+
+    def _read(self, asked: range, start: int, mine: dict[int, Encoded]) -> dict[int, Any]:
+        """Encodes what this process has of some places; place -> (tokens, patches) or a defect."""
+        rows = set(self._share.rows.tolist())
+        found: dict[int, Any] = {}
+        for place in asked:
+            if (place - start) % self._prompts not in rows:
+                continue
+            one = self._next(place, start)
+            if isinstance(one, ImageError):
+                found[place] = one.kind
+            else:
+                found[place] = len(one.tokens), len(one.patches)
+                mine[place] = one
+        return found
+
+    def _next(self, place: int, start: int) -> Encoded | ImageError:
+        """Returns what the threads have made of a place; begins anew where they went elsewhere."""
+        if place < start + self._prompts and self._ahead() != place:
+            self.close()
+        if self._threads is None:
+            self._opened_at, self._given = start, 0
+            self._threads = self._open()
+        if self._ahead() != place:
+            return self._encode_at(place)
+        self._given += 1
+        return next(self._threads)
+
+    def _ahead(self, given: int | None = None) -> int:
+        """Returns the place that the threads give next, or as their number `given`."""
+        given = self._given if given is None else given
+        batch, row = divmod(given, len(self._share.rows))
+        return self._opened_at + batch * self._prompts + int(self._share.rows[row])
+
+    def _open(self) -> Any:
+        """Returns grain's iterator over what this process has of the places from here on."""
+        import grain  # seconds to import: only where it is used
+
+        count = len(self._share.rows)
+        whole, rest = divmod(self._end - self._opened_at, self._prompts)
+        count = whole * count + int((self._share.rows < rest).sum())
+        ahead = max(2 * len(self._share.rows), self._workers)
+        options = grain.ReadOptions(num_threads=self._workers, prefetch_buffer_size=ahead)
+        numbered = grain.MapDataset.range(min(count, sys.maxsize))
+        return iter(
+            numbered.map(lambda n: self._encode_at(self._ahead(n))).to_iter_dataset(options)
+        )
+
+    def _encoded_now(self, place: int) -> Encoded:
+        """Encodes a place that another process has found to be whole."""
+        found = self._encode_at(place)
+        if isinstance(found, ImageError):
+            raise found
+        return found
+
+    def _encode_at(self, place: int) -> Encoded | ImageError:
+        """What the threads run.
+
+        Raises:
+            ImageError: the picture is damaged and on_bad_record="error".
+        """
+        example = self._examples[self.number(place)]
+        try:
+            encoded = self._encode(example)
+            if len(encoded.tokens) > self._largest[0] or len(encoded.patches) > self._largest[1]:
+                raise ImageError(
+                    "unreadable_image",
+                    f"{example.source} (id {example.id}): an image is larger than its header said",
+                )
+        except ImageError as problem:
+            if self._on_bad_record == "error":
+                raise
+            return problem
+        return encoded
+
+    def close(self) -> None:
+        """Ends the threads."""
+        if self._threads is not None:
+            self._threads.close()
+        self._threads = None
 
 
 class Loader:
@@ -166,6 +298,7 @@ class Loader:
         workers: int = 2,
         pad_id: int = 0,
         on_bad_record: str = "error",
+        share: Share | None = None,
     ):
         """Opens the stream at its beginning; nothing is read before the first batch.
 
@@ -179,40 +312,43 @@ class Loader:
             pad_id: fills the padding of the tokens.
             on_bad_record: "error" lets an ImageError through; "skip" counts the example in
                 `dropped` and takes the next.
+            share: which rows of a batch are encoded here; None for all.
         """
         import grain
 
         self._prompts = prompts
         self._seed = seed
         self._pad_id = pad_id
+        self._examples = examples
         self.buckets = _given_or_chosen(examples, buckets, prompts)
         self.dropped = _Drops()
-        self._source = _Source(examples, encode, self.buckets[-1], on_bad_record)
-        places = grain.MapDataset.range(len(examples)).seed(seed % 2**32).shuffle().repeat()
-        self._stream = _open_stream(places, self._source, prompts, workers)
+        self._stream = _Stream(
+            examples,
+            encode,
+            grain.MapDataset.range(len(examples)).seed(seed % 2**32).shuffle().repeat(),
+            sys.maxsize,
+            largest=self.buckets[-1],
+            prompts=prompts,
+            workers=workers,
+            on_bad_record=on_bad_record,
+            drop=self._drop,
+            share=share or Share(np.arange(prompts)),
+        )
 
     @property
     def epoch(self) -> float:
         """Passes over the data that the batches so far amount to."""
-        return self._stream.get_state()["next_index"] / len(self._source.examples)
+        return self._stream.position / len(self._examples)
 
     def next(self) -> tuple[list[Example], Batch]:
-        """Returns the next N examples and their batch.
+        """Returns the next N examples, and the rows of their batch that are encoded here.
 
         Raises:
             InputError: a damaged picture with on_bad_record="error", or too few examples are left.
         """
-        examples, encoded = [], []
-        while len(encoded) < self._prompts:
-            number, found = next(self._stream)
-            example = self._source.examples[number]
-            if isinstance(found, ImageError):
-                self.dropped.add(found.kind, example.id)
-                self._check_enough_left()
-            else:
-                examples.append(example)
-                encoded.append(found)
-        return examples, collate(encoded, *fit_bucket(encoded, self.buckets), self._pad_id)
+        numbers, encoded, needed = self._stream.take()
+        batch = collate(encoded, *fit_bucket(needed, self.buckets), self._pad_id)
+        return [self._examples[number] for number in numbers], batch
 
     def __iter__(self) -> Iterator[tuple[list[Example], Batch]]:
         return self
@@ -220,20 +356,21 @@ class Loader:
     def __next__(self) -> tuple[list[Example], Batch]:
         return self.next()
 
-    def _check_enough_left(self) -> None:
-        left = len(self._source.examples) - self.dropped.count
+    def _drop(self, kind: str, name: str) -> None:
+        self.dropped.add(kind, name)
+        left = len(self._examples) - self.dropped.count
         if left < self._prompts:
             raise InputError(
-                f"{left} of {len(self._source.examples)} training records are left after dropping "
+                f"{left} of {len(self._examples)} training records are left after dropping "
                 f"damaged ones ({dict(self.dropped)}), but a batch takes {self._prompts}"
             )
 
     def state(self) -> dict[str, Any]:
         """Returns the cursor behind the last batch, of plain numbers and strings."""
         return {
-            "examples": len(self._source.examples),
+            "examples": len(self._examples),
             "seed": self._seed,
-            "stream": self._stream.get_state(),
+            "stream": {"next_index": self._stream.position},
             "dropped": {kind: list(names) for kind, names in self.dropped.items()},
         }
 
@@ -243,14 +380,15 @@ class Loader:
         Raises:
             InputError: the cursor belongs to other data or another seed.
         """
-        ours = {"examples": len(self._source.examples), "seed": self._seed}
+        ours = {"examples": len(self._examples), "seed": self._seed}
         theirs = {key: state.get(key) for key in ours}
         if ours != theirs:
             raise InputError(
                 f"the checkpoint's data cursor is of {theirs}, but this run has {ours}; restore "
                 "config.data.train and config.seed, or start a new --workdir"
             )
-        self._stream.set_state(state["stream"])
+        self._stream.close()
+        self._stream.position = state["stream"]["next_index"]
         self.dropped = _Drops({kind: list(names) for kind, names in state["dropped"].items()})
 
     def close(self) -> None:
@@ -279,62 +417,64 @@ class EvaluationSet:
         workers: int = 2,
         pad_id: int = 0,
         on_bad_record: str = "error",
+        patch_bytes: int | None = None,
+        share: Share | None = None,
     ):
-        """Chooses the shapes; arguments as of `Loader`."""
+        """Chooses the shapes; arguments as of `Loader` and `collate`."""
         self.examples = list(examples)
         self.buckets = _given_or_chosen(self.examples, buckets, prompts)
         self.dropped = _Drops()
-        self._source = _Source(self.examples, encode, self.buckets[-1], on_bad_record)
+        self._encode = encode
         self._prompts = prompts
-        self._workers = workers
         self._pad_id = pad_id
+        self._share = share or Share(np.arange(prompts))
+        self._patch_bytes = patch_bytes
+        self._settings = {"workers": workers, "on_bad_record": on_bad_record}
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, list[Example], Batch]]:
-        """Yields (numbers int32[N], examples, batch).
+        """Yields (numbers int32[N], examples, the rows of the batch that are encoded here).
 
         `numbers` are places in the set; those of empty rows go on counting behind the set's end.
-        `examples` are those of the real rows only, at most N.
+        `examples` are those of the real rows only, at most N, which come first.
 
         Raises:
             InputError: a damaged picture with on_bad_record="error", or none that is not.
         """
-        import grain
-
-        places = grain.MapDataset.range(len(self.examples))
-        stream = _open_stream(places, self._source, self._prompts, self._workers)
+        count, rows = len(self.examples), self._share.rows
+        stream = _Stream(
+            self.examples,
+            self._encode,
+            range(count),
+            count,
+            largest=self.buckets[-1],
+            prompts=self._prompts,
+            drop=self.dropped.add,
+            share=self._share,
+            **self._settings,
+        )
         try:
-            rows: list[tuple[int, Encoded]] = []
-            for number, found in stream:
-                if isinstance(found, ImageError):
-                    self.dropped.add(found.kind, self.examples[number].id)
-                    continue
-                rows.append((number, found))
-                if len(rows) == self._prompts:
-                    yield self._batch(rows)
-                    rows = []
-            if self.dropped.count == len(self.examples):
+            while stream.position < count:
+                numbers, encoded, needed = stream.take()
+                if not numbers:
+                    break
+                bucket = fit_bucket(needed, self.buckets)
+                encoded += [None] * (len(rows) - len(encoded))
+                empty = range(count, count + self._prompts - len(numbers))
+                yield (
+                    np.array([*numbers, *empty], np.int32),
+                    [self.examples[number] for number in numbers],
+                    collate(encoded, *bucket, self._pad_id, self._patch_bytes),
+                )
+            if self.dropped.count == count:
                 raise InputError(
-                    f"all {len(self.examples)} records of an evaluation set, the first from "
+                    f"all {count} records of an evaluation set, the first from "
                     f"{self.examples[0].source}, have damaged pictures ({dict(self.dropped)})"
                 )
-            if rows:
-                yield self._batch(rows)
         finally:
             stream.close()
-
-    def _batch(self, rows: list[tuple[int, Encoded]]) -> tuple[np.ndarray, list[Example], Batch]:
-        empty = self._prompts - len(rows)
-        numbers = [number for number, _ in rows]
-        encoded = [one for _, one in rows]
-        bucket = fit_bucket(encoded, self.buckets)
-        return (
-            np.array(numbers + [len(self.examples) + k for k in range(empty)], np.int32),
-            [self.examples[number] for number in numbers],
-            collate([*encoded, *[None] * empty], *bucket, self._pad_id),
-        )
 
 
 def _given_or_chosen(

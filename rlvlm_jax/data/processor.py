@@ -496,14 +496,21 @@ def check_placeholders(ids: Sequence[int], images: int, vision: VisionTokens, na
         raise InputError(f"{name}: its text holds <|video_pad|>; video is not supported")
 
 
-def collate(encoded: Sequence[Encoded | None], p: int, i: int, pad_id: int) -> Batch:
+def collate(
+    encoded: Sequence[Encoded | None],
+    p: int,
+    i: int,
+    pad_id: int,
+    patch_bytes: int | None = None,
+) -> Batch:
     """Puts prompts together at one static shape: tokens to the right end, patches to the left.
 
     Args:
-        encoded: N prompts, at least one; None is an empty row, all of it padding.
+        encoded: N prompts; None is an empty row, all of it padding.
         p: P, tokens a prompt.
         i: I, patches a prompt.
         pad_id: fills the tokens.
+        patch_bytes: C; None where at least one prompt tells it.
 
     Returns:
         Batch of NumPy arrays.
@@ -512,7 +519,8 @@ def collate(encoded: Sequence[Encoded | None], p: int, i: int, pad_id: int) -> B
         ValueError: a prompt does not fit.
     """
     n = len(encoded)
-    patch_bytes = next(one.patches.shape[1] for one in encoded if one is not None)
+    if patch_bytes is None:
+        patch_bytes = next(one.patches.shape[1] for one in encoded if one is not None)
     batch = Batch(
         tokens=np.full((n, p), pad_id, np.int32),
         mask=np.zeros((n, p), bool),

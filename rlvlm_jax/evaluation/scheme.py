@@ -15,14 +15,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rlvlm_jax import rewards, sharding
+from rlvlm_jax import distributed, rewards, sharding
 from rlvlm_jax.config import EVAL_SETTINGS, shards
 from rlvlm_jax.data.dataset import Example
 from rlvlm_jax.data.loader import EvaluationSet
 from rlvlm_jax.evaluation.scores import pass_at_k
 from rlvlm_jax.features import FeatureCache
-from rlvlm_jax.sampling.responses import Responses, first, join, read_responses
-from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
+from rlvlm_jax.sampling.responses import Responses, join, read_responses, take
+from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, rows_of, sequence_keys
 from rlvlm_jax.types import Params
 
 
@@ -66,6 +66,14 @@ def sample_ids(questions: np.ndarray, samples: int) -> np.ndarray:
     """
     ids = questions.astype(np.uint32)[:, None] + (np.arange(samples, dtype=np.uint32) << 24)
     return ids.reshape(-1)
+
+
+def _join_lists(parts: list[list[Any]]) -> list[Any]:
+    return [item for part in parts for item in part]
+
+
+def _take_list(items: list[Any], rows: np.ndarray) -> list[Any]:
+    return [items[row] for row in rows]
 
 
 def make_evaluate_fn(
@@ -114,32 +122,40 @@ def make_evaluate_fn(
         params: Params, questions: EvaluationSet, stop: Callable[[], bool]
     ) -> Iterator[Evaluation]:
         collected: dict[str, list[Responses]] = {name: [] for name in samplers}
+        places: dict[str, list[np.ndarray]] = {name: [] for name in samplers}
         examples: list[Example] = []
         for numbers, found, host_batch in questions:
             if stop():
                 return
-            batch = sharding.put_batch(host_batch, session.mesh)
+            prompts = len(numbers)
+            here = sharding.rows_here(session.mesh, prompts)
+            batch = sharding.put_rows(host_batch, here, prompts, session.mesh)
+            own = sharding.rows_owned(session.mesh, prompts)
+            own = own[own < len(found)]  # the last batch is filled up with empty prompts
             if cache is None:
                 features = encode(params, batch)  # once for all settings
             else:
                 features = cache.encode(encode, params, batch, host_batch, counted=False)
-            examples += found
             for name, sample in samplers.items():
                 ids = sharding.put_batch(sample_ids(numbers, samples[name]), session.mesh)
                 rollout = sample(params, batch, features, key, ids)
-                responses = read_responses(rollout, session.tokenizer)
-                # The last batch is filled up with empty prompts.
-                collected[name].append(first(responses, len(found) * samples[name]))
+                rows = rows_of(own, samples[name])
+                mine = sharding.take_here(rollout, rows)
+                collected[name].append(read_responses(mine, session.tokenizer))
+                places[name].append(rows + len(examples) * samples[name])
+            examples += found
         for name, parts in collected.items():
-            responses = join(parts)
+            rows, mine = np.concatenate(places[name]), join(parts)
             verdicts = rewards.judge_batch(
-                responses.texts,
-                [example.solution for example in examples for _ in range(samples[name])],
+                mine.texts,
+                [examples[row // samples[name]].solution for row in rows],
                 config.rewards.judge,
                 config.rewards.deadline_s,
                 rules=rewards.Rules(config.rewards.tolerance, config.rewards.rounding),
                 workers=config.rewards.workers,
             )
+            responses = distributed.gather_rows(rows, mine, join, take)
+            verdicts = distributed.gather_rows(rows, verdicts, _join_lists, _take_list)
             correct = np.array([v.correct for v in verdicts]).reshape(-1, samples[name])
             yield Evaluation(name, accuracies(name, correct), examples, responses, verdicts)
 

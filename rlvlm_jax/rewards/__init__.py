@@ -22,6 +22,7 @@ from rlvlm_jax.rewards.scoring import (
     judge,
     judge_batch,
     score,
+    take,
 )
 
 __all__ = [
@@ -38,4 +39,5 @@ __all__ = [
     "judge_batch",
     "load_custom",
     "score",
+    "take",
 ]

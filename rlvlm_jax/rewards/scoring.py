@@ -7,7 +7,7 @@ pool. This file does not know tokens, prompts or images.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -277,12 +277,25 @@ def join(parts: Sequence[Scores]) -> Scores:
     )
 
 
+def take(scores: Scores, rows: Sequence[int] | np.ndarray) -> Scores:
+    """Returns some of the scores, in the order of `rows`; the counts stay those of all."""
+    rows = np.asarray(rows, int)
+    return scores._replace(
+        rewards={name: values[rows] for name, values in scores.rewards.items()},
+        score=scores.score[rows],
+        correct=scores.correct[rows],
+        status=[scores.status[row] for row in rows],
+        penalised=scores.penalised[rows],
+    )
+
+
 def score(
     texts: Sequence[str],
     examples: Sequence[Mapping[str, Any]],
     truncated: Sequence[bool],
     lengths: Sequence[int],
     config: RewardConfig,
+    gather: Callable[[list[float]], list[list[float]]] = lambda numbers: [numbers],
 ) -> Scores:
     """Scores responses by rule.
 
@@ -300,6 +313,8 @@ def score(
         truncated: for each response, whether it has no stop token.
         lengths: tokens of each response, the stop token not counted.
         config: weights and rules.
+        gather: gives the numbers of the user's function for all parts of the batch, where it is
+            scored in several, each by its own call.
 
     Raises:
         ValueError: the lengths of the arguments differ.
@@ -341,7 +356,7 @@ def score(
     }
     custom_timeouts = custom_errors = 0
     if config.custom:
-        rewards["custom"], custom_timeouts, custom_errors = _custom(texts, examples, config)
+        rewards["custom"], custom_timeouts, custom_errors = _custom(texts, examples, config, gather)
     rewards = {name: np.asarray(values, np.float32) for name, values in rewards.items()}
     total = np.zeros(len(texts), np.float32)
     for name, values in rewards.items():
@@ -367,7 +382,10 @@ def score(
 
 
 def _custom(
-    texts: Sequence[str], examples: Sequence[Mapping[str, Any]], config: RewardConfig
+    texts: Sequence[str],
+    examples: Sequence[Mapping[str, Any]],
+    config: RewardConfig,
+    gather: Callable[[list[float]], list[list[float]]],
 ) -> tuple[list[float], int, int]:
     function = custom_reward.load_custom(config.custom)
     memory = round(config.custom_memory_gib * 2**30)
@@ -377,6 +395,7 @@ def _custom(
     ]
     results = pool.shared(config.workers).map(custom_reward.call, items, config.deadline_s)
     numbers = [result for result in results if isinstance(result, float)]
+    of_all = [number for part in gather(numbers) for number in part]
     errors = [i for i, result in enumerate(results) if isinstance(result, str)]
     if errors:
         name = examples[errors[0]].get("id", "without id")
@@ -384,10 +403,10 @@ def _custom(
             f"the reward function {config.custom} failed on {len(errors)} of {len(texts)} "
             f"responses, first on {errors[0]} (example {name}):\n{results[errors[0]]}"
         )
-        if not numbers:
+        if not of_all:
             raise RuntimeError(said)
         _LOG.warning("%s", said)
     worst = min if config.custom_weight >= 0 else max
-    stand_in = worst([0.0, *numbers])
+    stand_in = worst([0.0, *of_all])
     values = [result if isinstance(result, float) else stand_in for result in results]
     return values, len(texts) - len(numbers) - len(errors), len(errors)

@@ -45,9 +45,12 @@ def read_responses(rollout: Rollout, tokenizer: Any) -> Responses:
     )
 
 
-def first(responses: Responses, count: int) -> Responses:
-    """Returns the first `count` responses."""
-    return Responses(*(field[:count] for field in responses))
+def take(responses: Responses, rows: Sequence[int] | np.ndarray) -> Responses:
+    """Returns some of the responses, in the order of `rows`."""
+    rows = np.asarray(rows, int)
+    return Responses(
+        *(f[rows] if isinstance(f, np.ndarray) else [f[row] for row in rows] for f in responses)
+    )
 
 
 def join(parts: Sequence[Responses]) -> Responses:

@@ -62,6 +62,11 @@ def sequence_keys(key: Array, sequence_ids: Array) -> Array:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, sequence_ids)
 
 
+def rows_of(groups: np.ndarray, samples: int) -> np.ndarray:
+    """Returns int[len(groups) * G], the rows of the samples of these groups."""
+    return (groups[:, None] * samples + np.arange(samples)).reshape(-1)
+
+
 def next_positions(batch: Batch) -> Array:
     """Returns int32[N], the rotary position of the first response token of each prompt.
 

@@ -7,12 +7,13 @@ import json
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from rlvlm_jax.data.dataset import Example
-from rlvlm_jax.data.loader import EvaluationSet, Loader, choose_buckets, fit_bucket
+from rlvlm_jax.data.loader import EvaluationSet, Loader, Share, choose_buckets, fit_bucket
 from rlvlm_jax.data.processor import Encoded, ImageError
 from rlvlm_jax.errors import InputError
 
@@ -219,6 +220,119 @@ def test_reading_ahead_is_bounded(opened):
         assert count["encoded"] <= 4 * step + 8
 
 
+# ---- several processes ----------------------------------------------------------------------
+
+
+def in_processes(rows_of_each, program):
+    """Runs program(share) in one thread for each process; returns their results."""
+    count = len(rows_of_each)
+    given, barrier = [None] * count, threading.Barrier(count, timeout=60)
+
+    def run(number):
+        def together(part):
+            try:
+                given[number] = part()
+            except InputError as error:
+                given[number] = error
+            barrier.wait()
+            everything = list(given)
+            barrier.wait()
+            for one in everything:
+                if isinstance(one, InputError):
+                    raise one
+            return everything
+
+        return program(Share(np.array(rows_of_each[number]), together))
+
+    with ThreadPoolExecutor(count) as threads:
+        return [found.result() for found in [threads.submit(run, k) for k in range(count)]]
+
+
+def rows_of(batches, rows_of_each):
+    """Puts the rows of every process's batches together again."""
+    whole = []
+    for parts in zip(*batches, strict=True):
+        arrays = []
+        for of_field in zip(*parts, strict=True):
+            joined = np.concatenate(of_field)
+            order = np.argsort(np.concatenate(rows_of_each), kind="stable")
+            arrays.append(joined[order])
+        whole.append(arrays)
+    return whole
+
+
+@pytest.mark.parametrize("rows", [[[0, 1], [2, 3]], [[1, 3], [0, 2]], [[0], [1], [2], [3]]])
+@pytest.mark.parametrize("broken", [(), (2, 5), (0, 1, 2, 3, 9)])
+def test_batches_do_not_depend_on_how_many_processes_share_them(opened, rows, broken):
+    settings = {"encode": breaking(*broken), "on_bad_record": "skip", "seed": 1}
+    alone = opened(**settings)
+    expected = [alone.next() for _ in range(9)]
+
+    def program(share):
+        loader = opened(**settings, share=share)
+        first = [loader.next() for _ in range(4)]
+        resumed = opened(**settings, share=share)
+        resumed.restore(json.loads(json.dumps(loader.state())))
+        return [*first, *(resumed.next() for _ in range(5))], resumed.state()
+
+    results = in_processes(rows, program)
+    assert all(state == alone.state() for _, state in results)
+    for found, _ in results:
+        assert [examples for examples, _ in found] == [examples for examples, _ in expected]
+    batches = rows_of([[batch for _, batch in found] for found, _ in results], rows)
+    for whole, (_, batch) in zip(batches, expected, strict=True):
+        for ours, theirs in zip(whole, batch, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_process_encodes_its_own_rows_only(opened):
+    seen = [Counter(), Counter()]
+
+    def program(share):
+        def counting(problem):
+            seen[int(share.rows[0]) // 2][problem.id] += 1
+            return encode(problem)
+
+        loader = opened(encode=counting, share=share)
+        return [examples for examples, _ in (loader.next() for _ in range(5))]
+
+    whole, _ = in_processes([[0, 1], [2, 3]], program)
+    for half in range(2):
+        needed = Counter(e.id for batch in whole for e in batch[2 * half : 2 * half + 2])
+        assert not needed - seen[half]
+        assert (seen[half] - needed).total() <= 4  # two batches ahead
+
+
+def test_a_damaged_picture_of_one_process_stops_all(opened):
+    def program(share):
+        loader = opened(encode=breaking(7), share=share)
+        with pytest.raises(InputError, match=r"d\.jsonl:7: cannot be decoded"):
+            ids(loader, 3)
+        return True
+
+    assert in_processes([[0, 1], [2, 3]], program) == [True, True]
+
+
+@pytest.mark.parametrize("broken", [(), (5,), (8, 9)])
+def test_shared_evaluation_is_the_same(broken):
+    settings = {"prompts": 4, "on_bad_record": "skip", "patch_bytes": 12}
+    expected = list(EvaluationSet(EXAMPLES, breaking(*broken), **settings))
+    rows = [[0, 1], [2, 3]]  # the last batch has no example for the second process
+
+    def program(share):
+        return list(EvaluationSet(EXAMPLES, breaking(*broken), **settings, share=share))
+
+    results = in_processes(rows, program)
+    for found in results:
+        for (numbers, examples, _), (numbers2, examples2, _) in zip(found, expected, strict=True):
+            assert numbers.tolist() == numbers2.tolist()
+            assert examples == examples2
+    batches = rows_of([[batch for *_, batch in found] for found in results], rows)
+    for whole, (*_, batch) in zip(batches, expected, strict=True):
+        for ours, theirs in zip(whole, batch, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
 # ---- evaluation -----------------------------------------------------------------------------
 
 
@@ -323,12 +437,11 @@ def test_given_buckets(opened):
 
 def test_fit_bucket():
     buckets = ((16, 64), (32, 32), (64, 64))
-    sized = {(p, i): encode(example(1, p, i)) for p, i in [(16, 4), (17, 4), (17, 40), (65, 1)]}
-    assert fit_bucket([sized[16, 4]], buckets) == (32, 32)  # 64 in all, against 80
-    assert fit_bucket([sized[17, 4]], buckets) == (32, 32)
-    assert fit_bucket([sized[17, 4], sized[17, 40]], buckets) == (64, 64)
+    assert fit_bucket((16, 4), buckets) == (32, 32)  # 64 in all, against 80
+    assert fit_bucket((17, 4), buckets) == (32, 32)
+    assert fit_bucket((17, 40), buckets) == (64, 64)
     with pytest.raises(ValueError, match="fit into none"):
-        fit_bucket([sized[65, 1]], buckets)
+        fit_bucket((65, 1), buckets)
 
 
 def test_no_data_and_unsized_data_are_refused(opened):

@@ -1,0 +1,248 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes as one program: finding each other, agreeing, and leaving together.
+
+A process drives the accelerators of one host. `jax.distributed` connects them; which cluster they
+are in is read from the environment: an address in JAX_COORDINATOR_ADDRESS, Slurm, Open MPI or a TPU
+pod. Arrays go between devices inside compiled programs; what is no array goes through `gather`.
+All of it works with one process too, where nothing is sent.
+
+JAX ends a process that has lost another one by an abort, so the program runs in a child of a
+process that does nothing but wait, pass signals on, and turn that end into a sentence and status 1.
+"""
+
+import ctypes
+import faulthandler
+import glob
+import importlib.util
+import os
+import pickle
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+
+from rlvlm_jax.errors import InputError
+
+T = TypeVar("T")
+ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+_SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
+_CHUNK = 1 << 18  # bytes sent at a time; one size, so one compiled program
+_HEADER = 8  # bytes of it that hold the length of what is sent
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal that a child gets when its parent dies
+
+
+def cluster() -> str:
+    """Returns what connects several processes here: a name for `start`, "" for one process alone.
+
+    Raises:
+        InputError: the environment says so, but not how.
+    """
+    env = os.environ
+    if env.get(ADDRESS):
+        return "address"
+    if all(name in env for name in _SLURM) and env["SLURM_NTASKS"] != "1":
+        return "slurm"
+    if env.get("OMPI_COMM_WORLD_SIZE", "1") != "1":
+        if "OMPI_MCA_orte_hnp_uri" in env:
+            return "ompi"
+        raise InputError(
+            "this Open MPI does not tell where its first process is: set "
+            f"{ADDRESS}=HOST:PORT, the same for all, to an address of the host of rank 0"
+        )
+    hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
+    if hosts is not None:
+        return "gketpu" if "," in hosts else ""
+    on_tpu = bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
+    told = "TPU_SKIP_MDS_QUERY" in env or env.get("JAX_PLATFORMS", "tpu").startswith("cpu")
+    return "gcetpu" if on_tpu and not told and importlib.util.find_spec("libtpu") else ""
+
+
+def _explicit() -> dict[str, Any]:
+    """Returns the address and this process's place, as the environment gives them.
+
+    Raises:
+        InputError: something is missing or out of range.
+    """
+    env = os.environ
+    found = {}
+    for name, others in (
+        (COUNT, ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")),
+        (NUMBER, ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID")),
+    ):
+        given = next((env[one] for one in (name, *others) if env.get(one)), None)
+        if given is None or not given.isdecimal():
+            raise InputError(
+                f"{ADDRESS}={env[ADDRESS]} needs {name} beside it, a whole number, but it is "
+                f"{given!r}; set {COUNT} to how many processes there are and {NUMBER} to 0, 1, ..."
+            )
+        found[name] = int(given)
+    if not found[NUMBER] < found[COUNT]:
+        raise InputError(f"{NUMBER}={found[NUMBER]} must be less than {COUNT}={found[COUNT]}")
+    host, _, port = env[ADDRESS].rpartition(":")
+    if not host or not port.isdecimal():
+        raise InputError(f"{ADDRESS}={env[ADDRESS]} is not of the form HOST:PORT")
+    return {
+        "coordinator_address": env[ADDRESS],
+        "num_processes": found[COUNT],
+        "process_id": found[NUMBER],
+        "cluster_detection_method": "deactivate",
+    }
+
+
+def supervise() -> None:
+    """Goes on in a child, where there are several processes; the parent waits and never returns.
+
+    Must come before any thread is started, so before JAX is imported. The child is killed when the
+    parent dies. The parent exits with the child's status; where a signal ended the child, as JAX
+    does when another process is lost, it says so and exits with 1.
+
+    Raises:
+        InputError: see `cluster`.
+    """
+    if not cluster():
+        return
+    child = os.fork()
+    if not child:
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        faulthandler.enable()  # where each thread was, when JAX aborts
+        return
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, _: os.kill(child, number))
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status < 0:
+        reason = f"was ended by {signal.Signals(-status).name}"
+        if status == -signal.SIGABRT:
+            reason = "has lost contact with another process, or another one failed; see its output"
+        sys.stderr.write(
+            f"error: this process {reason}. Run the same command again on all hosts: it goes on "
+            "from the newest checkpoint\n"
+        )
+        status = 1
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def start(hosts: Any) -> None:
+    """Connects the processes, where there are several; must come before anything asks for devices.
+
+    Args:
+        hosts: the configuration's group of that name: `heartbeat_s` and `start_s`.
+
+    Raises:
+        InputError: the environment is incomplete, or the others were not found in time.
+    """
+    method = cluster()
+    if not method:
+        return
+    import jax
+
+    where = _explicit() if method == "address" else {"cluster_detection_method": method}
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0]
+    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    if method == "slurm" and tasks == "1" and gpus.isdecimal():
+        # A process alone on its node drives all GPUs there; JAX would give it one.
+        where["local_device_ids"] = list(range(int(gpus)))
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    try:
+        jax.distributed.initialize(
+            **where,
+            initialization_timeout=round(hosts.start_s),
+            heartbeat_timeout_seconds=round(hosts.heartbeat_s),
+            shutdown_timeout_seconds=round(hosts.heartbeat_s),
+        )
+    except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
+        raise InputError(
+            f"the processes did not find each other within config.hosts.start_s={hosts.start_s:g} "
+            f"({str(error).splitlines()[0][:200]}); start one on every host, with the same command "
+            "and the same address of the first"
+        ) from error
+
+
+def is_first() -> bool:
+    """Returns whether this is the process that writes records and speaks for all."""
+    import jax
+
+    return jax.process_index() == 0
+
+
+def gather(value: T) -> list[T]:
+    """Returns what each process has given, in their order; all must call it together.
+
+    Args:
+        value: can be pickled.
+    """
+    import jax
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return [value]
+    data = pickle.dumps(value)
+    data = len(data).to_bytes(_HEADER, "little") + data
+    received: list[bytes] = [b""] * jax.process_count()
+    longest, start = _HEADER, 0
+    while start < longest:
+        part = np.zeros(_CHUNK, np.uint8)
+        mine = np.frombuffer(data[start : start + _CHUNK], np.uint8)
+        part[: mine.size] = mine
+        parts = multihost_utils.process_allgather(part)
+        received = [old + new.tobytes() for old, new in zip(received, parts, strict=True)]
+        start += _CHUNK
+        longest = _HEADER + max(int.from_bytes(one[:_HEADER], "little") for one in received)
+    return [
+        pickle.loads(one[_HEADER : _HEADER + int.from_bytes(one[:_HEADER], "little")])
+        for one in received
+    ]
+
+
+def gather_rows(
+    rows: np.ndarray, part: T, join: Callable[[list[T]], T], take: Callable[[T, np.ndarray], T]
+) -> T:
+    """Returns the rows of all processes, in order.
+
+    Args:
+        rows: int[], which rows `part` has; no two processes have the same.
+        part: rows of something.
+        join: puts several parts behind one another.
+        take: gives the rows at these places.
+    """
+    found = gather((rows, part))
+    if len(found) == 1:
+        return part
+    order = np.argsort(np.concatenate([rows for rows, _ in found]))
+    return take(join([part for _, part in found]), order)
+
+
+def together(part: Callable[[], T]) -> list[T]:
+    """Runs `part` in every process and gathers the results.
+
+    Raises:
+        InputError: the first that any of them raised, in all of them.
+    """
+    try:
+        mine: T | InputError = part()
+    except InputError as error:
+        mine = InputError(str(error))
+    found = gather(mine)
+    for one in found:
+        if isinstance(one, InputError):
+            raise one
+    return found
+
+
+def leave_after_failure() -> None:
+    """Ends this process at once with the failure's traceback and status 1, if it is one of several.
+
+    The others notice by that, instead of waiting for it. Returns in a process alone.
+    """
+    jax = sys.modules.get("jax")
+    if jax is None or not jax.distributed.is_initialized():
+        return
+    traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)

@@ -29,6 +29,7 @@ from rlvlm_jax.errors import InputError
 
 T = TypeVar("T")
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+AGAIN = "Run the same command again on all hosts: it goes on from the newest checkpoint"
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 _CHUNK = 1 << 18  # bytes sent at a time; one size, so one compiled program
 _HEADER = 8  # bytes of it that hold the length of what is sent
@@ -118,10 +119,7 @@ def supervise() -> None:
         reason = f"was ended by {signal.Signals(-status).name}"
         if status == -signal.SIGABRT:
             reason = "has lost contact with another process, or another one failed; see its output"
-        sys.stderr.write(
-            f"error: this process {reason}. Run the same command again on all hosts: it goes on "
-            "from the newest checkpoint\n"
-        )
+        sys.stderr.write(f"error: this process {reason}. {AGAIN}\n")
         status = 1
     sys.stderr.flush()
     os._exit(status)
@@ -243,6 +241,7 @@ def leave_after_failure() -> None:
     if jax is None or not jax.distributed.is_initialized():
         return
     traceback.print_exc()
+    sys.stderr.write(f"error: this process failed, or another one that it waited for. {AGAIN}\n")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)

@@ -9,6 +9,7 @@ processes, of which one writes the records.
 """
 
 import dataclasses
+import faulthandler
 import importlib.metadata
 import logging
 import math
@@ -113,16 +114,16 @@ class Run:
         self.config = config
         self.workdir = Path(workdir)
         self._writes = distributed.is_first()
-        found = distributed.together(self._set_up)
+        found = distributed.together(lambda: self._set_up(workdir))
         if any(one != found[0] for one in found):
             raise InputError(
                 f"the processes do not see the same files: {found}; put --workdir={workdir} and "
                 "the data on storage that all hosts share"
             )
 
-    def _set_up(self) -> dict[str, Any]:
+    def _set_up(self, workdir: str) -> dict[str, Any]:
         """Opens everything; returns what must be the same in every process."""
-        config, workdir = self.config, self.workdir
+        config = self.config
         if self._writes:
             records.check_writable(workdir)
         metrics.check_writers(config.log)
@@ -291,6 +292,7 @@ class Run:
     def __enter__(self) -> "Run":
         """Creates or trims the run's directory; from here on things are written."""
         c = self.config
+        self._watch()
         distributed.together(self._open_records)
         self._manager = checkpoint.open_manager(self._checkpoints, c.log.keep_checkpoints)
         return self
@@ -327,8 +329,14 @@ class Run:
         if self._writes:
             self._writers.close()
         rewards.close()
+        faulthandler.cancel_dump_traceback_later()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+
+    def _watch(self) -> None:
+        """Begins to wait for the next step or evaluation; see `config.hosts.deadline_s`."""
+        if self.config.hosts.deadline_s:
+            faulthandler.dump_traceback_later(self.config.hosts.deadline_s, repeat=True)
 
     # ---- state --------------------------------------------------------------------------------
 
@@ -536,6 +544,7 @@ class Run:
     def _finish_step(self, step: int) -> None:
         """Takes note of how far the run and its pass over the data have come."""
         before = int(self._epoch + 1e-9)
+        self._watch()
         self.step, self._epoch = step, self.loader.epoch
         self._cursor = self.loader.state()
         self._epoch_ended = int(self._epoch + 1e-9) > before
@@ -617,6 +626,7 @@ class Run:
         values |= self._compiles.metrics()
         if self._writes:
             self._record("eval", values)
+        self._watch()
 
 
 def score_responses(

@@ -201,8 +201,8 @@ def take_here(tree: Any, rows: np.ndarray) -> Any:
         rows: int[], a subset of `rows_here`.
     """
 
-    def take(x: jax.Array) -> np.ndarray:
-        if x.is_fully_addressable:
+    def take(x: Any) -> np.ndarray:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable:
             return np.asarray(x)[rows]
         parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
         here = [start + np.arange(parts[start].shape[0]) for start in sorted(parts)]

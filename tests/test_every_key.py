@@ -11,6 +11,7 @@ one of a few matrices, except where its own keys are asked about.
 
 import contextlib
 import dataclasses
+import faulthandler
 import functools
 import math
 import re
@@ -36,6 +37,7 @@ from rlvlm_jax import (
     cli,
     collection,
     config,
+    distributed,
     evaluate,
     main,
     metrics,
@@ -407,6 +409,28 @@ def adapters(c):
     return text(add, lora.drop(session.shapes), jax.random.key(0))
 
 
+def connection(c):
+    """How the processes of a run are connected."""
+    used = {}
+    with PATCHES() as patch:
+        for name, value in (("COORDINATOR_ADDRESS", "host:1"), ("NUM_PROCESSES", "2")):
+            patch.setenv(f"JAX_{name}", value)
+        patch.setenv("JAX_PROCESS_ID", "1")
+        patch.setattr(jax.distributed, "initialize", used.update)
+        patch.setattr(jax.config, "update", lambda *_: None)
+        distributed.start(c.hosts)
+    return used
+
+
+def deadlines(c):
+    """After how long a run says where it hangs."""
+    used = []
+    with PATCHES() as patch:
+        patch.setattr(faulthandler, "dump_traceback_later", lambda s, repeat: used.append(s))
+        loop(c)
+    return used
+
+
 def kept_programs(c):
     """Where JAX keeps compiled programs once a session is open."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
@@ -750,6 +774,9 @@ CASES = {
     "mesh.data": [case(1, 2, places), case(1, 2, update)],
     "mesh.fsdp": [case(1, 2, places)],
     "mesh.tensor": [case(1, 2, places)],
+    "hosts.heartbeat_s": [case(30.0, 20.0, connection)],
+    "hosts.start_s": [case(300.0, 20.0, connection)],
+    "hosts.deadline_s": [case(0.0, 60.0, deadlines)],
     # evaluation
     "eval.settings": [
         case(("pass@1_t0.01",), other, evaluation, mode="eval")

@@ -1,0 +1,164 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes of one run on this machine, connected as on several hosts.
+
+    python -m tests.processes --kills=20 --workdir=DIR
+
+kills one of two processes that many times in a row, at random times, starts both again each time,
+and compares what is left with a run that nothing interrupted.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.run_cases import arguments, read_lines, write_problems
+
+ROOT = Path(__file__).parents[1]
+OF_THE_CLOCK = ("time/", "throughput/", "memory/", "compile/", "wall_s")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return probe.getsockname()[1]
+
+
+def start(count, devices, argv, log=None, **variables):
+    """Starts the command in `count` processes of so many devices; `log` names files for output."""
+    port = free_port()
+    started = []
+    for number in range(count):
+        env = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "PYTHONPATH": str(ROOT),
+            **variables,
+        }
+        if count > 1:
+            env |= {
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": str(count),
+                "JAX_PROCESS_ID": str(number),
+            }
+        command = [sys.executable, "-m", "rlvlm_jax.main", *map(str, argv)]
+        with Path(f"{log}.{number}" if log else os.devnull).open("w") as output:
+            started.append(subprocess.Popen(command, env=env, stdout=output, stderr=output))
+    return started
+
+
+def finish(processes, timeout_s=600):
+    """Returns the exit statuses."""
+    try:
+        return [process.wait(timeout_s) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def wait_for(condition, processes, timeout_s=300):
+    """Waits until `condition()`; fails where a process ends before."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        assert all(process.poll() is None for process in processes), "a process has ended"
+        time.sleep(0.02)
+
+
+def records(workdir):
+    """Returns what a run has recorded but for times: (metrics, responses by file)."""
+    lines = [
+        {name: value for name, value in line.items() if not name.startswith(OF_THE_CLOCK)}
+        for line in read_lines(workdir / "metrics.jsonl")
+    ]
+    files = sorted([*(workdir / "rollouts").iterdir(), *(workdir / "eval").iterdir()])
+    return lines, {str(file.relative_to(workdir)): read_lines(file) for file in files}
+
+
+def settings(data, **keys):
+    """Keys of a run of ten steps whose batches divide over eight devices."""
+    return {
+        "data__train": data,
+        "data__val": data,
+        "rollout__prompts": 8,
+        "rollout__samples": 2,
+        "update__minibatch": 8,
+        "eval__batch": 8,
+        "total_steps": 10,
+        "eval_every": 5,
+        "checkpoint_every": 5,
+        "log__tensorboard": False,
+        **keys,
+    }
+
+
+def kill_repeatedly(kills, workdir, data, compiled, seed=0, steps=10):
+    """Runs two processes, killing one after some seconds, `kills` times; then lets them finish.
+
+    Returns:
+        [(which was killed, after how many seconds, status of the other, how long it stayed)].
+    """
+    rng = random.Random(seed)
+    argv = arguments(
+        workdir,
+        **settings(
+            data,
+            mesh__fsdp=2,
+            total_steps=steps,
+            eval_every=0,
+            checkpoint_every=1,
+            hosts__heartbeat_s=10,
+            compile_cache=compiled,
+        ),
+    )
+    story = []
+    for _ in range(kills):
+        processes = start(2, 1, argv, workdir.with_suffix(".log"))
+        victim, delay = rng.randrange(2), rng.uniform(5, 30)
+        end = time.monotonic() + delay
+        while time.monotonic() < end and all(p.poll() is None for p in processes):
+            time.sleep(0.02)
+        processes[victim].send_signal(signal.SIGKILL)
+        begin = time.monotonic()
+        status = processes[1 - victim].wait(60)
+        story.append((victim, round(delay, 1), status, round(time.monotonic() - begin, 1)))
+        finish(processes)
+    assert finish(start(2, 1, argv, workdir.with_suffix(".log"))) == [0, 0]
+    return story
+
+
+def say(line):
+    sys.stdout.write(line + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--workdir", type=Path, required=True)
+    given = parser.parse_args()
+    shutil.rmtree(given.workdir, ignore_errors=True)
+    data = write_problems(given.workdir / "data", count=24)
+    compiled = str(given.workdir / "compiled")
+    plain = given.workdir / "plain"
+    keys = {"total_steps": given.steps, "eval_every": 0, "checkpoint_every": 1}
+    argv = arguments(plain, **settings(data, mesh__fsdp=2, compile_cache=compiled, **keys))
+    assert finish(start(2, 1, argv)) == [0, 0]
+    killed = given.workdir / "killed"
+    for one in kill_repeatedly(given.kills, killed, data, compiled, steps=given.steps):
+        say("process {} killed after {} s; the other left with {} after {} s".format(*one))
+    same = records(plain) == records(killed)
+    say(f"{given.kills} kills in {given.steps} steps; all records the same: {same}")
+    return 0 if same else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

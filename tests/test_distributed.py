@@ -1,0 +1,366 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Several processes: finding each other, the same run on any of them, leaving together."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from rlvlm_jax import checkpoint, config, distributed
+from rlvlm_jax.errors import InputError
+from tests.processes import (
+    ROOT,
+    finish,
+    free_port,
+    kill_repeatedly,
+    records,
+    settings,
+    start,
+    wait_for,
+)
+from tests.run_cases import arguments, read_lines, write_problems
+
+SLURM = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "node[1-2]",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+}
+ADDRESS = {
+    "JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234",
+    "JAX_NUM_PROCESSES": "2",
+    "JAX_PROCESS_ID": "1",
+}
+OPEN_MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """No cluster but the one that a test puts into the environment."""
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "OMPI_", "TPU_", "JAX_COORD", "JAX_NUM_P", "JAX_PROC")):
+            monkeypatch.delenv(name)
+
+
+def put(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+# ---- which cluster ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, ""),
+        (ADDRESS, "address"),
+        (SLURM, "slurm"),
+        (SLURM | {"SLURM_NTASKS": "1"}, ""),
+        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4"}, ""),  # inside salloc, without srun
+        (OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:4"}, "ompi"),
+        (OPEN_MPI | {"OMPI_COMM_WORLD_SIZE": "1"}, ""),
+        (OPEN_MPI | ADDRESS, "address"),
+        ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0"}, "gketpu"),
+        ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, ""),
+    ],
+)
+def test_cluster_is_read_from_the_environment(monkeypatch, variables, name):
+    put(monkeypatch, variables)
+    assert distributed.cluster() == name
+
+
+def test_tpu_pod_is_told_by_its_chips(monkeypatch):
+    monkeypatch.setattr(distributed.glob, "glob", lambda pattern: [pattern] * ("accel" in pattern))
+    monkeypatch.setattr(distributed.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.delenv("JAX_PLATFORMS")
+    assert distributed.cluster() == "gcetpu"
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")  # Kaggle, Colab: one host, no metadata server
+    assert distributed.cluster() == ""
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert distributed.cluster() == ""
+
+
+def started(monkeypatch, variables):
+    """What `jax.distributed.initialize` is given."""
+    put(monkeypatch, variables)
+    given = {}
+    monkeypatch.setattr(jax.distributed, "initialize", given.update)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    distributed.start(config.default().hosts)
+    return given
+
+
+def test_one_process_connects_to_nothing(monkeypatch):
+    assert started(monkeypatch, {}) == {}
+
+
+def test_address_and_place_are_explicit(monkeypatch):
+    given = started(monkeypatch, ADDRESS)
+    assert given["coordinator_address"] == "10.0.0.1:1234"
+    assert (given["num_processes"], given["process_id"]) == (2, 1)
+    assert given["heartbeat_timeout_seconds"] == 30
+
+
+@pytest.mark.parametrize(("others", "place"), [(OPEN_MPI, (4, 3)), (SLURM, (2, 1))])
+def test_place_comes_from_the_launcher_where_only_the_address_is_given(monkeypatch, others, place):
+    given = started(monkeypatch, {"JAX_COORDINATOR_ADDRESS": "a:1"} | others)
+    assert (given["num_processes"], given["process_id"]) == place
+
+
+@pytest.mark.parametrize(
+    ("tasks", "gpus", "devices"),
+    [("1(x2)", "8", list(range(8))), ("8(x2)", "8", None), ("1(x2)", "", None)],
+)
+def test_slurm_process_alone_on_its_node_gets_all_gpus(monkeypatch, tasks, gpus, devices):
+    more = {"SLURM_STEP_TASKS_PER_NODE": tasks, "SLURM_GPUS_ON_NODE": gpus}
+    assert started(monkeypatch, SLURM | more).get("local_device_ids") == devices
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"JAX_COORDINATOR_ADDRESS": "a:1"}, "needs JAX_NUM_PROCESSES"),
+        (ADDRESS | {"JAX_PROCESS_ID": "x"}, "needs JAX_PROCESS_ID"),
+        (ADDRESS | {"JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID=2 must be less than"),
+        (ADDRESS | {"JAX_COORDINATOR_ADDRESS": "host"}, "not of the form HOST:PORT"),
+        (OPEN_MPI, "set JAX_COORDINATOR_ADDRESS=HOST:PORT"),
+    ],
+)
+def test_incomplete_environment_is_refused(monkeypatch, variables, message):
+    with pytest.raises(InputError, match=message):
+        started(monkeypatch, variables)
+
+
+def test_processes_that_are_not_found_are_an_error(monkeypatch):
+    put(monkeypatch, ADDRESS)
+
+    def never(**_):
+        raise RuntimeError("DEADLINE_EXCEEDED: barrier\nand more")
+
+    monkeypatch.setattr(jax.distributed, "initialize", never)
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    with pytest.raises(InputError, match="did not find each other within config.hosts.start_s=300"):
+        distributed.start(config.default().hosts)
+
+
+# ---- alone -----------------------------------------------------------------------------------
+
+
+def test_one_process_gathers_from_itself():
+    assert distributed.gather({"a": 1}) == [{"a": 1}]
+    assert distributed.together(lambda: 3) == [3]
+    rows, values = np.array([0, 1]), ["a", "b"]
+    assert distributed.gather_rows(rows, values, None, None) is values
+    with pytest.raises(InputError, match="bad"):
+        distributed.together(lambda: (_ for _ in ()).throw(InputError("bad")))
+
+
+def test_rows_of_several_processes_are_put_in_order(monkeypatch):
+    parts = [(np.array([2, 0]), ["c", "a"]), (np.array([3, 1]), ["d", "b"])]
+    monkeypatch.setattr(distributed, "gather", lambda mine: parts)
+
+    def join(parts):
+        return [item for part in parts for item in part]
+
+    found = distributed.gather_rows(*parts[0], join, lambda items, rows: [items[r] for r in rows])
+    assert found == ["a", "b", "c", "d"]
+
+
+# ---- two processes ---------------------------------------------------------------------------
+
+TALK = """
+import sys
+from rlvlm_jax import config, distributed
+from rlvlm_jax.errors import InputError
+distributed.supervise()
+distributed.start(config.default().hosts)
+import jax, numpy as np
+from rlvlm_jax import sharding
+me = jax.process_index()
+long = bytes([me]) * (600_000 * (me + 1))  # several chunks, of different lengths
+assert distributed.gather(long) == [bytes([k]) * (600_000 * (k + 1)) for k in range(2)]
+assert distributed.gather({"me": me}) == [{"me": 0}, {"me": 1}]
+mesh = sharding.make_mesh(1, 2, 2)
+assert sharding.rows_here(mesh, 8).tolist() == list(range(4 * me, 4 * me + 4))
+assert sharding.rows_owned(mesh, 8).tolist() == list(range(4 * me, 4 * me + 4))
+held = sharding.rows_here(mesh, 8)
+x = sharding.put_rows(np.arange(16).reshape(8, 2)[held], held, 8, mesh)
+assert sharding.to_host(x).tolist() == np.arange(16).reshape(8, 2).tolist()
+assert sharding.take_here(x, held[1:3]).tolist() == np.arange(16).reshape(8, 2)[held[1:3]].tolist()
+both = sharding.make_mesh(1, 1, 4)  # both hold all rows; each answers for half of them
+assert sharding.rows_here(both, 8).tolist() == list(range(8))
+assert sharding.rows_owned(both, 8).tolist() == list(range(4 * me, 4 * me + 4))
+y = sharding.put_batch(np.arange(8), both)
+assert sharding.take_here(y, np.array([5, 6])).tolist() == [5, 6]
+try:
+    sharding.make_mesh(1, 1, 2)
+except InputError as error:
+    assert "use all of them" in str(error)
+def part():
+    if me == 1:
+        raise InputError("record 7 of host 1 is damaged")
+try:
+    distributed.together(part)
+except InputError as error:
+    print(error)
+    sys.exit(2)
+"""
+
+
+def talk(program, devices=2):
+    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    env |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    env["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free_port()}"
+    started = []
+    for number in range(2):
+        place = {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(number)}
+        command = [sys.executable, "-c", program]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        started.append(subprocess.Popen(command, env=env | place, **pipes))
+    outputs = [process.communicate(timeout=120)[0] for process in started]
+    return [process.returncode for process in started], outputs
+
+
+def test_two_processes_talk_and_share_rows():
+    statuses, outputs = talk(TALK)
+    assert statuses == [2, 2], outputs
+    assert all("record 7 of host 1 is damaged" in output for output in outputs)
+
+
+FAIL = """
+import sys, time
+from rlvlm_jax import cli, config, distributed
+def program(argv):
+    distributed.supervise()
+    hosts = config.default().hosts
+    hosts.heartbeat_s = 10.0
+    distributed.start(hosts)
+    import jax
+    if jax.process_index() == 1:
+        raise ZeroDivisionError("here")
+    distributed.gather(1)
+cli.run(program)
+"""
+
+
+def test_a_failure_of_one_process_ends_both():
+    begin = time.monotonic()
+    statuses, outputs = talk(FAIL, devices=1)
+    assert statuses == [1, 1], outputs
+    assert "ZeroDivisionError: here" in outputs[1]
+    assert all("Run the same command again on all hosts" in output for output in outputs)
+    assert time.monotonic() - begin < 60
+
+
+# ---- whole runs ------------------------------------------------------------------------------
+
+CLOSE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_problems(tmp_path_factory.mktemp("data"), count=24)
+
+
+@pytest.fixture(scope="module")
+def on_one_device(tmp_path_factory, data):
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    assert finish(start(1, 1, arguments(workdir, **settings(data)))) == [0]
+    return records(workdir)
+
+
+def assert_same_run(found, expected):
+    """Metrics within `CLOSE` of each other, responses token for token, each line once."""
+    (lines, files), (lines2, files2) = found, expected
+    assert [(a["phase"], a["step"]) for a in lines] == [(a["phase"], a["step"]) for a in lines2]
+    for ours, theirs in zip(lines, lines2, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            if name == "update/useful_token_fraction":  # more devices share fewer prompts
+                continue
+            if isinstance(value, float):
+                assert value == pytest.approx(theirs[name], abs=CLOSE, rel=CLOSE), name
+            else:
+                assert value == theirs[name], name
+    assert files.keys() == files2.keys()
+    for name in files:
+        for ours, theirs in zip(files[name], files2[name], strict=True):
+            for key in ours.keys() - {"logprob_gap", "logprobs", "advantages"}:
+                assert ours[key] == theirs[key], (name, key)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "devices", "mesh"),
+    [
+        (2, 4, {"mesh__data": 2, "mesh__fsdp": 4}),
+        (1, 8, {"mesh__fsdp": 8}),
+        (4, 2, {"mesh__data": 8}),
+    ],
+)
+def test_a_run_is_the_same_on_any(tmp_path, data, on_one_device, processes, devices, mesh):
+    argv = arguments(tmp_path / "run", **settings(data, **mesh))
+    log = tmp_path / "log"
+    assert finish(start(processes, devices, argv, log)) == [0] * processes, log
+    assert_same_run(records(tmp_path / "run"), on_one_device)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("processes", "devices", "mesh"),
+    [(1, 2, {"mesh__fsdp": 2}), (4, 2, {"mesh__data": 4, "mesh__tensor": 2})],
+)
+def test_a_run_goes_on_on_other_processes(tmp_path, data, on_one_device, processes, devices, mesh):
+    first = {"mesh__data": 2, "mesh__fsdp": 4, "total_steps": 5, "hosts__heartbeat_s": 20}
+    argv = arguments(tmp_path / "run", **settings(data, **first))
+    assert finish(start(2, 4, argv)) == [0, 0]
+    argv = arguments(tmp_path / "run", **settings(data, **mesh))
+    assert finish(start(processes, devices, argv)) == [0] * processes
+    assert_same_run(records(tmp_path / "run"), on_one_device)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
+def test_a_signal_to_one_process_stops_all(tmp_path, data, compiled, asked):
+    workdir = tmp_path / "run"
+    keys = {"mesh__fsdp": 2, "compile_cache": compiled, "eval_every": 0, "checkpoint_every": 0}
+    argv = arguments(workdir, **settings(data, **keys, total_steps=60))
+    processes = start(2, 1, argv, tmp_path / "log")
+    wait_for((workdir / "rollouts" / "2.jsonl").exists, processes)
+    processes[asked].send_signal(signal.SIGTERM)
+    assert finish(processes) == [75, 75]
+    reached = checkpoint.latest_step(workdir / "checkpoints")
+    lines = read_lines(workdir / "metrics.jsonl")
+    assert [line["step"] for line in lines] == list(range(1, reached + 1))
+    for number in range(2):
+        assert "run the same command again" in (tmp_path / f"log.{number}").read_text()
+
+
+@pytest.mark.slow
+def test_killed_processes_lose_no_step(tmp_path, data, compiled):
+    whole = tmp_path / "whole"
+    keys = {"mesh__fsdp": 2, "compile_cache": compiled, "eval_every": 0, "checkpoint_every": 1}
+    assert finish(start(2, 1, arguments(whole, **settings(data, **keys)))) == [0, 0]
+    story = kill_repeatedly(3, tmp_path / "run", data, compiled)
+    assert all(status in (0, 1) and seconds < 60 for *_, status, seconds in story), story
+    assert records(tmp_path / "run") == records(whole)
+
+
+@pytest.mark.slow
+def test_a_step_that_hangs_says_where(tmp_path, data, compiled):
+    keys = {"hosts__deadline_s": 0.5, "total_steps": 2, "eval_every": 0, "compile_cache": compiled}
+    argv = arguments(tmp_path / "run", **settings(data, mesh__fsdp=2, **keys))
+    assert finish(start(2, 1, argv, tmp_path / "log")) == [0, 0]
+    for number in range(2):  # the first step of a start takes longer than that
+        said = (tmp_path / f"log.{number}").read_text()
+        assert "Timeout (0:00:00.500000)!" in said
+        assert "rlvlm_jax/train.py" in said

@@ -31,9 +31,18 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(count, devices, argv, log=None, **variables):
-    """Starts the command in `count` processes of so many devices; `log` names files for output."""
+def start(count, devices, argv, log=None, hosts=None):
+    """Starts the command in `count` processes of so many devices.
+
+    Args:
+        count: of the processes.
+        devices: of each.
+        argv: flags of the command.
+        log: names files for the output of each.
+        hosts: (address, command that runs another one there) of each; None for this machine.
+    """
     port = free_port()
+    hosts = hosts or [("localhost", [])] * count
     started = []
     for number in range(count):
         env = {
@@ -41,15 +50,14 @@ def start(count, devices, argv, log=None, **variables):
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
             "PYTHONPATH": str(ROOT),
-            **variables,
         }
         if count > 1:
             env |= {
-                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_COORDINATOR_ADDRESS": f"{hosts[0][0]}:{port}",
                 "JAX_NUM_PROCESSES": str(count),
                 "JAX_PROCESS_ID": str(number),
             }
-        command = [sys.executable, "-m", "rlvlm_jax.main", *map(str, argv)]
+        command = [*hosts[number][1], sys.executable, "-m", "rlvlm_jax.main", *map(str, argv)]
         with Path(f"{log}.{number}" if log else os.devnull).open("w") as output:
             started.append(subprocess.Popen(command, env=env, stdout=output, stderr=output))
     return started
@@ -84,10 +92,9 @@ def records(workdir):
 
 
 def settings(data, **keys):
-    """Keys of a run of ten steps whose batches divide over eight devices."""
+    """What `arguments` takes for a run of ten steps whose batches divide over eight devices."""
     return {
-        "data__train": data,
-        "data__val": data,
+        "data": data,
         "rollout__prompts": 8,
         "rollout__samples": 2,
         "update__minibatch": 8,

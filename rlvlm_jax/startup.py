@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
@@ -267,7 +266,7 @@ def load_params(session: Session, source: Source) -> Params:
     params, _ = convert.load_hf(
         source.directory,
         session.model.config,
-        place=lambda name, value: sharding.put(np.asarray(value, np.float32), places[name]),
+        place=lambda name, shape, read: jax.make_array_from_callback(shape, places[name], read),
     )
     return params
 

@@ -88,7 +88,9 @@ class VLM:
             params = startup.restore_merged(source.directory, model, sharding.make_mesh(1, 1, 1))
             return cls(source, model, params, convert.lossless_dtypes(params, source.files))
         params, dtypes = convert.load_hf(
-            source.directory, source.config, place=lambda _, value: jnp.asarray(value)
+            source.directory,
+            source.config,
+            place=lambda _, shape, read: jnp.asarray(read(tuple(map(slice, shape)))),
         )
         return cls(source, model, params, dtypes)
 

@@ -17,6 +17,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -241,15 +242,18 @@ def read_config(files: Mapping[str, str]) -> QwenVLConfig:
     return from_hf(config, pixels)
 
 
-def _keep(path: str, array: np.ndarray) -> np.ndarray:
-    return array
+Read = Callable[[tuple[slice, ...]], np.ndarray]  # where in a parameter -> float32 of that part
+
+
+def _keep(path: str, shape: tuple[int, ...], read: Read) -> np.ndarray:
+    return read(tuple(slice(size) for size in shape))
 
 
 def load_hf(
     directory: str | os.PathLike,
     config: QwenVLConfig,
     *,
-    place: Callable[[str, np.ndarray], Any] = _keep,
+    place: Callable[[str, tuple[int, ...], Read], Any] = _keep,
 ) -> tuple[Params, dict[str, str]]:
     """Reads the weights of a Hugging Face directory, one parameter after another.
 
@@ -257,9 +261,10 @@ def load_hf(
         directory: Holds model.safetensors, or shards with their index; float32, float16 or
             bfloat16; names of either generation.
         config: The sizes that the weights must have.
-        place: `place(path, float32 array)` gives what is stored for the parameter, for example the
-            array on its devices; the host's copy is freed before the next parameter is read. The
-            default keeps the NumPy arrays.
+        place: `place(path, shape, read)` gives what is stored for the parameter, for example the
+            array on its devices. `read` takes one slice a dimension and reads that part of the
+            files only, so no host need hold what its devices do not. The default keeps whole
+            NumPy arrays.
 
     Returns:
         (params, dtypes): the parameters as a nested dict; and the stored type of each tensor,
@@ -282,8 +287,7 @@ def load_hf(
         level = params
         for key in levels:
             level = level.setdefault(key, {})
-        # The array gets no name here, which would keep it until the next one is read.
-        level[last] = place(rule.path, _read_parameter(rule, stored))
+        level[last] = place(rule.path, rule.our_shape, partial(_read_part, rule, stored))
     return params, dtypes
 
 
@@ -425,19 +429,24 @@ def _check_fit(directory: str | os.PathLike, stored: dict[str, _Stored], table: 
         )
 
 
-def _read_parameter(rule: Rule, stored: dict[str, _Stored]) -> np.ndarray:
-    """Fills one parameter, shard by shard, each tensor going straight to its layer."""
-    array = np.empty(rule.our_shape, np.float32)
-    targets = [array] if rule.layers is None else array
-    places = sorted(
-        zip(rule.names(), targets, strict=True), key=lambda place: stored[place[0]].file
-    )
+def _read_part(rule: Rule, stored: dict[str, _Stored], index: tuple[slice, ...]) -> np.ndarray:
+    """Reads a part of one parameter, file by file, each tensor going straight to its layer."""
+    starts_and_ends = [s.indices(size)[:2] for s, size in zip(index, rule.our_shape, strict=True)]
+    array = np.empty([end - start for start, end in starts_and_ends], np.float32)
+    names, targets, inner = rule.names(), [array], index
+    if rule.layers is not None:
+        names, targets, inner = names[index[0]], array, index[1:]
+    places = sorted(zip(names, targets, strict=True), key=lambda place: stored[place[0]].file)
     for file, group in itertools.groupby(places, key=lambda place: stored[place[0]].file):
         # Opened anew for each parameter: closing gives the pages of the file back.
         with _open(file) as shard:
             for name, target in group:
-                source = shard.get_tensor(stored[name].name)
-                target[...] = source.reshape(target.shape)
+                source = shard.get_slice(stored[name].name)
+                if len(rule.shape) == len(inner):
+                    target[...] = source[inner]
+                else:  # the patch projection, whose axes but the first are one of ours
+                    rows = source[inner[0]]
+                    target[...] = rows.reshape(len(rows), -1)[:, inner[1]]
                 if not (np.isfinite(target.min()) and np.isfinite(target.max())):
                     raise InputError(
                         f"{stored[name].name} in {file} has values that are not finite"

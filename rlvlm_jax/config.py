@@ -302,6 +302,8 @@ def default() -> ConfigDict:
     c.log.rollouts = True  # write rollouts/STEP.jsonl
     c.log.token_prompts = 4  # prompts a step whose responses are written token by token too
     c.log.tensorboard = True
+    c.log.prometheus = False  # WORKDIR/metrics.prom: the newest numbers, for node exporters
+    c.log.profile = ""  # "FIRST-LAST": steps that JAX's profiler traces into WORKDIR/profile
     c.log.wandb = ""  # project name; "" = off
     c.log.progress = True  # progress bar, on a terminal
     return c.lock()
@@ -389,6 +391,20 @@ def nearest_key(key: str) -> str:
 def shards(config: ConfigDict) -> int:
     """Returns over how many devices the sequences of a batch are divided; needs `resolve_mesh`."""
     return config.mesh.data * config.mesh.fsdp
+
+
+def profiled_steps(config: ConfigDict) -> range:
+    """Returns the steps that `log.profile` names.
+
+    Raises:
+        ValueError: it is neither "" nor FIRST-LAST.
+    """
+    if not config.log.profile:
+        return range(0)
+    first, last = map(int, config.log.profile.split("-"))
+    if not 1 <= first <= last:
+        raise ValueError(f"{first} to {last}")
+    return range(first, last + 1)
 
 
 def sequences(config: ConfigDict) -> int:
@@ -605,6 +621,13 @@ def _recipe_problems(c: ConfigDict) -> Iterator[str]:
         yield (
             f"config.data.min_pixels={c.data.min_pixels} is above "
             f"config.data.max_pixels={c.data.max_pixels}"
+        )
+    try:
+        profiled_steps(c)
+    except ValueError:
+        yield (
+            f"config.log.profile={c.log.profile!r} is not of the form FIRST-LAST, such as '5-7', "
+            "with steps from 1 on"
         )
     if not c.model.path:
         yield "config.model.path is empty; name a Hugging Face directory or repository"

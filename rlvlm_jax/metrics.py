@@ -3,14 +3,16 @@
 """Numbers about a step, and where they are shown.
 
 Names are paths grouped by step, the unit as suffix. What is undefined (a mean over nothing) is
-absent, never 0. Files of a run's directory are `records`'; here are TensorBoard, W&B and the
-progress bar.
+absent, never 0. Files of a run's directory are `records`'; here are TensorBoard, W&B, Prometheus
+and the progress bar.
 """
 
 import contextlib
 import importlib.util
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -185,11 +187,21 @@ def check_writers(log: Any) -> None:
         )
 
 
+def exposition(metrics: Mapping[str, float]) -> str:
+    """Returns numbers in Prometheus' text format, as rlvlm_NAME; other signs become "_"."""
+    lines = (
+        f"rlvlm_{re.sub(r'[^a-zA-Z0-9_]', '_', name)} {float(value)!r}\n"
+        for name, value in metrics.items()
+    )
+    return "".join(lines)
+
+
 class Writers:
-    """TensorBoard, W&B and the progress bar, as far as the configuration asks for them."""
+    """TensorBoard, W&B, Prometheus and the progress bar, as the configuration asks for them."""
 
     def __init__(self, log: Any, workdir: str, total_steps: int, run_config: Mapping[str, Any]):
         self._tensorboard = self._wandb = self._progress = None
+        self._prometheus = Path(workdir) / "metrics.prom" if log.prometheus else None
         if log.tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -222,6 +234,10 @@ class Writers:
         if self._tensorboard:
             for name, value in metrics.items():
                 self._tensorboard.add_scalar(name, value, step)
+        if self._prometheus:
+            partial = self._prometheus.with_suffix(".partial")
+            partial.write_text(exposition({"step": step, **metrics}), encoding="utf-8")
+            partial.replace(self._prometheus)
         if self._wandb:
             self._wandb.log(dict(metrics), step=step)
         if self._progress:

@@ -74,7 +74,8 @@ class RunDirectory:
             InputError: it is a file, or cannot be written.
         """
         self.path = Path(directory)
-        self._start = time.time()
+        self._start = self._began = time.time()
+        self._in_steps = 0.0
         try:
             for folder in ("rollouts", "eval"):
                 (self.path / folder).mkdir(parents=True, exist_ok=True)
@@ -82,8 +83,24 @@ class RunDirectory:
             raise _not_writable(directory, error.strerror) from error
 
     def write_config(self, content: Mapping[str, Any]) -> None:
-        """Writes config.json: the resolved configuration and what the run depends on."""
+        """Writes config.json: the resolved configuration and what the run depends on.
+
+        With it goes "began", when the run was first started, in seconds since 1970.
+        """
+        content = {**content, "began": round(self._began, 3)}
         self._write(self.path / CONFIG, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+    def goodput(self, step_s: float) -> dict[str, float]:
+        """Returns goodput/run: which share of the run's time went into steps that count.
+
+        Its time is all since it was first started, with start-up, evaluations, steps that were
+        lost, and the time between being stopped and starting again.
+
+        Args:
+            step_s: seconds of the step that is about to be recorded.
+        """
+        self._in_steps += step_s
+        return {"goodput/run": self._in_steps / max(time.time() - self._began, step_s)}
 
     def append(self, phase: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Appends one line to metrics.jsonl and puts it on disk.
@@ -149,12 +166,20 @@ class RunDirectory:
             kept = [line for line in _whole_lines(metrics) if line["step"] <= last]
             self._write(metrics, _lines(kept))
             self._start -= kept[-1]["wall_s"] if kept else 0.0  # the clock goes on
+            self._in_steps = sum(line.get("time/step_s", 0.0) for line in kept)
+            self._began = self._read_began() if kept else self._began
         for folder in ("rollouts", "eval"):
             for file in (self.path / folder).iterdir():
                 number = file.name.split(".", 1)[0]
                 partial = file.name.startswith(".")
                 if partial or (number.isdecimal() and int(number) > last):
                     file.unlink()
+
+    def _read_began(self) -> float:
+        """Returns when the run that goes on was first started, as far as its records say."""
+        file = self.path / CONFIG
+        content = json.loads(file.read_bytes()) if file.is_file() else {}
+        return content.get("began", self._start)
 
     def _write(self, target: Path, content: str | bytes) -> None:
         """Writes a whole file, or leaves the old one."""

@@ -109,6 +109,7 @@ class Run:
         self._clock = metrics.ProgramClock()
         self.stop_requested = False  # by a signal to this process
         self.stopped = False  # all processes know of it
+        self._profiled = range(0)  # the steps that the profile being taken is of
         self._handlers: dict[int, Any] = {}
         self._catch_signals()
         self.config = config
@@ -330,13 +331,30 @@ class Run:
             self._writers.close()
         rewards.close()
         faulthandler.cancel_dump_traceback_later()
+        if self._profiled:
+            self._end_profile()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
+    # ---- time ---------------------------------------------------------------------------------
+
+    def begin_step(self, step: int) -> metrics.Stopwatch:
+        """Returns the step's timer; profiles it and watches over it as the configuration says."""
+        self._watch()
+        wanted = config_lib.profiled_steps(self.config)
+        if step in wanted and not self._profiled:
+            self._profiled = wanted
+            jax.profiler.start_trace(str(self.workdir / "profile"))
+        return metrics.Stopwatch()
+
     def _watch(self) -> None:
-        """Begins to wait for the next step or evaluation; see `config.hosts.deadline_s`."""
+        """Begins to wait for a step or an evaluation; see `config.hosts.deadline_s`."""
         if self.config.hosts.deadline_s:
             faulthandler.dump_traceback_later(self.config.hosts.deadline_s, repeat=True)
+
+    def _end_profile(self) -> None:
+        self._profiled = range(0)
+        jax.profiler.stop_trace()
 
     # ---- state --------------------------------------------------------------------------------
 
@@ -522,6 +540,7 @@ class Run:
             **self._wait(),
         }
         sampled, updated = responses.tokens.sum(), responses.tokens[in_batch & kept].sum()
+        values |= self._records.goodput(values["time/step_s"])
         values["throughput/rollout_tokens_per_s"] = sampled / values["time/rollout_s"]
         values["throughput/update_tokens_per_s"] = (
             updated * self.config.update.epochs / values["time/update_s"]
@@ -544,8 +563,9 @@ class Run:
     def _finish_step(self, step: int) -> None:
         """Takes note of how far the run and its pass over the data have come."""
         before = int(self._epoch + 1e-9)
-        self._watch()
         self.step, self._epoch = step, self.loader.epoch
+        if self._profiled and step >= self._profiled.stop - 1:
+            self._end_profile()
         self._cursor = self.loader.state()
         self._epoch_ended = int(self._epoch + 1e-9) > before
 
@@ -583,6 +603,7 @@ class Run:
             **self._compiles.metrics(),
             **self._wait(),
         }
+        values |= self._records.goodput(values["time/step_s"])
         values["throughput/update_tokens_per_s"] = tokens / values["time/update_s"]
         self._record("sft", values, f"loss {values['update/loss']:.3f}")
 
@@ -606,6 +627,7 @@ class Run:
         """
         values: dict[str, Any] = {}
         watch = metrics.Stopwatch()
+        self._watch()
         for split, questions in self.evaluation_sets.items():
             for found in evaluate(params, questions, self.stopping):
                 for name, accuracy in found.accuracies.items():
@@ -626,7 +648,6 @@ class Run:
         values |= self._compiles.metrics()
         if self._writes:
             self._record("eval", values)
-        self._watch()
 
 
 def score_responses(

@@ -21,7 +21,6 @@ from rlvlm_jax.config import microbatch
 from rlvlm_jax.evaluation import scheme
 from rlvlm_jax.features import make_cache
 from rlvlm_jax.logprobs import make_logprobs_fn
-from rlvlm_jax.metrics import Stopwatch
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.types import Array, Batch, Params, TrainState
 from rlvlm_jax.update import make_optimizer_step, mean_stats
@@ -100,7 +99,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
         for step in range(this.first_step + 1, this.total_steps + 1):
             if this.stopping():
                 break
-            watch = Stopwatch()
+            watch = this.begin_step(step)
             with watch.measure("data"):
                 examples, host_batch = this.loader.next()
                 tokens, mask = encode_solutions(

@@ -24,7 +24,6 @@ from rlvlm_jax.collection import Round
 from rlvlm_jax.config import sequences, shards
 from rlvlm_jax.evaluation import scheme
 from rlvlm_jax.features import make_cache
-from rlvlm_jax.metrics import Stopwatch
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
 from rlvlm_jax.trajectory import make_passes_fn, make_trajectory_fn
@@ -191,7 +190,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
             this.record_evaluations(evaluate, state.params)
         for step in range(this.first_step + 1, this.total_steps + 1):
             sample_key, update_key = jax.random.split(jax.random.fold_in(base_key, step))
-            watch = Stopwatch()
+            watch = this.begin_step(step)
             rounds: list[Round] = []
             while not (collection.is_enough(config, rounds) or this.stopping()):
                 # Step I: data flow. Shuffled records become one batch of prompts on the device.

@@ -22,7 +22,7 @@ from pathlib import Path
 from tests.run_cases import arguments, read_lines, write_problems
 
 ROOT = Path(__file__).parents[1]
-OF_THE_CLOCK = ("time/", "throughput/", "memory/", "compile/", "wall_s")
+OF_THE_CLOCK = ("time/", "goodput/", "throughput/", "memory/", "compile/", "wall_s")
 
 
 def free_port():

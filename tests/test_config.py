@@ -185,3 +185,19 @@ def test_logprob_passes_keep_prompts_whole(most, passes):
 def test_the_rewards_are_those_of_the_configuration():
     known = {field.name for field in fields(RewardConfig)}
     assert set(config.default().rewards) == known - {"max_tokens"}  # of config.rollout
+
+
+@pytest.mark.parametrize(("text", "steps"), [("", []), ("3-3", [3]), ("5-7", [5, 6, 7])])
+def test_profiled_steps(text, steps):
+    c = config.default()
+    c.log.profile = text
+    assert list(config.profiled_steps(c)) == steps
+    config.validate(c, 1)
+
+
+@pytest.mark.parametrize("text", ["5", "7-5", "0-2", "a-b", "1-2-3"])
+def test_a_range_of_steps_that_is_none(text):
+    c = config.default()
+    c.log.profile = text
+    with pytest.raises(InputError, match="not of the form FIRST-LAST"):
+        config.validate(c, 1)

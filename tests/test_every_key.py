@@ -66,7 +66,7 @@ SOURCE = startup.open_source("bundled")
 BUILD = models.build
 READ_TOKENIZER = functools.cache(Tokenizer.load)
 WIDTH = 4
-OF_THE_CLOCK = ("time/", "throughput/", "memory/", "compile/", "wall_s")
+OF_THE_CLOCK = ("time/", "goodput/", "throughput/", "memory/", "compile/", "wall_s")
 PATCHES = pytest.MonkeyPatch.context
 
 
@@ -518,7 +518,7 @@ def loop(c):
     return {
         "ended": ended,
         "encoded": encoded,
-        "tensorboard": Path("run/tensorboard").is_dir(),
+        "beside": sorted(path.name for path in Path("run").iterdir()),
         **written(),
     }
 
@@ -789,6 +789,8 @@ CASES = {
     "log.keep_checkpoints": [case(2, 1, loop, checkpoint_every=1)],
     "log.rollouts": [case(True, False, loop)],
     "log.token_prompts": [case(4, 1, loop)],
+    "log.prometheus": [case(False, True, loop)],
+    "log.profile": [case("", "1-2", loop)],
     "log.tensorboard": [case(False, True, loop)],
     "log.wandb": [case("", "mine", shown)],
     "log.progress": [case(True, False, shown)],

@@ -23,7 +23,7 @@ from rlvlm_jax import VLM, checkpoint, export, main, run
 from rlvlm_jax.models import lora
 from tests.run_cases import accuracy_by_reflection, arguments, read_lines, write_problems
 
-OF_THE_CLOCK = ("time/", "throughput/", "memory/", "compile/", "wall_s")
+OF_THE_CLOCK = ("time/", "goodput/", "throughput/", "memory/", "compile/", "wall_s")
 
 
 @pytest.fixture(scope="module")

@@ -16,10 +16,25 @@ from rlvlm_jax import metrics
 from rlvlm_jax.errors import InputError
 from tests.run_cases import accuracy_by_reflection
 
-SILENT = {"tensorboard": False, "wandb": "", "progress": False}
+SILENT = {"tensorboard": False, "wandb": "", "progress": False, "prometheus": False}
 
 
 # ---------------------------------------------------------------- compilations
+
+
+def test_numbers_in_the_text_format_of_prometheus():
+    text = metrics.exposition({"step": 3, "reward/score": 0.5, "eval/val/pass@1_t0.01": 1})
+    assert text == "rlvlm_step 3.0\nrlvlm_reward_score 0.5\nrlvlm_eval_val_pass_1_t0_01 1.0\n"
+
+
+def test_memory_of_several_processes():
+    mine = {"memory/host_rss_gib": 1.0}
+    found = metrics.memory_metrics(lambda _: [mine, {"memory/host_rss_gib": 3.0}])
+    assert found == {
+        "memory/host_rss_gib": 3.0,
+        "memory/host_rss_gib_0": 1.0,
+        "memory/host_rss_gib_1": 3.0,
+    }
 
 
 def test_a_new_program_or_shape_is_counted_and_a_cached_one_is_not():

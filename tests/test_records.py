@@ -34,6 +34,26 @@ def filled(path, last, every=2):
     return run
 
 
+def test_goodput_counts_interruptions_and_lost_steps(tmp_path, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("rlvlm_jax.records.time.time", lambda: now[0])
+    run = RunDirectory(tmp_path)
+    run.trim(None)
+    run.write_config({})
+    for step, wait in ((1, 30.0), (2, 10.0)):
+        now[0] += wait
+        found = run.goodput(10.0)
+        run.append("train", step, 0.1, {"time/step_s": 10.0})
+    assert found == {"goodput/run": 20 / 40}
+
+    now[0] += 50.0  # step 2 was not in a checkpoint, and the run stood still
+    again = RunDirectory(tmp_path)
+    again.trim(1)
+    again.write_config({})
+    now[0] += 10.0
+    assert again.goodput(10.0) == {"goodput/run": 20 / 100}
+
+
 def files(path, folder):
     return sorted(file.name for file in (path / folder).iterdir())
 

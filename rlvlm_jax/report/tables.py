@@ -323,16 +323,20 @@ def speed(methods: Sequence[Method]) -> Table:
             cells = [f"{np.median(values):.4g}" if len(values) else "" for values in found]
             n = len(method.group.runs)
             share = f"{100 * evaluations / whole:.0f}" if evaluations and whole else ""
-            rows.append((method.label, str(n), *cells, f"{whole / n:.4g}", share))
+            goodput = [run.curve("goodput/run")[1][-1:] for run in method.group.runs]
+            good = np.concatenate(goodput)
+            cells += [f"{whole / n:.4g}", share, f"{100 * good.mean():.0f}" if len(good) else ""]
+            rows.append((method.label, str(n), *cells))
     return Table(
         "speed",
         "Medians over the steps after the first: tokens per second while sampling and updating, "
         "and seconds per step and part of a step. Whole run: mean seconds of a run after start-up, "
-        "and the share of its evaluations, compilation included.",
+        "and the share of its evaluations, compilation included. Goodput: share of the time since "
+        "the first start, interruptions included, that went into steps that count.",
         (
             *("method", "n", "rollout tokens/s", "update tokens/s"),
             *(name[5:-2] + " (s)" for name in names[2:]),
-            *("whole run (s)", "evaluations %"),
+            *("whole run (s)", "evaluations %", "goodput %"),
         ),
         rows,
     )

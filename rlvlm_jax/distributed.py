@@ -215,20 +215,26 @@ def gather_rows(
     return take(join([part for _, part in found]), order)
 
 
+class _Agreed(InputError):
+    """What one process has raised, in all of them."""
+
+
 def together(part: Callable[[], T]) -> list[T]:
-    """Runs `part` in every process and gathers the results.
+    """Runs `part` in every process and gathers the results; `part` may do so itself.
 
     Raises:
         InputError: the first that any of them raised, in all of them.
     """
     try:
         mine: T | InputError = part()
+    except _Agreed:  # inside `part`: all have heard of it
+        raise
     except InputError as error:
         mine = InputError(str(error))
     found = gather(mine)
     for one in found:
         if isinstance(one, InputError):
-            raise one
+            raise _Agreed(str(one))
     return found
 
 

@@ -182,6 +182,8 @@ class Run:
                 golds, c.rewards.judge, c.rewards.deadline_s, workers=c.rewards.workers
             ),
             index=c.data.index,
+            part=(jax.process_index(), jax.process_count()),
+            together=distributed.together,
         )
         self.reports = {}
         self.evaluation_sets = {}

@@ -208,8 +208,10 @@ except InputError as error:
 def part():
     if me == 1:
         raise InputError("record 7 of host 1 is damaged")
+def nested():  # the other one is already waiting for a second answer
+    return distributed.together(part) if me == 0 else part()
 try:
-    distributed.together(part)
+    distributed.together(nested)
 except InputError as error:
     print(error)
     sys.exit(2)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlvlm_jax.data.index import SizeIndex, key_of
 from rlvlm_jax.data.processor import (
@@ -112,6 +112,8 @@ class Reader:
             counts bad records.
         gold_check: solutions -> for each None, or why nothing can be judged by it.
         index: directory in which the lengths of prompts are kept for the next start; "" = nowhere.
+        part: (k, n): this process counts and checks every n-th record from the k-th on.
+        together: runs a function in all n processes and returns the results of all.
     """
 
     tokenizer: Tokenizer
@@ -123,6 +125,8 @@ class Reader:
     on_bad_record: str = "error"
     gold_check: Callable[[list[str]], list[str | None]] | None = None
     index: str = ""
+    part: tuple[int, int] = (0, 1)
+    together: Callable[[Callable[[], Any]], list[Any]] = lambda part: [part()]
 
     def read(
         self, name: str, key: str = "config.data.train", at_least: int = 1
@@ -167,21 +171,18 @@ class Reader:
                 examples[found.id] = found
 
         sized = []
-        index = self._open_index(name)
-        with ThreadPoolExecutor(_HEADER_THREADS) as threads:
-            for example in threads.map(lambda e: self._with_size(e, index), examples.values()):
-                if isinstance(example, tuple):
-                    example, problem = example
-                    refuse(problem.kind, example.source, example.id, problem)
-                else:
-                    sized.append(example)
-        if index is not None:
-            index.save()
+        for example, found in zip(
+            examples.values(), self._sizes(list(examples.values()), name), strict=True
+        ):
+            if isinstance(found, _Unreadable):
+                refuse(found.kind, example.source, example.id, found.problem)
+            else:
+                sized.append(replace(example, tokens=found.tokens, patches=found.patches))
 
+        check = self.gold_check or (lambda solutions: [None] * len(solutions))
         solutions = [example.solution for example in sized]
-        problems = self.gold_check(solutions) if self.gold_check else [None] * len(solutions)
         kept = []
-        for example, problem in zip(sized, problems, strict=True):
+        for example, problem in zip(sized, self._shared_out(solutions, check), strict=True):
             if problem is not None:
                 refuse("unparsable_solution", example.source, example.id, problem)
             elif example.tokens > self.max_prompt_tokens:
@@ -268,10 +269,35 @@ class Reader:
         limits = spec.patch_size, spec.merge_size, spec.min_pixels, spec.max_pixels
         return SizeIndex(directory, name, f"{self.tokenizer.fingerprint()} {limits}")
 
-    def _with_size(
-        self, example: Example, index: SizeIndex | None
-    ) -> Example | tuple[Example, ImageError]:
-        key = None
+    def _shared_out(
+        self, items: Sequence[Any], work: Callable[[list[Any]], Sequence[Any]]
+    ) -> list[Any]:
+        """Returns what `work` gives for all items, of which this process takes its part."""
+        number, count = self.part
+        results: list[Any] = [None] * len(items)
+        parts = self.together(lambda: list(work(list(items[number::count]))))
+        for start, part in enumerate(parts):
+            results[start::count] = part
+        return results
+
+    def _sizes(self, examples: list[Example], name: str) -> list["_Sized | _Unreadable"]:
+        """Returns what `_size` gives for each example, and keeps it for the next start."""
+        index = self._open_index(name)
+
+        def size(mine: list[Example]) -> list[_Sized | _Unreadable]:
+            with ThreadPoolExecutor(_HEADER_THREADS) as threads:
+                return list(threads.map(lambda one: self._size(one, index), mine))
+
+        found = self._shared_out(examples, size)
+        if index is not None:
+            for one in found:
+                if isinstance(one, _Sized) and one.key:
+                    index.put(*one)
+            index.save()
+        return found
+
+    def _size(self, example: Example, index: SizeIndex | None) -> "_Sized | _Unreadable":
+        key = ""
         if index is not None:
             with contextlib.suppress(ImageError, OSError):  # `size` says what is wrong
                 key = key_of(self.messages(example), example.images)
@@ -280,10 +306,23 @@ class Reader:
             try:
                 found = self.size(example)
             except ImageError as problem:
-                return example, problem
-            if key:
-                index.put(key, *found)
-        return replace(example, tokens=found[0], patches=found[1])
+                return _Unreadable(problem.kind, str(problem))
+        return _Sized(key, *found)
+
+
+class _Sized(NamedTuple):
+    """The length of a prompt, and what stands for it in the index ("" for nothing)."""
+
+    key: str
+    tokens: int
+    patches: int
+
+
+class _Unreadable(NamedTuple):
+    """What is wrong with a picture."""
+
+    kind: str
+    problem: str
 
 
 def _label(example: Example) -> str:

@@ -3,10 +3,14 @@
 """What the tests of data share: a byte tokenizer, small pictures, the real problems."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from PIL import Image
+
+from rlvlm_jax.errors import InputError
 
 SHARED = Path(__file__).parents[2] / "../shared"
 SPECIALS = (
@@ -90,3 +94,27 @@ def picture(width: int = 28, height: int = 28, colour: str = "red") -> Image.Ima
 def save_picture(path: Path, *args, **kwargs) -> Path:
     picture(*args, **kwargs).save(path)
     return path
+
+
+def as_processes(count, program):
+    """Runs program(number, together) in `count` threads that stand for processes."""
+    given, barrier = [None] * count, threading.Barrier(count, timeout=60)
+
+    def run(number):
+        def together(part):
+            try:
+                given[number] = part()
+            except InputError as error:
+                given[number] = error
+            barrier.wait()
+            everything = list(given)
+            barrier.wait()
+            for one in everything:
+                if isinstance(one, InputError):
+                    raise one
+            return everything
+
+        return program(number, together)
+
+    with ThreadPoolExecutor(count) as threads:
+        return [found.result() for found in [threads.submit(run, k) for k in range(count)]]

@@ -6,10 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from data_cases import as_processes
 from PIL import Image
 
 from rlvlm_jax.data.dataset import Reader
 from rlvlm_jax.data.processor import ImageSpec
+from rlvlm_jax.errors import InputError
 from tests.run_cases import write_problems, write_records
 
 
@@ -116,3 +118,28 @@ def test_a_user_without_a_home_keeps_nothing(reader, data, monkeypatch, caplog):
     monkeypatch.setattr(Path, "expanduser", nobody)
     assert sizes(replace(reader, index="~/x"), data) == sizes(replace(reader, index=""), data)
     assert "config.data.index=~/x" in caplog.text
+
+
+def test_several_processes_count_their_part_and_keep_the_whole(reader, data, counted, tmp_path):
+    expected = sizes(replace(reader, index=""), data)
+    counted.clear()
+
+    def program(number, together):
+        return sizes(replace(reader, part=(number, 3), together=together), data)
+
+    assert as_processes(3, program) == [expected] * 3
+    assert sorted(counted) == sorted(name for name, *_ in expected)  # each once
+    counted.clear()
+    assert sizes(reader, data) == expected
+    assert counted == []
+
+
+def test_a_bad_record_of_another_process_is_refused_by_all(reader, data, tmp_path):
+    (tmp_path / "data" / "4.png").write_text("no picture")
+    expected = pytest.raises(InputError, reader.read, str(data)).value
+
+    def program(number, together):
+        shared = replace(reader, part=(number, 3), together=together)
+        return str(pytest.raises(InputError, shared.read, str(data)).value)
+
+    assert as_processes(3, program) == [str(expected)] * 3

@@ -7,10 +7,10 @@ import json
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from data_cases import as_processes
 
 from rlvlm_jax.data.dataset import Example
 from rlvlm_jax.data.loader import EvaluationSet, Loader, Share, choose_buckets, fit_bucket
@@ -225,27 +225,8 @@ def test_reading_ahead_is_bounded(opened):
 
 def in_processes(rows_of_each, program):
     """Runs program(share) in one thread for each process; returns their results."""
-    count = len(rows_of_each)
-    given, barrier = [None] * count, threading.Barrier(count, timeout=60)
-
-    def run(number):
-        def together(part):
-            try:
-                given[number] = part()
-            except InputError as error:
-                given[number] = error
-            barrier.wait()
-            everything = list(given)
-            barrier.wait()
-            for one in everything:
-                if isinstance(one, InputError):
-                    raise one
-            return everything
-
-        return program(Share(np.array(rows_of_each[number]), together))
-
-    with ThreadPoolExecutor(count) as threads:
-        return [found.result() for found in [threads.submit(run, k) for k in range(count)]]
+    rows = [np.array(rows) for rows in rows_of_each]
+    return as_processes(len(rows), lambda k, together: program(Share(rows[k], together)))
 
 
 def rows_of(batches, rows_of_each):

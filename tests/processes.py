@@ -100,8 +100,8 @@ def settings(data, **keys):
         "update__minibatch": 8,
         "eval__batch": 8,
         "total_steps": 10,
-        "eval_every": 5,
-        "checkpoint_every": 5,
+        "eval_every": 10,
+        "checkpoint_every": 10,
         "log__tensorboard": False,
         **keys,
     }

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -265,7 +266,7 @@ def test_a_failure_of_one_process_ends_both():
 
 # ---- whole runs ------------------------------------------------------------------------------
 
-CLOSE = 1e-5
+LOSSES, OTHERS = 1e-5, 1e-4  # how close numbers must be, absolutely or relatively
 
 
 @pytest.fixture(scope="module")
@@ -280,8 +281,12 @@ def on_one_device(tmp_path_factory, data):
     return records(workdir)
 
 
+def step_of(file):
+    return int(Path(file).name.split(".")[0])
+
+
 def assert_same_run(found, expected):
-    """Metrics within `CLOSE` of each other, responses token for token, each line once."""
+    """Metrics close to each other, responses token for token, each line once."""
     (lines, files), (lines2, files2) = found, expected
     assert [(a["phase"], a["step"]) for a in lines] == [(a["phase"], a["step"]) for a in lines2]
     for ours, theirs in zip(lines, lines2, strict=True):
@@ -290,7 +295,8 @@ def assert_same_run(found, expected):
             if name == "update/useful_token_fraction":  # more devices share fewer prompts
                 continue
             if isinstance(value, float):
-                assert value == pytest.approx(theirs[name], abs=CLOSE, rel=CLOSE), name
+                close = LOSSES if name.endswith("loss") else OTHERS
+                assert value == pytest.approx(theirs[name], abs=close, rel=close), name
             else:
                 assert value == theirs[name], name
     assert files.keys() == files2.keys()
@@ -322,12 +328,19 @@ def test_a_run_is_the_same_on_any(tmp_path, data, on_one_device, processes, devi
     [(1, 2, {"mesh__fsdp": 2}), (4, 2, {"mesh__data": 4, "mesh__tensor": 2})],
 )
 def test_a_run_goes_on_on_other_processes(tmp_path, data, on_one_device, processes, devices, mesh):
-    first = {"mesh__data": 2, "mesh__fsdp": 4, "total_steps": 5, "hosts__heartbeat_s": 20}
+    first = {"mesh__data": 2, "mesh__fsdp": 4, "total_steps": 2, "hosts__heartbeat_s": 20}
     argv = arguments(tmp_path / "run", **settings(data, **first))
     assert finish(start(2, 4, argv)) == [0, 0]
-    argv = arguments(tmp_path / "run", **settings(data, **mesh))
+    argv = arguments(tmp_path / "run", **settings(data, **mesh, total_steps=4))
     assert finish(start(processes, devices, argv)) == [0] * processes
-    assert_same_run(records(tmp_path / "run"), on_one_device)
+    lines, files = on_one_device
+    assert_same_run(
+        records(tmp_path / "run"),
+        (
+            [line for line in lines if line["step"] <= 4],
+            {name: rows for name, rows in files.items() if step_of(name) <= 4},
+        ),
+    )
 
 
 @pytest.mark.slow

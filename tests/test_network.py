@@ -63,6 +63,7 @@ SHELL = 'hostname "$0"; exec "$@"'  # each has a name too, by which the other fi
 def test_hosts_that_lose_each_other_leave_and_go_on(tmp_path, compiled, hosts):
     data = write_problems(tmp_path / "data", count=24)
     keys = {"mesh__fsdp": 2, "eval_every": 0, "checkpoint_every": 1, "hosts__heartbeat_s": 15}
+    keys["total_steps"] = 6
     whole, run = tmp_path / "whole", tmp_path / "run"
     argv = [arguments(w, **settings(data, **keys, compile_cache=compiled)) for w in (whole, run)]
     assert finish(start(2, 1, argv[0], tmp_path / "whole", hosts)) == [0, 0]

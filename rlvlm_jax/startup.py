@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
@@ -24,7 +25,8 @@ from ml_collections import ConfigDict
 from rlvlm_jax import checkpoint, models, optim, sharding
 from rlvlm_jax.data import processor, tokenizer
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import convert, kernels, lora
+from rlvlm_jax.models import convert, flops, kernels, lora
+from rlvlm_jax.models.places import choose as choose_places
 from rlvlm_jax.types import Params, TrainState
 from rlvlm_jax.update import init_state
 
@@ -245,6 +247,12 @@ def open_session(
         attention=kernel,
         cache=config.rollout.cache,
         platform=mesh.devices.flat[0].platform,
+        places=choose_places(
+            config.rollout.layout,
+            mesh,
+            (flops.layer_weights(sizes) + flops.head_weights(sizes))
+            * jnp.dtype(config.model.dtype).itemsize,
+        ),
     )
     shapes = jax.eval_shape(
         lambda key: add_adapters(config, model, model.init(key), key), jax.random.key(0)

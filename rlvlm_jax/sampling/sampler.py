@@ -75,7 +75,7 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
     """Builds sample(params, batch, features, keys) -> Rollout, to be jitted once.
 
     Args:
-        model: functions `prefill`, `decode`, `logits` (see models.Model).
+        model: functions `prefill`, `decode`, `next_logits` and theirs (see models.Model).
         settings: static.
 
     Returns:
@@ -92,7 +92,7 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
         weights: Params, context: Context, state: State, now: tuple[Array, Any]
     ) -> tuple[State, None]:
         t, rotary = now
-        logits = model.logits(weights, state.hidden)  # float32[B, V]
+        logits = model.next_logits(weights, state.hidden)  # float32[B, V]
         row_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(context.keys, t)
         token = draw(
             row_keys,

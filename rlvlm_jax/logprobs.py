@@ -112,7 +112,8 @@ def make_packed_logprobs_fn(
     """Builds the same for tokens that are packed into streams; see `packing.Plan`.
 
     Args:
-        model: functions `packed`, `spread`, `logits`, and `encode_images` where features are not given.
+        model: functions `packed`, `spread`, `logits`, and `encode_images` where features are not
+            given.
         policy: as in `make_logprobs_fn`, like all that follow.
         chunk: tokens a stream whose logits exist at a time.
         flat_positions: see there.

@@ -49,9 +49,9 @@ class Model:
             arrays [..., B, *]. Computed for many tokens at once: within `decode`, XLA would do it
             anew in every layer for every head.
         decode: (weights, tokens int32[B], their `rotary`, prefix, prefix_mask bool[N, P],
-            cache: for each entry of the prefix a tuple of blocks, step int32[]) -> (hidden [B, D], cache). Runs
-            one token a sequence, writes slot `step`, which lies in the last block, and attends to
-            the prefix, which is read once a group, and to slots 0..step.
+            cache: for each entry of the prefix a tuple of blocks, step int32[]) -> (hidden
+            [B, D], cache). Runs one token a sequence, writes slot `step`, which lies in the last
+            block, and attends to the prefix, which is read once a group, and to slots 0..step.
         forward: (params, batch, features, tokens int32[B, R], mask bool[B, R]) -> hidden [B, R, D]
             where hidden[:, t] predicts tokens[:, t]. Each prompt runs once for its G responses.
             A response's positions go on after the largest of its prompt, as `decode` expects too.

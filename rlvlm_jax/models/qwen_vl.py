@@ -15,6 +15,7 @@ large model, layers written out take minutes and gigabytes to compile.
 """
 
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -69,10 +70,18 @@ class Attention(nn.Module):
         self.v = Linear(c.kv_heads * c.head_size, self.dtype, bias=True)
         self.o = Linear(c.width, self.dtype, bias=False)
 
-    def project(self, x: Array, rotary: Rotary) -> tuple[Array, Array, Array]:
-        """Maps [N, G, T, D] to turned queries [N, G, T, H, E] and keys, and values [..., K, E]."""
+    def project(
+        self, x: Array, rotary: Rotary, place: Callable[[Array], Array] = lambda x: x
+    ) -> tuple[Array, Array, Array]:
+        """Maps [N, G, T, D] to turned queries [N, G, T, H, E] and keys, and values [..., K, E].
+
+        Args:
+            x: hidden states.
+            rotary: of the tokens.
+            place: lays the projections, heads side by side, on the mesh.
+        """
         size = self.config.head_size
-        q, k, v = (p(x).reshape(*x.shape[:-1], -1, size) for p in (self.q, self.k, self.v))
+        q, k, v = (place(p(x)).reshape(*x.shape[:-1], -1, size) for p in (self.q, self.k, self.v))
         return rotate(q, rotary), rotate(k, rotary), v
 
     def join(self, heads: Array) -> Array:
@@ -165,8 +174,11 @@ class Block(nn.Module):
 
     def _project_rows(self, x, rotary):
         """Queries, keys and values of one token a row; see `Places`."""
-        found = self.attn.project(self.places.everywhere(self.norm1(x)), rotary)
-        return tuple(self.places.rows(part) for part in found)
+
+        def place(x: Array) -> Array:  # before heads are told apart, which may not divide
+            return self.places.rows(self.places.columns(x))
+
+        return self.attn.project(self.places.everywhere(self.norm1(x)), rotary, place)
 
     def _runs(self, kept, ids):
         return [

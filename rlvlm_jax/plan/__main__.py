@@ -56,10 +56,10 @@ def main(argv: Sequence[str]) -> int:
     report = plan(config, topology, given)
     if given.out:
         write(Path(given.out), json.dumps(report, indent=1))
-    print(table(report))
+    sys.stdout.write(table(report) + "\n")
     if report["fits"]:
         return cli.DONE
-    print(f"error: {topology.name} is too small: {report['advice']}", file=sys.stderr)
+    say(f"error: {topology.name} is too small: {report['advice']}")
     return cli.BAD_INPUT
 
 
@@ -91,11 +91,10 @@ def prefer_what_compiles(config: Any) -> None:
         there = False
     if config.model.attention == "auto" and not there:
         config.model.attention = "plain"
-        print(
+        say(
             "cuDNN is not installed here, so attention is planned as 'plain', which needs more "
             "memory and time than the 'cudnn' that a GPU gets; pip install nvidia-cudnn-cu13 "
-            "nvidia-cublas nvidia-cuda-runtime nvidia-cuda-nvrtc to plan that",
-            file=sys.stderr,
+            "nvidia-cublas nvidia-cuda-runtime nvidia-cuda-nvrtc to plan that"
         )
 
 
@@ -250,7 +249,8 @@ def table(report: Report) -> str:
 
 def say(text: str) -> None:
     """Writes a line to stderr at once."""
-    print(text, file=sys.stderr, flush=True)
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 def write(path: Path, text: str) -> None:

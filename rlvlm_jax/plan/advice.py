@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What would make a run fit, by the prediction from sizes: one change at a time, then larger slices.
+"""What would make a run fit, by the prediction from sizes: one change at a time, a larger slice.
 
 The prediction is not the compiler: what is advised here should be planned again before it is paid.
 """
@@ -63,7 +63,7 @@ def advise(s: predict.Sizes, topology: Topology, short: float) -> str:
     now, step = needed(s)
     saved = [(now - needed(other)[0], what) for what, other in changes(s)]
     enough = [f"{what} ({-gib:.1f} GiB)" for gib, what in _in_gib(saved) if gib * GIB >= short]
-    some = [f"{what} ({-gib:.1f} GiB)" for gib, what in _in_gib(saved) if 0.05 <= gib]
+    some = [f"{what} ({-gib:.1f} GiB)" for gib, what in _in_gib(saved) if gib >= 0.05]
     larger = next_larger(topology)
     ends = f"; or take a larger slice, such as {larger.name}" if larger else ""
     where = f"the most is needed in step {step!r} of the iteration"

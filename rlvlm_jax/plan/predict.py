@@ -253,7 +253,7 @@ def decode_bytes(s: Sizes) -> float:
 
 
 def seconds(
-    s: Sizes, topology: Topology, sent: dict[str, float], assumed: Assumed = Assumed()
+    s: Sizes, topology: Topology, sent: dict[str, float], assumed: Assumed
 ) -> dict[str, float]:
     """Predicts the seconds of an iteration's phases.
 

@@ -57,7 +57,7 @@ def take_state(state: State, rows: Array, samples: int) -> State:
 
     def take_block(x: Array) -> Array:
         def take(x: Array, rows: Array) -> Array:
-            return _by_group(x)[rows // samples, :, rows % samples]
+            return x[_of_rows(x, rows, samples)]
 
         found = jax.vmap(take)(_by_shard(x, rows), rows)
         return found.reshape(-1, *x.shape[1:-3], 1, *x.shape[-2:])
@@ -75,10 +75,7 @@ def put_state(state: State, found: State, rows: Array, samples: int) -> State:
 
     def put_block(x: Array, new: Array) -> Array:
         def put(x: Array, rows: Array, new: Array) -> Array:
-            changed = (
-                _by_group(x).at[rows // samples, :, rows % samples].set(_by_group(new)[:, :, 0])
-            )
-            return changed.reshape(x.shape)
+            return x.at[_of_rows(x, rows, samples)].set(new.squeeze(-3))
 
         by_shard = jax.vmap(put)(_by_shard(x, rows), rows, _by_shard(new, rows))
         return by_shard.reshape(x.shape)
@@ -93,9 +90,9 @@ def put_state(state: State, found: State, rows: Array, samples: int) -> State:
     )
 
 
-def _by_group(x: Array) -> Array:
-    """Maps a block [n, K, (L,) G, ...] to [n, K * L, G, ...]."""
-    return x.reshape(x.shape[0], -1, *x.shape[-3:])
+def _of_rows(x: Array, rows: Array, samples: int) -> tuple:
+    """The index of these rows in a block [n, K, (L,) G, ...]."""
+    return (rows // samples, *[slice(None)] * (x.ndim - 4), rows % samples)
 
 
 def _row_fields(state: State) -> dict[str, Any]:

@@ -129,6 +129,7 @@ def plan(config: Any, topology: Topology, given: argparse.Namespace) -> Report:
             "peak": step.peak,
             "kept_beside": beside,
             "total": total,
+            "peak_total": step.peak + beside,
             "predicted": sum(resident.values()) + sum(carried.values()) + modelled.get(name, 0.0),
             "fits": not step.problem and total <= memory,
             "problem": step.problem,
@@ -146,7 +147,8 @@ def plan(config: Any, topology: Topology, given: argparse.Namespace) -> Report:
     phases = predict.seconds(s, topology, {n: row["sent"] for n, row in rows.items()}, assumed)
     dollars = given.price or topology.chip.dollars
     fits = all(row["fits"] for row in rows.values())
-    worst = max(row["total"] for row in rows.values())
+    worst = max(rows, key=lambda name: rows[name]["total"])
+    short = rows[worst]["total"] - memory
     return {
         "topology": topology.name,
         "chips": topology.chips,
@@ -172,7 +174,7 @@ def plan(config: Any, topology: Topology, given: argparse.Namespace) -> Report:
         "price": dollars,
         **predict.summary(s, topology, phases, dollars),
         "fits": fits,
-        "advice": "" if fits else advice.advise(s, topology, worst - memory),
+        "advice": "" if fits else advice.advise(s, topology, worst, short),
     }
 
 
@@ -204,19 +206,23 @@ def table(report: Report) -> str:
         f"lowered in {report['lowering_s']} s, compiled in {report['compile_s']} s, "
         f"{gib(report['host_peak'])} GiB of host memory",
         "",
-        "GiB on one device   compile s  arguments  outputs  temporaries  kept beside    total  "
-        "predicted  off",
+        "GiB on one device   compile s  arguments  outputs  temporaries  kept beside    total   "
+        "peak  predicted   off",
     ]
     for name, row in report["steps"].items():
-        off = row["predicted"] / row["total"] - 1 if row["total"] else math.nan
+        off = row["predicted"] / row["peak_total"] - 1 if row["peak"] else math.nan
         lines.append(
             f"{name:<19} {row['compile_s']:9.1f}  {gib(row['arguments']):>9}  "
             f"{gib(row['outputs']):>7}  {gib(row['temporaries']):>11}  "
-            f"{gib(row['kept_beside']):>11}  {gib(row['total']):>7}  {gib(row['predicted']):>9}  "
+            f"{gib(row['kept_beside']):>11}  {gib(row['total']):>7}  {gib(row['peak_total']):>5}  {gib(row['predicted']):>9}  "
             f"{off:+.0%}" + ("" if row["fits"] else "  does not fit")
         )
         if row["problem"]:
             lines.append(f"  {row['problem']}")
+    lines.append(
+        "total: arguments, outputs, temporaries with the gaps between them, and what is kept beside;"
+    )
+    lines.append("peak: the most that lives at once, by the compiler; off: predicted against peak")
     for title in ("state", "carried"):
         parts = ", ".join(f"{name} {gib(size)}" for name, size in report[title].items())
         lines.append(f"{title}: {parts}")

@@ -12,12 +12,10 @@ from rlvlm_jax.plan import predict
 from rlvlm_jax.plan.topology import GIB, TPU_SHAPES, Topology, parse
 
 
-def needed(s: predict.Sizes) -> tuple[float, str]:
-    """Returns (bytes on a device, step) of the step that is predicted to need the most."""
+def needed(s: predict.Sizes, step: str) -> float:
+    """Returns the bytes on a device that a step is predicted to need, all that is kept included."""
     base = sum(predict.resident(s).values()) + sum(predict.carried(s).values())
-    sums = {step: sum(parts.values()) for step, parts in predict.temporaries(s).items()}
-    step = max(sums, key=sums.get)
-    return base + sums[step], step
+    return base + sum(predict.temporaries(s)[step].values())
 
 
 def _with(s: predict.Sizes, key: str, value: object) -> predict.Sizes:
@@ -52,16 +50,17 @@ def changes(s: predict.Sizes) -> Iterator[tuple[str, predict.Sizes]]:
         yield f"--config.rollout.prompts={value}", _with(s, "rollout.prompts", value)
 
 
-def advise(s: predict.Sizes, topology: Topology, short: float) -> str:
+def advise(s: predict.Sizes, topology: Topology, step: str, short: float) -> str:
     """Returns one sentence on what would make the run fit.
 
     Args:
         s: the run.
         topology: where it does not fit.
+        step: that needs the most.
         short: bytes on a device that are missing, by the compiler's count.
     """
-    now, step = needed(s)
-    saved = [(now - needed(other)[0], what) for what, other in changes(s)]
+    now = needed(s, step)
+    saved = [(now - needed(other, step), what) for what, other in changes(s)]
     enough = [f"{what} ({-gib:.1f} GiB)" for gib, what in _in_gib(saved) if gib * GIB >= short]
     some = [f"{what} ({-gib:.1f} GiB)" for gib, what in _in_gib(saved) if gib >= 0.05]
     larger = next_larger(topology)

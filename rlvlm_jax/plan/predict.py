@@ -15,8 +15,11 @@ from ml_collections import ConfigDict
 
 from rlvlm_jax.config import logprob_passes, microbatch, old_logprobs, sequences, shards
 from rlvlm_jax.models import flops
+from rlvlm_jax.models.attention import MAX_SCORES
 from rlvlm_jax.models.flops import Work
+from rlvlm_jax.models.kernels import LANES
 from rlvlm_jax.models.places import MAX_REPLICATED
+from rlvlm_jax.models.qwen_vision import by_window
 from rlvlm_jax.models.qwen_vl_config import QwenVLConfig
 from rlvlm_jax.plan.topology import Topology
 from rlvlm_jax.sampling.sampler import SHRINK, block_sizes
@@ -129,6 +132,20 @@ def _logits(s: Sizes, rows: float) -> float:
     return 4.0 * rows * chunk * s.model.vocab_size / s.config.mesh.tensor
 
 
+def _vision_attention(s: Sizes, prompts: float) -> Parts:
+    """What attention in the vision tower holds beside queries, keys and values."""
+    v, patches = s.model.vision, s.bucket[1]
+    if s.kernel in ("plain", "xla"):  # scores, and what their exponentials are
+        held = min(MAX_SCORES, v.heads * patches**2)
+        return {"scores": 2 * 4.0 * prompts * held}
+    if not by_window(v, patches):
+        return {}
+    # Queries, and keys and values three times, in tiles of 128 lanes and transposed beside it.
+    size = v.width // v.heads
+    lanes = -(-size // LANES) * LANES / size
+    return {"keys by window": prompts * patches * 7 * v.width * s.item * lanes * 2}
+
+
 def temporaries(s: Sizes) -> dict[str, Parts]:
     """Returns what each step needs beside its arguments: step -> what -> bytes.
 
@@ -145,8 +162,8 @@ def temporaries(s: Sizes) -> dict[str, Parts]:
     seen = prompts * s.bucket[1]
     found = {
         "encode": {
-            "hidden states": seen * (3 * v.width + 3 * v.mlp_width) * s.item,
-            "pixels": seen * 6 * v.patch_size**2 * (4 + s.item),
+            "hidden states": seen * 5 * v.width * s.item,
+            **_vision_attention(s, prompts),
         },
         "sample": {
             "weights for decoding": decoder / held,

@@ -27,7 +27,7 @@ MAX_EVAL_SAMPLES = 256
 HARMLESS = (  # keys, or groups of keys, that say where and how fast a run is made, not what it does
     *("seeds", "checkpoint_every", "mesh.", "hosts.", "log.", "data.workers", "data.index"),
     *("data.feature_cache_gib", "compile_cache", "rewards.workers", "model.attention"),
-    "model.remat",
+    *("model.remat", "rollout.layout"),
     *("update.microbatch", "update.logprob_batch", "update.logprob_chunk", "update.pack_tokens"),
 )
 CHOICES = {
@@ -36,6 +36,7 @@ CHOICES = {
     "model.remat": ("none", "elementwise", "dots", "full"),
     "model.attention": ("auto", "plain", "xla", "cudnn", "splash"),
     "rollout.cache": ("model", "bfloat16", "int8"),
+    "rollout.layout": ("auto", "train", "tensor", "replicated"),
     "data.on_bad_record": ("error", "skip"),
     "rewards.judge": ("strict", "maye", "mm_eureka"),
     "rewards.rounding": ("none", "reference", "both"),
@@ -191,6 +192,10 @@ def default() -> ConfigDict:
     # Keys and values are kept in model.dtype ("model"), "bfloat16" or "int8", which takes a
     # quarter of float32's memory; they are read back into model.dtype for every token.
     c.rollout.cache = "model"
+    # How weights lie for decoding on several devices: "train", as they are trained, gathered for
+    # every token; "replicated", whole on each; "tensor", divided by heads, MLP width and vocabulary
+    # over mesh.fsdp x mesh.tensor; "auto" = "replicated" up to 1 GiB of weights, else "tensor".
+    c.rollout.layout = "auto"
     c.rollout.chunk = 16  # decode steps between two looks at whether every row has stopped
 
     c.rewards = ConfigDict()

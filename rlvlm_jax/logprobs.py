@@ -45,6 +45,7 @@ def _stats_in_chunks(
     padding = -length % size
     hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
     tokens = jnp.pad(tokens, ((0, 0), (0, padding)))
+    params = model.spread(params)
     hidden = hidden.reshape(rows, -1, size, width).swapaxes(0, 1)  # [chunks, B, c, D]
     tokens = tokens.reshape(rows, -1, size).swapaxes(0, 1)
 
@@ -68,7 +69,7 @@ def make_logprobs_fn(
     """Builds logprobs(params, batch, features, tokens, mask) -> (log-probs, entropies).
 
     Args:
-        model: functions `forward`, `logits` (see models.Model).
+        model: functions `forward`, `spread`, `logits` (see models.Model).
         policy: the distribution asked about; the sampler records the same one.
         chunk: response tokens a row whose logits exist at a time; their memory is
             4 * B * chunk * V bytes.
@@ -111,7 +112,8 @@ def make_packed_logprobs_fn(
     """Builds the same for tokens that are packed into streams; see `packing.Plan`.
 
     Args:
-        model: functions `packed`, `logits`, and `encode_images` where features are not given.
+        model: functions `packed`, `spread`, `logits`, and `encode_images` where features are not
+            given.
         policy: as in `make_logprobs_fn`, like all that follow.
         chunk: tokens a stream whose logits exist at a time.
         flat_positions: see there.

@@ -12,18 +12,20 @@ import importlib.resources
 import json
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from rlvlm_jax import checkpoint, models, optim, sharding
 from rlvlm_jax.data import processor, tokenizer
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import convert, kernels, lora
+from rlvlm_jax.models import convert, flops, kernels, lora
+from rlvlm_jax.models.places import choose as choose_places
 from rlvlm_jax.types import Params, TrainState
 from rlvlm_jax.update import init_state
 
@@ -210,14 +212,25 @@ def keep_compiled(where: str) -> None:
     compilation_cache.reset_cache()  # JAX looks at the directory once, at its first compilation
 
 
-def open_session(config: ConfigDict, source: Source) -> Session:
+def open_session(
+    config: ConfigDict,
+    source: Source,
+    devices: Sequence[Any] | None = None,
+    text: Any = None,
+) -> Session:
     """Builds the mesh, the model's functions and the text side; reads no weights.
+
+    Args:
+        config: validated for these devices.
+        source: the model.
+        devices: where the programs will run, which need not be this machine; None for JAX's own.
+        text: a tokenizer, or what knows as much; None for the source's own.
 
     Raises:
         InputError: the devices are too few, or config.model.attention is not for them.
     """
     keep_compiled(config.compile_cache)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
     sizes, vision = source.config, source.config.vision
     kernel = kernels.choose(
         config.model.attention,
@@ -233,11 +246,17 @@ def open_session(config: ConfigDict, source: Source) -> Session:
         attention=kernel,
         cache=config.rollout.cache,
         platform=mesh.devices.flat[0].platform,
+        places=choose_places(
+            config.rollout.layout,
+            mesh,
+            (flops.layer_weights(sizes) + flops.head_weights(sizes))
+            * jnp.dtype(config.model.dtype).itemsize,
+        ),
     )
     shapes = jax.eval_shape(
         lambda key: add_adapters(config, model, model.init(key), key), jax.random.key(0)
     )
-    text = load_tokenizer(source)
+    text = text or load_tokenizer(source)
     return Session(
         config=config,
         source=source,

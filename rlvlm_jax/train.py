@@ -91,14 +91,14 @@ def make_planner(session: startup.Session) -> packing.Planner:
     )
 
 
-def compile_steps(
+def lower_steps(
     steps: Steps,
     session: startup.Session,
     state: TrainState,
     reference: Params | None,
     bucket: tuple[int, int],
 ) -> Steps:
-    """Compiles the steps for one shape of batch; runs nothing.
+    """Lowers the steps for one shape of batch; compiles and runs nothing.
 
     Args:
         steps: jitted.
@@ -108,7 +108,7 @@ def compile_steps(
         bucket: (P tokens, I patches) of a prompt.
 
     Returns:
-        The same functions, which accept batches of this shape only and never compile.
+        What `jax.jit(...).lower` returns, of each step.
     """
     rows = sharding.batch_sharding(session.mesh)
     key = jax.random.key(0)
@@ -144,7 +144,23 @@ def compile_steps(
         batch, features, rollout, divided(passes.out_info), scores, kept
     )
     update = steps.update.lower(state, divided(trajectory.out_info[0]), order, minibatches)
-    return Steps(*(f and f.compile() for f in (encode, sample, passes, trajectory, update)))
+    return Steps(encode, sample, passes, trajectory, update)
+
+
+def compile_steps(
+    steps: Steps,
+    session: startup.Session,
+    state: TrainState,
+    reference: Params | None,
+    bucket: tuple[int, int],
+) -> Steps:
+    """Compiles what `lower_steps` lowers.
+
+    Returns:
+        The same functions, which accept batches of this shape only and never compile.
+    """
+    lowered = lower_steps(steps, session, state, reference, bucket)
+    return Steps(*(f and f.compile() for f in dataclasses.astuple(lowered)))
 
 
 def needs_reference(config: ConfigDict) -> bool:

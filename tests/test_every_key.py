@@ -121,6 +121,9 @@ def build_toy(model_config, **_):
         placed = jnp.concatenate([batch.tokens.reshape(-1), tokens.reshape(-1)])
         return read(params, placed[source]) + features.sum(axis=(0, 1))
 
+    def logits(params, hidden):
+        return hidden @ params["language"]["head"]["weight"].T
+
     return dataclasses.replace(
         BUILD(model_config),
         init=init,
@@ -130,7 +133,8 @@ def build_toy(model_config, **_):
         decode=decode,
         forward=forward,
         packed=packed,
-        logits=lambda params, hidden: hidden @ params["language"]["head"]["weight"].T,
+        next_logits=logits,
+        logits=logits,
     )
 
 

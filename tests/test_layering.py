@@ -26,7 +26,7 @@ LAYERS = (  # lowest first; a module may import lower layers, and its own packag
     ("run",),
     ("train", "sft", "evaluate", "seeds"),
     ("cli",),
-    ("main", "convert", "export", "report", "bench"),
+    ("main", "convert", "export", "report", "bench", "plan"),
 )
 HOMES = {  # third party -> the only places that may import it
     "flax": ("models",),

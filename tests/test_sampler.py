@@ -159,7 +159,15 @@ def test_blocks_and_a_smaller_batch_change_no_sample(monkeypatch, stops):
 
 @pytest.mark.parametrize(
     ("length", "chunk", "sizes"),
-    [(64, 16, (64,)), (128, 16, (128,)), (144, 16, (128, 16)), (1000, 8, (128, 128, 256, 488))],
+    [
+        *(
+            (64, 16, (64,)),
+            (128, 16, (128,)),
+            (144, 16, (128, 16)),
+            (1000, 8, (128, 128, 256, 488)),
+        ),
+        (4096, 16, (512, 512, 1024, 2048)),
+    ],
 )
 def test_blocks_double_the_cache(length, chunk, sizes):
     assert block_sizes(length, chunk) == sizes

@@ -19,6 +19,7 @@ from rlvlm_jax.models import cache as kv_cache
 from rlvlm_jax.models import lora, qwen_vl
 from rlvlm_jax.models.kernels import PLAIN, Kernel
 from rlvlm_jax.models.layers import REMAT_POLICIES
+from rlvlm_jax.models.places import Places
 from rlvlm_jax.models.qwen_vision import VISION_RULES, VisionTower
 from rlvlm_jax.models.qwen_vl import LANGUAGE_RULES, LanguageModel
 from rlvlm_jax.models.qwen_vl_config import QwenVLConfig
@@ -26,6 +27,7 @@ from rlvlm_jax.types import Array, Batch, Params
 
 RULES = (*VISION_RULES, *LANGUAGE_RULES)
 DTYPES = ("float32", "bfloat16")
+NOWHERE = Places()
 
 
 @dataclass(frozen=True)
@@ -38,17 +40,18 @@ class Model:
         encode_images: (params, batch) -> features [N, M, D] in the compute dtype, M = I / merge**2;
             normalises the bytes itself. Meaningless but finite at padding.
         prefill: (params, batch, features) -> (hidden [N, D] of each prompt's last valid column,
-            prefix: a block of keys and values for each layer, see `models.cache`).
-        decoder: params -> weights for `decode` and `logits`, layer by layer in the compute dtype;
-            made once, used for every token.
-        empty_cache: (prefix, G, S) -> a block of S slots for each layer.
+            prefix: a block of keys and values for each layer on CPU, one for all layers elsewhere,
+            see `models.cache`).
+        decoder: params -> weights for `decode` and `next_logits`, in the compute dtype and where
+            `config.rollout.layout` has them; made once, used for every token.
+        empty_cache: (prefix, G, S) -> a block of S slots for each entry of the prefix.
         rotary: positions int32[..., B] of tokens of responses -> what `decode` needs of them,
             arrays [..., B, *]. Computed for many tokens at once: within `decode`, XLA would do it
             anew in every layer for every head.
         decode: (weights, tokens int32[B], their `rotary`, prefix, prefix_mask bool[N, P],
-            cache: of each layer a tuple of blocks, step int32[]) -> (hidden [B, D], cache). Runs
-            one token a sequence, writes slot `step`, which lies in the last block, and attends to
-            the prefix, which is read once a group, and to slots 0..step.
+            cache: for each entry of the prefix a tuple of blocks, step int32[]) -> (hidden
+            [B, D], cache). Runs one token a sequence, writes slot `step`, which lies in the last
+            block, and attends to the prefix, which is read once a group, and to slots 0..step.
         forward: (params, batch, features, tokens int32[B, R], mask bool[B, R]) -> hidden [B, R, D]
             where hidden[:, t] predicts tokens[:, t]. Each prompt runs once for its G responses.
             A response's positions go on after the largest of its prompt, as `decode` expects too.
@@ -56,6 +59,8 @@ class Model:
             [S, T, D] of the tokens of S streams, each as in `forward` but at its own column. A
             token is named by its place among the prompts' N * P tokens and, behind them, the
             responses' B * R; -1 is padding. In a stream a prompt is once, before its responses.
+        next_logits: (weights of `decoder`, hidden [B, D]) -> float32[B, V].
+        spread: params -> params for many calls of `logits`, the output layer divided as the logits.
         logits: (params, hidden [..., M, D]) -> float32[..., M, V].
         param_rules: (regex, PartitionSpec) pairs for mesh axes "data", "fsdp", "tensor"; each
             parameter path matches one.
@@ -73,6 +78,8 @@ class Model:
     decode: Callable[..., tuple[Array, tuple]]
     forward: Callable[[Params, Batch, Array, Array, Array], Array]
     packed: Callable[[Params, Batch, Array, Array, Array], Array]
+    next_logits: Callable[[Params, Array], Array]
+    spread: Callable[[Params], Params]
     logits: Callable[[Params, Array], Array]
     param_rules: tuple[tuple[str, Any], ...]
     part: Callable[[str], str]
@@ -86,6 +93,7 @@ def build(
     attention: Kernel = PLAIN,
     cache: str = "model",
     platform: str = "cpu",
+    places: Places = NOWHERE,
 ) -> Model:
     """Returns the functions of a Qwen2-VL or Qwen2.5-VL.
 
@@ -98,6 +106,7 @@ def build(
         attention: what computes attention over full sequences, e.g. as `kernels.choose` returns it.
         cache: what keys and values are kept in while decoding, one of `cache.KINDS`.
         platform: of the devices that decode, as JAX calls it.
+        places: on the mesh.
 
     Raises:
         InputError: `dtype`, `remat` or `cache` is not one of the accepted values.
@@ -110,16 +119,17 @@ def build(
     if cache not in kv_cache.KINDS:
         raise InputError(f"rollout.cache={cache!r} is not one of {', '.join(kv_cache.KINDS)}")
 
-    vision = VisionTower(config.vision, jnp.dtype(dtype), remat, attention)
-    language = LanguageModel(config, jnp.dtype(dtype), remat, attention)
+    vision = VisionTower(config.vision, jnp.dtype(dtype), remat, attention, places)
+    language = LanguageModel(config, jnp.dtype(dtype), remat, attention, places)
 
     def init(key):
         vision_key, language_key = jax.random.split(key)
         batch = _smallest_batch(config)
         features = jnp.zeros((1, 1, config.width))
+        alone = {"kernel": PLAIN, "places": NOWHERE}  # one prompt divides over nothing
         return {
-            "vision": vision.init(vision_key, batch)["params"],
-            "language": language.init(language_key, batch, features)["params"],
+            "vision": vision.clone(**alone).init(vision_key, batch)["params"],
+            "language": language.clone(**alone).init(language_key, batch, features)["params"],
         }
 
     def encode_images(params, batch):
@@ -137,13 +147,21 @@ def build(
         return of_language("prefill")(params, batch, features, cache, platform)
 
     def decoder(params):
-        return {"language": qwen_vl.decoder(params["language"], config, dtype)}
+        decoded = qwen_vl.decoder(params["language"], config, dtype, platform, places)
+        return {"language": decoded}
 
     def empty_cache(prefix, samples, slots):
-        return tuple(kv_cache.empty(of_layer, samples, slots, platform) for of_layer in prefix)
+        blocks = tuple(kv_cache.empty(of_one, samples, slots, platform) for of_one in prefix)
+        return jax.tree.map(places.cached, blocks)
 
     def decode(weights, *args):
-        return qwen_vl.decode(weights["language"], config, jnp.dtype(dtype), *args)
+        where = platform, places
+        return qwen_vl.decode(weights["language"], config, jnp.dtype(dtype), *args, *where)
+
+    def spread(params):
+        part, leaf = ("embed", "embedding") if config.tie_embeddings else ("head", "weight")
+        table = {**params["language"][part], leaf: places.table(params["language"][part][leaf])}
+        return {**params, "language": {**params["language"], part: table}}
 
     return Model(
         config=config,
@@ -156,6 +174,8 @@ def build(
         decode=decode,
         forward=of_language("forward"),
         packed=of_language("packed"),
+        next_logits=of_language("next_logits"),
+        spread=spread,
         logits=of_language("logits"),
         param_rules=(*RULES, *lora.rules(RULES)),
         part=part,

@@ -31,6 +31,8 @@ LANES = 64  # columns
 class Kept:
     """The keys or the values of S slots of one layer, without the axis G for a prompt.
 
+    Where all layers lie together, their axis L is behind K.
+
     Attributes:
         x: [N, K, G, S, E], turned [N, K, G, E, S].
         scale: float32[N, K, G, S, 1], turned alike, where `x` is int8; else None.
@@ -79,8 +81,8 @@ def empty(prompt: Block, samples: int, slots: int, platform: str = "cpu") -> Blo
 
     def zeros(like: Kept, turned: bool) -> Kept:
         def one(x: Array) -> Array:
-            n, heads, _, width = _turn(x, like.turned).shape
-            return _turn(jnp.zeros((n, heads, samples, slots, width), x.dtype), turned)
+            *outer, _, width = _turn(x, like.turned).shape
+            return _turn(jnp.zeros((*outer, samples, slots, width), x.dtype), turned)
 
         return Kept(*jax.tree.map(one, (like.x, like.scale)), turned)
 

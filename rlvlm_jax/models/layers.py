@@ -204,7 +204,12 @@ class GatedMlp(nn.Module):
         return self.down(ACTIVATIONS[self.act](self.gate(x)) * self.up(x))
 
 
-def stacked(block: type[nn.Module], length: int, remat: str) -> Any:
+def gathering(module: type[nn.Module], gather: Any) -> Any:
+    """Returns the module class with its parameters passed through `gather`; None leaves it."""
+    return nn.map_variables(module, "params", gather) if gather else module
+
+
+def stacked(block: type[nn.Module], length: int, remat: str, gather: Any = None) -> Any:
     """Returns `block` as one scan over `length` layers, parameters stacked on axis 0.
 
     The block is called with (carry, slice of the scanned values, values equal for all layers) and
@@ -214,7 +219,10 @@ def stacked(block: type[nn.Module], length: int, remat: str) -> Any:
         block: Linen module class.
         length: number of layers.
         remat: one of `REMAT_POLICIES`.
+        gather: what brings a layer's weights together before they are used, or None; the backward
+            pass does so again where it computes the layer again.
     """
+    block = gathering(block, gather)
     policy = REMAT_POLICIES[remat]
     if policy:
         block = nn.remat(block, prevent_cse=False, policy=policy)

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+from rlvlm_jax.models import lora
 from rlvlm_jax.models.attention import Ids, Keys, attend
 from rlvlm_jax.models.kernels import PLAIN, Kernel
-from rlvlm_jax.models.layers import ACTIVATIONS, GatedMlp, Linear, RMSNorm, stacked
+from rlvlm_jax.models.layers import ACTIVATIONS, GatedMlp, Linear, RMSNorm, gathering, stacked
+from rlvlm_jax.models.places import Places
 from rlvlm_jax.models.qwen_vl_config import VisionConfig
 from rlvlm_jax.models.rope import rope_2d, rotate
 from rlvlm_jax.types import Array, Batch
@@ -237,19 +239,28 @@ class VisionTower(nn.Module):
         dtype: compute dtype.
         remat: see `layers.stacked`.
         kernel: what computes attention.
+        places: on the mesh.
     """
 
     config: VisionConfig
     dtype: Any
     remat: str = "none"
     kernel: Kernel = PLAIN
+    places: Places = Places()
 
     def setup(self) -> None:
         """Declares the patch projection, the scanned blocks and the merger."""
         c = self.config
-        self.patch_embed = Linear(c.width, self.dtype, bias=False)
-        self.blocks = stacked(Block, c.depth, self.remat)(c, self.dtype, self.kernel)
-        self.merger = Merger(c, self.dtype)
+
+        def gather(name: str, layers: bool = False) -> Any:
+            rules = (*VISION_RULES, *lora.rules(VISION_RULES))
+            return self.places.gather(rules, f"vision/{name}/", layers, self.dtype)
+
+        embed = gathering(Linear, gather("patch_embed"))
+        self.patch_embed = embed(c.width, self.dtype, bias=False)
+        blocks = stacked(Block, c.depth, self.remat, gather("blocks", layers=True))
+        self.blocks = blocks(c, self.dtype, self.kernel)
+        self.merger = gathering(Merger, gather("merger"))(c, self.dtype)
 
     def __call__(self, batch: Batch) -> Array:
         """Encodes the images of each prompt.

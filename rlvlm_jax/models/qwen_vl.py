@@ -8,10 +8,15 @@ several of them share a row. In all four a response attends, with one softmax, t
 (computed once for the G responses to it) and to itself.
 The module does not know how tokens are chosen, nor where positions of prompts come from.
 
-`prefill` and `forward` are a scan over layers, so that the program stays small. Decoding is written
-out layer by layer: a scan would copy the weights and the cache of every layer for every token.
+`prefill` and `forward` are a scan over layers, so that the program stays small. On CPU decoding is
+written out layer by layer, for there a scan copies the weights and the cache of every layer for
+every token. Elsewhere a slice of them is read where it lies, and decoding is a scan too: for a
+large model, layers written out take minutes and gigabytes to compile.
 """
 
+import re
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,10 +24,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from rlvlm_jax.models import cache
+from rlvlm_jax.models import cache, lora
 from rlvlm_jax.models.attention import HeadKeys, Ids, Keys, attend, attend_by_head, by_head
 from rlvlm_jax.models.kernels import PLAIN, Kernel
 from rlvlm_jax.models.layers import INIT, GatedMlp, Linear, RMSNorm, product, stacked
+from rlvlm_jax.models.places import Places
 from rlvlm_jax.models.qwen_vl_config import QwenVLConfig
 from rlvlm_jax.models.rope import mrope, rotate
 from rlvlm_jax.types import Array, Batch, Params
@@ -64,10 +70,18 @@ class Attention(nn.Module):
         self.v = Linear(c.kv_heads * c.head_size, self.dtype, bias=True)
         self.o = Linear(c.width, self.dtype, bias=False)
 
-    def project(self, x: Array, rotary: Rotary) -> tuple[Array, Array, Array]:
-        """Maps [N, G, T, D] to turned queries [N, G, T, H, E] and keys, and values [..., K, E]."""
+    def project(
+        self, x: Array, rotary: Rotary, place: Callable[[Array], Array] = lambda x: x
+    ) -> tuple[Array, Array, Array]:
+        """Maps [N, G, T, D] to turned queries [N, G, T, H, E] and keys, and values [..., K, E].
+
+        Args:
+            x: hidden states.
+            rotary: of the tokens.
+            place: lays the projections, heads side by side, on the mesh.
+        """
         size = self.config.head_size
-        q, k, v = (p(x).reshape(*x.shape[:-1], -1, size) for p in (self.q, self.k, self.v))
+        q, k, v = (place(p(x)).reshape(*x.shape[:-1], -1, size) for p in (self.q, self.k, self.v))
         return rotate(q, rotary), rotate(k, rotary), v
 
     def join(self, heads: Array) -> Array:
@@ -81,6 +95,7 @@ class Block(nn.Module):
     config: QwenVLConfig
     dtype: Any
     kernel: Kernel = PLAIN  # of `__call__`; decoding is plain
+    places: Places = Places()  # of decoding
 
     def setup(self) -> None:
         """Declares the two norms, attention and MLP, which the streams share."""
@@ -130,13 +145,53 @@ class Block(nn.Module):
         Returns:
             (x, the last block with the token's key and value in it).
         """
-        q, k, v = self.attn.project(self.norm1(x), rotary)
+        q, k, v = self._project_rows(x, rotary)
         last = cache.write(kept[-1], by_head(k), by_head(v), slot)
-        runs = [
+        runs = self._runs((*kept[:-1], last), ids)
+        return self._finish_rows(x, attend_by_head(q, own, runs)), last
+
+    def decode_beside(
+        self, x: Array, rotary: Rotary, own: Ids, kept: tuple, ids: list[Ids]
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """`decode`, but the token's key and value are handed back instead of written.
+
+        Args:
+            x: [N, G, 1, D].
+            rotary: of the token.
+            own: ids of the token.
+            kept: keys and values of the prompt, then those of the response in blocks.
+            ids: of each of them; no slot that is not written yet may be seen.
+
+        Returns:
+            (x, (key, value) by head, [N, K, G, 1, E] each).
+        """
+        q, k, v = self._project_rows(x, rotary)
+        k, v = by_head(k), by_head(v)
+        # As the cache will hold them, so that a token sees itself as later ones see it.
+        alone = cache.stored(k, v, kept[-1].k.x.dtype.name, "")
+        runs = self._runs((*kept, alone), [*ids, own])
+        return self._finish_rows(x, attend_by_head(q, own, runs)), (k, v)
+
+    def _project_rows(self, x, rotary):
+        """Queries, keys and values of one token a row; see `Places`."""
+
+        def place(x: Array) -> Array:  # before heads are told apart, which may not divide
+            return self.places.rows(self.places.columns(x))
+
+        return self.attn.project(self.places.everywhere(self.norm1(x)), rotary, place)
+
+    def _runs(self, kept, ids):
+        return [
             HeadKeys(*(cache.read(x, self.dtype) for x in one), of_one, one.k.turned, one.v.turned)
-            for one, of_one in zip((*kept[:-1], last), ids, strict=True)
+            for one, of_one in zip(kept, ids, strict=True)
         ]
-        return self.finish(x, attend_by_head(q, own, runs)), last
+
+    def _finish_rows(self, x, seen):
+        """`finish` of one token a row."""
+        heads = self.places.rows(seen).reshape(*seen.shape[:-2], -1)
+        joined = self.attn.o(self.places.columns(heads))
+        x = x + self.places.rows(joined)
+        return x + self.places.rows(self.mlp(self.places.everywhere(self.norm2(x))))
 
     def finish(self, x: Array, seen: Array) -> Array:
         """Adds the attention's result and then the MLP's to the stream."""
@@ -152,28 +207,39 @@ class LanguageModel(nn.Module):
         dtype: compute dtype.
         remat: see `layers.stacked`.
         kernel: what computes attention, but for decoding.
+        places: on the mesh.
     """
 
     config: QwenVLConfig
     dtype: Any
     remat: str = "none"
     kernel: Kernel = PLAIN
+    places: Places = Places()
 
     def setup(self) -> None:
         """Declares the weights; the head only where it is not the embedding itself."""
         c = self.config
         self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=INIT)
-        self.layers = stacked(Block, c.layers, self.remat)(c, self.dtype, self.kernel)
+        rules = (*LANGUAGE_RULES, *lora.rules(LANGUAGE_RULES))
+        gather = self.places.gather(rules, "language/layers/", True, self.dtype)
+        self.layers = stacked(Block, c.layers, self.remat, gather)(c, self.dtype, self.kernel)
         self.norm = RMSNorm(epsilon=c.norm_eps, dtype=self.dtype)
         if not c.tie_embeddings:
             self.head = Linear(c.vocab_size, self.dtype, bias=False, out=jnp.float32)
 
     def __call__(self, batch: Batch, features: Array) -> Array:
         """Touches every weight: what initialisation traces."""
-        return self.logits(self.prefill(batch, features, "model")[0])
+        return self.logits(self.prefill(batch, features, "model", "cpu")[0])
 
     def logits(self, hidden: Array) -> Array:
         """Maps [..., M, D] to float32[..., M, V], accumulated in float32."""
+        return self.places.by_vocabulary(self._head(self.places.of_vocabulary(hidden)))
+
+    def next_logits(self, hidden: Array) -> Array:
+        """Maps [B, D] to float32[B, V], with weights that lie for decoding."""
+        return self.places.rows(self.places.columns(self._head(self.places.everywhere(hidden))))
+
+    def _head(self, hidden):
         with jax.named_scope("logits"):
             if not self.config.tie_embeddings:
                 return self.head(hidden)
@@ -185,6 +251,9 @@ class LanguageModel(nn.Module):
         prompt, context = self._start(batch, features)
         (prompt, _), (k, v) = self.layers((prompt, None), None, context)
         hidden = self.norm(_last_valid(prompt[:, 0], batch.mask))
+        if is_scanned(kept[1]):
+            k, v = (jnp.moveaxis(x, (3, 0), (1, 2)) for x in (k, v))  # [N, K, L, P, E]
+            return hidden, (jax.tree.map(self.places.cached, cache.stored(k, v, *kept)),)
         layers = range(self.config.layers)
         return hidden, tuple(cache.stored(by_head(k[i]), by_head(v[i]), *kept) for i in layers)
 
@@ -264,13 +333,27 @@ class LanguageModel(nn.Module):
         return mrope(positions, self.config.mrope_section, self.config.rope_theta)
 
 
-def decoder(params: Params, config: QwenVLConfig, dtype: Any) -> Params:
+def is_scanned(platform: str) -> bool:
+    """Returns whether decoding on these devices is a scan over layers."""
+    return platform != "cpu"
+
+
+def decoder(
+    params: Params, config: QwenVLConfig, dtype: Any, platform: str, places: Places
+) -> Params:
     """See `Model.decoder`; `params` is the language model's part."""
+    rules = (*LANGUAGE_RULES, *lora.rules(LANGUAGE_RULES))
 
     def cast(path, x):
-        return x.astype(dtype) if path[-1].key not in ("scale", "bias", "lora_scale") else x
+        if path[-1].key in ("scale", "bias", "lora_scale"):
+            return x
+        name = "language/" + "/".join(entry.key for entry in path)
+        (rule,) = [spec for pattern, spec in rules if re.search(pattern, name)]
+        return places.decoding(x.astype(dtype), rule)
 
     params = jax.tree_util.tree_map_with_path(cast, params)
+    if is_scanned(platform):
+        return params
 
     def layer(number):
         return jax.tree.map(lambda x: x[number], params["layers"])
@@ -294,20 +377,49 @@ def decode(
     prefix_mask: Array,
     blocks: tuple,
     step: Array,
+    platform: str,
+    places: Places,
 ) -> tuple[Array, tuple]:
     """See `Model.decode`; `weights` are from `decoder`."""
     n, columns = prefix_mask.shape
     groups = tokens.shape[0] // n
     rotary = tuple(part.reshape(n, groups, 1, -1) for part in rotary)
-    x = weights["embed"]["embedding"][tokens].reshape(n, groups, 1, -1)
+    x = places.rows(weights["embed"]["embedding"][tokens].reshape(n, groups, 1, -1))
     sizes = [block.k.slots for block in blocks[0]]
     starts = [sum(sizes[:number]) for number in range(len(sizes))]
-    own = Ids(jnp.ones((n, 1, 1), jnp.int32), jnp.reshape(columns + step, 1))
+    # In a scan the token is not in its slot yet: there it stands before it, behind the last one.
+    scanned = is_scanned(platform)
+    column = columns + step - 1 if scanned else columns + step
+    own = Ids(jnp.ones((n, 1, 1), jnp.int32), jnp.reshape(column, 1))
     ids = [_ids(prefix_mask[:, None])]
     for size, start in zip(sizes, starts, strict=True):
         ids.append(_ids(jnp.ones((n, 1, size), bool), columns + start))
 
-    block, layers = Block(config, dtype), []
+    block = Block(config, dtype, places=places)
+    norm = RMSNorm(epsilon=config.norm_eps, dtype=dtype)
+
+    def normed(x):
+        return norm.apply({"params": weights["norm"]}, x.reshape(tokens.shape[0], -1))
+
+    if scanned:
+        (of_prompts,), (own_blocks,) = prefix, blocks
+
+        def one_layer(x, now):
+            of_layer, number = now
+            kept = jax.tree.map(
+                lambda x: jax.lax.dynamic_index_in_dim(x, number, 2, keepdims=False),
+                (of_prompts, *own_blocks),
+            )
+            apply = partial(block.apply, {"params": of_layer}, method="decode_beside")
+            return apply(x, rotary, own, kept, ids)
+
+        now = weights["layers"], jnp.arange(config.layers)
+        x, found = jax.lax.scan(one_layer, x, now)
+        k, v = (jnp.moveaxis(new, 0, 2) for new in found)  # [N, K, L, G, 1, E]
+        last = cache.write(own_blocks[-1], k, v, step - starts[-1])
+        return normed(x), ((*own_blocks[:-1], last),)
+
+    layers = []
     for of_layer, of_prompt, own_blocks in zip(weights["layers"], prefix, blocks, strict=True):
         x, last = block.apply(
             {"params": of_layer},
@@ -315,9 +427,7 @@ def decode(
             method="decode",
         )
         layers.append((*own_blocks[:-1], last))
-    norm = RMSNorm(epsilon=config.norm_eps, dtype=dtype)
-    hidden = norm.apply({"params": weights["norm"]}, x.reshape(tokens.shape[0], -1))
-    return hidden, tuple(layers)
+    return normed(x), tuple(layers)
 
 
 def merge_images(x: Array, features: Array, is_image: Array) -> Array:

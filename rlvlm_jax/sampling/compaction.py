@@ -28,7 +28,7 @@ class State(NamedTuple):
     """What changes with every token."""
 
     hidden: Array  # [B, D], predicts the next token
-    cache: tuple  # of each layer a tuple of blocks [N, K, G, ...], the last being written
+    cache: tuple  # of each layer a tuple of blocks [N, K, (L,) G, ...], the last being written
     done: Array  # bool[B]
     tokens: Array  # int32[B, slots]
     mask: Array  # bool[B, slots]
@@ -57,10 +57,10 @@ def take_state(state: State, rows: Array, samples: int) -> State:
 
     def take_block(x: Array) -> Array:
         def take(x: Array, rows: Array) -> Array:
-            return x[rows // samples, :, rows % samples]
+            return x[_of_rows(x, rows, samples)]
 
         found = jax.vmap(take)(_by_shard(x, rows), rows)
-        return found.reshape(-1, x.shape[1], 1, *x.shape[3:])
+        return found.reshape(-1, *x.shape[1:-3], 1, *x.shape[-2:])
 
     taken = {name: _take(x, rows) for name, x in _row_fields(state).items()}
     return State(cache=jax.tree.map(take_block, state.cache), **taken)
@@ -75,7 +75,7 @@ def put_state(state: State, found: State, rows: Array, samples: int) -> State:
 
     def put_block(x: Array, new: Array) -> Array:
         def put(x: Array, rows: Array, new: Array) -> Array:
-            return x.at[rows // samples, :, rows % samples].set(new[:, :, 0])
+            return x.at[_of_rows(x, rows, samples)].set(new.squeeze(-3))
 
         by_shard = jax.vmap(put)(_by_shard(x, rows), rows, _by_shard(new, rows))
         return by_shard.reshape(x.shape)
@@ -88,6 +88,11 @@ def put_state(state: State, found: State, rows: Array, samples: int) -> State:
     return State(
         cache=cache, **{name: put(x, news[name]) for name, x in _row_fields(state).items()}
     )
+
+
+def _of_rows(x: Array, rows: Array, samples: int) -> tuple:
+    """The index of these rows in a block [n, K, (L,) G, ...]."""
+    return (rows // samples, *[slice(None)] * (x.ndim - 4), rows % samples)
 
 
 def _row_fields(state: State) -> dict[str, Any]:

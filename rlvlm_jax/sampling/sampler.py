@@ -31,7 +31,8 @@ from rlvlm_jax.sampling.compaction import (
 from rlvlm_jax.sampling.logits import Policy, draw
 from rlvlm_jax.types import Array, Batch, Params, Rollout
 
-FIRST_BLOCK = 128  # slots
+FIRST_BLOCK = 128  # slots, at least
+BLOCKS = 4  # of the cache at most, for the loop is compiled anew for each
 SHRINK = 4  # behind the first block, a chunk of few unfinished rows runs on 1 / SHRINK of them
 
 
@@ -80,7 +81,7 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
     """Builds sample(params, batch, features, keys) -> Rollout, to be jitted once.
 
     Args:
-        model: functions `prefill`, `decode`, `logits` (see models.Model).
+        model: functions `prefill`, `decode`, `next_logits` and theirs (see models.Model).
         settings: static.
 
     Returns:
@@ -97,7 +98,7 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
         weights: Params, context: Context, state: State, now: tuple[Array, Any]
     ) -> tuple[State, None]:
         t, rotary = now
-        logits = model.logits(weights, state.hidden)  # float32[B, V]
+        logits = model.next_logits(weights, state.hidden)  # float32[B, V]
         row_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(context.keys, t)
         token = draw(
             row_keys,
@@ -194,13 +195,14 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
 def block_sizes(length: int, chunk: int) -> tuple[int, ...]:
     """Cuts a cache of `length` slots into blocks, each as long as all before it together.
 
-    Attention reads the blocks begun so far, so at most twice the slots in use.
+    Attention reads the blocks begun so far, so at most twice the slots in use, behind the first.
 
     Args:
         length: a multiple of `chunk`.
-        chunk: every block is a multiple of it; the first has at least `FIRST_BLOCK` slots.
+        chunk: every block is a multiple of it; the first has at least `FIRST_BLOCK` slots, and so
+            many that there are at most `BLOCKS`.
     """
-    first = math.ceil(FIRST_BLOCK / chunk) * chunk
+    first = math.ceil(max(FIRST_BLOCK, length / 2 ** (BLOCKS - 1)) / chunk) * chunk
     ends = [min(first, length)]
     while ends[-1] < length:
         ends.append(min(2 * ends[-1], length))

@@ -1,0 +1,182 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Where weights and hidden states lie on a mesh while they are used.
+
+`sharding` says where parameters lie between steps. Left alone, the compiler may gather activations,
+or the whole output layer once for every chunk of logits, where gathering one layer's weights or
+exchanging a few rows would do. So the places that matter are stated:
+
+* Full sequences: a layer's weights are gathered over `fsdp` in the compute type just before they
+  are used, one layer at a time, and their gradients are scattered again at once.
+* Logits: the vocabulary is divided over `fsdp` and `tensor`, and each device sees the hidden states
+  of all rows of the chunk. Neither the output layer nor its gradient is whole anywhere.
+* Decoding, `config.rollout.layout`: "train" leaves weights as they lie, so that all are gathered
+  for every token; "replicated" has them whole on each device; "tensor" divides each over `fsdp` and
+  `tensor` along heads, MLP width or vocabulary, and moves the rows of one token instead, while
+  attention and the cache stay divided by rows.
+
+Without a mesh every function here returns what it is given.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rlvlm_jax.errors import InputError
+from rlvlm_jax.types import Array, Params
+
+LAYOUTS = ("auto", "train", "tensor", "replicated")
+MAX_REPLICATED = 2**30  # bytes of weights up to which "auto" has them whole on every device
+ROWS = ("data", "fsdp")
+FREE = PartitionSpec.UNCONSTRAINED
+
+
+class Places(NamedTuple):
+    """The mesh, None for one device, and what decoding does with its weights."""
+
+    mesh: Mesh | None = None
+    layout: str = "train"  # "train", "tensor" or "replicated"
+
+    def rows(self, x: Array) -> Array:
+        """Divides the leading axis, prompts or sequences, over `data` and `fsdp`."""
+        return self._lay(x, ROWS, *[FREE] * (x.ndim - 1)) if self._divides(x, 0, ROWS) else x
+
+    def everywhere(self, x: Array) -> Array:
+        """Repeats rows over `fsdp` and `tensor`, where decoding's weights are divided."""
+        if self.layout != "tensor" or not self._divides(x, 0, ("data",)):
+            return x
+        return self._lay(x, "data", *[None] * (x.ndim - 1))
+
+    def columns(self, x: Array) -> Array:
+        """Divides the last axis like the weights that it comes from or goes to in decoding."""
+        if self.layout != "tensor" or not self._divides(x, 0, ("data",)):
+            return x
+        return self._lay(x, "data", *[None] * (x.ndim - 2), self._axes(x.shape[-1]))
+
+    def cached(self, x: Array) -> Array:
+        """Divides keys or values [N, K, ...] by rows and, where that goes, by heads."""
+        if not self._divides(x, 0, ROWS):
+            return x
+        heads = "tensor" if self._divides(x, 1, ("tensor",)) else None
+        return self._lay(x, ROWS, heads, *[None] * (x.ndim - 2))
+
+    def of_vocabulary(self, hidden: Array) -> Array:
+        """Repeats hidden states [B, c, D] of full sequences wherever vocabulary is divided."""
+        if not self._divides(hidden, 0, ("data",)):
+            return hidden
+        return self._lay(hidden, "data", *[None] * (hidden.ndim - 1))
+
+    def by_vocabulary(self, logits: Array) -> Array:
+        """Divides logits [B, c, V] by vocabulary."""
+        if not self._divides(logits, 0, ("data",)):
+            return logits
+        axes = self._axes(logits.shape[-1])
+        return self._lay(logits, "data", *[None] * (logits.ndim - 2), axes)
+
+    def table(self, weight: Array) -> Array:
+        """Divides an output layer [V, D] by vocabulary."""
+        return weight if self.mesh is None else self._lay(weight, self._axes(weight.shape[0]), None)
+
+    def decoding(self, weight: Array, rule: PartitionSpec) -> Array:
+        """Lays a weight of the decoder as `layout` says.
+
+        Args:
+            weight: in the compute type.
+            rule: the parameter's, see `sharding`.
+        """
+        if self.mesh is None or self.layout == "train":
+            return weight
+        if self.layout == "replicated":
+            return self._lay(weight)
+        return self._lay(
+            weight,
+            *(
+                self._axes(size) if axes == "tensor" else None
+                for size, axes in zip(weight.shape, rule, strict=False)
+            ),
+        )
+
+    def gather(
+        self, rules: Sequence[tuple[str, PartitionSpec]], prefix: str, stacked: bool, dtype: Any
+    ) -> Callable[[Params], Params] | None:
+        """Returns what gathers the weights of a module over `fsdp`, None on one device.
+
+        Args:
+            rules: (regular expression, PartitionSpec) of all parameters.
+            prefix: path of the module, such as "language/layers/".
+            stacked: whether the rules' first axis is that of layers, of which one is given.
+            dtype: compute dtype, in which the weights travel.
+        """
+        if self.mesh is None:
+            return None
+
+        def place(path: Sequence[Any], x: Array) -> Array:
+            name = prefix + "/".join(e.key for e in path if e.key != "params")
+            (rule,) = [tuple(spec) for pattern, spec in rules if re.search(pattern, name)]
+            rule = rule[1:] if stacked else rule
+            if "fsdp" not in rule:
+                return x
+            whole = [None if axes == "fsdp" else axes for axes in rule]
+            divided, whole = (NamedSharding(self.mesh, PartitionSpec(*r)) for r in (rule, whole))
+            return _gathered(x.astype(dtype), whole, divided)
+
+        return lambda params: jax.tree_util.tree_map_with_path(place, params)
+
+    def _axes(self, size: int) -> tuple[str, ...] | None:
+        """The most of `fsdp` and `tensor` that divide an axis."""
+        for axes in (("fsdp", "tensor"), ("fsdp",), ("tensor",)):
+            if size % math.prod(self.mesh.shape[axis] for axis in axes) == 0:
+                return axes
+        return None
+
+    def _divides(self, x: Array, axis: int, axes: tuple[str, ...]) -> bool:
+        if self.mesh is None:
+            return False
+        return x.shape[axis] % math.prod(self.mesh.shape[name] for name in axes) == 0
+
+    def _lay(self, x: Array, *spec: Any) -> Array:
+        place = NamedSharding(self.mesh, PartitionSpec(*spec))
+        return jax.lax.with_sharding_constraint(x, place)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gathered(x, whole, divided):
+    """X laid as `whole`; its gradient as `divided`, not whole as the transposed operation would."""
+    del divided
+    return jax.lax.with_sharding_constraint(x, whole)
+
+
+def _gathered_forward(x, whole, divided):
+    return _gathered(x, whole, divided), None
+
+
+def _gathered_backward(whole, divided, _, g):
+    del whole
+    return (jax.lax.with_sharding_constraint(g, divided),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+def choose(layout: str, mesh: Mesh, decoder_bytes: int) -> Places:
+    """Returns the places of a run.
+
+    Args:
+        layout: one of `LAYOUTS`; "auto" is "replicated" for at most `MAX_REPLICATED` bytes of
+            weights and "tensor" for more.
+        mesh: of the run.
+        decoder_bytes: of the language model in the compute type.
+
+    Raises:
+        InputError: there is no such layout.
+    """
+    if layout not in LAYOUTS:
+        raise InputError(f"rollout.layout={layout!r} is not one of {', '.join(LAYOUTS)}")
+    if layout == "auto":
+        layout = "replicated" if decoder_bytes <= MAX_REPLICATED else "tensor"
+    return Places(mesh if mesh.size > 1 else None, layout)

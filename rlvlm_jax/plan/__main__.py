@@ -1,0 +1,270 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m rlvlm_jax.plan --config=configs/X.py[:ARG] --topology=v5p-32 [--config.key=value]`.
+
+Compiles the run's own steps for hardware that is not here and prints, for one device: memory by
+step and by part, the largest arrays, collectives and their bytes; and predicts seconds and dollars.
+Needs neither weights nor data. Exit status 0: it fits; 2: it does not, or it was asked wrongly.
+
+The compiler for TPUs is in the package `libtpu`, that for GPUs in `jax-cuda13-plugin` and
+`jax-cuda13-pjrt`. Without its libraries cuDNN's attention cannot be compiled;
+plain attention is planned instead, which takes more memory than cuDNN's will.
+"""
+
+import argparse
+import json
+import math
+import os
+import resource
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# JAX must hear before it is imported that it shall run on the CPU and look for no TPU or GPU; two
+# plans at once would otherwise wait for each other's lock.
+os.environ.update(
+    JAX_PLATFORMS="cpu",
+    TPU_SKIP_MDS_QUERY="1",
+    TPU_WORKER_HOSTNAMES="localhost",
+    TPU_WORKER_ID="0",
+    TPU_ACCELERATOR_TYPE="v5litepod-8",
+    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+    CUDA_VISIBLE_DEVICES="-1",
+)
+
+from rlvlm_jax import cli  # noqa: E402
+from rlvlm_jax.errors import InputError  # noqa: E402
+from rlvlm_jax.plan.topology import GIB, SOURCES, Topology, devices, parse  # noqa: E402
+
+Report = dict[str, Any]
+
+
+def main(argv: Sequence[str]) -> int:
+    """Plans a run; returns the exit status."""
+    given, rest = read_flags(argv)
+    topology = parse(given.topology)
+    if given.out and not Path(given.out).absolute().parent.is_dir():
+        raise InputError(f"--out={given.out}: there is no directory for it")
+    config, _ = cli.parse_config([*rest, "--workdir=unused"], "rlvlm_jax.plan")
+    if not topology.is_tpu:
+        # Nothing can be timed here, so the compiler must not try kernels out.
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0"
+        prefer_what_compiles(config)
+    report = plan(config, topology, given)
+    if given.out:
+        write(Path(given.out), json.dumps(report, indent=1))
+    sys.stdout.write(table(report) + "\n")
+    if report["fits"]:
+        return cli.DONE
+    say(f"error: {topology.name} is too small: {report['advice']}")
+    return cli.BAD_INPUT
+
+
+def read_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Returns the command's own flags, and those of `--config`."""
+    parser = argparse.ArgumentParser(
+        prog="rlvlm_jax.plan", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument("--topology", required=True, help="such as v5p-32, v6e-64, 8xH200")
+    parser.add_argument("--out", help="a JSON file for everything found")
+    parser.add_argument("--prompt-tokens", type=int, default=0, help="P; 0 = the configured most")
+    parser.add_argument("--patches", type=int, default=0, help="I; 0 = the configured most")
+    parser.add_argument("--mfu-train", type=float, default=0.4, help="share of the peak FLOP/s")
+    parser.add_argument("--mfu-prefill", type=float, default=0.4, help="the same, of prefill")
+    parser.add_argument("--decode-bandwidth", type=float, default=0.6, help="share of memory's")
+    parser.add_argument("--link-bandwidth", type=float, default=0.7, help="share of the link's")
+    parser.add_argument("--price", type=float, default=0.0, help="dollars an hour of one chip")
+    parser.add_argument("--hlo", help="a directory for the compiled programs' text")
+    return parser.parse_known_args(list(argv))
+
+
+def prefer_what_compiles(config: Any) -> None:
+    """Takes XLA's attention where cuDNN's cannot be compiled, and says so."""
+    import importlib.util
+
+    try:
+        there = importlib.util.find_spec("nvidia.cudnn") is not None
+    except ModuleNotFoundError:
+        there = False
+    if config.model.attention == "auto" and not there:
+        config.model.attention = "plain"
+        say(
+            "cuDNN is not installed here, so attention is planned as 'plain', which needs more "
+            "memory and time than the 'cudnn' that a GPU gets; pip install nvidia-cudnn-cu13 "
+            "nvidia-cublas nvidia-cuda-runtime nvidia-cuda-nvrtc to plan that"
+        )
+
+
+def plan(config: Any, topology: Topology, given: argparse.Namespace) -> Report:
+    """Lowers, compiles and reads the steps; returns everything found."""
+    from rlvlm_jax.plan import advice, compiled, predict, work
+
+    planned = work.lower(config, devices(topology), given.prompt_tokens, given.patches)
+    s, count = planned.sizes, topology.chips
+    chunks = [size // s.config.rollout.chunk for size in predict.blocks(s)]
+    steps: dict[str, compiled.Step] = {}
+    for name in list(planned.steps):
+        unstated = chunks if name == "sample" else ()
+        step = compiled.compile_step(name, planned.steps.pop(name), count, unstated, given.hlo)
+        steps[name] = step
+        say(f"compiled {name} in {step.seconds:.0f} s")
+    resident, carried = predict.resident(s), predict.carried(s)
+    kept = sum(planned.state_bytes.values()) + sum(carried.values())
+    modelled = {name: sum(parts.values()) for name, parts in predict.temporaries(s).items()}
+    memory = topology.chip.memory
+    rows = {}
+    for name, step in steps.items():
+        own = step.arguments + step.outputs - step.aliased + step.temporaries
+        beside = max(0.0, kept - step.arguments)
+        total = (step.peak if step.problem else own) + beside
+        rows[name] = {
+            "compile_s": round(step.seconds, 1),
+            "arguments": step.arguments,
+            "outputs": step.outputs,
+            "aliased": step.aliased,
+            "temporaries": step.temporaries,
+            "peak": step.peak,
+            "kept_beside": beside,
+            "total": total,
+            "peak_total": step.peak + beside,
+            "predicted": sum(resident.values()) + sum(carried.values()) + modelled.get(name, 0.0),
+            "fits": not step.problem and total <= memory,
+            "problem": step.problem,
+            "largest": step.largest,
+            "collectives": by_kind(step),
+            "sent": compiled.sent_bytes(step.collectives),
+            "gathered_outside_loops": max(
+                (c.bytes for c in step.collectives if c.kind == "all-gather" and not c.depth),
+                default=0,
+            ),
+        }
+    assumed = predict.Assumed(
+        given.mfu_train, given.mfu_prefill, given.decode_bandwidth, given.link_bandwidth
+    )
+    phases = predict.seconds(s, topology, {n: row["sent"] for n, row in rows.items()}, assumed)
+    dollars = given.price or topology.chip.dollars
+    fits = all(row["fits"] for row in rows.values())
+    worst = max(rows, key=lambda name: rows[name]["total"])
+    short = rows[worst]["total"] - memory
+    return {
+        "topology": topology.name,
+        "chips": topology.chips,
+        "memory": memory,
+        "model": planned.source,
+        "mesh": dict(s.config.mesh),
+        "attention": planned.attention,
+        "layout": s.layout,
+        "prompt_tokens": s.bucket[0],
+        "patches": s.bucket[1],
+        "responses": s.config.rollout.prompts * s.config.rollout.samples,
+        "response_tokens": s.config.rollout.max_tokens,
+        "lowering_s": round(planned.lowering_s, 1),
+        "compile_s": round(sum(step.seconds for step in steps.values()), 1),
+        "host_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "state": planned.state_bytes,
+        "carried": carried,
+        "temporaries_predicted": predict.temporaries(s),
+        "steps": rows,
+        "flops": {name: one.executed for name, one in predict.work(s).items()},
+        "assumed": assumed._asdict(),
+        "seconds": phases,
+        "price": dollars,
+        **predict.summary(s, topology, phases, dollars),
+        "fits": fits,
+        "advice": "" if fits else advice.advise(s, topology, worst, short),
+    }
+
+
+def by_kind(step: Any) -> dict[str, dict[str, float]]:
+    """Returns kind -> instructions, runs, bytes that a device sends, those outside of any loop."""
+    found: dict[str, dict[str, float]] = {}
+    for one in step.collectives:
+        row = found.setdefault(one.kind, dict.fromkeys(("count", "runs", "sent", "outside"), 0))
+        row["count"] += 1
+        row["runs"] += one.times
+        row["sent"] += one.sent * one.times
+        row["outside"] += 0 if one.depth else one.sent * one.times
+    return found
+
+
+def table(report: Report) -> str:
+    """Returns the report as text."""
+
+    def gib(value: float) -> str:
+        return f"{value / GIB:.2f}"
+
+    lines = [
+        f"{report['topology']}: {report['chips']} chips of {gib(report['memory'])} GiB, mesh "
+        + " x ".join(f"{axis}={size}" for axis, size in report["mesh"].items()),
+        f"model: {report['model']}; attention {report['attention']}; rollout.layout "
+        f"{report['layout']}",
+        f"batch: prompts of {report['prompt_tokens']} tokens and {report['patches']} patches, "
+        f"{report['responses']} responses of {report['response_tokens']} tokens",
+        f"lowered in {report['lowering_s']} s, compiled in {report['compile_s']} s, "
+        f"{gib(report['host_peak'])} GiB of host memory",
+        "",
+        "GiB on one device   compile s  arguments  outputs  temporaries  kept beside    total   "
+        "peak  predicted   off",
+    ]
+    for name, row in report["steps"].items():
+        off = row["predicted"] / row["peak_total"] - 1 if row["peak"] else math.nan
+        lines.append(
+            f"{name:<19} {row['compile_s']:9.1f}  {gib(row['arguments']):>9}  "
+            f"{gib(row['outputs']):>7}  {gib(row['temporaries']):>11}  "
+            f"{gib(row['kept_beside']):>11}  {gib(row['total']):>7}  {gib(row['peak_total']):>5}  {gib(row['predicted']):>9}  "
+            f"{off:+.0%}" + ("" if row["fits"] else "  does not fit")
+        )
+        if row["problem"]:
+            lines.append(f"  {row['problem']}")
+    lines.append(
+        "total: arguments, outputs, temporaries with the gaps between them, and what is kept beside;"
+    )
+    lines.append("peak: the most that lives at once, by the compiler; off: predicted against peak")
+    for title in ("state", "carried"):
+        parts = ", ".join(f"{name} {gib(size)}" for name, size in report[title].items())
+        lines.append(f"{title}: {parts}")
+    lines.append("")
+    for name, row in report["steps"].items():
+        if row["largest"]:
+            shown = ", ".join(f"{shape} {gib(size)}" for size, shape, _ in row["largest"][:3])
+            lines.append(f"largest in {name}: {shown}")
+    lines.append("")
+    for name, row in report["steps"].items():
+        for kind, one in row["collectives"].items():
+            lines.append(
+                f"{name}: {kind} {one['count']:.0f} in the text, {one['runs']:.0f} runs, "
+                f"{gib(one['sent'])} GiB sent a device, {gib(one['outside'])} outside of loops"
+            )
+    parts = ", ".join(f"{name} {value / 1e12:.4g}" for name, value in report["flops"].items())
+    lines += ["", f"TFLOP an iteration: {parts}"]
+    parts = ", ".join(f"{name} {value:.1f}" for name, value in report["seconds"].items())
+    shares = ", ".join(f"{name} {value:.0%}" for name, value in report["assumed"].items())
+    lines += [
+        f"seconds predicted: {parts} (assumed shares of the peak: {shares})",
+        f"an iteration {report['iteration_s']:.0f} s, {report['tokens_per_s']:.0f} response tokens "
+        f"a second, MFU {report['mfu']:.1%}, ${report['dollars_per_1000']:.0f} for 1,000 "
+        f"iterations at ${report['price']:.2f} a chip-hour",
+        f"({SOURCES})",
+        "it fits" if report["fits"] else f"it does not fit: {report['advice']}",
+    ]
+    return "\n".join(lines)
+
+
+def say(text: str) -> None:
+    """Writes a line to stderr at once."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file as a whole or not at all."""
+    with tempfile.NamedTemporaryFile("w", dir=path.absolute().parent, delete=False) as scratch:
+        scratch.write(text + "\n")
+    os.replace(scratch.name, path)
+
+
+if __name__ == "__main__":
+    cli.run(main)

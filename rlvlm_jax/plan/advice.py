@@ -1,0 +1,87 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What would make a run fit, by the prediction from sizes: one change at a time, a larger slice.
+
+The prediction is not the compiler: what is advised here should be planned again before it is paid.
+"""
+
+from collections.abc import Iterator
+
+from rlvlm_jax.config import logprob_passes, microbatch, shards
+from rlvlm_jax.plan import predict
+from rlvlm_jax.plan.topology import GIB, TPU_SHAPES, Topology, parse
+
+
+def needed(s: predict.Sizes, step: str) -> float:
+    """Returns the bytes on a device that a step is predicted to need, all that is kept included."""
+    base = sum(predict.resident(s).values()) + sum(predict.carried(s).values())
+    return base + sum(predict.temporaries(s)[step].values())
+
+
+def _with(s: predict.Sizes, key: str, value: object) -> predict.Sizes:
+    config = s.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.update_from_flattened_dict({key: value})
+    return s._replace(config=config)
+
+
+def changes(s: predict.Sizes) -> Iterator[tuple[str, predict.Sizes]]:
+    """Yields (what to set, the run with it) for every single change that saves memory."""
+    c = s.config
+    if c.model.remat != "full":
+        yield "--config.model.remat=full", _with(s, "model.remat", "full")
+    if microbatch(c) > shards(c):
+        value = shards(c)
+        yield f"--config.update.microbatch={value}", _with(s, "update.microbatch", value)
+    if logprob_passes(c) < c.rollout.prompts // shards(c):
+        value = c.rollout.samples * shards(c)
+        yield f"--config.update.logprob_batch={value}", _with(s, "update.logprob_batch", value)
+    if c.rollout.cache != "int8":
+        yield "--config.rollout.cache=int8", _with(s, "rollout.cache", "int8")
+    if s.layout == "replicated":
+        yield "--config.rollout.layout=tensor", _with(s, "rollout.layout", "tensor")
+    if not c.update.lora_rank:
+        width = s.model.width + s.model.mlp_width
+        adapters = 64 * s.model.layers * (4 * s.model.width + 3 * width)
+        smaller = _with(s, "update.lora_rank", 64)._replace(trained=adapters)
+        yield "--config.update.lora_rank=64", smaller
+    if c.rollout.prompts > shards(c):
+        value = max(shards(c), c.rollout.prompts // 2)
+        yield f"--config.rollout.prompts={value}", _with(s, "rollout.prompts", value)
+
+
+def advise(s: predict.Sizes, topology: Topology, step: str, short: float) -> str:
+    """Returns one sentence on what would make the run fit.
+
+    Args:
+        s: the run.
+        topology: where it does not fit.
+        step: that needs the most.
+        short: bytes on a device that are missing, by the compiler's count.
+    """
+    now = needed(s, step)
+    saved = [(now - needed(other, step), what) for what, other in changes(s)]
+    enough = [f"{what} ({-gib:.1f} GiB)" for gib, what in _in_gib(saved) if gib * GIB >= short]
+    some = [f"{what} ({-gib:.1f} GiB)" for gib, what in _in_gib(saved) if gib >= 0.05]
+    larger = next_larger(topology)
+    ends = f"; or take a larger slice, such as {larger.name}" if larger else ""
+    where = f"the most is needed in step {step!r} of the iteration"
+    if enough:
+        return f"{where}; by the prediction any of these is enough: {', '.join(enough)}{ends}"
+    if some:
+        return f"{where}; no single change is enough, together these save: {', '.join(some)}{ends}"
+    return f"{where}; no setting saves memory there{ends}"
+
+
+def _in_gib(saved: list[tuple[float, str]]) -> list[tuple[float, str]]:
+    return [(amount / GIB, what) for amount, what in sorted(saved, reverse=True)]
+
+
+def next_larger(topology: Topology) -> Topology | None:
+    """Returns the next larger slice of the same chips, if there is one."""
+    if not topology.is_tpu:
+        chips = 8 if topology.chips < 8 else topology.chips * 2
+        return parse(f"{chips}x{topology.kind}")
+    number = int(topology.name.rsplit("-", 1)[1])
+    sizes = [size for size in TPU_SHAPES[topology.kind] if size > number]
+    return parse(f"{topology.kind}-{min(sizes)}") if sizes else None

@@ -1,0 +1,306 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Steps compiled for devices that are not here, and what the compiler's text says of them.
+
+Memory is the compiler's own count. Collectives are read from the optimised program: their kind,
+their bytes on one device, and how often the loops around them run, where the text says so. A branch
+counts as the most expensive of its sides, for only one of them runs.
+"""
+
+import collections
+import math
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+KINDS = (
+    *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute"),
+    "ragged-all-to-all",
+)
+_BITS = {
+    **dict.fromkeys(("pred", "s8", "u8", "f8e4m3fn", "f8e5m2"), 8),
+    **dict.fromkeys(("bf16", "f16", "s16", "u16"), 16),
+    **dict.fromkeys(("f32", "s32", "u32"), 32),
+    **dict.fromkeys(("f64", "s64", "u64", "c64"), 64),
+    **dict.fromkeys(("s4", "u4"), 4),
+}
+_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_INSTRUCTION = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = (.*?[\]})]) ([a-z][\w\-]*)\((.*)$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\)|\{)?.*\{$")
+
+
+class Collective(NamedTuple):
+    """One instruction of the program that moves data between devices."""
+
+    kind: str  # one of KINDS
+    bytes: int  # of the larger of what goes in and what comes out, on one device
+    devices: int  # that take part
+    depth: int  # loops around it
+    times: float  # runs in one call of the step
+    shape: str  # of the result
+    where: str  # the operation of the model that it belongs to
+
+    @property
+    def sent(self) -> float:
+        """Bytes that one device sends in one run, by the usual ring."""
+        share = (self.devices - 1) / self.devices
+        if self.kind == "all-reduce":
+            return 2 * share * self.bytes
+        return self.bytes if self.kind == "collective-permute" else share * self.bytes
+
+
+class Step(NamedTuple):
+    """A compiled step; bytes are of one device.
+
+    Attributes:
+        name: as in `train.Steps`.
+        seconds: that the compilation took.
+        arguments: bytes of what goes in.
+        outputs: of what comes out.
+        aliased: of results that take the place of arguments.
+        temporaries: of what lives in between.
+        peak: the compiler's largest sum of all of these at one time.
+        collectives: in the program.
+        largest: (bytes, shape, operation) of the largest results, each shape once.
+        problem: the compiler's, where it found no room; all else is 0 then but `peak`.
+    """
+
+    name: str
+    seconds: float
+    arguments: float = 0
+    outputs: float = 0
+    aliased: float = 0
+    temporaries: float = 0
+    peak: float = 0
+    collectives: tuple[Collective, ...] = ()
+    largest: tuple[tuple[int, str, str], ...] = ()
+    problem: str = ""
+
+
+def compile_step(
+    name: str, lowered: Any, devices: int, unstated: Sequence[int] = (), hlo: str | None = None
+) -> Step:
+    """Compiles a lowered step and reads it.
+
+    Args:
+        name: of the step.
+        lowered: from `train.lower_steps`.
+        devices: of the mesh.
+        unstated: see `collectives`.
+        hlo: directory for the program's text, if it is to be kept.
+    """
+    start = time.perf_counter()
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        seconds = time.perf_counter() - start
+        return Step(name, seconds, peak=needed_bytes(str(error)), problem=first_line(str(error)))
+    seconds = time.perf_counter() - start
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    if hlo:
+        Path(hlo).mkdir(parents=True, exist_ok=True)
+        Path(hlo, f"{name}.txt").write_text(text)
+    parsed = computations(text)
+    return Step(
+        name,
+        seconds,
+        arguments=memory.argument_size_in_bytes,
+        outputs=memory.output_size_in_bytes,
+        aliased=memory.alias_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes,
+        peak=memory.peak_memory_in_bytes,
+        collectives=tuple(collectives(parsed, devices, unstated)),
+        largest=tuple(largest(parsed)),
+    )
+
+
+def first_line(problem: str) -> str:
+    """Returns the first sentence of the compiler's message."""
+    return problem.strip().splitlines()[0][:300]
+
+
+def needed_bytes(problem: str) -> float:
+    """Returns the bytes that the compiler says it would need, 0 where it says none."""
+    found = re.search(r"[Uu]sed ([\d.]+)([KMG]) of|temporaries \(([\d.]+)([KMG])\)", problem)
+    if not found:
+        return 0
+    number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
+    return float(number) * {"K": 2**10, "M": 2**20, "G": 2**30}[unit]
+
+
+def shape_bytes(shape: str) -> int:
+    """Returns the bytes of "f32[2,3]{1,0}", or of all parts of a tuple of such."""
+    total = 0
+    for kind, sizes in _SHAPE.findall(shape):
+        if kind in _BITS:
+            count = math.prod(int(size) for size in sizes.split(",") if size)
+            total += (count * _BITS[kind] + 7) // 8
+    return total
+
+
+class Instruction(NamedTuple):
+    """One line of a program."""
+
+    name: str
+    shape: str
+    operation: str
+    rest: str  # operands, attributes and metadata
+    is_root: bool
+
+
+def computations(text: str) -> dict[str, list[Instruction]]:
+    """Returns the instructions of every computation of an HLO module; "" is the entry."""
+    found: dict[str, list[Instruction]] = {}
+    current: list[Instruction] | None = None
+    for line in text.splitlines():
+        if line.startswith("}") and not line.startswith("}}"):  # "}}" ends a kernel's own text
+            current = None
+        elif current is None:
+            head = _COMPUTATION.match(line)
+            if head and not line.startswith("HloModule"):
+                current = found.setdefault("" if head[1] else head[2], [])
+        else:
+            match = _INSTRUCTION.match(line)
+            if match:
+                root, name, shape, operation, rest = match.groups()
+                current.append(Instruction(name, shape, operation, rest, bool(root)))
+    return found
+
+
+def _called(instruction: Instruction) -> list[str]:
+    """Names of the computations that run where the instruction runs, loops left out."""
+    branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
+    if branches:
+        return [name.strip().lstrip("%") for name in branches[1].split(",")]
+    pattern = r"(?:calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
+    return re.findall(pattern, instruction.rest)
+
+
+def trip_count(parsed: dict[str, list[Instruction]], loop: Instruction) -> int | None:
+    """Returns how often a while loop runs, where the text says so.
+
+    XLA states it, or else the loop counts from 0 to a constant and its condition is that alone.
+    """
+    stated = re.search(r'known_trip_count[":{ ]+n[": ]+(\d+)', loop.rest)
+    if stated:
+        return int(stated[1])
+    name = re.search(r"condition=%?([\w.\-]+)", loop.rest)[1]
+    condition = parsed.get(name, [])
+    roots = [i for i in condition if i.is_root]
+    constants = {
+        i.name: int(value[1])
+        for i in condition
+        if i.operation == "constant" and (value := re.match(r"(\d+)\)", i.rest))
+    }
+    if len(roots) != 1 or "direction=LT" not in roots[0].rest:
+        return None
+    limits = [constants[n] for n in re.findall(r"%?([\w.\-]+)", roots[0].rest) if n in constants]
+    return limits[0] if len(limits) == 1 else None
+
+
+def participants(rest: str, devices: int) -> int:
+    """Returns how many devices each group of a collective has."""
+    grid = re.search(r"replica_groups=\[(\d+),(\d+)\]", rest)
+    if grid:
+        return int(grid[2])
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", rest)
+    if named:
+        sizes = dict(re.findall(r"'([^']*)'=(\d+)", named[1]))
+        return math.prod(int(sizes.get(axis, 1)) for axis in re.findall(r"'([^']*)'", named[2]))
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", rest)
+    return len(listed[1].split(",")) if listed and listed[1] else devices
+
+
+def collectives(
+    parsed: dict[str, list[Instruction]], devices: int, unstated: Sequence[int] = ()
+) -> Iterator[Collective]:
+    """Yields the collectives of a program.
+
+    Args:
+        parsed: from `computations`.
+        devices: of the mesh.
+        unstated: how often the loops run whose number the text does not state, in their order;
+            beyond these, once.
+    """
+    left = collections.deque(unstated)
+
+    def within(name: str, times: float, depth: int) -> list[Collective]:
+        found: list[Collective] = []
+        for i in parsed.get(name, ()):
+            kind = i.operation.removesuffix("-start")
+            if kind in KINDS:
+                inputs = shape_bytes(i.rest.split("), ")[0])
+                # What a "-start" returns holds its operands too, and the bytes in flight once.
+                result = shape_bytes(i.shape)
+                if i.operation.endswith("-start"):
+                    result = max((shape_bytes(part) for part in _parts(i.shape)), default=0)
+                place = re.search(r'op_name="([^"]*)"', i.rest)
+                found.append(
+                    Collective(
+                        kind,
+                        max(inputs, result),
+                        participants(i.rest, devices),
+                        depth,
+                        times,
+                        i.shape,
+                        place[1] if place else "",
+                    )
+                )
+            elif i.operation == "while":
+                runs = trip_count(parsed, i)
+                if runs is None:
+                    runs = left.popleft() if left else 1
+                body = re.search(r"body=%?([\w.\-]+)", i.rest)[1]
+                found += within(body, times * runs, depth + 1)
+            elif i.operation == "conditional":
+                sides = [within(side, times, depth) for side in _called(i)]
+                found += max(sides, key=sent_bytes, default=[])
+            elif i.operation in ("call", "fusion", "async-start"):
+                for called in _called(i):
+                    found += within(called, times, depth)
+        return found
+
+    yield from within("", 1.0, 0)
+
+
+def _parts(shape: str) -> list[str]:
+    """The parts of a tuple's shape."""
+    return [f"{kind}[{sizes}]" for kind, sizes in _SHAPE.findall(shape)]
+
+
+def sent_bytes(found: Iterable[Collective]) -> float:
+    """Returns the bytes that one device sends in one call of a step."""
+    return sum(one.sent * one.times for one in found)
+
+
+def largest(parsed: dict[str, list[Instruction]], count: int = 5) -> list[tuple[int, str, str]]:
+    """Returns the largest arrays that instructions make: (bytes, shape, operation of the model).
+
+    Computations inside of fusions are left out, for they make no array.
+    """
+    fused = {
+        name
+        for body in parsed.values()
+        for i in body
+        if i.operation == "fusion"
+        for name in _called(i)
+    }
+    silent = ("parameter", "get-tuple-element", "tuple", "while", "bitcast", "conditional", "call")
+    found: dict[str, tuple[int, str, str]] = {}
+    for name, body in parsed.items():
+        if name in fused:
+            continue
+        for i in body:
+            if i.operation in silent or i.shape.startswith("("):
+                continue
+            shape = i.shape.split("{")[0]
+            place = re.search(r'op_name="([^"]*)"', i.rest)
+            if shape not in found:
+                found[shape] = (shape_bytes(i.shape), shape, place[1] if place else "")
+    return sorted(found.values(), reverse=True)[:count]

@@ -1,0 +1,324 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What an iteration takes, from sizes alone: bytes on a device, seconds, dollars.
+
+Seconds are FLOPs over an assumed share of the chip's peak (MFU) for what multiplies large matrices,
+bytes over the memory's bandwidth for decoding, and the collectives' bytes over the link's; nothing
+is assumed to overlap, and the host's work (data, rewards) is left out. Every response is taken to
+be of full length: the most that an iteration can take.
+"""
+
+import math
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from rlvlm_jax.config import logprob_passes, microbatch, old_logprobs, sequences, shards
+from rlvlm_jax.models import flops
+from rlvlm_jax.models.attention import MAX_SCORES
+from rlvlm_jax.models.flops import Work
+from rlvlm_jax.models.kernels import LANES
+from rlvlm_jax.models.places import MAX_REPLICATED
+from rlvlm_jax.models.qwen_vision import by_window
+from rlvlm_jax.models.qwen_vl_config import QwenVLConfig
+from rlvlm_jax.plan.topology import Topology
+from rlvlm_jax.sampling.sampler import SHRINK, block_sizes
+
+Parts = dict[str, float]  # what -> bytes on one device
+
+
+class Sizes(NamedTuple):
+    """What the prediction needs to know of a run.
+
+    Attributes:
+        config: validated, its mesh resolved.
+        model: sizes of the network.
+        bucket: (P tokens, I patches) of a prompt.
+        parameters: numbers in the model.
+        trained: of them, those that are trained.
+        reference: whether there is a reference model.
+        frozen: whether image features stay what they are.
+        kernel: what computes attention over full sequences.
+    """
+
+    config: ConfigDict
+    model: QwenVLConfig
+    bucket: tuple[int, int]
+    parameters: int
+    trained: int
+    reference: bool
+    frozen: bool
+    kernel: str
+
+    @property
+    def item(self) -> int:
+        """Bytes of a number in the compute type."""
+        return 2 if self.config.model.dtype == "bfloat16" else 4
+
+    @property
+    def parts(self) -> int:
+        """Devices over which a parameter is divided."""
+        return self.config.mesh.fsdp * self.config.mesh.tensor
+
+    @property
+    def image_tokens(self) -> int:
+        """M."""
+        return self.bucket[1] // self.model.vision.merge_size**2
+
+    @property
+    def slots(self) -> int:
+        """Cache slots of a response."""
+        chunk = self.config.rollout.chunk
+        return -(-self.config.rollout.max_tokens // chunk) * chunk
+
+    @property
+    def layout(self) -> str:
+        """What `rollout.layout` comes to."""
+        chosen = self.config.rollout.layout
+        weights = flops.layer_weights(self.model) + flops.head_weights(self.model)
+        if chosen == "auto":
+            return "replicated" if weights * self.item <= MAX_REPLICATED else "tensor"
+        return chosen
+
+
+def blocks(s: Sizes) -> tuple[int, ...]:
+    """Returns the slots of each block of a response's cache."""
+    return block_sizes(s.slots, s.config.rollout.chunk)
+
+
+def resident(s: Sizes) -> Parts:
+    """Returns what lies in memory from the first step to the last."""
+    moments = 8.0 * s.trained / s.parts
+    return {
+        "parameters": 4.0 * s.parameters / s.parts,
+        "optimizer": moments,
+        "reference": 4.0 * s.parameters / s.parts if s.reference else 0.0,
+    }
+
+
+def carried(s: Sizes) -> Parts:
+    """Returns what one step of an iteration hands to the next."""
+    prompts, rows = (x / shards(s.config) for x in (s.config.rollout.prompts, sequences(s.config)))
+    length, patches = s.bucket
+    of_patch = 3 * s.model.vision.patch_size**2 + 4 * 4
+    return {
+        "prompts": prompts * (length * 17.0 + patches * of_patch),
+        "features": prompts * s.image_tokens * s.model.width * s.item if s.frozen else 0.0,
+        "responses": rows * s.config.rollout.max_tokens * (4 + 1 + 4 * 4.0),
+    }
+
+
+def _layer(s: Sizes) -> float:
+    """Bytes of one decoder layer's weights, gathered over fsdp."""
+    return flops.layer_weights(s.model) / s.model.layers * s.item / s.config.mesh.tensor
+
+
+def _cache_bytes(s: Sizes) -> float:
+    """Bytes of one token's keys and values in all layers."""
+    kind, c = s.config.rollout.cache, s.model
+    size = {"bfloat16": 2.0, "int8": 1.0 + 4.0 / c.head_size}.get(kind, float(s.item))
+    heads = c.kv_heads / math.gcd(c.kv_heads, s.config.mesh.tensor)
+    return 2.0 * c.layers * heads * c.head_size * size
+
+
+def _stream(s: Sizes, prompts: float, rows: float, tokens: float) -> float:
+    """Bytes of the hidden states [.., D] of prompts and responses."""
+    return (prompts * s.bucket[0] + rows * tokens) * s.model.width * s.item
+
+
+def _logits(s: Sizes, rows: float) -> float:
+    """Bytes of one chunk's logits in float32 on one device, divided by vocabulary."""
+    chunk = min(s.config.update.logprob_chunk, s.config.rollout.max_tokens)
+    return 4.0 * rows * chunk * s.model.vocab_size / s.config.mesh.tensor
+
+
+def _vision_attention(s: Sizes, prompts: float) -> Parts:
+    """What attention in the vision tower holds beside queries, keys and values."""
+    v, patches = s.model.vision, s.bucket[1]
+    if s.kernel in ("plain", "xla"):  # scores, and what their exponentials are
+        held = min(MAX_SCORES, v.heads * patches**2)
+        return {"scores": 2 * 4.0 * prompts * held}
+    if not by_window(v, patches):
+        return {}
+    # Queries, and keys and values three times, in tiles of 128 lanes and transposed beside it.
+    size = v.width // v.heads
+    lanes = -(-size // LANES) * LANES / size
+    return {"keys by window": prompts * patches * 7 * v.width * s.item * lanes * 2}
+
+
+def temporaries(s: Sizes) -> dict[str, Parts]:
+    """Returns what each step needs beside its arguments: step -> what -> bytes.
+
+    Models of the largest arrays that must live at once: caches, weights brought together, hidden
+    states kept for the backward pass, the widest layer's inner states, gradients, logits.
+    """
+    c, m = s.config, s.model
+    devices, rows = shards(c), sequences(c) / shards(c)
+    prompts, steps = c.rollout.prompts / devices, c.rollout.max_tokens
+    decoder = (flops.layer_weights(m) + flops.head_weights(m)) * s.item
+    held = {"train": s.parts, "tensor": s.parts, "replicated": 1}[s.layout]
+    few = rows // SHRINK if len(blocks(s)) > 1 else 0
+    v = m.vision
+    seen = prompts * s.bucket[1]
+    found = {
+        "encode": {
+            "hidden states": seen * 5 * v.width * s.item,
+            **_vision_attention(s, prompts),
+        },
+        "sample": {
+            "weights for decoding": decoder / held,
+            "prompts' keys and values": prompts * s.bucket[0] * _cache_bytes(s),
+            "responses' keys and values": rows * s.slots * _cache_bytes(s),
+            "those of a smaller batch": few * (s.bucket[0] + s.slots) * _cache_bytes(s),
+            "logits": 3 * 4.0 * rows * m.vocab_size,
+        },
+        "passes": {},
+        "trajectory": {"advantages": 3 * 4.0 * rows * steps},
+    }
+    if s.reference or old_logprobs(c) == "trainer":
+        in_pass = 1 / logprob_passes(c)
+        widest = max(steps * rows, s.bucket[0] * prompts) * in_pass
+        found["passes"] = {
+            "hidden states": 2 * _stream(s, prompts * in_pass, rows * in_pass, steps),
+            "a layer's inner states": widest * 2 * m.mlp_width * s.item / c.mesh.tensor,
+            "a layer's weights": _layer(s),
+            "logits": 3 * _logits(s, rows * in_pass),
+        }
+    micro = microbatch(c) / devices
+    sharing = math.gcd(math.gcd(c.rollout.samples, c.update.minibatch), int(micro))
+    tokens = micro / sharing * s.bucket[0] + micro * steps
+    of_prompt, of_response = micro / sharing * s.bucket[0], micro * steps
+    kept = tokens * m.width * s.item  # the input of each layer
+    if c.model.remat != "full":
+        kept += tokens * (m.heads + 2 * m.kv_heads) * m.head_size * s.item
+        kept += tokens * (2 * m.width + 3 * m.mlp_width) * s.item / c.mesh.tensor
+    found["update"] = {
+        "gradients": 4.0 * s.trained / s.parts * 2,
+        "hidden states of all layers": m.layers * kept,
+        "a layer's inner states": max(of_prompt, of_response)
+        * 4
+        * m.mlp_width
+        * s.item
+        / c.mesh.tensor,
+        "a layer's weights and gradient": 2 * _layer(s),
+        "logits": 3 * _logits(s, micro),
+    }
+    return found
+
+
+def work(s: Sizes) -> dict[str, Work]:
+    """Counts one iteration's phases, all devices together; every response of full length."""
+    c, m = s.config, s.model
+    prompts, samples, steps = c.rollout.prompts, c.rollout.samples, c.rollout.max_tokens
+    length, patches = s.bucket
+    rows, micro = sequences(c), microbatch(c)
+    side = max(1, math.isqrt(patches // 4)) * 2
+    images = [(side, side)] * prompts if patches else []
+    vision = flops.encode_images(m, images, patches, prompts, s.item)
+    one_pass = flops.forward(m, prompts, samples, length, steps, s.item)
+    passes = s.reference + (old_logprobs(c) == "trainer")
+    sharing = math.gcd(math.gcd(samples, c.update.minibatch), micro // shards(c))
+    forward = flops.forward(m, prompts, samples, length, steps, s.item, samples / sharing)
+    gradient = flops.gradient(
+        m, forward, rows * steps, rows // micro, c.model.remat == "full", s.item
+    )
+    updates = c.update.epochs * rows // c.update.minibatch
+    if not s.frozen:  # its pass is part of each of the others
+        count = 1 + passes + (1 + flops.GRADIENT) * c.update.epochs * samples / sharing
+        vision = Work(vision.needed * count, vision.executed * count, vision.bytes * count)
+    return {
+        "vision": vision,
+        "prefill": flops.prefill(m, prompts, length, s.item),
+        "decode": flops.decode(m, prompts, samples, length, steps, s.item, blocks(s)),
+        "passes": flops.total([one_pass] * passes),
+        "update": flops.total([gradient] * c.update.epochs),
+        "optimizer": flops.optimizer_step(s.trained, updates),
+    }
+
+
+class Assumed(NamedTuple):
+    """Shares of the peak that phases are assumed to reach.
+
+    Attributes:
+        train: of the FLOP/s, gradient and log-prob passes.
+        prefill: of the FLOP/s, prefill and vision tower.
+        decode: of the memory's bandwidth, decoding.
+        link: of the link's bytes/s.
+    """
+
+    train: float = 0.4
+    prefill: float = 0.4
+    decode: float = 0.6
+    link: float = 0.7
+
+
+def decode_bytes(s: Sizes) -> float:
+    """Returns the bytes that each device reads to decode all tokens of its rows.
+
+    Its share of the weights, or all of them, once a token; keys and values of its rows: of prompts
+    for each token, of responses all slots of the blocks begun by then.
+    """
+    weights = flops.layer_weights(s.model) + flops.head_weights(s.model)
+    held = 1 if s.layout == "replicated" else s.parts
+    if s.layout == "train":  # gathered for each token, then read
+        held = s.config.mesh.tensor
+    sizes = blocks(s)
+    met = sum(size * sum(sizes[: number + 1]) for number, size in enumerate(sizes))
+    prompts, rows = (x / shards(s.config) for x in (s.config.rollout.prompts, sequences(s.config)))
+    read = s.slots * prompts * s.bucket[0] + rows * met
+    return s.slots * weights * s.item / held + read * _cache_bytes(s)
+
+
+def seconds(
+    s: Sizes, topology: Topology, sent: dict[str, float], assumed: Assumed
+) -> dict[str, float]:
+    """Predicts the seconds of an iteration's phases.
+
+    Args:
+        s: the run.
+        topology: where.
+        sent: step -> bytes that a device sends in one iteration, from the compiled steps.
+        assumed: shares of the peak.
+
+    Returns:
+        phase -> seconds; "collectives" is the time on the wire, none of it taken to overlap.
+    """
+    chip, done = topology.chip, work(s)
+    devices = math.prod(s.config.mesh.values())
+    wire = chip.link if topology.nodes == 1 else chip.network
+
+    def by_flops(phase: str, share: float) -> float:
+        return done[phase].executed / (devices * chip.flops * share)
+
+    compute = done["decode"].executed / (devices * chip.flops * assumed.train)
+    read = decode_bytes(s) / (chip.bandwidth * assumed.decode)
+    optimizer = done["optimizer"].bytes / s.parts / (chip.bandwidth * assumed.decode)
+    return {
+        "vision": by_flops("vision", assumed.prefill),
+        "prefill": by_flops("prefill", assumed.prefill),
+        "decode": max(compute, read),
+        "passes": by_flops("passes", assumed.train),
+        "update": by_flops("update", assumed.train),
+        "optimizer": optimizer,
+        "collectives": sum(sent.values()) / (wire * assumed.link),
+    }
+
+
+def summary(s: Sizes, topology: Topology, phases: dict[str, float], dollars: float) -> Parts:
+    """Returns seconds an iteration, response tokens a second, MFU and dollars.
+
+    Args:
+        s: the run.
+        topology: where.
+        phases: from `seconds`.
+        dollars: an hour of one chip.
+    """
+    whole = sum(phases.values())
+    needed = sum(one.needed for one in work(s).values())
+    devices = math.prod(s.config.mesh.values())
+    return {
+        "iteration_s": whole,
+        "tokens_per_s": sequences(s.config) * s.config.rollout.max_tokens / whole,
+        "mfu": needed / (whole * devices * topology.chip.flops),
+        "dollars_per_1000": whole * 1000 / 3600 * topology.chips * dollars,
+    }

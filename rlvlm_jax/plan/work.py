@@ -1,0 +1,155 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""A run that is planned: its model without weights, its session without devices, its steps lowered.
+
+The steps are those of `train.make_steps`, lowered by `train.lower_steps`; nothing is built anew.
+"""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rlvlm_jax import config as config_lib
+from rlvlm_jax import optim, startup, train
+from rlvlm_jax.errors import InputError
+from rlvlm_jax.models.qwen_vl_config import PUBLISHED, to_hf
+from rlvlm_jax.plan.predict import Sizes
+
+MULTIPLE = 16  # of P and I, as data.loader makes them
+END_OF_TURN, END_OF_TEXT = 151645, 151643  # of Qwen's tokenizer
+
+
+class PublishedTokenizer(NamedTuple):
+    """What the steps need of a tokenizer, where there is no file of one."""
+
+    stop_ids: tuple[int, ...] = (END_OF_TURN, END_OF_TEXT)
+    pad_id: int = END_OF_TEXT
+
+    def token_id(self, text: str) -> None:
+        """Knows no text: ids of vision tokens come from the model's configuration."""
+        del text
+
+
+class Planned(NamedTuple):
+    """A run's steps, lowered for the devices of a topology."""
+
+    sizes: Sizes
+    steps: dict[str, Any]  # name in `train.Steps` -> lowered
+    state_bytes: dict[str, float]  # part of the state -> bytes on one device, from its shardings
+    source: str  # where the model's sizes come from
+    attention: str
+    lowering_s: float
+
+
+def open_model(path: str) -> tuple[startup.Source, Any, str]:
+    """Finds a model's sizes: in its directory where there is one, else among the published.
+
+    Returns:
+        (source, tokenizer or None for the source's own, where the sizes come from).
+
+    Raises:
+        InputError: there is neither.
+    """
+    if path == startup.BUNDLED or Path(path).expanduser().is_dir():
+        return startup.open_source(path), None, path
+    name = path.rsplit("/", 1)[-1].lower().removesuffix("-instruct")
+    if name not in PUBLISHED:
+        raise InputError(
+            f"config.model.path={path!r} is no directory here, and none of the published sizes: "
+            f"{', '.join(PUBLISHED)}"
+        )
+    files = {"config.json": json.dumps(to_hf(PUBLISHED[name]))}
+    return startup.Source(Path(path), False, files), PublishedTokenizer(), f"published {name}"
+
+
+def largest_bucket(
+    config: ConfigDict, spec: Any, prompt_tokens: int, patches: int
+) -> tuple[int, int]:
+    """Returns (P, I): what is given, or else the most that the limits allow, one picture a prompt.
+
+    Args:
+        config: `data.max_prompt_tokens` is read.
+        spec: `processor.ImageSpec`, whose limits are the configuration's already.
+        prompt_tokens: P, 0 for the most.
+        patches: I, 0 for the most.
+    """
+    length = prompt_tokens or config.data.max_prompt_tokens
+    most = spec.max_pixels // spec.patch_size**2
+    room = length * spec.merge_size**2
+    sizes = (length, patches or min(most, room))
+    return tuple(math.ceil(size / MULTIPLE) * MULTIPLE for size in sizes)
+
+
+def device_bytes(tree: Any) -> float:
+    """Returns the bytes of ShapeDtypeStructs on one device."""
+    return float(
+        sum(
+            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(tree)
+        )
+    )
+
+
+def lower(
+    config: ConfigDict, devices: list[Any], prompt_tokens: int = 0, patches: int = 0
+) -> Planned:
+    """Lowers the steps of a run for devices that are not here.
+
+    Args:
+        config: of the run; its mesh is resolved for these devices.
+        devices: to compile for.
+        prompt_tokens: P, 0 for the most that the limits allow.
+        patches: I, alike.
+
+    Raises:
+        InputError: the configuration, the model or the mesh do not fit each other.
+    """
+    config_lib.validate(config, len(devices))
+    if config.mode != "rl":
+        raise InputError(
+            f"config.mode={config.mode!r} is not planned; set config.mode='rl', of which an update "
+            "is the same work"
+        )
+    source, text, where = open_model(config.model.path)
+    config.compile_cache = ""  # or the seconds would be those of another day
+    session = startup.open_session(config, source, devices, text)
+    optimizer, _ = optim.make_optimizer(config.update, 1000, session.model.part)
+    state = startup.state_shapes(session, optimizer)
+    reference = session.shapes if train.needs_reference(config) else None
+    bucket = largest_bucket(config, session.spec, prompt_tokens, patches)
+    start = time.perf_counter()
+    jitted = train.make_steps(session, optimizer, state)
+    lowered = train.lower_steps(jitted, session, state, reference, bucket)
+    seconds = time.perf_counter() - start
+    trained, _ = optim.split(session.shapes, optim.make_trained(config.update, session.model.part))
+
+    def count(tree: Any) -> int:
+        return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+    return Planned(
+        sizes=Sizes(
+            config=config,
+            model=source.config,
+            bucket=bucket,
+            parameters=count(session.shapes),
+            trained=count(trained),
+            reference=reference is not None,
+            frozen=session.features_frozen,
+            kernel=session.attention,
+        ),
+        steps={name: step for name, step in vars(lowered).items() if step is not None},
+        state_bytes={
+            "parameters": device_bytes(state.params),
+            "optimizer": device_bytes(state.opt_state),
+            "reference": device_bytes(reference),
+        },
+        source=where,
+        attention=session.attention,
+        lowering_s=seconds,
+    )

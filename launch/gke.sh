@@ -201,13 +201,14 @@ report() {
         if ! left="$(existing)"; then
             say "kubectl does not say what exists: $name may still run and cost money; delete it with"
             show "${delete_jobset[@]}" >&2
+            [ "$status" -ne 0 ] || status=1
         elif [ -n "${left//[[:space:]]/}" ]; then
             say "this still exists, and holds TPU nodes that cost money until it has ended or is deleted:"
             echo "$left" >&2
             say "delete it with"
             show "${delete_jobset[@]}" >&2
         else
-            say "nothing named $name is left; node pools are yours: those without autoscaling cost money"
+            say "nothing named $name exists; node pools are yours: those without autoscaling cost money"
         fi
     fi
     exit "$status"

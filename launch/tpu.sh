@@ -139,13 +139,14 @@ report() {
         if ! left="$(existing)"; then
             say "gcloud does not say what exists: $name may still be there and cost money; delete it with"
             show "${delete_queued[@]}" >&2
+            [ "$status" -ne 0 ] || status=1
         elif [ -n "$left" ]; then
             say "this still exists, and costs money until it is deleted:"
             echo "$left" >&2
             say "delete it with"
             show_deletion "$left" >&2
         else
-            say "nothing named $name is left"
+            say "nothing named $name exists"
         fi
     fi
     exit "$status"
@@ -315,7 +316,8 @@ delete() {
     for try in 1 2 3 4; do
         left="$(existing)" || return 1
         if [ -z "$left$dry_run" ]; then
-            ours=""
+            say "nothing named $name exists"
+            begun="" ours=""
             return 0
         fi
         [ "$try" -eq 1 ] || pause || return 1

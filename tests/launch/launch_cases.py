@@ -19,7 +19,8 @@ TOOLS = """
     awk basename bash cat dirname env grep mkdir mktemp pkill rm sed seq sleep
 """
 WORKER_TOOLS = """
-    bash cat chmod dirname env grep gzip mkdir nohup rm seq setsid sleep tail tar touch tr
+    basename bash cat chmod dirname env grep gzip id mkdir nohup rm seq setsid sleep tail tar touch
+    tr
 """
 SLICE = ["--project=p", "--zone=z", "--name=run1", "--accelerator=v5litepod-16"]
 PLACE = SLICE[:3]

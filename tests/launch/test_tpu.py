@@ -9,7 +9,7 @@ import signal
 import stat
 
 import pytest
-from launch_cases import DELETE, PLACE, RECIPE, SLICE, commands
+from launch_cases import DELETE, PLACE, RECIPE, RECORD, SLICE, commands, executable
 
 
 @pytest.mark.parametrize("command", ["create", "run", "logs", "status", "stop", "delete", "all"])
@@ -102,6 +102,29 @@ def test_the_status_of_the_recipe_is_that_of_the_script(cloud, status):
     ran = cloud.run("tpu.sh", "run", *PLACE, *RECIPE)
     assert ran.returncode == status
     assert DELETE in ran.stderr
+
+
+SUDO = RECORD + """
+case "$*" in
+    tee*) cat >/dev/null ;;
+    *install*) ln -s "$(command -v curl)" "$FAKE_CLOUD/worker_bin/gcsfuse" ;;
+esac
+"""
+
+
+def test_a_bucket_is_mounted_on_each_worker(cloud):
+    cloud.reset(workers=2)
+    workers = cloud.path / "worker_bin"
+    (workers / "ln").symlink_to(shutil.which("ln"))
+    executable(workers / "sudo", SUDO)
+    executable(workers / "curl", RECORD)
+    executable(workers / "lsb_release", "#!/usr/bin/env bash\necho jammy\n")
+    executable(workers / "mountpoint", "#!/usr/bin/env bash\nexit 1\n")
+    ran = cloud.run("tpu.sh", "create", *SLICE, "--bucket=b")
+    assert ran.returncode == 0, ran.stderr
+    assert cloud.calls.count("sudo mkdir -p /mnt/b") == 2
+    assert cloud.calls.count("gcsfuse --implicit-dirs --rename-dir-limit=200000 b /mnt/b") == 2
+    assert cloud.calls.count("install gcsfuse") == 1  # it was there for the second
 
 
 def test_several_slices_are_one_run(cloud):

@@ -104,12 +104,15 @@ def test_the_status_of_the_recipe_is_that_of_the_script(cloud, status):
     assert DELETE in ran.stderr
 
 
-SUDO = RECORD + """
+SUDO = (
+    RECORD
+    + """
 case "$*" in
     tee*) cat >/dev/null ;;
     *install*) ln -s "$(command -v curl)" "$FAKE_CLOUD/worker_bin/gcsfuse" ;;
 esac
 """
+)
 
 
 def test_a_bucket_is_mounted_on_each_worker(cloud):

@@ -21,8 +21,10 @@ def read(name):
 
 
 def write(name, value):
-    with open(os.path.join(CLOUD, name), "w", encoding="utf-8") as file:
+    path = os.path.join(CLOUD, name)
+    with open(f"{path}.{os.getpid()}", "w", encoding="utf-8") as file:
         json.dump(value, file)
+    os.replace(f"{path}.{os.getpid()}", path)  # a test may be reading it
 
 
 def end(message):

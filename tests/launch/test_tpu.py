@@ -268,7 +268,7 @@ def test_stop_writes_a_checkpoint_and_is_not_taken_for_a_pre_emption(cloud):
 def test_an_interruption_is_answered_at_once_and_says_what_exists(cloud, number, status):
     cloud.reset("hang")
     ran = cloud.begin("tpu.sh", "all", *SLICE, *RECIPE)
-    cloud.until(lambda: cloud.starts() == 1)
+    cloud.until(lambda: "worker.sh follow" in cloud.calls)
     ran.send_signal(number)
     output, _ = ran.communicate(timeout=10)  # the recipe would run for 20 seconds
     assert ran.returncode == status

@@ -38,7 +38,8 @@ ends="${exits[run - 1]}"
 echo "log of run $run"
 if [ "$ends" = hang ]; then
     trap 'echo checkpoint written; exit 75' TERM
-    for _ in $(seq 400); do sleep 0.05; done
+    echo ready >"$FAKE_CLOUD/ready-$WORKER"
+    for _ in $(seq 4000); do sleep 0.05; done
     exit 1
 fi
 exit "$ends"
@@ -98,7 +99,7 @@ class Cloud:
 
     def reset(self, exits="0", **changes):
         shutil.rmtree(self.path / "homes", ignore_errors=True)
-        for pattern in ("starts-*", "seen-*", "arguments-*", "installed", "calls"):
+        for pattern in ("starts-*", "seen-*", "ready-*", "arguments-*", "installed", "calls"):
             for file in self.path.glob(pattern):
                 file.unlink()
         state = {
@@ -167,11 +168,16 @@ class Cloud:
         return len(file.read_text().splitlines()) if file.exists() else 0
 
     def until(self, happened):
-        for _ in range(600):
+        """Waits for it, for minutes: the machine may be busy."""
+        for _ in range(6000):
             if happened():
                 return
             time.sleep(0.02)
-        raise AssertionError("it did not happen within 12 seconds")
+        raise AssertionError("it did not happen")
+
+    def until_ready(self, worker="run1-0"):
+        """Waits until a recipe that hangs can be told to stop."""
+        self.until((self.path / f"ready-{worker}").exists)
 
     def end(self):
         """Ends what was left running."""

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -350,7 +349,7 @@ def one_machine(cloud):
 
 def test_dry_run_of_run_shows_three_commands(one_machine, cloud):
     ran = one_machine("--dry-run", "cuda", "configs/tiny.py", "--workdir=runs/x")
-    output, _ = ran.communicate(timeout=30)
+    output, _ = ran.communicate(timeout=100)
     assert ran.returncode == 0
     _, install, main = commands(output)
     assert install[-1] == "jax[cuda13]"
@@ -371,7 +370,7 @@ def test_dry_run_of_run_shows_three_commands(one_machine, cloud):
 def test_run_begins_again_where_it_is_told_to(one_machine, cloud, exits, retries, status, starts):
     cloud.reset(exits)
     ran = one_machine("cpu", "configs/tiny.py", "--workdir=runs/x", **retries)
-    output, _ = ran.communicate(timeout=60)
+    output, _ = ran.communicate(timeout=100)
     assert (ran.returncode, cloud.starts("here")) == (status, starts), output
 
 
@@ -379,10 +378,8 @@ def test_run_begins_again_where_it_is_told_to(one_machine, cloud, exits, retries
 def test_run_that_is_told_to_stop_stops_with_a_checkpoint(one_machine, cloud, number):
     cloud.reset("hang 0")
     ran = one_machine("cpu", "configs/tiny.py", "--workdir=runs/x", RETRIES="5")
-    # It has set its trap by the time its log says so; the log is the pipe, so wait a moment.
-    cloud.until(lambda: (cloud.path / "seen-here").exists())
-    time.sleep(0.3)
+    cloud.until_ready("here")
     ran.send_signal(number)
-    output, _ = ran.communicate(timeout=30)
+    output, _ = ran.communicate(timeout=100)
     assert "checkpoint written" in output
     assert (ran.returncode, cloud.starts("here")) == (75, 1), output

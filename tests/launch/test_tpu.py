@@ -168,13 +168,13 @@ def test_a_second_run_on_the_same_slice_is_refused(cloud):
     cloud.reset("hang")
     cloud.run("tpu.sh", "create", *SLICE)
     first = cloud.begin("tpu.sh", "run", *PLACE, *RECIPE)
-    cloud.until(lambda: cloud.starts() == 1)
+    cloud.until_ready()
     second = cloud.run("tpu.sh", "run", *PLACE, *RECIPE)
     assert second.returncode == 1
     assert "going on here already" in second.stderr
     assert cloud.starts() == 1
     cloud.run("tpu.sh", "stop", *PLACE)
-    output, _ = first.communicate(timeout=60)
+    output, _ = first.communicate(timeout=100)
     assert first.returncode == 75
     assert "checkpoint written" in output
 
@@ -254,10 +254,10 @@ def test_keep_keeps_and_says_so(cloud):
 def test_stop_writes_a_checkpoint_and_is_not_taken_for_a_pre_emption(cloud):
     cloud.reset("hang 0")
     ran = cloud.begin("tpu.sh", "all", *SLICE, *RECIPE)
-    cloud.until(lambda: cloud.starts() == 1)
+    cloud.until_ready()
     stopping = cloud.run("tpu.sh", "stop", *PLACE)
     assert stopping.returncode == 0, stopping.stderr
-    output, _ = ran.communicate(timeout=60)
+    output, _ = ran.communicate(timeout=100)
     assert ran.returncode == 75, output
     assert "checkpoint written" in output
     assert cloud.starts() == 1
@@ -270,7 +270,7 @@ def test_an_interruption_is_answered_at_once_and_says_what_exists(cloud, number,
     ran = cloud.begin("tpu.sh", "all", *SLICE, *RECIPE)
     cloud.until(lambda: "worker.sh follow" in cloud.calls)
     ran.send_signal(number)
-    output, _ = ran.communicate(timeout=10)  # the recipe would run for 20 seconds
+    output, _ = ran.communicate(timeout=100)  # the recipe would run for 200 seconds
     assert ran.returncode == status
     assert "queued-resource run1 ACTIVE" in output
     assert DELETE in output
@@ -279,10 +279,10 @@ def test_an_interruption_is_answered_at_once_and_says_what_exists(cloud, number,
 
 def test_an_interruption_while_waiting_for_the_slice(cloud):
     cloud.reset(road=[])
-    ran = cloud.begin("tpu.sh", "create", *SLICE, POLL_S="30")
+    ran = cloud.begin("tpu.sh", "create", *SLICE, POLL_S="300")
     cloud.until(lambda: "WAITING" in str(cloud.state["queued"]))
     ran.send_signal(signal.SIGTERM)
-    output, _ = ran.communicate(timeout=10)
+    output, _ = ran.communicate(timeout=100)
     assert ran.returncode == 143
     assert "queued-resource run1 WAITING_FOR_RESOURCES" in output
     assert DELETE in output

@@ -76,9 +76,10 @@ on_end() {
 }
 
 interrupted() {
-    if [ -n "$child" ]; then
-        pkill -P "$child" || true # the ssh of a gcloud
-        kill "$child" 2>/dev/null || true
+    if [ -n "$child" ] && kill -STOP "$child" 2>/dev/null; then
+        pkill -P "$child" || true # the ssh of a gcloud; stopped, it cannot start another one
+        kill "$child"
+        kill -CONT "$child"
     fi
     exit "$1"
 }

@@ -68,6 +68,14 @@ done
 RECORD = '#!/usr/bin/env bash\necho "$(basename "$0") $*" >>"$FAKE_CLOUD/calls"\n'
 
 
+# Tests in the background of a shell are started with SIGINT ignored, which bash would not undo.
+WITH_SIGINT = [
+    *(sys.executable, "-I", "-S", "-c"),
+    "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+    "os.execv(sys.argv[1], sys.argv[1:])",
+]
+
+
 def executable(path, text):
     path.write_text(text, encoding="utf-8")
     path.chmod(0o755)
@@ -142,7 +150,7 @@ class Cloud:
 
     def begin(self, script, *arguments, **more):
         return subprocess.Popen(
-            self.command(script, *arguments),
+            [*WITH_SIGINT, *self.command(script, *arguments)],
             env=self.environment(**more),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 import yaml
-from launch_cases import PLACE, PROGRAM, RECIPE, RECORD, ROOT, SCRIPTS, SLICE, commands, executable
+from launch_cases import (
+    PLACE,
+    PROGRAM,
+    RECIPE,
+    RECORD,
+    ROOT,
+    SCRIPTS,
+    SLICE,
+    WITH_SIGINT,
+    commands,
+    executable,
+)
 
 # ---- the scripts as text ------------------------------------------------------------------------
 
@@ -337,7 +348,10 @@ def one_machine(cloud):
 
     def start(*arguments, **environment):
         return subprocess.Popen(
-            [str(cloud.bin / "bash"), str(checkout / "launch" / "run.sh"), *arguments],
+            [
+                *WITH_SIGINT,
+                *(str(cloud.bin / "bash"), str(checkout / "launch" / "run.sh"), *arguments),
+            ],
             env=cloud.environment(WORKER="here", **environment),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

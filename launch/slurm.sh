@@ -1,0 +1,103 @@
+#!/usr/bin/env bash
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Submits a recipe to Slurm, on whole nodes, one process a node:
+#   launch/slurm.sh configs/mm_eureka.py --workdir=/shared/mm_eureka --nodes=2 --gpus=8 \
+#       --time=24:00:00 --partition=gpu --account=ACCOUNT --config.data.train=/shared/train.jsonl
+# --gpus=N        of each node; --nodes=1; --time as sbatch takes it; --partition, --account,
+#                 --name=rlvlm_jax may be left out
+# --python=FILE   by default .venv/bin/python of this checkout, which the nodes must see, as DIR;
+#                 python3 -m venv .venv && .venv/bin/pip install 'jax[cuda13]' -e .
+# --dry-run       shows the batch script and the command, and runs none
+# Two minutes before the time is up, and when Slurm pre-empts it, the recipe writes a checkpoint and
+# exits with 75; the job is then put back into the queue and goes on from there. scancel ends it.
+# HF_TOKEN and WANDB_API_KEY go along with the environment, as sbatch does by default.
+set -euo pipefail
+# shellcheck source=launch/common.sh
+. "$(dirname "$0")/common.sh"
+
+root="$(cd "$(dirname "$0")/.." && pwd)"
+nodes=1 gpus="" time="" partition="" account="" name=rlvlm_jax python="$root/.venv/bin/python"
+program=()
+for argument in "$@"; do
+    value="${argument#*=}"
+    case "$argument" in
+        --nodes=*) nodes="$value" ;;
+        --gpus=*) gpus="$value" ;;
+        --time=*) time="$value" ;;
+        --partition=*) partition="$value" ;;
+        --account=*) account="$value" ;;
+        --name=*) name="$value" ;;
+        --python=*) python="$value" ;;
+        --dry-run) dry_run=1 ;;
+        *) program+=("$argument") ;;
+    esac
+done
+
+config="${program[0]:-}"
+need "the recipe" "${config##-*}" "CONFIG first, such as configs/mm_eureka.py"
+need "the number of GPUs of a node" "$gpus" "--gpus=N"
+need "the time limit" "$time" "--time=HH:MM:SS"
+for number in "$nodes" "$gpus"; do
+    [[ "$number" =~ ^[1-9][0-9]*$ ]] || usage "'$number': expected a number of nodes or GPUs"
+done
+for value in "$time" "$partition" "$account" "$name"; do
+    [[ ! "$value" =~ [[:space:]] ]] || usage "'$value': spaces are not possible there"
+done
+workdir=""
+for argument in "${program[@]}"; do
+    [ "$argument" = "${argument#--workdir=}" ] || workdir="${argument#--workdir=}"
+done
+need "the work directory" "$workdir" "--workdir=DIR on storage that all nodes share"
+[ -f "$root/${config%%:*}" ] || usage "$config: there is no such file in this checkout"
+if [ -z "$dry_run" ]; then
+    command -v sbatch >/dev/null || usage "sbatch is not on the PATH; run this where jobs are submitted"
+    [ -x "$python" ] || usage "$python is not there; install as the head of this script says"
+fi
+
+batch() {
+    local devices
+    devices="$(seq -s, 0 $((gpus - 1)))"
+    grep -v '^$' <<EOF
+#!/usr/bin/env bash
+#SBATCH --job-name=$name
+#SBATCH --nodes=$nodes
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=$gpus
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --time=$time
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=$root/runs/%x-%j.log
+${partition:+#SBATCH --partition=$partition}
+${account:+#SBATCH --account=$account}
+cd $(printf '%q' "$root") || exit 1
+# A process drives all GPUs of its node; from Slurm's variables JAX would give it one.
+export JAX_LOCAL_DEVICE_IDS=$devices
+# The host that ends first must not have the others killed while they write.
+srun --cpus-per-task="\$SLURM_CPUS_ON_NODE" --kill-on-bad-exit=0 --wait=600 \\
+    $(printf '%q ' "$python" -m rlvlm_jax.main "--config=$config" "${program[@]:1}")
+status=\$?
+if [ "\$status" -eq 75 ]; then
+    scontrol requeue "\$SLURM_JOB_ID" || echo "not requeued: submit it again to go on" >&2
+fi
+exit "\$status"
+EOF
+}
+
+if [ -n "$dry_run" ]; then
+    show mkdir -p "$root/runs"
+    echo "+ sbatch --parsable <<'EOF'"
+    batch
+    echo "EOF"
+    exit 0
+fi
+mkdir -p "$root/runs"
+if ! job="$(batch | sbatch --parsable)"; then
+    say "sbatch failed; 'squeue --me --name=$name' shows whether a job exists all the same"
+    exit 1
+fi
+echo "job ${job%%;*}; its log is runs/$name-${job%%;*}.log; end it with: scancel ${job%%;*}"

@@ -29,14 +29,10 @@ install() {
 }
 
 mount_bucket() {
-    local key=/usr/share/keyrings/cloud.google.asc
-    local list=/etc/apt/sources.list.d/gcsfuse.list
-    if ! command -v gcsfuse >/dev/null; then
-        curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg | sudo tee "$key" >/dev/null
-        echo "deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main" |
-            sudo tee "$list" >/dev/null
-        sudo apt-get -qq update
-        sudo apt-get -qq install gcsfuse
+    if ! command -v gcsfuse >/dev/null && ! { sudo apt-get -qq update && sudo apt-get -qq install gcsfuse; }; then
+        echo "launch/worker.sh: this image knows no package gcsfuse; install it as Cloud Storage FUSE's" \
+            "documentation says, or leave --bucket out and mount other storage that all workers share" >&2
+        exit 2
     fi
     sudo mkdir -p "/mnt/$1"
     sudo chown "$(id -un)" "/mnt/$1"

@@ -160,7 +160,7 @@ def compile_steps(
         The same functions, which accept batches of this shape only and never compile.
     """
     lowered = lower_steps(steps, session, state, reference, bucket)
-    return Steps(*(f and f.compile() for f in dataclasses.astuple(lowered)))
+    return Steps(**{name: step and step.compile() for name, step in vars(lowered).items()})
 
 
 def needs_reference(config: ConfigDict) -> bool:

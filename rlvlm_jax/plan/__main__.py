@@ -214,15 +214,16 @@ def table(report: Report) -> str:
         lines.append(
             f"{name:<19} {row['compile_s']:9.1f}  {gib(row['arguments']):>9}  "
             f"{gib(row['outputs']):>7}  {gib(row['temporaries']):>11}  "
-            f"{gib(row['kept_beside']):>11}  {gib(row['total']):>7}  {gib(row['peak_total']):>5}  {gib(row['predicted']):>9}  "
+            f"{gib(row['kept_beside']):>11}  {gib(row['total']):>7}  "
+            f"{gib(row['peak_total']):>5}  {gib(row['predicted']):>9}  "
             f"{off:+.0%}" + ("" if row["fits"] else "  does not fit")
         )
         if row["problem"]:
             lines.append(f"  {row['problem']}")
     lines.append(
-        "total: arguments, outputs, temporaries with the gaps between them, and what is kept beside;"
+        "total: arguments, outputs, temporaries with gaps between them, and what is kept beside; "
+        "peak: the most that lives at once, by the compiler; off: predicted against peak"
     )
-    lines.append("peak: the most that lives at once, by the compiler; off: predicted against peak")
     for title in ("state", "carried"):
         parts = ", ".join(f"{name} {gib(size)}" for name, size in report[title].items())
         lines.append(f"{title}: {parts}")

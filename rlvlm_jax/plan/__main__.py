@@ -122,6 +122,7 @@ def plan(config: Any, topology: Topology, given: argparse.Namespace) -> Report:
         total = (step.peak if step.problem else own) + beside
         rows[name] = {
             "compile_s": round(step.seconds, 1),
+            "compile_cpu_s": round(step.cpu_seconds, 1),
             "arguments": step.arguments,
             "outputs": step.outputs,
             "aliased": step.aliased,
@@ -163,6 +164,7 @@ def plan(config: Any, topology: Topology, given: argparse.Namespace) -> Report:
         "response_tokens": s.config.rollout.max_tokens,
         "lowering_s": round(planned.lowering_s, 1),
         "compile_s": round(sum(step.seconds for step in steps.values()), 1),
+        "compile_cpu_s": round(sum(step.cpu_seconds for step in steps.values()), 1),
         "host_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "state": planned.state_bytes,
         "carried": carried,
@@ -203,7 +205,8 @@ def table(report: Report) -> str:
         f"{report['layout']}",
         f"batch: prompts of {report['prompt_tokens']} tokens and {report['patches']} patches, "
         f"{report['responses']} responses of {report['response_tokens']} tokens",
-        f"lowered in {report['lowering_s']} s, compiled in {report['compile_s']} s, "
+        f"lowered in {report['lowering_s']} s, compiled in {report['compile_s']} s "
+        f"({report['compile_cpu_s']} s of CPU time), "
         f"{gib(report['host_peak'])} GiB of host memory",
         "",
         "GiB on one device   compile s  arguments  outputs  temporaries  kept beside    total   "

@@ -245,6 +245,15 @@ def kept_for_decoding(c):
     return [x.dtype.name for x in jax.tree.leaves(prefix[0])]
 
 
+def laid_for_decoding(c):
+    """Of the real network over two devices: its decoder, with the places asked for."""
+    c.mesh.fsdp = 2
+    with PATCHES() as patch:
+        patch.setattr(models, "build", BUILD)
+        session = startup.open_session(c, SOURCE)
+    return str(jax.make_jaxpr(session.model.decoder)(network_shapes()))
+
+
 # ---- observers: numbers ------------------------------------------------------------------------
 
 
@@ -692,6 +701,7 @@ CASES = {
     "rollout.top_k": [case(0, 5, sampler)],
     "rollout.layout": [case("auto", other, laid) for other in ("train", "tensor")],
     "rollout.cache": [case("model", "int8", kept_for_decoding)],
+    "rollout.layout": [case("auto", "tensor", laid_for_decoding)],
     "rollout.chunk": [case(16, 4, sampler)],
     # rewards
     "rewards.judge": [

@@ -122,6 +122,7 @@ def plan(config: Any, topology: Topology, given: argparse.Namespace) -> Report:
         total = (step.peak if step.problem else own) + beside
         rows[name] = {
             "compile_s": round(step.seconds, 1),
+            "compile_cpu_s": round(step.cpu_seconds, 1),
             "arguments": step.arguments,
             "outputs": step.outputs,
             "aliased": step.aliased,
@@ -163,6 +164,7 @@ def plan(config: Any, topology: Topology, given: argparse.Namespace) -> Report:
         "response_tokens": s.config.rollout.max_tokens,
         "lowering_s": round(planned.lowering_s, 1),
         "compile_s": round(sum(step.seconds for step in steps.values()), 1),
+        "compile_cpu_s": round(sum(step.cpu_seconds for step in steps.values()), 1),
         "host_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "state": planned.state_bytes,
         "carried": carried,
@@ -203,7 +205,8 @@ def table(report: Report) -> str:
         f"{report['layout']}",
         f"batch: prompts of {report['prompt_tokens']} tokens and {report['patches']} patches, "
         f"{report['responses']} responses of {report['response_tokens']} tokens",
-        f"lowered in {report['lowering_s']} s, compiled in {report['compile_s']} s, "
+        f"lowered in {report['lowering_s']} s, compiled in {report['compile_s']} s "
+        f"({report['compile_cpu_s']} s of CPU time), "
         f"{gib(report['host_peak'])} GiB of host memory",
         "",
         "GiB on one device   compile s  arguments  outputs  temporaries  kept beside    total   "
@@ -214,15 +217,16 @@ def table(report: Report) -> str:
         lines.append(
             f"{name:<19} {row['compile_s']:9.1f}  {gib(row['arguments']):>9}  "
             f"{gib(row['outputs']):>7}  {gib(row['temporaries']):>11}  "
-            f"{gib(row['kept_beside']):>11}  {gib(row['total']):>7}  {gib(row['peak_total']):>5}  {gib(row['predicted']):>9}  "
+            f"{gib(row['kept_beside']):>11}  {gib(row['total']):>7}  "
+            f"{gib(row['peak_total']):>5}  {gib(row['predicted']):>9}  "
             f"{off:+.0%}" + ("" if row["fits"] else "  does not fit")
         )
         if row["problem"]:
             lines.append(f"  {row['problem']}")
     lines.append(
-        "total: arguments, outputs, temporaries with the gaps between them, and what is kept beside;"
+        "total: arguments, outputs, temporaries with gaps between them, and what is kept beside; "
+        "peak: the most that lives at once, by the compiler; off: predicted against peak"
     )
-    lines.append("peak: the most that lives at once, by the compiler; off: predicted against peak")
     for title in ("state", "carried"):
         parts = ", ".join(f"{name} {gib(size)}" for name, size in report[title].items())
         lines.append(f"{title}: {parts}")

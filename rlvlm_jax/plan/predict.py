@@ -39,6 +39,7 @@ class Sizes(NamedTuple):
         reference: whether there is a reference model.
         frozen: whether image features stay what they are.
         kernel: what computes attention over full sequences.
+        on_tpu: whether these are TPUs.
     """
 
     config: ConfigDict
@@ -49,6 +50,7 @@ class Sizes(NamedTuple):
     reference: bool
     frozen: bool
     kernel: str
+    on_tpu: bool
 
     @property
     def item(self) -> int:
@@ -143,14 +145,19 @@ def _vision_attention(s: Sizes, prompts: float) -> Parts:
     # Queries, and keys and values three times, in tiles of 128 lanes and transposed beside it.
     size = v.width // v.heads
     lanes = -(-size // LANES) * LANES / size
-    return {"keys by window": prompts * patches * 7 * v.width * s.item * lanes * 2}
+    turned = prompts * patches * 2 * v.width * 4.0  # queries and keys, by their rotary angles
+    return {
+        "keys by window": prompts * patches * 7 * v.width * s.item * lanes * 2,
+        "turned queries and keys": turned,
+    }
 
 
 def temporaries(s: Sizes) -> dict[str, Parts]:
     """Returns what each step needs beside its arguments: step -> what -> bytes.
 
     Models of the largest arrays that must live at once: caches, weights brought together, hidden
-    states kept for the backward pass, the widest layer's inner states, gradients, logits.
+    states kept for the backward pass, the widest layer's inner states, gradients, logits. How often
+    the inner states and a layer's weights are there was fitted to compiled programs of a 7B model.
     """
     c, m = s.config, s.model
     devices, rows = shards(c), sequences(c) / shards(c)
@@ -169,6 +176,7 @@ def temporaries(s: Sizes) -> dict[str, Parts]:
             "weights for decoding": decoder / held,
             "prompts' keys and values": prompts * s.bucket[0] * _cache_bytes(s),
             "responses' keys and values": rows * s.slots * _cache_bytes(s),
+            "a copy of the last block": rows * blocks(s)[-1] * _cache_bytes(s) if s.on_tpu else 0.0,
             "those of a smaller batch": few * (s.bucket[0] + s.slots) * _cache_bytes(s),
             "logits": 3 * 4.0 * rows * m.vocab_size,
         },
@@ -196,11 +204,11 @@ def temporaries(s: Sizes) -> dict[str, Parts]:
         "gradients": 4.0 * s.trained / s.parts * 2,
         "hidden states of all layers": m.layers * kept,
         "a layer's inner states": max(of_prompt, of_response)
-        * 4
+        * 8
         * m.mlp_width
         * s.item
         / c.mesh.tensor,
-        "a layer's weights and gradient": 2 * _layer(s),
+        "a layer's weights and gradient": 3 * _layer(s),
         "logits": 3 * _logits(s, micro),
     }
     return found

@@ -142,6 +142,7 @@ def lower(
             reference=reference is not None,
             frozen=session.features_frozen,
             kernel=session.attention,
+            on_tpu=devices[0].platform == "tpu",
         ),
         steps={name: step for name, step in vars(lowered).items() if step is not None},
         state_bytes={

@@ -35,6 +35,7 @@ def sizes(**changes):
         reference=False,
         frozen=True,
         kernel="splash",
+        on_tpu=True,
     )
 
 

@@ -1,0 +1,122 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Weights that lie elsewhere, or are scanned, give the same numbers; over eight fake devices."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlvlm_jax import models, sharding
+from rlvlm_jax.errors import InputError
+from rlvlm_jax.logprobs import make_logprobs_fn
+from rlvlm_jax.models import cache, places, qwen_vl_config
+from rlvlm_jax.sampling import sampler
+from rlvlm_jax.sampling.logits import Policy
+from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
+from tests import tiny_model
+from tests.models import model_cases as cases
+
+
+@pytest.mark.parametrize("kind", cache.KINDS)
+def test_a_scan_over_layers_decodes_the_same(kind):
+    config = cases.tiny_config(layers=3)
+    unrolled = models.build(config, cache=kind)
+    scanned = models.build(config, cache=kind, platform="tpu")
+    params = cases.random_params(unrolled)
+    batch = cases.make_batch(config, [([(4, 6)], 2), ([], 9)])
+    tokens, mask = cases.random_responses(batch, 3, 7)
+    expected = cases.decode_all(unrolled, params, batch, tokens)[mask]
+    found = cases.decode_all(scanned, params, batch, tokens)[mask]
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def model_of(mesh=None, layout="train", platform="cpu", **changes):
+    config = qwen_vl_config.from_hf(tiny_model.hf_config(**changes))
+    where = places.choose(layout, mesh, 0) if mesh else places.Places()
+    return models.build(config, platform=platform, places=where)
+
+
+def sample(model, params, batch, shards=1):
+    settings = SampleSettings(
+        samples=4,
+        max_tokens=48,
+        stop_ids=(0, 1),
+        pad_id=tiny_model.PAD,
+        banned_ids=tiny_model.BANNED,
+        chunk=8,
+        policy=Policy(1.0, tiny_model.BANNED),
+        shards=shards,
+    )
+    keys = sequence_keys(jax.random.key(8), np.arange(16, dtype=np.uint32))
+    return jax.device_get(jax.jit(make_sample_fn(model, settings))(params, batch, None, keys))
+
+
+@pytest.fixture(scope="module")
+def plainly():
+    _, params = tiny_model.build()
+    return params, sample(model_of(), params, tiny_model.batch())
+
+
+@pytest.mark.parametrize(
+    ("layout", "platform"),
+    [
+        ("train", "cpu"),
+        ("tensor", "cpu"),
+        ("replicated", "cpu"),
+        ("tensor", "tpu"),
+        pytest.param("train", "tpu", marks=pytest.mark.slow),
+        pytest.param("replicated", "tpu", marks=pytest.mark.slow),
+    ],
+)
+def test_samples_do_not_depend_on_where_weights_lie(monkeypatch, plainly, layout, platform):
+    monkeypatch.setattr(sampler, "FIRST_BLOCK", 16)  # several blocks, and a smaller batch
+    monkeypatch.setattr(sampler, "SHRINK", 2)
+    params, expected = plainly
+    mesh = sharding.make_mesh(1, 4, 2)
+    model = model_of(mesh, layout, platform)
+    laid = sharding.param_shardings(params, model.param_rules, mesh)
+    batch = sharding.put_batch(tiny_model.batch(), mesh)
+    found = sample(model, jax.device_put(params, laid), batch, shards=4)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.truncated, expected.truncated)
+    np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=2e-5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logprobs_and_gradients_do_not_depend_on_the_mesh(tied):
+    batch = tiny_model.batch()
+    plain = model_of(tie_word_embeddings=tied)
+    params = jax.tree.map(lambda x: 3 * x, jax.jit(plain.init)(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 57, (8, 6)).astype(np.int32)
+    mask = np.arange(6) < rng.integers(1, 7, 8)[:, None]
+
+    def loss(model):
+        logprobs = make_logprobs_fn(model, Policy(1.0, tiny_model.BANNED), 4)
+
+        def total(params, batch, tokens, mask):
+            lps, _ = logprobs(params, batch, None, tokens, mask)
+            return jnp.sum(jnp.sin(lps)), lps
+
+        return jax.jit(jax.value_and_grad(total, has_aux=True))
+
+    (_, expected), gradients = loss(plain)(params, batch, tokens, mask)
+    mesh = sharding.make_mesh(1, 4, 2)
+    model = model_of(mesh, tie_word_embeddings=tied)
+    laid = sharding.param_shardings(params, model.param_rules, mesh)
+    arrays = sharding.put_batch((batch, tokens, mask), mesh)
+    (_, found), divided = loss(model)(jax.device_put(params, laid), *arrays)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    for one, other in zip(jax.tree.leaves(divided), jax.tree.leaves(gradients), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * max(1.0, np.abs(other).max()))
+
+
+def test_auto_replicates_small_models_only():
+    mesh = sharding.make_mesh(1, 4, 2)
+    assert places.choose("auto", mesh, places.MAX_REPLICATED).layout == "replicated"
+    assert places.choose("auto", mesh, places.MAX_REPLICATED + 1).layout == "tensor"
+    assert places.choose("train", mesh, 1).layout == "train"
+    assert places.choose("auto", sharding.make_mesh(1, 1, 1), 1).mesh is None
+    with pytest.raises(InputError, match="rollout.layout='whole'"):
+        places.choose("whole", mesh, 1)

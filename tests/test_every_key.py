@@ -422,20 +422,6 @@ def adapters(c):
     return text(add, lora.drop(session.shapes), jax.random.key(0))
 
 
-def laid(c):
-    """How weights lie for decoding."""
-    used = []
-
-    def noted(*arguments, places, **more):
-        used.append(places.layout)
-        return BUILD(*arguments, places=places, **more)
-
-    with PATCHES() as patch:
-        patch.setattr(models, "build", noted)
-        startup.open_session(c, SOURCE)
-    return used
-
-
 def connection(c):
     """How the processes of a run are connected."""
     used = {}
@@ -699,7 +685,6 @@ CASES = {
     "rollout.temperature": [case(1.0, 0.8, sampler), case(1.0, 0.8, passes)],
     "rollout.top_p": [case(1.0, 0.9, sampler)],
     "rollout.top_k": [case(0, 5, sampler)],
-    "rollout.layout": [case("auto", other, laid) for other in ("train", "tensor")],
     "rollout.cache": [case("model", "int8", kept_for_decoding)],
     "rollout.layout": [case("auto", "tensor", laid_for_decoding)],
     "rollout.chunk": [case(16, 4, sampler)],

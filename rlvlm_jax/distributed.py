@@ -106,10 +106,13 @@ def supervise() -> None:
     """
     if not cluster():
         return
+    parent = os.getpid()
     child = os.fork()
     if not child:
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before that
+            os._exit(1)
         faulthandler.enable()  # where each thread was, when JAX aborts
         return
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -4,8 +4,8 @@
 
     python -m tests.processes --kills=20 --workdir=DIR
 
-kills one of two processes that many times in a row, at random times, starts both again each time,
-and compares what is left with a run that nothing interrupted.
+kills one of two processes that many times in a row, at random times in some step, starts both again
+each time, and compares what is left with a run that nothing interrupted.
 """
 
 import argparse
@@ -17,8 +17,10 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+from rlvlm_jax import checkpoint
 from tests.run_cases import arguments, read_lines, write_problems
 
 ROOT = Path(__file__).parents[1]
@@ -107,11 +109,23 @@ def settings(data, **keys):
     }
 
 
+def reached(workdir):
+    """Returns the step of the newest checkpoint, 0 for none."""
+    return checkpoint.latest_step(workdir / "checkpoints") or 0
+
+
+def has_gone_on(metrics, since, step):
+    """Returns whether a run that was started at this time from this step has made another."""
+    if not metrics.exists() or metrics.stat().st_mtime < since:  # a resumed run writes it anew
+        return False
+    return len(metrics.read_bytes().splitlines()) > step
+
+
 def kill_repeatedly(kills, workdir, data, compiled, seed=0, steps=10):
-    """Runs two processes, killing one after some seconds, `kills` times; then lets them finish.
+    """Runs two processes, killing one in the middle, `kills` times; then lets them finish.
 
     Returns:
-        [(which was killed, after how many seconds, status of the other, how long it stayed)].
+        [(which was killed, behind which step, status of the other, how long it stayed)].
     """
     rng = random.Random(seed)
     argv = arguments(
@@ -126,17 +140,18 @@ def kill_repeatedly(kills, workdir, data, compiled, seed=0, steps=10):
             compile_cache=compiled,
         ),
     )
-    story = []
+    metrics, story = workdir / "metrics.jsonl", []
     for _ in range(kills):
+        gone_on = partial(has_gone_on, metrics, time.time(), reached(workdir))
         processes = start(2, 1, argv, workdir.with_suffix(".log"))
-        victim, delay = rng.randrange(2), rng.uniform(5, 30)
-        end = time.monotonic() + delay
-        while time.monotonic() < end and all(p.poll() is None for p in processes):
-            time.sleep(0.02)
+        wait_for(gone_on, processes)
+        time.sleep(rng.uniform(0, 3))
+        victim = rng.randrange(2)
         processes[victim].send_signal(signal.SIGKILL)
         begin = time.monotonic()
         status = processes[1 - victim].wait(60)
-        story.append((victim, round(delay, 1), status, round(time.monotonic() - begin, 1)))
+        steps_done = len(metrics.read_bytes().splitlines())
+        story.append((victim, steps_done, status, round(time.monotonic() - begin, 1)))
         finish(processes)
     assert finish(start(2, 1, argv, workdir.with_suffix(".log"))) == [0, 0]
     return story
@@ -161,7 +176,7 @@ def main():
     assert finish(start(2, 1, argv)) == [0, 0]
     killed = given.workdir / "killed"
     for one in kill_repeatedly(given.kills, killed, data, compiled, steps=given.steps):
-        say("process {} killed after {} s; the other left with {} after {} s".format(*one))
+        say("process {} killed behind step {}; the other left with {} after {} s".format(*one))
     same = records(plain) == records(killed)
     say(f"{given.kills} kills in {given.steps} steps; all records the same: {same}")
     return 0 if same else 1

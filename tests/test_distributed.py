@@ -3,6 +3,7 @@
 """Several processes: finding each other, the same run on any of them, leaving together."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -281,6 +282,15 @@ def on_one_device(tmp_path_factory, data):
     return records(workdir)
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory, data):
+    """Two steps on two processes of four devices."""
+    workdir = tmp_path_factory.mktemp("begun") / "run"
+    keys = {"mesh__data": 2, "mesh__fsdp": 4, "total_steps": 2}
+    assert finish(start(2, 4, arguments(workdir, **settings(data, **keys)))) == [0, 0]
+    return workdir
+
+
 def step_of(file):
     return int(Path(file).name.split(".")[0])
 
@@ -327,10 +337,8 @@ def test_a_run_is_the_same_on_any(tmp_path, data, on_one_device, processes, devi
     ("processes", "devices", "mesh"),
     [(1, 2, {"mesh__fsdp": 2}), (4, 2, {"mesh__data": 4, "mesh__tensor": 2})],
 )
-def test_a_run_goes_on_on_other_processes(tmp_path, data, on_one_device, processes, devices, mesh):
-    first = {"mesh__data": 2, "mesh__fsdp": 4, "total_steps": 2, "hosts__heartbeat_s": 20}
-    argv = arguments(tmp_path / "run", **settings(data, **first))
-    assert finish(start(2, 4, argv)) == [0, 0]
+def test_a_run_goes_on_on_other(tmp_path, data, begun, on_one_device, processes, devices, mesh):
+    shutil.copytree(begun, tmp_path / "run")
     argv = arguments(tmp_path / "run", **settings(data, **mesh, total_steps=4))
     assert finish(start(processes, devices, argv)) == [0] * processes
     lines, files = on_one_device

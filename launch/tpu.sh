@@ -15,7 +15,7 @@
 #   stop     SIGTERM to all workers: they write a checkpoint and exit with 75
 #   delete   gives everything of this name back, and looks whether it is gone
 #   all      create, run, delete; after a pre-emption again, up to --retries times
-# --accelerator   v5litepod-16, v5p-32, v6e-64, ...
+# --accelerator   v5e-16 (or v5litepod-16, as gcloud has it), v5p-32, v6e-64, ...
 # --runtime       the machines' image; by default the one for the accelerator
 # --slices=N      several slices as one run
 # --spot          may be pre-empted, costs less
@@ -78,6 +78,7 @@ need "the name" "$name" "--name=NAME"
 case "$command" in
     create | all)
         need "the accelerator" "$accelerator" "--accelerator=TYPE, such as v5litepod-16"
+        case "$accelerator" in v5e-*) accelerator="v5litepod-${accelerator#v5e-}" ;; esac
         case "${runtime:+given}$accelerator" in
             given*) ;;
             v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;

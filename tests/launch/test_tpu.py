@@ -51,6 +51,13 @@ def test_dry_run_shows_the_commands_that_a_run_makes(cloud):
     assert [without_directory(words) for words in once] == shown
 
 
+@pytest.mark.parametrize("accelerator", ["v5e-8", "v5litepod-8"])
+def test_v5e_has_another_name_in_gcloud(cloud, accelerator):
+    ran = cloud.run("tpu.sh", "create", *PLACE, f"--accelerator={accelerator}", "--dry-run")
+    assert ran.returncode == 0, ran.stderr
+    assert "--accelerator-type=v5litepod-8 --runtime-version=v2-alpha-tpuv5-lite" in ran.stdout
+
+
 # ---- a slice, from asking for it to giving it back ----------------------------------------------
 
 

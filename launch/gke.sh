@@ -5,7 +5,7 @@
 # Runs a recipe on TPU nodes of a GKE cluster, as a JobSet (its controller must be installed there):
 #   launch/gke.sh run configs/mm_eureka.py --workdir=/data/mm_eureka --name=mm-eureka \
 #       --image=REGION-docker.pkg.dev/PROJECT/REPOSITORY/rlvlm_jax --bucket=BUCKET \
-#       --accelerator=tpu-v5-lite-podslice --topology=4x4 --config.data.train=/data/train.jsonl
+#       --accelerator=tpu-v5-lite-podslice --topology=8x8 --config.data.train=/data/train.jsonl
 #   render   the same arguments: only prints the manifest
 #   logs     the log of host 0, with --name
 #   status   the JobSet and its pods

@@ -4,7 +4,7 @@
 #
 # Runs a recipe on a slice of Cloud TPUs with gcloud, from asking for the slice to giving it back:
 #   launch/tpu.sh all configs/mm_eureka.py --workdir=/mnt/BUCKET/mm_eureka --bucket=BUCKET \
-#       --project=PROJECT --zone=us-west4-a --name=mm-eureka --accelerator=v5litepod-16 --spot \
+#       --project=PROJECT --zone=us-west4-a --name=mm-eureka --accelerator=v5e-64 --spot \
 #       --config.data.train=/mnt/BUCKET/train.jsonl
 # or step by step, each with --project, --zone (or $PROJECT, $ZONE) and --name:
 #   create   asks for the slice, waits for it, copies the checkout (its last commit), installs

@@ -22,27 +22,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-# JAX must hear before it is imported that it shall run on the CPU and look for no TPU or GPU; two
-# plans at once would otherwise wait for each other's lock.
-os.environ.update(
-    JAX_PLATFORMS="cpu",
-    TPU_SKIP_MDS_QUERY="1",
-    TPU_WORKER_HOSTNAMES="localhost",
-    TPU_WORKER_ID="0",
-    TPU_ACCELERATOR_TYPE="v5litepod-8",
-    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-    CUDA_VISIBLE_DEVICES="-1",
-)
-
-from rlvlm_jax import cli  # noqa: E402
-from rlvlm_jax.errors import InputError  # noqa: E402
-from rlvlm_jax.plan.topology import GIB, SOURCES, Topology, devices, parse  # noqa: E402
+from rlvlm_jax import cli
+from rlvlm_jax.errors import InputError
+from rlvlm_jax.plan.topology import GIB, SOURCES, Topology, devices, parse
 
 Report = dict[str, Any]
 
 
 def main(argv: Sequence[str]) -> int:
     """Plans a run; returns the exit status."""
+    look_for_no_device()
     given, rest = read_flags(argv)
     topology = parse(given.topology)
     if given.out and not Path(given.out).absolute().parent.is_dir():
@@ -61,6 +50,22 @@ def main(argv: Sequence[str]) -> int:
         return cli.DONE
     say(f"error: {topology.name} is too small: {report['advice']}")
     return cli.BAD_INPUT
+
+
+def look_for_no_device() -> None:
+    """Tells JAX, before it is imported, to run on the CPU and to look for no TPU or GPU.
+
+    Two plans at once would otherwise wait for each other's lock.
+    """
+    os.environ.update(
+        JAX_PLATFORMS="cpu",
+        TPU_SKIP_MDS_QUERY="1",
+        TPU_WORKER_HOSTNAMES="localhost",
+        TPU_WORKER_ID="0",
+        TPU_ACCELERATOR_TYPE="v5litepod-8",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+        CUDA_VISIBLE_DEVICES="-1",
+    )
 
 
 def read_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

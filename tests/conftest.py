@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Eight fake devices for the whole suite, and the switch for slow tests."""
 
+import gc
 import os
+from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
@@ -25,6 +27,19 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_memory_maps():
+    """Drops compiled programs before a process has as many memory maps as Linux allows it.
+
+    A program of XLA on CPU takes tens of them, and it crashes where it gets no more.
+    """
+    yield
+    limit, held = Path("/proc/sys/vm/max_map_count"), Path("/proc/self/maps")
+    if limit.exists() and 2 * held.read_bytes().count(b"\n") > int(limit.read_text()):
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -72,6 +72,7 @@ _POSITIVE = (
     "rewards.deadline_s",
     "mesh.data",
     "mesh.fsdp",
+    "mesh.sequence",
     "mesh.tensor",
     "data.max_prompt_tokens",
     "log.keep_checkpoints",
@@ -287,6 +288,7 @@ def default() -> ConfigDict:
     c.mesh = ConfigDict()
     c.mesh.data = 1  # devices per axis; at most one may be -1: all devices that are left
     c.mesh.fsdp = 1
+    c.mesh.sequence = 1  # divides the tokens of a sequence while it goes through the model
     c.mesh.tensor = 1
 
     c.hosts = ConfigDict()  # where several processes make up the run
@@ -368,7 +370,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.update.minibatch = max(config.rollout.samples, rows // min(updates, 4))
     config.update.microbatch = config.update.logprob_batch = config.update.pack_tokens = 0
     config.update.lr = max(config.update.lr, 1e-4)
-    config.mesh.data = config.mesh.fsdp = config.mesh.tensor = 1
+    for axis in config.mesh:
+        config.mesh[axis] = 1
     config.total_steps, config.seeds = 4, 1
     config.checkpoint_every = config.eval_every = 2
     config.eval.settings = ("pass@1_t0.01",)
@@ -395,6 +398,11 @@ def nearest_key(key: str) -> str:
 
 def shards(config: ConfigDict) -> int:
     """Returns over how many devices the sequences of a batch are divided; needs `resolve_mesh`."""
+    return config.mesh.data * config.mesh.fsdp * config.mesh.sequence
+
+
+def pass_shards(config: ConfigDict) -> int:
+    """Returns the same while they go through the model, their tokens over `mesh.sequence`."""
     return config.mesh.data * config.mesh.fsdp
 
 
@@ -438,7 +446,7 @@ def logprob_passes(config: ConfigDict) -> int:
     `update.logprob_batch` sequences where the samples of one prompt a device allow it.
     """
     most = config.update.logprob_batch or sequences(config)
-    per_device = config.rollout.prompts // shards(config)
+    per_device = config.rollout.prompts // pass_shards(config)
     fitting = (
         passes
         for passes in range(1, per_device + 1)
@@ -509,7 +517,8 @@ def _sign_problems(c: ConfigDict) -> Iterator[str]:
 
 def _shape_problems(c: ConfigDict) -> Iterator[str]:
     """Yields a sentence for every size that does not divide another as it must."""
-    rows, mini, micro, devices = sequences(c), c.update.minibatch, microbatch(c), shards(c)
+    rows, mini, micro = sequences(c), c.update.minibatch, microbatch(c)
+    devices, in_pass = shards(c), pass_shards(c)
     if c.mode == "sft":
         rows = mini  # one optimizer step a batch
     if rows % mini:
@@ -520,14 +529,29 @@ def _shape_problems(c: ConfigDict) -> Iterator[str]:
     if mini % micro:
         yield (
             f"config.update.microbatch={micro} does not divide config.update.minibatch={mini}; "
-            f"use one of {_divisors(mini, devices)}"
+            f"use one of {_divisors(mini, in_pass)}"
         )
-    elif micro % devices:
+    elif micro % in_pass:
         yield (
             f"a pass of {micro} sequences (config.update.microbatch, or config.update.minibatch "
             f"where that is 0) does not divide over config.mesh.data x config.mesh.fsdp = "
-            f"{devices} devices; use a multiple of {devices}"
+            f"{in_pass} devices; use a multiple of {in_pass}"
         )
+    elif c.mode == "sft" and mini % devices:
+        yield (
+            f"config.update.minibatch={mini} does not divide over config.mesh.data x "
+            f"config.mesh.fsdp x config.mesh.sequence = {devices} devices; use a multiple of "
+            f"{devices}"
+        )
+    for key, tokens in (
+        ("rollout.max_tokens", c.rollout.max_tokens),
+        ("update.pack_tokens", c.update.pack_tokens),
+    ):
+        if tokens % c.mesh.sequence:
+            yield (
+                f"config.{key}={tokens} does not divide over config.mesh.sequence="
+                f"{c.mesh.sequence}; use a multiple of it"
+            )
     if 0 < c.update.pack_tokens <= c.rollout.max_tokens:
         yield (
             f"config.update.pack_tokens={c.update.pack_tokens} has no room for a prompt and "
@@ -537,7 +561,8 @@ def _shape_problems(c: ConfigDict) -> Iterator[str]:
     if c.mode == "rl" and c.rollout.prompts % devices:
         yield (
             f"config.rollout.prompts={c.rollout.prompts} does not divide over config.mesh.data x "
-            f"config.mesh.fsdp = {devices} devices; use a multiple of {devices}"
+            f"config.mesh.fsdp x config.mesh.sequence = {devices} devices; use a multiple of "
+            f"{devices}"
         )
 
 

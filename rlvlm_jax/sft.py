@@ -56,7 +56,7 @@ def make_sft_fn(model: Any, config: ConfigDict, optimizer: Any, mesh: Any) -> An
 
         def loss_fn(params: Params, rows: Array) -> tuple[Array, dict[str, Array]]:
             piece = jax.tree.map(lambda x: x[rows], (batch, tokens, mask))
-            piece = jax.lax.with_sharding_constraint(piece, sharding.batch_sharding(mesh))
+            piece = jax.lax.with_sharding_constraint(piece, sharding.pass_sharding(mesh))
             prompts, targets, valid = piece
             lps, entropies = logprobs_fn(params, prompts, None, targets, valid)
             share = -masked.sum(lps, valid) / count

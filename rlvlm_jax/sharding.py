@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device mesh, and where each array lies on it.
 
-Three axes: `data` and `fsdp` divide the sequences of a batch, `fsdp` and `tensor` divide the
-parameters. A model states its parameters' places as (regular expression, PartitionSpec) rules;
-exactly one rule must fit each parameter. Everything else follows by GSPMD.
+Four axes. Prompts and sequences at rest are divided over `data`, `fsdp` and `sequence`; while they
+go through the model as a whole, over `data` and `fsdp`, and their tokens over `sequence`.
+Parameters are divided over `fsdp` and `tensor`. A model states their places as (regular expression,
+PartitionSpec) rules; exactly one rule must fit each parameter. Everything else follows by GSPMD.
 """
 
 import math
@@ -20,32 +21,42 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.types import Batch
 
-AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(("data", "fsdp"))  # the leading axis of prompts and of sequences
+AXES = ("data", "fsdp", "sequence", "tensor")
+BATCH = PartitionSpec(("data", "fsdp", "sequence"))  # the leading axis of prompts and sequences
+PASS = PartitionSpec(("data", "fsdp"))  # the same of a micro-batch, and streams
 Rules = Sequence[tuple[str, PartitionSpec]]
 
 
-def make_mesh(data: int, fsdp: int, tensor: int, devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns the mesh over the first data * fsdp * tensor devices.
+def make_mesh(
+    data: int,
+    fsdp: int,
+    tensor: int,
+    devices: Sequence[Any] | None = None,
+    *,
+    sequence: int = 1,
+) -> Mesh:
+    """Returns the mesh over the first data * fsdp * sequence * tensor devices.
 
     Raises:
         InputError: there are fewer devices than that.
     """
     devices = jax.devices() if devices is None else list(devices)
-    wanted = data * fsdp * tensor
+    shape = (data, fsdp, sequence, tensor)
+    wanted = math.prod(shape)
+    asked = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
     if jax.process_count() > 1 and wanted != len(devices):
         raise InputError(
-            f"config.mesh asks for data={data} x fsdp={fsdp} x tensor={tensor} = {wanted} devices, "
+            f"config.mesh asks for {asked} = {wanted} devices, "
             f"but the {jax.process_count()} processes have {len(devices)} together; use all of them"
         )
     if wanted > len(devices):
         raise InputError(
-            f"config.mesh asks for data={data} x fsdp={fsdp} x tensor={tensor} = {wanted} devices, "
+            f"config.mesh asks for {asked} = {wanted} devices, "
             f"but this program sees {len(devices)} ({devices[0].device_kind}); make their product "
             f"{len(devices)} or less"
         )
     return jax.make_mesh(
-        (data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices[:wanted]
+        shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:wanted]
     )
 
 
@@ -59,8 +70,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def pass_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of an array whose leading axis is a micro-batch, or its streams."""
+    return NamedSharding(mesh, PASS)
+
+
 def put_plan(plan: Any, mesh: Any) -> Any:
-    """Moves a `packing.Plan` onto the mesh, its streams divided like the rows of a batch."""
+    """Moves a `packing.Plan` onto the mesh, its streams divided like a micro-batch."""
     return jax.tree.map(put, plan, plan_shardings(plan, mesh))
 
 
@@ -70,7 +86,7 @@ def plan_shardings(plan: Any, mesh: Mesh) -> Any:
     def place(leaf: Any) -> NamedSharding:
         if leaf.ndim < 3:  # the counts
             return replicated(mesh)
-        return NamedSharding(mesh, PartitionSpec(*(None,) * (leaf.ndim - 2), *BATCH))
+        return NamedSharding(mesh, PartitionSpec(*(None,) * (leaf.ndim - 2), *PASS))
 
     return jax.tree.map(place, plan)
 

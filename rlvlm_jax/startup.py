@@ -230,7 +230,13 @@ def open_session(
         InputError: the devices are too few, or config.model.attention is not for them.
     """
     keep_compiled(config.compile_cache)
-    mesh = sharding.make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+    mesh = sharding.make_mesh(
+        config.mesh.data,
+        config.mesh.fsdp,
+        config.mesh.tensor,
+        devices,
+        sequence=config.mesh.sequence,
+    )
     sizes, vision = source.config, source.config.vision
     kernel = kernels.choose(
         config.model.attention,

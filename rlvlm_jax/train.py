@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from rlvlm_jax import collection, optim, packing, run, sharding, startup
 from rlvlm_jax.collection import Round
-from rlvlm_jax.config import sequences, shards
+from rlvlm_jax.config import pass_shards, sequences, shards
 from rlvlm_jax.evaluation import scheme
 from rlvlm_jax.features import make_cache
 from rlvlm_jax.sampling.logits import Policy
@@ -85,7 +85,7 @@ def make_planner(session: startup.Session) -> packing.Planner:
     config = session.config
     return packing.Planner(
         tokens=config.update.pack_tokens,
-        streams=shards(config),
+        streams=pass_shards(config),
         response_size=config.rollout.max_tokens,
         few_prompts=not session.features_frozen,
     )

@@ -21,12 +21,12 @@ import optax
 from ml_collections import ConfigDict
 
 from rlvlm_jax.algorithms import kl, losses
-from rlvlm_jax.config import microbatch, old_logprobs, sequences, shards
+from rlvlm_jax.config import microbatch, old_logprobs, pass_shards, sequences
 from rlvlm_jax.logprobs import make_logprobs_fn, make_packed_logprobs_fn
 from rlvlm_jax.optim import make_trained, merge, split
 from rlvlm_jax.packing import Plan, most_prompts
 from rlvlm_jax.sampling.logits import Policy
-from rlvlm_jax.sharding import batch_sharding
+from rlvlm_jax.sharding import BATCH, batch_sharding, pass_sharding
 from rlvlm_jax.types import Array, Batch, Params, TrainState, Trajectory
 
 Sums = dict[str, Array]  # name -> float32[], added over micro-batches
@@ -186,7 +186,7 @@ def _unit(config: ConfigDict) -> int:
 
 def _sharing(config: ConfigDict) -> int:
     """Returns how many of them share one pass over their prompt where nothing is packed."""
-    return math.gcd(_unit(config), microbatch(config) // shards(config))
+    return math.gcd(_unit(config), microbatch(config) // pass_shards(config))
 
 
 def computed_tokens(config: ConfigDict, prompts: np.ndarray, plans: Plan | None) -> int:
@@ -230,7 +230,7 @@ def encode_held(model: Any, params: Params, batch: Batch, source: Array, mesh: A
         params: of the model.
         batch: N prompts.
         source: int32[S, T], of a `packing.Plan` made with `few_prompts`.
-        mesh: the prompts are divided over its `data` and `fsdp` axes.
+        mesh: the prompts are divided over its `data`, `fsdp` and `sequence` axes.
 
     Returns:
         Image features [N, M, D], 0 for the other prompts.
@@ -239,7 +239,9 @@ def encode_held(model: Any, params: Params, batch: Batch, source: Array, mesh: A
     streams, tokens = source.shape
     prompt = jnp.where(source < 0, prompts, source // size)  # a response's is beyond the last too
     held = jnp.zeros(prompts, bool).at[prompt].set(True, mode="drop")
-    most = min(prompts, streams * most_prompts(tokens, size))
+    devices = math.prod(mesh.shape[axis] for axis in BATCH[0])
+    most = streams * most_prompts(tokens, size)
+    most = min(prompts, -(-most // devices) * devices)
     (places,) = jnp.nonzero(held, size=most, fill_value=prompts)
     some = jax.tree.map(lambda x: jnp.take(x, places, axis=0, mode="clip"), batch)
     some = jax.lax.with_sharding_constraint(some, batch_sharding(mesh))
@@ -289,7 +291,7 @@ def make_update_fn(
 
             def piece_loss(params: Params, piece_rows: Array) -> tuple[Array, Sums]:
                 piece = select(trajectory, piece_rows, sharing, group_size)
-                piece = jax.lax.with_sharding_constraint(piece, batch_sharding(mesh))
+                piece = jax.lax.with_sharding_constraint(piece, pass_sharding(mesh))
                 counts = whole
                 if a.aggregate == "microbatch":
                     counts = (losses.denominator(piece.mask) * (mini / micro), whole[1])
@@ -300,7 +302,7 @@ def make_update_fn(
                 return share, sums
 
             def stream_loss(params: Params, streams: tuple[Array, Array]) -> tuple[Array, Sums]:
-                streams = jax.lax.with_sharding_constraint(streams, batch_sharding(mesh))
+                streams = jax.lax.with_sharding_constraint(streams, pass_sharding(mesh))
                 piece = trajectory
                 if piece.features is None:
                     found = encode_held(model, params, piece.batch, streams[0], mesh)

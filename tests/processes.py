@@ -2,7 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several processes of one run on this machine, connected as on several hosts.
 
-    python -m tests.processes --kills=20 --workdir=DIR
+    python -m tests.processes same --workdir=DIR
+
+runs ten steps on 1 process of 1 device and on 2 x 4, 1 x 8 and 4 x 2, and goes on from what 2 x 4
+has saved on 1 x 2 and on 4 x 2; all records must be the same.
+
+    python -m tests.processes kill --kills=20 --workdir=DIR
 
 kills one of two processes that many times in a row, at random times in some step, starts both again
 each time, and compares what is left with a run that nothing interrupted.
@@ -20,10 +25,13 @@ import time
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from rlvlm_jax import checkpoint
 from tests.run_cases import arguments, read_lines, write_problems
 
 ROOT = Path(__file__).parents[1]
+LOSSES, OTHERS = 1e-5, 1e-4  # how close numbers must be, absolutely or relatively
 OF_THE_CLOCK = ("time/", "goodput/", "throughput/", "memory/", "compile/", "wall_s")
 
 
@@ -157,29 +165,109 @@ def kill_repeatedly(kills, workdir, data, compiled, seed=0, steps=10):
     return story
 
 
+def assert_same_run(found, expected):
+    """Metrics close to each other, responses token for token, each line once.
+
+    Returns:
+        The largest absolute difference of a loss.
+    """
+    (lines, files), (lines2, files2), largest = found, expected, 0.0
+    assert [(a["phase"], a["step"]) for a in lines] == [(a["phase"], a["step"]) for a in lines2]
+    for ours, theirs in zip(lines, lines2, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            if name == "update/useful_token_fraction":  # more devices share fewer prompts
+                continue
+            if isinstance(value, float):
+                close = LOSSES if name.endswith("loss") else OTHERS
+                assert value == pytest.approx(theirs[name], abs=close, rel=close), name
+                if name.endswith("loss"):
+                    largest = max(largest, abs(value - theirs[name]))
+            else:
+                assert value == theirs[name], name
+    assert files.keys() == files2.keys()
+    for name in files:
+        for ours, theirs in zip(files[name], files2[name], strict=True):
+            for key in ours.keys() - {"logprob_gap", "logprobs", "advantages"}:
+                assert ours[key] == theirs[key], (name, key)
+    return largest
+
+
+def until(found, step):
+    """What `records` gives of the first steps of a run."""
+    lines, files = found
+    return (
+        [line for line in lines if line["step"] <= step],
+        {name: rows for name, rows in files.items() if int(Path(name).stem) <= step},
+    )
+
+
 def say(line):
     sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def same(workdir, data):
+    """Runs on every shape and compares; the larger step counts are those of the resumed runs."""
+    shapes = {
+        "1x1": {},
+        "2x4": {"mesh__data": 2, "mesh__fsdp": 4},
+        "1x8": {"mesh__fsdp": 8},
+        "4x2": {"mesh__data": 2, "mesh__fsdp": 2, "mesh__sequence": 2},
+        "2x4, two steps": {"mesh__data": 2, "mesh__fsdp": 4, "total_steps": 2},
+        "2x4, then 1x2": {"mesh__fsdp": 2, "total_steps": 4},
+        "2x4, then 4x2": {"mesh__data": 4, "mesh__tensor": 2, "total_steps": 4},
+    }
+    for name, keys in shapes.items():
+        run = workdir / name.replace(", ", "-").replace(" ", "-")
+        if "then" in name:
+            shutil.copytree(workdir / "2x4-two-steps", run)
+        processes, devices = map(int, name.split()[-1 if "then" in name else 0][:3].split("x"))
+        begin = time.monotonic()
+        argv = arguments(run, **settings(data, **keys))
+        assert finish(start(processes, devices, argv, run.with_suffix(".log")), 1800) == (
+            [0] * processes
+        ), name
+        seconds = time.monotonic() - begin
+        if name == "1x1":
+            expected = records(run)
+        if "two" in name:
+            continue
+        largest = assert_same_run(records(run), until(expected, keys.get("total_steps", 10)))
+        count = sum(map(len, records(run)[1].values()))
+        say(
+            f"{name}: {count} responses the same token for token, largest difference of a loss "
+            f"{largest:.1e}, {seconds:.0f} s"
+        )
+    return 0
+
+
+def kill(workdir, data, kills, steps):
+    """Kills and compares."""
+    compiled = str(workdir / "compiled")
+    plain, killed = workdir / "plain", workdir / "killed"
+    keys = {"total_steps": steps, "eval_every": 0, "checkpoint_every": 1}
+    argv = arguments(plain, **settings(data, mesh__fsdp=2, compile_cache=compiled, **keys))
+    assert finish(start(2, 1, argv)) == [0, 0]
+    for one in kill_repeatedly(kills, killed, data, compiled, steps=steps):
+        say("process {} killed behind step {}; the other left with {} after {} s".format(*one))
+    alike = records(plain) == records(killed)
+    say(f"{kills} kills in {steps} steps; all records the same: {alike}")
+    return 0 if alike else 1
 
 
 def main():
     parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=("same", "kill"))
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--workdir", type=Path, required=True)
     given = parser.parse_args()
     shutil.rmtree(given.workdir, ignore_errors=True)
     data = write_problems(given.workdir / "data", count=24)
-    compiled = str(given.workdir / "compiled")
-    plain = given.workdir / "plain"
-    keys = {"total_steps": given.steps, "eval_every": 0, "checkpoint_every": 1}
-    argv = arguments(plain, **settings(data, mesh__fsdp=2, compile_cache=compiled, **keys))
-    assert finish(start(2, 1, argv)) == [0, 0]
-    killed = given.workdir / "killed"
-    for one in kill_repeatedly(given.kills, killed, data, compiled, steps=given.steps):
-        say("process {} killed behind step {}; the other left with {} after {} s".format(*one))
-    same = records(plain) == records(killed)
-    say(f"{given.kills} kills in {given.steps} steps; all records the same: {same}")
-    return 0 if same else 1
+    if given.what == "same":
+        return same(given.workdir, data)
+    return kill(given.workdir, data, given.kills, given.steps)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,10 @@
 """Several processes: finding each other, the same run on any of them, leaving together."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +16,7 @@ from rlvlm_jax import checkpoint, config, distributed
 from rlvlm_jax.errors import InputError
 from tests.processes import (
     ROOT,
+    assert_same_run,
     finish,
     free_port,
     kill_repeatedly,
@@ -266,8 +265,7 @@ def test_a_failure_of_one_process_ends_both():
 
 
 # ---- whole runs ------------------------------------------------------------------------------
-
-LOSSES, OTHERS = 1e-5, 1e-4  # how close numbers must be, absolutely or relatively
+# On more shapes, with more steps and kills: `python -m tests.processes`.
 
 
 @pytest.fixture(scope="module")
@@ -275,115 +273,45 @@ def data(tmp_path_factory):
     return write_problems(tmp_path_factory.mktemp("data"), count=24)
 
 
-@pytest.fixture(scope="module")
-def on_one_device(tmp_path_factory, data):
-    workdir = tmp_path_factory.mktemp("one") / "run"
-    assert finish(start(1, 1, arguments(workdir, **settings(data)))) == [0]
-    return records(workdir)
-
-
-@pytest.fixture(scope="module")
-def begun(tmp_path_factory, data):
-    """Two steps on two processes of four devices."""
-    workdir = tmp_path_factory.mktemp("begun") / "run"
-    keys = {"mesh__data": 2, "mesh__fsdp": 4, "total_steps": 2}
-    assert finish(start(2, 4, arguments(workdir, **settings(data, **keys)))) == [0, 0]
-    return workdir
-
-
-def step_of(file):
-    return int(Path(file).name.split(".")[0])
-
-
-def assert_same_run(found, expected):
-    """Metrics close to each other, responses token for token, each line once."""
-    (lines, files), (lines2, files2) = found, expected
-    assert [(a["phase"], a["step"]) for a in lines] == [(a["phase"], a["step"]) for a in lines2]
-    for ours, theirs in zip(lines, lines2, strict=True):
-        assert ours.keys() == theirs.keys()
-        for name, value in ours.items():
-            if name == "update/useful_token_fraction":  # more devices share fewer prompts
-                continue
-            if isinstance(value, float):
-                close = LOSSES if name.endswith("loss") else OTHERS
-                assert value == pytest.approx(theirs[name], abs=close, rel=close), name
-            else:
-                assert value == theirs[name], name
-    assert files.keys() == files2.keys()
-    for name in files:
-        for ours, theirs in zip(files[name], files2[name], strict=True):
-            for key in ours.keys() - {"logprob_gap", "logprobs", "advantages"}:
-                assert ours[key] == theirs[key], (name, key)
+@pytest.mark.slow
+def test_a_run_is_the_same_on_any_number_of_processes_and_goes_on_on_another(tmp_path, data):
+    one, several = tmp_path / "one", tmp_path / "several"
+    keys = {"total_steps": 3, "eval_every": 3}
+    assert finish(start(1, 1, arguments(one, **settings(data, **keys)))) == [0]
+    divided = {"mesh__fsdp": 2, "mesh__sequence": 2} | keys | {"total_steps": 2}
+    argv = arguments(several, **settings(data, **divided))
+    assert finish(start(2, 2, argv, tmp_path / "log")) == [0, 0]
+    argv = arguments(several, **settings(data, mesh__tensor=2, **keys))
+    assert finish(start(1, 2, argv)) == [0]
+    assert_same_run(records(several), records(one))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("processes", "devices", "mesh"),
-    [
-        (2, 4, {"mesh__data": 2, "mesh__fsdp": 4}),
-        (1, 8, {"mesh__fsdp": 8}),
-        (4, 2, {"mesh__data": 8}),
-    ],
-)
-def test_a_run_is_the_same_on_any(tmp_path, data, on_one_device, processes, devices, mesh):
-    argv = arguments(tmp_path / "run", **settings(data, **mesh))
-    log = tmp_path / "log"
-    assert finish(start(processes, devices, argv, log)) == [0] * processes, log
-    assert_same_run(records(tmp_path / "run"), on_one_device)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("processes", "devices", "mesh"),
-    [(1, 2, {"mesh__fsdp": 2}), (4, 2, {"mesh__data": 4, "mesh__tensor": 2})],
-)
-def test_a_run_goes_on_on_other(tmp_path, data, begun, on_one_device, processes, devices, mesh):
-    shutil.copytree(begun, tmp_path / "run")
-    argv = arguments(tmp_path / "run", **settings(data, **mesh, total_steps=4))
-    assert finish(start(processes, devices, argv)) == [0] * processes
-    lines, files = on_one_device
-    assert_same_run(
-        records(tmp_path / "run"),
-        (
-            [line for line in lines if line["step"] <= 4],
-            {name: rows for name, rows in files.items() if step_of(name) <= 4},
-        ),
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("asked", [0, 1])
-def test_a_signal_to_one_process_stops_all(tmp_path, data, compiled, asked):
+def test_a_signal_to_one_process_stops_all(tmp_path, data, compiled):
     workdir = tmp_path / "run"
     keys = {"mesh__fsdp": 2, "compile_cache": compiled, "eval_every": 0, "checkpoint_every": 0}
-    argv = arguments(workdir, **settings(data, **keys, total_steps=60))
+    argv = arguments(workdir, **settings(data, **keys, total_steps=60, hosts__deadline_s=0.5))
     processes = start(2, 1, argv, tmp_path / "log")
     wait_for((workdir / "rollouts" / "2.jsonl").exists, processes)
-    processes[asked].send_signal(signal.SIGTERM)
+    processes[1].send_signal(signal.SIGTERM)
     assert finish(processes) == [75, 75]
     reached = checkpoint.latest_step(workdir / "checkpoints")
     lines = read_lines(workdir / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, reached + 1))
     for number in range(2):
-        assert "run the same command again" in (tmp_path / f"log.{number}").read_text()
-
-
-@pytest.mark.slow
-def test_killed_processes_lose_no_step(tmp_path, data, compiled):
-    whole = tmp_path / "whole"
-    keys = {"mesh__fsdp": 2, "compile_cache": compiled, "eval_every": 0, "checkpoint_every": 1}
-    assert finish(start(2, 1, arguments(whole, **settings(data, **keys)))) == [0, 0]
-    story = kill_repeatedly(3, tmp_path / "run", data, compiled)
-    assert all(status in (0, 1) and seconds < 60 for *_, status, seconds in story), story
-    assert records(tmp_path / "run") == records(whole)
-
-
-@pytest.mark.slow
-def test_a_step_that_hangs_says_where(tmp_path, data, compiled):
-    keys = {"hosts__deadline_s": 0.5, "total_steps": 2, "eval_every": 0, "compile_cache": compiled}
-    argv = arguments(tmp_path / "run", **settings(data, mesh__fsdp=2, **keys))
-    assert finish(start(2, 1, argv, tmp_path / "log")) == [0, 0]
-    for number in range(2):  # the first step of a start takes longer than that
         said = (tmp_path / f"log.{number}").read_text()
+        assert "run the same command again" in said
+        # The first step of a start takes longer than its deadline, and says where it is.
         assert "Timeout (0:00:00.500000)!" in said
         assert "rlvlm_jax/train.py" in said
+
+
+@pytest.mark.slow
+def test_a_killed_process_loses_no_step(tmp_path, data, compiled):
+    whole = tmp_path / "whole"
+    keys = {"mesh__fsdp": 2, "compile_cache": compiled, "eval_every": 0, "checkpoint_every": 1}
+    argv = arguments(whole, **settings(data, **keys, total_steps=6))
+    assert finish(start(2, 1, argv)) == [0, 0]
+    story = kill_repeatedly(1, tmp_path / "run", data, compiled, steps=6)
+    assert all(status in (0, 1) and seconds < 60 for *_, status, seconds in story), story
+    assert records(tmp_path / "run") == records(whole)

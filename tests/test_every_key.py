@@ -787,6 +787,7 @@ CASES = {
     # devices
     "mesh.data": [case(1, 2, places), case(1, 2, update)],
     "mesh.fsdp": [case(1, 2, places)],
+    "mesh.sequence": [case(1, 2, places), case(1, 2, update)],
     "mesh.tensor": [case(1, 2, places)],
     "hosts.heartbeat_s": [case(30.0, 20.0, connection)],
     "hosts.start_s": [case(300.0, 20.0, connection)],

@@ -33,7 +33,7 @@ def shapes(**leaves):
 
 def test_the_mesh_takes_the_first_devices_it_needs():
     mesh = sharding.make_mesh(1, 2, 3)
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 3}
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "sequence": 1, "tensor": 3}
     assert set(mesh.devices.flat) == set(jax.devices()[:6])
 
 
@@ -45,8 +45,16 @@ def test_the_mesh_keeps_to_the_devices_it_is_given():
 @pytest.mark.parametrize(
     ("axes", "devices", "message"),
     [
-        ((3, 3, 1), None, r"data=3 x fsdp=3 x tensor=1 = 9 devices, but this program sees 8"),
-        ((1, 1, 2), 1, r"data=1 x fsdp=1 x tensor=2 = 2 devices, but this program sees 1"),
+        (
+            (3, 3, 1),
+            None,
+            r"data=3 x fsdp=3 x sequence=1 x tensor=1 = 9 devices, but this program sees 8",
+        ),
+        (
+            (1, 1, 2),
+            1,
+            r"data=1 x fsdp=1 x sequence=1 x tensor=2 = 2 devices, but this program sees 1",
+        ),
     ],
 )
 def test_too_few_devices_are_named(axes, devices, message):

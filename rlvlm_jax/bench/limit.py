@@ -18,7 +18,7 @@ import numpy as np
 
 from rlvlm_jax import optim
 from rlvlm_jax.bench.work import Workload, grids
-from rlvlm_jax.config import logprob_passes, microbatch, old_logprobs, sequences, shards
+from rlvlm_jax.config import logprob_passes, microbatch, old_logprobs, pass_shards, sequences
 from rlvlm_jax.models import flops
 from rlvlm_jax.models.flops import Work
 from rlvlm_jax.sampling.sampler import block_sizes
@@ -95,7 +95,7 @@ def counted(work: Workload) -> dict[str, dict[str, Work]]:
     one_pass = one_pass._replace(bytes=one_pass.bytes * parts)
     passes = needs_reference(c) + (old_logprobs(c) == "trainer")
     # Samples of a prompt that fall into one micro-batch share its pass; see `make_update_fn`.
-    sharing = np.gcd(np.gcd(samples, c.update.minibatch), micro // shards(c))
+    sharing = np.gcd(np.gcd(samples, c.update.minibatch), micro // pass_shards(c))
     forward = flops.forward(model, prompts, samples, length, steps, size, samples / sharing)
     gradient = flops.gradient(
         model, forward, rows * steps, rows // micro, c.model.remat == "full", size

@@ -62,7 +62,7 @@ class Model:
         next_logits: (weights of `decoder`, hidden [B, D]) -> float32[B, V].
         spread: params -> params for many calls of `logits`, the output layer divided as the logits.
         logits: (params, hidden [..., M, D]) -> float32[..., M, V].
-        param_rules: (regex, PartitionSpec) pairs for mesh axes "data", "fsdp", "tensor"; each
+        param_rules: (regex, PartitionSpec) pairs for mesh axes "fsdp" and "tensor"; each
             parameter path matches one.
         part: path of a parameter -> "vit", "connector", "llm" or "head" (the output layer where it
             is not the embedding's), the parts that can be frozen.
@@ -120,7 +120,9 @@ def build(
         raise InputError(f"rollout.cache={cache!r} is not one of {', '.join(kv_cache.KINDS)}")
 
     vision = VisionTower(config.vision, jnp.dtype(dtype), remat, attention, places)
-    language = LanguageModel(config, jnp.dtype(dtype), remat, attention, places)
+    language = LanguageModel(
+        config, jnp.dtype(dtype), remat, attention._replace(by_tokens=True), places
+    )
 
     def init(key):
         vision_key, language_key = jax.random.split(key)

@@ -72,7 +72,8 @@ def attend(
     By the plain kernel, keys and values are never repeated, neither over the heads nor over the
     group; for the others, shared keys are copied for each of the G sequences. Where the scores of a
     sequence would exceed `max_scores`, queries go through in blocks that are recomputed in the
-    backward pass; the result is the same.
+    backward pass; the result is the same. A block is every so manieth query, so that devices that
+    have a run of the queries each have their share of every block.
 
     Args:
         q: [N, G, Q, H, E], any float dtype; query head h uses key head h // (H / K).
@@ -103,7 +104,7 @@ def attend(
         joined = _joined(keys, q.shape[1])
         run_block = partial(_attend_by_kernel, keys=joined, kernel=kernel, causal=causal)
         held = {"xla": held, "cudnn": held // heads, "splash": 0}[kernel.name]
-    block = max(1, max_scores // held) if held else length
+    block = max(1, max_scores * kernel.query_parts // held) if held else length
     if length <= block:
         return run_block(q, ids)
 
@@ -112,8 +113,8 @@ def attend(
 
     def split(x, axis):
         widths = [(0, blocks * block - length if a == axis else 0) for a in range(x.ndim)]
-        shape = (*x.shape[:axis], blocks, block, *x.shape[axis + 1 :])
-        return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0)
+        shape = (*x.shape[:axis], block, blocks, *x.shape[axis + 1 :])
+        return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis + 1, 0)
 
     def attend_block(block_of):
         return run_block(block_of[0], Ids(*block_of[1:]))
@@ -122,7 +123,7 @@ def attend(
         jax.checkpoint(attend_block, prevent_cse=False),
         (split(q, 2), *(x if x is None else split(x, x.ndim - 1) for x in ids)),
     )
-    out = jnp.moveaxis(out, 0, 2)
+    out = jnp.moveaxis(out, 0, 3)
     return out.reshape(*q.shape[:2], blocks * block, *q.shape[3:])[:, :, :length]
 
 

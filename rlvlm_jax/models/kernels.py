@@ -20,13 +20,14 @@ tracing. The functions here know arrays only: who sees whom is decided in `atten
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlvlm_jax.errors import InputError
@@ -44,14 +45,22 @@ class Kernel(NamedTuple):
     Attributes:
         name: one of `KERNELS`.
         mesh: where the program runs, None for one device. Over several devices `cudnn` and `splash`
-            run on each device's share: sequences over `data` and `fsdp`, heads over `tensor`.
+            run on each device's share: heads over `tensor`, sequences as `by_tokens` says.
+        by_tokens: whether sequences are divided over `data` and `fsdp` and the queries of each over
+            `sequence`, and not sequences over all three.
         interpret: whether splash runs step by step as its definition says, on any device: for
             tests, very slow.
     """
 
     name: str = "plain"
     mesh: Mesh | None = None
+    by_tokens: bool = False
     interpret: bool = False
+
+    @property
+    def query_parts(self) -> int:
+        """Devices over which the queries of a sequence are divided."""
+        return self.mesh.shape["sequence"] if self.mesh and self.by_tokens else 1
 
 
 PLAIN = Kernel()
@@ -101,7 +110,7 @@ def choose(
         )
     elif problem := why_not(name, **about):
         raise InputError(f"config.model.attention={attention!r} {problem}; use 'auto' or 'plain'")
-    return Kernel(name, mesh if mesh.size > 1 else None, interpret)
+    return Kernel(name, mesh if mesh.size > 1 else None, interpret=interpret)
 
 
 def why_not(
@@ -151,13 +160,14 @@ def dot_product(kernel: Kernel, q: Array, k: Array, v: Array, mask: Array) -> Ar
     if kernel.name == "xla":  # GSPMD divides it by itself
         return attend(q, k, v, mask=mask[:, None])
     queries = q.shape[1]
-    q, k, v = (_pad(x, 2, 1) for x in (q, k, v))
-    mask = _pad(_pad(mask, 2, 1), 2, 2)
+    even = 2 * kernel.query_parts
+    q, k, v = _pad(q, even, 1), _pad(k, 2, 1), _pad(v, 2, 1)
+    mask = _pad(_pad(mask, even, 1), 2, 2)
 
-    def by_mask(q, k, v, mask):
+    def by_mask(q, mask, k, v):
         return attend(q, k, v, mask=mask[:, None])
 
-    return _on_mesh(by_mask, kernel.mesh, q, k, v, mask)[:, :queries]
+    return _on_mesh(kernel, by_mask, (q, mask), (k, v))[:, :queries]
 
 
 def splash(
@@ -191,14 +201,14 @@ def splash(
 
     queries, keys, kv_heads = q.shape[1], k.shape[1], k.shape[2]
     q = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)
-    q, k, v, query_segment, key_segment = (
-        _pad(x, LANES, 1) for x in (q, k, v, query_segment, key_segment)
-    )
+    q, query_segment = (_pad(x, LANES * kernel.query_parts, 1) for x in (q, query_segment))
+    k, v, key_segment = (_pad(x, LANES, 1) for x in (k, v, key_segment))
     heads = q.shape[2] // kv_heads
     offset = keys - queries if causal else None
-    by_sequence = _splash_kernel(q.shape[1], k.shape[1], heads, offset, kernel.interpret)
+    sizes = q.shape[1], k.shape[1], heads, kernel.query_parts
+    by_sequence = _splash_kernel(*sizes, offset, kernel.interpret)
 
-    def run(q, k, v, query_segment, key_segment):
+    def run(q, query_segment, k, v, key_segment, by_sequence):
         b, length, _, size = q.shape
         q = q.reshape(b, length, -1, heads, size).transpose(0, 2, 3, 1, 4)  # [B, K, h, Q, E]
         k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))  # [B, K, S, E]
@@ -207,12 +217,21 @@ def splash(
         out = jax.vmap(of_key_heads)(q, k, v, segments)
         return out.transpose(0, 3, 1, 2, 4).reshape(b, length, -1, size)
 
-    return _on_mesh(run, kernel.mesh, q, k, v, query_segment, key_segment)[:, :queries]
+    of_kernel = jax.tree.map(lambda _: P(), by_sequence)
+    if kernel.query_parts > 1:
+        place = NamedSharding(kernel.mesh, P(None, "sequence"))
+        of_kernel = by_sequence.manual_sharding_spec(place)
+    divided = _on_mesh(
+        kernel, run, (q, query_segment), (k, v, key_segment), (by_sequence, of_kernel)
+    )
+    return divided[:, :queries]
 
 
 @functools.cache
-def _splash_kernel(queries, keys, heads, offset, interpret):
+def _splash_kernel(queries, keys, heads, parts, offset, interpret):
     """The kernel for `heads` query heads on one key head; offset None where it is not causal.
+
+    `parts` devices have an equal run of the queries each.
 
     Kept, since finding the blocks that causality leaves takes time, and as NumPy arrays, so that
     it belongs to no trace.
@@ -223,7 +242,7 @@ def _splash_kernel(queries, keys, heads, offset, interpret):
         mask = splash_attention.FullMask((queries, keys))
     else:
         mask = splash_attention.CausalMask((queries, keys), offset=offset)
-    block_q, block_kv = _block(queries), _block(keys)
+    block_q, block_kv = _block(queries // parts), _block(keys)
     sizes = splash_attention.BlockSizes(
         block_q=block_q,
         block_kv=block_kv,
@@ -233,8 +252,12 @@ def _splash_kernel(queries, keys, heads, offset, interpret):
         block_kv_dq=block_kv,
     )
     with jax.core.eval_context():  # outside of whatever is being traced
-        made = splash_attention.make_splash_mqa_single_device(
-            splash_attention.MultiHeadMask([mask] * heads), block_sizes=sizes, interpret=interpret
+        made = splash_attention.make_splash_mqa(
+            splash_attention.MultiHeadMask([mask] * heads),
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=parts,
+            interpret=interpret,
         )
         return jax.tree.map(np.asarray, made)
 
@@ -250,25 +273,44 @@ def _pad(x, multiple, axis):
     return jnp.pad(x, [(0, short if a == axis else 0) for a in range(x.ndim)]) if short else x
 
 
-def _on_mesh(run: Callable, mesh: Mesh | None, q: Array, k: Array, v: Array, *rest: Any) -> Array:
-    """Calls run(q, k, v, *rest) on each device's share of sequences and heads.
+def _on_mesh(
+    kernel: Kernel,
+    run: Callable,
+    of_queries: tuple[Array, ...],
+    of_keys: tuple[Array, ...],
+    *rest: tuple[Any, Any],
+) -> Array:
+    """Calls run(*of_queries, *of_keys, *rest) on each device's share; see `Kernel`.
 
-    The compiler cannot divide a kernel that it knows nothing of. Where the sequences do not divide
-    over `data` and `fsdp`, or the key heads over `tensor`, each device computes all of them.
+    The compiler cannot divide a kernel that it knows nothing of. Where the sequences, the queries
+    or the key heads do not divide over their axes, each device computes all of them.
+
+    Args:
+        kernel: whose mesh and division it is.
+        run: returns an array like the first of `of_queries`.
+        of_queries: [B, Q, H, E], and [B, Q, ...] without heads.
+        of_keys: [B, S, K, E], and [B, S, ...] without heads.
+        rest: (what else it takes, its PartitionSpecs).
     """
+    mesh = kernel.mesh
+    others = [other for other, _ in rest]
     if mesh is None:
-        return run(q, k, v, *rest)
-    rows = heads = None
-    if q.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
-        rows = ("data", "fsdp")
-    if k.shape[2] % mesh.shape["tensor"] == 0:
-        heads = "tensor"
-    by_head, by_row = P(rows, None, heads, None), P(rows)
+        return run(*of_queries, *of_keys, *others)
+    q, k = of_queries[0], of_keys[0]
+    rows = ("data", "fsdp") if kernel.by_tokens else ("data", "fsdp", "sequence")
+    if q.shape[0] % math.prod(mesh.shape[axis] for axis in rows):
+        rows = None
+    heads = "tensor" if k.shape[2] % mesh.shape["tensor"] == 0 else None
+    tokens = "sequence" if kernel.query_parts > 1 else None
+
+    def specs(arrays: tuple[Array, ...], tokens: str | None) -> list[P]:
+        return [P(rows, tokens, *[heads] * (x.ndim == 4)) for x in arrays]
+
     divided = jax.shard_map(
         run,
         mesh=mesh,
-        in_specs=(by_head,) * 3 + (by_row,) * len(rest),
-        out_specs=by_head,
+        in_specs=(*specs(of_queries, tokens), *specs(of_keys, None), *[spec for _, spec in rest]),
+        out_specs=P(rows, tokens, heads),
         check_vma=False,
     )
-    return divided(q, k, v, *rest)
+    return divided(*of_queries, *of_keys, *others)

@@ -6,14 +6,17 @@
 or the whole output layer once for every chunk of logits, where gathering one layer's weights or
 exchanging a few rows would do. So the places that matter are stated:
 
-* Full sequences: a layer's weights are gathered over `fsdp` in the compute type just before they
-  are used, one layer at a time, and their gradients are scattered again at once.
-* Logits: the vocabulary is divided over `fsdp` and `tensor`, and each device sees the hidden states
-  of all rows of the chunk. Neither the output layer nor its gradient is whole anywhere.
+* Full sequences: rows are divided over `data` and `fsdp`, the tokens of each over `sequence`; keys
+  and values are gathered over `sequence`, so that each device attends for its own tokens.
+* A layer's weights are gathered over `fsdp` in the compute type just before full sequences use
+  them, one layer at a time, and their gradients are scattered again at once.
+* Logits: the vocabulary is divided over `fsdp`, `sequence` and `tensor`, and each device sees the
+  hidden states of all rows of the chunk. Neither the output layer nor its gradient is whole
+  anywhere.
 * Decoding, `config.rollout.layout`: "train" leaves weights as they lie, so that all are gathered
-  for every token; "replicated" has them whole on each device; "tensor" divides each over `fsdp` and
-  `tensor` along heads, MLP width or vocabulary, and moves the rows of one token instead, while
-  attention and the cache stay divided by rows.
+  for every token; "replicated" has them whole on each device; "tensor" divides each over `fsdp`,
+  `sequence` and `tensor` along heads, MLP width or vocabulary, and moves the rows of one token
+  instead, while attention and the cache stay divided by rows.
 
 Without a mesh every function here returns what it is given.
 """
@@ -32,7 +35,11 @@ from rlvlm_jax.types import Array, Params
 
 LAYOUTS = ("auto", "train", "tensor", "replicated")
 MAX_REPLICATED = 2**30  # bytes of weights up to which "auto" has them whole on every device
-ROWS = ("data", "fsdp")
+ROWS = ("data", "fsdp", "sequence")  # of sequences at rest, and in decoding
+PASS_ROWS = ("data", "fsdp")  # of full sequences that go through the model
+# Of decoding's weights, and of logits: the largest parts are those that tensor parallelism makes of
+# the weights at rest, so that the way between the two is one exchange within each.
+WEIGHTS = ("tensor", "fsdp", "sequence")
 FREE = PartitionSpec.UNCONSTRAINED
 
 
@@ -43,11 +50,19 @@ class Places(NamedTuple):
     layout: str = "train"  # "train", "tensor" or "replicated"
 
     def rows(self, x: Array) -> Array:
-        """Divides the leading axis, prompts or sequences, over `data` and `fsdp`."""
+        """Divides the leading axis, prompts or sequences, as it is at rest."""
         return self._lay(x, ROWS, *[FREE] * (x.ndim - 1)) if self._divides(x, 0, ROWS) else x
 
+    def tokens(self, x: Array) -> Array:
+        """Divides hidden states [N, G, T, D] of full sequences by rows and by tokens."""
+        return self._pass(x, 2, "sequence" if self._divides(x, 2, ("sequence",)) else None)
+
+    def whole(self, x: Array, axis: int) -> Array:
+        """Brings the tokens of full sequences [N, ...], which are that axis of it, together."""
+        return self._pass(x, axis, None)
+
     def everywhere(self, x: Array) -> Array:
-        """Repeats rows over `fsdp` and `tensor`, where decoding's weights are divided."""
+        """Repeats rows wherever decoding's weights are divided."""
         if self.layout != "tensor" or not self._divides(x, 0, ("data",)):
             return x
         return self._lay(x, "data", *[None] * (x.ndim - 1))
@@ -80,7 +95,12 @@ class Places(NamedTuple):
 
     def table(self, weight: Array) -> Array:
         """Divides an output layer [V, D] by vocabulary."""
-        return weight if self.mesh is None else self._lay(weight, self._axes(weight.shape[0]), None)
+        if self.mesh is None:
+            return weight
+        axes = self._axes(weight.shape[0])
+        if axes == WEIGHTS:  # in two steps, of which the compiler knows each, there and back
+            weight = self._lay(weight, WEIGHTS[:2], None)
+        return self._lay(weight, axes, None)
 
     def decoding(self, weight: Array, rule: PartitionSpec) -> Array:
         """Lays a weight of the decoder as `layout` says.
@@ -128,8 +148,8 @@ class Places(NamedTuple):
         return lambda params: jax.tree_util.tree_map_with_path(place, params)
 
     def _axes(self, size: int) -> tuple[str, ...] | None:
-        """The most of `fsdp` and `tensor` that divide an axis."""
-        for axes in (("fsdp", "tensor"), ("fsdp",), ("tensor",)):
+        """The most of `WEIGHTS` that divide an axis."""
+        for axes in (WEIGHTS, WEIGHTS[:2], ("fsdp",), ("tensor",)):
             if size % math.prod(self.mesh.shape[axis] for axis in axes) == 0:
                 return axes
         return None
@@ -138,6 +158,15 @@ class Places(NamedTuple):
         if self.mesh is None:
             return False
         return x.shape[axis] % math.prod(self.mesh.shape[name] for name in axes) == 0
+
+    def _pass(self, x: Array, axis: int, name: str | None) -> Array:
+        """Divides rows, and tokens over `name`; nothing is stated where no tokens are divided."""
+        if self.mesh is None or self.mesh.shape["sequence"] == 1:
+            return x
+        spec = [FREE] * x.ndim
+        spec[0] = PASS_ROWS if self._divides(x, 0, PASS_ROWS) else FREE
+        spec[axis] = name
+        return self._lay(x, *spec)
 
     def _lay(self, x: Array, *spec: Any) -> Array:
         place = NamedSharding(self.mesh, PartitionSpec(*spec))

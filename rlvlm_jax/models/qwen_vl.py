@@ -95,7 +95,7 @@ class Block(nn.Module):
     config: QwenVLConfig
     dtype: Any
     kernel: Kernel = PLAIN  # of `__call__`; decoding is plain
-    places: Places = Places()  # of decoding
+    places: Places = Places()
 
     def setup(self) -> None:
         """Declares the two norms, attention and MLP, which the streams share."""
@@ -115,15 +115,15 @@ class Block(nn.Module):
         Returns:
             (streams, the prompt's (k, v), each [N, P, K, E], where it runs alone, else None).
         """
-        prompt, response = streams
-        q, k, v = self.attn.project(self.norm1(prompt), context.prompt_rotary)
+        prompt, response = (x if x is None else self.places.tokens(x) for x in streams)
+        q, k, v = self._project(prompt, context.prompt_rotary)
         of_prompt = Keys(k[:, 0], v[:, 0], context.prompt)
         seen = attend(q, context.prompt, [of_prompt], kernel=self.kernel)
         prompt = self.finish(prompt, seen)
         if response is None:
             return (prompt, None), (k[:, 0], v[:, 0])
 
-        q, k, v = self.attn.project(self.norm1(response), context.response_rotary)
+        q, k, v = self._project(response, context.response_rotary)
         keys = [of_prompt, Keys(k, v, context.response)]
         seen = attend(q, context.response, keys, kernel=self.kernel)
         response = self.finish(response, seen)
@@ -171,6 +171,11 @@ class Block(nn.Module):
         alone = cache.stored(k, v, kept[-1].k.x.dtype.name, "")
         runs = self._runs((*kept, alone), [*ids, own])
         return self._finish_rows(x, attend_by_head(q, own, runs)), (k, v)
+
+    def _project(self, x, rotary):
+        """Queries of each device's tokens, keys and values of all."""
+        q, k, v = self.attn.project(self.norm1(x), rotary)
+        return q, self.places.whole(k, 2), self.places.whole(v, 2)
 
     def _project_rows(self, x, rotary):
         """Queries, keys and values of one token a row; see `Places`."""
@@ -222,7 +227,9 @@ class LanguageModel(nn.Module):
         self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=INIT)
         rules = (*LANGUAGE_RULES, *lora.rules(LANGUAGE_RULES))
         gather = self.places.gather(rules, "language/layers/", True, self.dtype)
-        self.layers = stacked(Block, c.layers, self.remat, gather)(c, self.dtype, self.kernel)
+        self.layers = stacked(Block, c.layers, self.remat, gather)(
+            c, self.dtype, self.kernel, self.places
+        )
         self.norm = RMSNorm(epsilon=c.norm_eps, dtype=self.dtype)
         if not c.tie_embeddings:
             self.head = Linear(c.vocab_size, self.dtype, bias=False, out=jnp.float32)
@@ -276,7 +283,7 @@ class LanguageModel(nn.Module):
         first = _last_valid(prompt[:, 0], batch.mask)[:, None, None]
         first = jnp.broadcast_to(first, (n, groups, 1, first.shape[-1]))
         hidden = jnp.concatenate([first, response[:, :, :-1]], axis=2)
-        return self.norm(hidden.reshape(n * groups, steps, -1))
+        return self.places.whole(self.norm(hidden.reshape(n * groups, steps, -1)), 1)
 
     def packed(self, batch: Batch, features: Array, tokens: Array, source: Array) -> Array:
         """See `Model.packed`."""
@@ -313,7 +320,7 @@ class LanguageModel(nn.Module):
         )
         rotary = self._rotary(positions.swapaxes(1, 2)[:, None])
         (x, _), _ = self.layers((x[:, None], None), None, Context(ids, rotary))
-        return self.norm(x[:, 0])
+        return self.places.whole(self.norm(x[:, 0]), 1)
 
     def _start(self, batch, features):
         """Prompt embeddings [N, 1, P, D] with the image features in place, and their context."""

@@ -7,7 +7,9 @@ step and by part, the largest arrays, collectives and their bytes; and predicts 
 Needs neither weights nor data. Exit status 0: it fits; 2: it does not, or it was asked wrongly.
 
 The compiler for TPUs is in the package `libtpu`, that for GPUs in `jax-cuda13-plugin` and
-`jax-cuda13-pjrt`. Without its libraries cuDNN's attention cannot be compiled;
+`jax-cuda13-pjrt`. A TPU's compiler is asked for the
+least effort, which takes a fraction of the time and a few percent more memory than a run's programs
+will; `--effort=0` compiles those. Without its libraries cuDNN's attention cannot be compiled;
 plain attention is planned instead, which takes more memory than cuDNN's will.
 """
 
@@ -82,6 +84,9 @@ def read_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--decode-bandwidth", type=float, default=0.6, help="share of memory's")
     parser.add_argument("--link-bandwidth", type=float, default=0.7, help="share of the link's")
     parser.add_argument("--price", type=float, default=0.0, help="dollars an hour of one chip")
+    parser.add_argument(
+        "--effort", type=float, default=-1.0, help="of a TPU's compiler, -1 to 1; a run's is 0"
+    )
     parser.add_argument("--hlo", help="a directory for the compiled programs' text")
     return parser.parse_known_args(list(argv))
 
@@ -107,13 +112,15 @@ def plan(config: Any, topology: Topology, given: argparse.Namespace) -> Report:
     """Lowers, compiles and reads the steps; returns everything found."""
     from rlvlm_jax.plan import advice, compiled, predict, work
 
+    effort = given.effort if topology.is_tpu else 0.0
     planned = work.lower(config, devices(topology), given.prompt_tokens, given.patches)
     s, count = planned.sizes, topology.chips
     chunks = [size // s.config.rollout.chunk for size in predict.blocks(s)]
     steps: dict[str, compiled.Step] = {}
     for name in list(planned.steps):
         unstated = chunks if name == "sample" else ()
-        step = compiled.compile_step(name, planned.steps.pop(name), count, unstated, given.hlo)
+        lowered = planned.steps.pop(name)
+        step = compiled.compile_step(name, lowered, count, unstated, given.hlo, effort)
         steps[name] = step
         say(f"compiled {name} in {step.seconds:.0f} s")
     resident, carried = predict.resident(s), predict.carried(s)
@@ -142,10 +149,7 @@ def plan(config: Any, topology: Topology, given: argparse.Namespace) -> Report:
             "largest": step.largest,
             "collectives": by_kind(step),
             "sent": compiled.sent_bytes(step.collectives),
-            "gathered_outside_loops": max(
-                (c.bytes for c in step.collectives if c.kind == "all-gather" and not c.depth),
-                default=0,
-            ),
+            "largest_gather": compiled.largest_gather(step.collectives),
         }
     assumed = predict.Assumed(
         given.mfu_train, given.mfu_prefill, given.decode_bandwidth, given.link_bandwidth
@@ -168,6 +172,7 @@ def plan(config: Any, topology: Topology, given: argparse.Namespace) -> Report:
         "responses": s.config.rollout.prompts * s.config.rollout.samples,
         "response_tokens": s.config.rollout.max_tokens,
         "lowering_s": round(planned.lowering_s, 1),
+        "effort": effort,
         "compile_s": round(sum(step.seconds for step in steps.values()), 1),
         "compile_cpu_s": round(sum(step.cpu_seconds for step in steps.values()), 1),
         "host_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -242,6 +247,11 @@ def table(report: Report) -> str:
             lines.append(f"largest in {name}: {shown}")
     lines.append("")
     for name, row in report["steps"].items():
+        size, shape, _ = row["largest_gather"]
+        if size:
+            lines.append(
+                f"{name}: no all-gather, inside of loops or outside, above {shape} {gib(size)}"
+            )
         for kind, one in row["collectives"].items():
             lines.append(
                 f"{name}: {kind} {one['count']:.0f} in the text, {one['runs']:.0f} runs, "

@@ -7,7 +7,7 @@ The prediction is not the compiler: what is advised here should be planned again
 
 from collections.abc import Iterator
 
-from rlvlm_jax.config import logprob_passes, microbatch, shards
+from rlvlm_jax.config import logprob_passes, microbatch, pass_shards, shards
 from rlvlm_jax.plan import predict
 from rlvlm_jax.plan.topology import GIB, TPU_SHAPES, Topology, parse
 
@@ -18,10 +18,11 @@ def needed(s: predict.Sizes, step: str) -> float:
     return base + sum(predict.temporaries(s)[step].values())
 
 
-def _with(s: predict.Sizes, key: str, value: object) -> predict.Sizes:
+def _with(s: predict.Sizes, key: str, value: object, **more: object) -> predict.Sizes:
     config = s.config.copy_and_resolve_references()
+    values = {key: value} | {name.replace("__", "."): other for name, other in more.items()}
     with config.unlocked():
-        config.update_from_flattened_dict({key: value})
+        config.update_from_flattened_dict(values)
     return s._replace(config=config)
 
 
@@ -30,11 +31,19 @@ def changes(s: predict.Sizes) -> Iterator[tuple[str, predict.Sizes]]:
     c = s.config
     if c.model.remat != "full":
         yield "--config.model.remat=full", _with(s, "model.remat", "full")
-    if microbatch(c) > shards(c):
-        value = shards(c)
+    if microbatch(c) > pass_shards(c):
+        value = pass_shards(c)
         yield f"--config.update.microbatch={value}", _with(s, "update.microbatch", value)
-    if logprob_passes(c) < c.rollout.prompts // shards(c):
-        value = c.rollout.samples * shards(c)
+    elif c.mesh.fsdp % 2 == 0 and c.rollout.max_tokens % (2 * c.mesh.sequence) == 0:
+        fsdp, sequence = c.mesh.fsdp // 2, c.mesh.sequence * 2
+        value = pass_shards(c) // 2
+        yield (
+            f"--config.mesh.fsdp={fsdp} --config.mesh.sequence={sequence} "
+            f"--config.update.microbatch={value}",
+            _with(s, "mesh.fsdp", fsdp, mesh__sequence=sequence, update__microbatch=value),
+        )
+    if logprob_passes(c) < c.rollout.prompts // pass_shards(c):
+        value = c.rollout.samples * pass_shards(c)
         yield f"--config.update.logprob_batch={value}", _with(s, "update.logprob_batch", value)
     if c.rollout.cache != "int8":
         yield "--config.rollout.cache=int8", _with(s, "rollout.cache", "int8")

@@ -84,7 +84,12 @@ class Step(NamedTuple):
 
 
 def compile_step(
-    name: str, lowered: Any, devices: int, unstated: Sequence[int] = (), hlo: str | None = None
+    name: str,
+    lowered: Any,
+    devices: int,
+    unstated: Sequence[int] = (),
+    hlo: str | None = None,
+    effort: float = 0.0,
 ) -> Step:
     """Compiles a lowered step and reads it.
 
@@ -94,10 +99,12 @@ def compile_step(
         devices: of the mesh.
         unstated: see `collectives`.
         hlo: directory for the program's text, if it is to be kept.
+        effort: that a TPU's compiler puts into speed, from -1 to 1; a run's is 0.
     """
+    options = {"exec_time_optimization_effort": effort} if effort else None
     start, cpu_start = time.perf_counter(), time.process_time()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -274,6 +281,12 @@ def collectives(
 def _parts(shape: str) -> list[str]:
     """The parts of a tuple's shape."""
     return [f"{kind}[{sizes}]" for kind, sizes in _SHAPE.findall(shape)]
+
+
+def largest_gather(found: Iterable[Collective]) -> tuple[int, str, str]:
+    """Returns (bytes, shape, operation) of the largest all-gather, in a loop or not; 0 for none."""
+    gathers = [(c.bytes, c.shape, c.where) for c in found if c.kind == "all-gather"]
+    return max(gathers, default=(0, "", ""))
 
 
 def sent_bytes(found: Iterable[Collective]) -> float:

@@ -13,7 +13,14 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from rlvlm_jax.config import logprob_passes, microbatch, old_logprobs, sequences, shards
+from rlvlm_jax.config import (
+    logprob_passes,
+    microbatch,
+    old_logprobs,
+    pass_shards,
+    sequences,
+    shards,
+)
 from rlvlm_jax.models import flops
 from rlvlm_jax.models.attention import MAX_SCORES
 from rlvlm_jax.models.flops import Work
@@ -61,6 +68,11 @@ class Sizes(NamedTuple):
     def parts(self) -> int:
         """Devices over which a parameter is divided."""
         return self.config.mesh.fsdp * self.config.mesh.tensor
+
+    @property
+    def decoding_parts(self) -> int:
+        """Devices over which one is divided in decoding, by `rollout.layout="tensor"`."""
+        return self.parts * self.config.mesh.sequence
 
     @property
     def image_tokens(self) -> int:
@@ -163,7 +175,7 @@ def temporaries(s: Sizes) -> dict[str, Parts]:
     devices, rows = shards(c), sequences(c) / shards(c)
     prompts, steps = c.rollout.prompts / devices, c.rollout.max_tokens
     decoder = (flops.layer_weights(m) + flops.head_weights(m)) * s.item
-    held = {"train": s.parts, "tensor": s.parts, "replicated": 1}[s.layout]
+    held = {"train": s.parts, "tensor": s.decoding_parts, "replicated": 1}[s.layout]
     few = rows // SHRINK if len(blocks(s)) > 1 else 0
     v = m.vision
     seen = prompts * s.bucket[1]
@@ -193,7 +205,8 @@ def temporaries(s: Sizes) -> dict[str, Parts]:
             "logits": 3 * _logits(s, rows * in_pass),
         }
     micro = microbatch(c) / devices
-    sharing = math.gcd(math.gcd(c.rollout.samples, c.update.minibatch), int(micro))
+    rows_of_pass = microbatch(c) // pass_shards(c)
+    sharing = math.gcd(math.gcd(c.rollout.samples, c.update.minibatch), rows_of_pass)
     tokens = micro / sharing * s.bucket[0] + micro * steps
     of_prompt, of_response = micro / sharing * s.bucket[0], micro * steps
     kept = tokens * m.width * s.item  # the input of each layer
@@ -225,7 +238,7 @@ def work(s: Sizes) -> dict[str, Work]:
     vision = flops.encode_images(m, images, patches, prompts, s.item)
     one_pass = flops.forward(m, prompts, samples, length, steps, s.item)
     passes = s.reference + (old_logprobs(c) == "trainer")
-    sharing = math.gcd(math.gcd(samples, c.update.minibatch), micro // shards(c))
+    sharing = math.gcd(math.gcd(samples, c.update.minibatch), micro // pass_shards(c))
     forward = flops.forward(m, prompts, samples, length, steps, s.item, samples / sharing)
     gradient = flops.gradient(
         m, forward, rows * steps, rows // micro, c.model.remat == "full", s.item
@@ -267,7 +280,7 @@ def decode_bytes(s: Sizes) -> float:
     for each token, of responses all slots of the blocks begun by then.
     """
     weights = flops.layer_weights(s.model) + flops.head_weights(s.model)
-    held = 1 if s.layout == "replicated" else s.parts
+    held = 1 if s.layout == "replicated" else s.decoding_parts
     if s.layout == "train":  # gathered for each token, then read
         held = s.config.mesh.tensor
     sizes = blocks(s)

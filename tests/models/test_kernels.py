@@ -176,12 +176,26 @@ def test_each_device_computes_its_share_where_there_are_whole_ones(axes, share):
     assert f"f32[{','.join(map(str, share))},128,16]" in trace
 
 
-def test_devices_together_compute_what_one_does():
-    assert_equal_to_plain("group", SPLASH._replace(mesh=sharding.make_mesh(2, 1, 2)))
+@pytest.mark.parametrize(("axes", "sequence"), [((2, 1, 2), 1), ((2, 1, 2), 2)])
+@pytest.mark.parametrize("name", ["group", "longer than a block"])
+def test_devices_together_compute_what_one_does(name, axes, sequence):
+    mesh = sharding.make_mesh(*axes, sequence=sequence)
+    assert_equal_to_plain(name, SPLASH._replace(mesh=mesh, by_tokens=True))
 
 
-@pytest.mark.parametrize("axes", [None, (2, 1, 2)])
-def test_cudnn_gets_even_lengths_and_gives_the_same(axes, monkeypatch):
+def test_each_device_attends_for_its_own_tokens():
+    q, ids, runs, _ = CASES["longer than a block"]()
+    mesh = sharding.make_mesh(1, 1, 1, sequence=2)
+    kernel = SPLASH._replace(mesh=mesh, by_tokens=True)
+    trace = str(jax.make_jaxpr(lambda q: attend(q, ids, runs, kernel=kernel))(q))
+    padded = -(-q.shape[2] // 256) * 256
+    assert f",{padded // 2},{q.shape[-1]}]" in trace
+
+
+@pytest.mark.parametrize(
+    ("axes", "sequence", "share"), [(None, 1, 12), ((2, 1, 2), 1, 12), ((1, 1, 2), 2, 6)]
+)
+def test_cudnn_gets_even_lengths_and_gives_the_same(axes, sequence, share, monkeypatch):
     library, lengths = jax.nn.dot_product_attention, []
 
     def stand_in(q, k, v, *, mask, implementation):
@@ -191,9 +205,10 @@ def test_cudnn_gets_even_lengths_and_gives_the_same(axes, monkeypatch):
         return library(q, k, v, mask=mask, implementation="xla")
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
-    kernel = Kernel("cudnn", axes and sharding.make_mesh(*axes))
+    mesh = axes and sharding.make_mesh(*axes, sequence=sequence)
+    kernel = Kernel("cudnn", mesh, by_tokens=True)
     assert_equal_to_plain("group", kernel)
-    assert set(lengths) == {(12, 32)}  # of 11 and 20 + 11
+    assert set(lengths) == {(share, 32)}  # of 11 and 20 + 11
 
 
 # ---- the model ---------------------------------------------------------------------------------

@@ -59,21 +59,25 @@ def plainly():
 
 
 @pytest.mark.parametrize(
-    ("layout", "platform"),
+    ("layout", "platform", "sequence"),
     [
-        ("train", "cpu"),
-        ("tensor", "cpu"),
-        ("replicated", "cpu"),
-        ("tensor", "tpu"),
-        pytest.param("train", "tpu", marks=pytest.mark.slow),
-        pytest.param("replicated", "tpu", marks=pytest.mark.slow),
+        ("train", "cpu", 1),
+        ("tensor", "cpu", 1),
+        ("replicated", "cpu", 1),
+        ("tensor", "tpu", 1),
+        ("tensor", "tpu", 2),
+        pytest.param("train", "tpu", 1, marks=pytest.mark.slow),
+        pytest.param("replicated", "tpu", 1, marks=pytest.mark.slow),
+        pytest.param("train", "cpu", 2, marks=pytest.mark.slow),
     ],
 )
-def test_samples_do_not_depend_on_where_weights_lie(monkeypatch, plainly, layout, platform):
+def test_samples_do_not_depend_on_where_weights_lie(
+    monkeypatch, plainly, layout, platform, sequence
+):
     monkeypatch.setattr(sampler, "FIRST_BLOCK", 16)  # several blocks, and a smaller batch
     monkeypatch.setattr(sampler, "SHRINK", 2)
     params, expected = plainly
-    mesh = sharding.make_mesh(1, 4, 2)
+    mesh = sharding.make_mesh(1, 4 // sequence, 2, sequence=sequence)
     model = model_of(mesh, layout, platform)
     laid = sharding.param_shardings(params, model.param_rules, mesh)
     batch = sharding.put_batch(tiny_model.batch(), mesh)
@@ -83,8 +87,11 @@ def test_samples_do_not_depend_on_where_weights_lie(monkeypatch, plainly, layout
     np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=2e-5)
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_logprobs_and_gradients_do_not_depend_on_the_mesh(tied):
+@pytest.mark.parametrize(
+    ("tied", "fsdp", "sequence", "tensor"),
+    [(True, 4, 1, 2), (False, 4, 1, 2), (False, 2, 2, 2), (True, 1, 2, 1)],
+)
+def test_logprobs_and_gradients_do_not_depend_on_the_mesh(tied, fsdp, sequence, tensor):
     batch = tiny_model.batch()
     plain = model_of(tie_word_embeddings=tied)
     params = jax.tree.map(lambda x: 3 * x, jax.jit(plain.init)(jax.random.key(0)))
@@ -102,7 +109,7 @@ def test_logprobs_and_gradients_do_not_depend_on_the_mesh(tied):
         return jax.jit(jax.value_and_grad(total, has_aux=True))
 
     (_, expected), gradients = loss(plain)(params, batch, tokens, mask)
-    mesh = sharding.make_mesh(1, 4, 2)
+    mesh = sharding.make_mesh(1, fsdp, tensor, sequence=sequence)
     model = model_of(mesh, tie_word_embeddings=tied)
     laid = sharding.param_shardings(params, model.param_rules, mesh)
     arrays = sharding.put_batch((batch, tokens, mask), mesh)

@@ -2,9 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is read from a program's text; the text is written by hand after the compiler's."""
 
+import dataclasses
+
+import jax
 import pytest
 
-from rlvlm_jax.plan import compiled
+from rlvlm_jax.models.qwen_vl_config import PUBLISHED, from_hf
+from rlvlm_jax.plan import compiled, work
+from tests import tiny_model
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
@@ -116,3 +121,48 @@ def test_the_largest_arrays_are_not_parameters_nor_tuples():
 )
 def test_what_the_compiler_would_need_is_read(problem, gib):
     assert compiled.needed_bytes(problem) == pytest.approx(gib * 2**30)
+
+
+def test_the_largest_gather_is_found_in_loops_too():
+    found = [
+        compiled.Collective("all-gather", 8, 4, 0, 1, "f32[2]", "a"),
+        compiled.Collective("all-gather", 16, 4, 2, 9, "f32[4]", "b"),
+        compiled.Collective("all-reduce", 64, 4, 0, 1, "f32[16]", "c"),
+    ]
+    assert compiled.largest_gather(found) == (16, "f32[4]", "b")
+    assert compiled.largest_gather(found[2:]) == (0, "", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mesh", [{"mesh__fsdp": 4, "mesh__tensor": 2}, {"mesh__fsdp": 4, "mesh__sequence": 2}], ids=str
+)
+def test_neither_weights_nor_logits_are_whole_anywhere(monkeypatch, mesh):
+    layers, width, mlp, vocabulary = 16, 64, 256, 4096
+    model = dataclasses.replace(
+        from_hf(tiny_model.hf_config()),
+        layers=layers,
+        width=width,
+        mlp_width=mlp,
+        vocab_size=vocabulary,
+        heads=8,
+        tie_embeddings=False,
+    )
+    model = dataclasses.replace(model, vision=dataclasses.replace(model.vision, out_width=width))
+    monkeypatch.setitem(PUBLISHED, "deep", model)
+    config = tiny_model.settings(
+        model__path="deep",
+        rollout__prompts=8,
+        rollout__max_tokens=64,
+        update__minibatch=16,
+        update__microbatch=8,
+        update__logprob_chunk=8,
+        **mesh,
+    )
+    planned = work.lower(config, jax.devices(), prompt_tokens=32, patches=32)
+    stack, table = 4 * layers * mlp * width, 4 * vocabulary * width
+    for name in ("passes", "update"):
+        step = compiled.compile_step(name, planned.steps[name], 8)
+        size, shape, where = compiled.largest_gather(step.collectives)
+        assert 0 < size <= min(stack, table) / 4, (name, shape, where)
+        assert not any(str(vocabulary) in shape for _, shape, _ in step.largest)

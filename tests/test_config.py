@@ -112,6 +112,10 @@ def test_flags_change_values():
             ["--config.algorithm.old_logprobs=sampler", "--config.rollout.cache=int8"],
             "config.rollout.cache='int8' would train on rounding errors with",
         ),
+        (
+            ["--config.mesh.sequence=3", "--config.rollout.prompts=12"],
+            "config.rollout.max_tokens=32 does not divide over config.mesh.sequence=3",
+        ),
         (["--config.mesh.data=3"], "does not divide over config.mesh.data x config.mesh.fsdp = 3"),
         (["--config.rollout.samples=1"], "config.rollout.samples=1 must be at least 2"),
         (["--config.update.train_llm=False"], "nothing is trained"),

@@ -65,6 +65,7 @@ class Places(NamedTuple):
         """Repeats rows wherever decoding's weights are divided."""
         if self.layout != "tensor" or not self._divides(x, 0, ("data",)):
             return x
+        x = jax.lax.optimization_barrier(x)  # or it may travel in the wider type it was made from
         return self._lay(x, "data", *[None] * (x.ndim - 1))
 
     def columns(self, x: Array) -> Array:

@@ -3,7 +3,8 @@
 """What every command shares: reading `--config`, and exit codes.
 
 0 done; 2 something the user can mend, in one sentence on stderr; 75 preempted after a complete
-checkpoint was written; 1 anything else, with its traceback. Imports no JAX.
+checkpoint was written, or before anything was begun; 1 anything else, with its traceback. Imports
+no JAX.
 """
 
 import sys

@@ -7,6 +7,8 @@
 runs on each.
 """
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -35,5 +37,14 @@ def main(argv: Sequence[str]) -> int:
     return cli.PREEMPTED
 
 
+def leave(number: int, frame: object) -> None:
+    """Ends the program on a signal that comes before `run.Run` catches it: nothing is lost yet."""
+    del number, frame
+    sys.stderr.write("stopped before the run began; run the same command again\n")
+    os._exit(cli.PREEMPTED)
+
+
 if __name__ == "__main__":
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, leave)
     cli.run(main)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import runpy
 import signal
 import subprocess
@@ -240,6 +241,22 @@ def test_sigterm_saves_and_exits_75_and_the_run_goes_on(tmp_path, data, compiled
     assert reached < 6
     assert main.main(arguments(tmp_path, data, total_steps=6, checkpoint_every=0)) == 0
     assert_same_run(tmp_path, finished)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_before_the_run_begins_is_exit_75_too(tmp_path, data, compiled, number, capsys):
+    process = start(tmp_path / "run", data, compiled)
+    caught = 1 << (signal.SIGTERM - 1)  # by the program, as Linux tells
+
+    def is_ready():
+        state = Path(f"/proc/{process.pid}/status").read_text()
+        return int(re.search(r"SigCgt:\s*(\w+)", state)[1], 16) & caught
+
+    wait_for(is_ready, process)
+    process.send_signal(number)
+    assert status_of(process) == 75
+    assert "stopped before the run began" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -231,6 +231,8 @@ def collectives(
 ) -> Iterator[Collective]:
     """Yields the collectives of a program.
 
+    A TPU's compiler spreads one over several fusions that compute meanwhile; it counts once.
+
     Args:
         parsed: from `computations`.
         devices: of the mesh.
@@ -238,12 +240,18 @@ def collectives(
             beyond these, once.
     """
     left = collections.deque(unstated)
+    spread: set[str] = set()  # channels of those
 
     def within(name: str, times: float, depth: int) -> list[Collective]:
         found: list[Collective] = []
         for i in parsed.get(name, ()):
             kind = i.operation.removesuffix("-start")
             if kind in KINDS:
+                piece = re.search(r"channel_id=(\d+),.*\bchain_id=", i.rest)
+                if piece and piece[1] in spread:
+                    continue
+                if piece:
+                    spread.add(piece[1])
                 inputs = shape_bytes(i.rest.split("), ")[0])
                 # What a "-start" returns holds its operands too, and the bytes in flight once.
                 result = shape_bytes(i.shape)

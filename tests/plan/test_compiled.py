@@ -92,6 +92,14 @@ def test_collectives_are_counted_as_often_as_their_loops_run():
     assert (started.kind, started.bytes, started.depth) == ("all-gather", 8 * 8 * 4, 0)
 
 
+def test_a_collective_that_is_spread_over_fusions_counts_once():
+    said = 'use_global_device_ids=true, frontend_attributes={chain_id="0"}'
+    text = PROGRAM.replace("dimensions={0}, metadata", f"dimensions={{0}}, {said}, metadata")
+    assert text != PROGRAM
+    kinds = [one.kind for one in compiled.collectives(compiled.computations(text), 4)]
+    assert kinds == ["all-gather", "all-reduce", "all-gather"]
+
+
 def test_a_loop_of_unstated_length_counts_once():
     assert found()[0].times == 28
 

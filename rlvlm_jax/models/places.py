@@ -53,6 +53,19 @@ class Places(NamedTuple):
         """Divides the leading axis, prompts or sequences, as it is at rest."""
         return self._lay(x, ROWS, *[FREE] * (x.ndim - 1)) if self._divides(x, 0, ROWS) else x
 
+    def look_up(self, table: Array, tokens: Array, dtype: Any) -> Array:
+        """Returns the rows of an embedding [V, D] for tokens [N, T] of full sequences: [N, T, D].
+
+        Each device looks up its channels for all rows, which then change places with channels; the
+        compiler may as well gather the table.
+        """
+        spare = self.mesh is None or self.mesh.shape["fsdp"] == 1
+        if spare or not self._divides(tokens, 0, PASS_ROWS):
+            return table[tokens].astype(dtype)
+        x = table[self._lay(tokens, "data", None)].astype(dtype)
+        x = self._lay(x, "data", None, "fsdp")
+        return self._lay(x, PASS_ROWS, None, None)
+
     def tokens(self, x: Array) -> Array:
         """Divides hidden states [N, G, T, D] of full sequences by rows and by tokens."""
         return self._pass(x, 2, "sequence" if self._divides(x, 2, ("sequence",)) else None)

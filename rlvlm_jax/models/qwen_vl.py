@@ -333,8 +333,8 @@ class LanguageModel(nn.Module):
         return x[:, None], Context(_ids(batch.mask[:, None]), rotary)
 
     def _embed(self, tokens):
-        # Rows are gathered before the cast: casting the table would touch all of it for each token.
-        return self.embed.embedding[tokens].astype(self.dtype)
+        # Rows are taken before the cast: casting the table would touch all of it for each token.
+        return self.places.look_up(self.embed.embedding, tokens, self.dtype)
 
     def _rotary(self, positions):
         return mrope(positions, self.config.mrope_section, self.config.rope_theta)

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights that lie elsewhere, or are scanned, give the same numbers; over eight fake devices."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,6 +119,28 @@ def test_logprobs_and_gradients_do_not_depend_on_the_mesh(tied, fsdp, sequence, 
     np.testing.assert_allclose(found, expected, atol=2e-5)
     for one, other in zip(jax.tree.leaves(divided), jax.tree.leaves(gradients), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4 * max(1.0, np.abs(other).max()))
+
+
+@pytest.mark.parametrize(("fsdp", "sequence", "tensor"), [(8, 1, 1), (2, 2, 2)])
+def test_tokens_are_looked_up_without_gathering_the_table(fsdp, sequence, tensor):
+    mesh = sharding.make_mesh(1, fsdp, tensor, sequence=sequence)
+    model = model_of(mesh, vocab_size=1024)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    laid = sharding.param_shardings(shapes, model.param_rules, mesh)
+    batch = sharding.batch_shapes(16, 512, 0, 588, mesh)  # more tokens than the table has rows
+    features = jax.ShapeDtypeStruct(
+        (16, 0, 32), jnp.float32, sharding=sharding.batch_sharding(mesh)
+    )
+
+    def loss(params, batch, features):
+        tokens, mask = batch.tokens[:, :64], batch.mask[:, :64]
+        return model.forward(params, batch, features, tokens, mask).sum()
+
+    arguments = sharding.with_shardings(shapes, laid), batch, features
+    text = jax.jit(jax.grad(loss)).lower(*arguments).compile().as_text()
+    gathers = re.findall(r"= (\S+) all-gather\(", text)
+    assert gathers
+    assert not [shape for shape in gathers if "[1024," in shape]
 
 
 def test_auto_replicates_small_models_only():

@@ -169,7 +169,8 @@ def temporaries(s: Sizes) -> dict[str, Parts]:
 
     Models of the largest arrays that must live at once: caches, weights brought together, hidden
     states kept for the backward pass, the widest layer's inner states, gradients, logits. How often
-    the inner states and a layer's weights are there was fitted to compiled programs of a 7B model.
+    hidden and inner states and a layer's weights are there was fitted to compiled programs of a 7B
+    model. Where a step has phases, it is the one that takes most.
     """
     c, m = s.config, s.model
     devices, rows = shards(c), sequences(c) / shards(c)
@@ -179,14 +180,23 @@ def temporaries(s: Sizes) -> dict[str, Parts]:
     few = rows // SHRINK if len(blocks(s)) > 1 else 0
     v = m.vision
     seen = prompts * s.bucket[1]
+    inner = (2 if s.on_tpu else 2.5) * m.mlp_width * s.item / c.mesh.tensor
+    of_prompts = prompts * s.bucket[0] * _cache_bytes(s)
+    prefill = {
+        "weights for decoding": decoder / held,
+        "prompts' keys and values, twice": 2 * of_prompts,
+        "hidden states": 2 * _stream(s, prompts, 0, 0),
+        "a layer's inner states": prompts * s.bucket[0] * inner,
+        "a layer's weights": _layer(s),
+    }
     found = {
         "encode": {
-            "hidden states": seen * 5 * v.width * s.item,
+            "hidden states": seen * (18.5 if s.on_tpu else 5) * v.width * s.item,
             **_vision_attention(s, prompts),
         },
         "sample": {
             "weights for decoding": decoder / held,
-            "prompts' keys and values": prompts * s.bucket[0] * _cache_bytes(s),
+            "prompts' keys and values": of_prompts,
             "responses' keys and values": rows * s.slots * _cache_bytes(s),
             "a copy of the last block": rows * blocks(s)[-1] * _cache_bytes(s) if s.on_tpu else 0.0,
             "those of a smaller batch": few * (s.bucket[0] + s.slots) * _cache_bytes(s),
@@ -195,15 +205,18 @@ def temporaries(s: Sizes) -> dict[str, Parts]:
         "passes": {},
         "trajectory": {"advantages": 3 * 4.0 * rows * steps},
     }
+    found["sample"] = max(prefill, found["sample"], key=lambda parts: sum(parts.values()))
     if s.reference or old_logprobs(c) == "trainer":
         in_pass = 1 / logprob_passes(c)
         widest = max(steps * rows, s.bucket[0] * prompts) * in_pass
-        found["passes"] = {
-            "hidden states": 2 * _stream(s, prompts * in_pass, rows * in_pass, steps),
-            "a layer's inner states": widest * 2 * m.mlp_width * s.item / c.mesh.tensor,
+        stream = _stream(s, prompts * in_pass, rows * in_pass, steps)
+        layers = {
+            "hidden states": 2 * stream,
+            "a layer's inner states": widest * inner,
             "a layer's weights": _layer(s),
-            "logits": 3 * _logits(s, rows * in_pass),
         }
+        head = {"hidden states": stream, "logits": 3 * _logits(s, rows * in_pass)}
+        found["passes"] = max(layers, head, key=lambda parts: sum(parts.values()))
     micro = microbatch(c) / devices
     rows_of_pass = microbatch(c) // pass_shards(c)
     sharing = math.gcd(math.gcd(c.rollout.samples, c.update.minibatch), rows_of_pass)
@@ -213,8 +226,9 @@ def temporaries(s: Sizes) -> dict[str, Parts]:
     if c.model.remat != "full":
         kept += tokens * (m.heads + 2 * m.kv_heads) * m.head_size * s.item
         kept += tokens * (2 * m.width + 3 * m.mlp_width) * s.item / c.mesh.tensor
+    sums = 1 + (microbatch(c) < c.update.minibatch)  # one micro-batch's, and all that were before
     found["update"] = {
-        "gradients": 4.0 * s.trained / s.parts * 2,
+        "gradients": 4.0 * s.trained / s.parts * sums,
         "hidden states of all layers": m.layers * kept,
         "a layer's inner states": max(of_prompt, of_response)
         * 8

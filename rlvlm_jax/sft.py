@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rlvlm_jax import optim, run, sharding
+from rlvlm_jax import optim, run, sharding, startup
 from rlvlm_jax.algorithms import masked
 from rlvlm_jax.algorithms.losses import denominator
 from rlvlm_jax.config import microbatch
@@ -69,6 +69,18 @@ def make_sft_fn(model: Any, config: ConfigDict, optimizer: Any, mesh: Any) -> An
     return step
 
 
+def make_step(session: startup.Session, optimizer: Any, state: TrainState) -> Any:
+    """Builds and jits the step once; the state keeps its places on the mesh."""
+    return jax.jit(
+        make_sft_fn(session.model, session.config, optimizer, session.mesh),
+        out_shardings=(
+            jax.tree.map(lambda x: x.sharding, state),
+            sharding.replicated(session.mesh),
+        ),
+        donate_argnums=0,
+    )
+
+
 def train(config: ConfigDict, workdir: str) -> bool:
     """Runs supervised training in `workdir`, from its newest checkpoint where it holds one.
 
@@ -83,14 +95,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
     session = this.session
     optimizer, schedule = optim.make_optimizer(config.update, this.total_steps, session.model.part)
     state = this.restore_or_init(optimizer)
-    step_fn = jax.jit(
-        make_sft_fn(session.model, config, optimizer, session.mesh),
-        out_shardings=(
-            jax.tree.map(lambda x: x.sharding, state),
-            sharding.replicated(session.mesh),
-        ),
-        donate_argnums=0,
-    )
+    step_fn = make_step(session, optimizer, state)
     evaluate = scheme.make_evaluate_fn(session, config, make_cache(session))
 
     with this:

@@ -189,11 +189,9 @@ def temporaries(s: Sizes) -> dict[str, Parts]:
         "a layer's inner states": prompts * s.bucket[0] * inner,
         "a layer's weights": _layer(s),
     }
+    of_patch = (18.5 if s.on_tpu else 5) * v.width * s.item
     found = {
-        "encode": {
-            "hidden states": seen * (18.5 if s.on_tpu else 5) * v.width * s.item,
-            **_vision_attention(s, prompts),
-        },
+        "encode": {"hidden states": seen * of_patch, **_vision_attention(s, prompts)},
         "sample": {
             "weights for decoding": decoder / held,
             "prompts' keys and values": of_prompts,
@@ -238,7 +236,13 @@ def temporaries(s: Sizes) -> dict[str, Parts]:
         "a layer's weights and gradient": 3 * _layer(s),
         "logits": 3 * _logits(s, micro),
     }
-    return found
+    if not s.frozen:  # the tower runs in every micro-batch
+        shown = micro / sharing
+        found["update"]["vision tower"] = shown * s.bucket[1] * of_patch
+        if c.update.train_vit:
+            of_block = shown * s.bucket[1] * v.width * s.item
+            found["update"]["hidden states of the tower"] = v.depth * of_block
+    return {"update": found["update"]} if c.mode == "sft" else found
 
 
 def work(s: Sizes) -> dict[str, Work]:
@@ -258,6 +262,13 @@ def work(s: Sizes) -> dict[str, Work]:
         m, forward, rows * steps, rows // micro, c.model.remat == "full", s.item
     )
     updates = c.update.epochs * rows // c.update.minibatch
+    update = {
+        "update": flops.total([gradient] * c.update.epochs),
+        "optimizer": flops.optimizer_step(s.trained, updates),
+    }
+    if c.mode == "sft":
+        count = 1 + flops.GRADIENT * (c.update.train_vit or c.update.train_connector)
+        return {"vision": flops.total([vision] * count), **update}
     if not s.frozen:  # its pass is part of each of the others
         count = 1 + passes + (1 + flops.GRADIENT) * c.update.epochs * samples / sharing
         vision = Work(vision.needed * count, vision.executed * count, vision.bytes * count)
@@ -266,8 +277,7 @@ def work(s: Sizes) -> dict[str, Work]:
         "prefill": flops.prefill(m, prompts, length, s.item),
         "decode": flops.decode(m, prompts, samples, length, steps, s.item, blocks(s)),
         "passes": flops.total([one_pass] * passes),
-        "update": flops.total([gradient] * c.update.epochs),
-        "optimizer": flops.optimizer_step(s.trained, updates),
+        **update,
     }
 
 
@@ -322,21 +332,16 @@ def seconds(
     devices = math.prod(s.config.mesh.values())
     wire = chip.link if topology.nodes == 1 else chip.network
 
-    def by_flops(phase: str, share: float) -> float:
-        return done[phase].executed / (devices * chip.flops * share)
-
-    compute = done["decode"].executed / (devices * chip.flops * assumed.train)
-    read = decode_bytes(s) / (chip.bandwidth * assumed.decode)
-    optimizer = done["optimizer"].bytes / s.parts / (chip.bandwidth * assumed.decode)
-    return {
-        "vision": by_flops("vision", assumed.prefill),
-        "prefill": by_flops("prefill", assumed.prefill),
-        "decode": max(compute, read),
-        "passes": by_flops("passes", assumed.train),
-        "update": by_flops("update", assumed.train),
-        "optimizer": optimizer,
-        "collectives": sum(sent.values()) / (wire * assumed.link),
-    }
+    found = {}
+    for phase, one in done.items():
+        share = assumed.prefill if phase in ("vision", "prefill") else assumed.train
+        found[phase] = one.executed / (devices * chip.flops * share)
+        if phase == "decode":
+            read = decode_bytes(s) / (chip.bandwidth * assumed.decode)
+            found[phase] = max(found[phase], read)
+        elif phase == "optimizer":
+            found[phase] = one.bytes / s.parts / (chip.bandwidth * assumed.decode)
+    return {**found, "collectives": sum(sent.values()) / (wire * assumed.link)}
 
 
 def summary(s: Sizes, topology: Topology, phases: dict[str, float], dollars: float) -> Parts:

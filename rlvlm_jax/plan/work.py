@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run that is planned: its model without weights, its session without devices, its steps lowered.
 
-The steps are those of `train.make_steps`, lowered by `train.lower_steps`; nothing is built anew.
+The steps are those of `train.make_steps`, lowered by `train.lower_steps`, or that of
+`sft.make_step`; nothing is built anew. The evaluations of a supervised run are left out.
 """
 
 import json
@@ -16,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlvlm_jax import config as config_lib
-from rlvlm_jax import optim, startup, train
+from rlvlm_jax import optim, sft, sharding, startup, train
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.models.qwen_vl_config import PUBLISHED, to_hf
 from rlvlm_jax.plan.predict import Sizes
@@ -96,6 +97,19 @@ def device_bytes(tree: Any) -> float:
     )
 
 
+def lower_supervised(
+    session: startup.Session, optimizer: Any, state: Any, bucket: tuple[int, int]
+) -> Any:
+    """Lowers the step of supervised training for prompts of (P, I); see `train.lower_steps`."""
+    rows, most = session.config.update.minibatch, session.config.rollout.max_tokens
+    batch = sharding.batch_shapes(rows, *bucket, session.spec.patch_bytes, session.mesh)
+    tokens, mask = (
+        jax.ShapeDtypeStruct((rows, most), kind, sharding=sharding.batch_sharding(session.mesh))
+        for kind in (np.int32, bool)
+    )
+    return sft.make_step(session, optimizer, state).lower(state, batch, tokens, mask)
+
+
 def lower(
     config: ConfigDict, devices: list[Any], prompt_tokens: int = 0, patches: int = 0
 ) -> Planned:
@@ -111,11 +125,14 @@ def lower(
         InputError: the configuration, the model or the mesh do not fit each other.
     """
     config_lib.validate(config, len(devices))
-    if config.mode != "rl":
+    if config.mode == "eval":
         raise InputError(
-            f"config.mode={config.mode!r} is not planned; set config.mode='rl', of which an update "
-            "is the same work"
+            "config.mode='eval' is not planned; set config.mode='rl', whose steps encode and "
+            "sample are an evaluation's too"
         )
+    if config.mode == "sft":  # one response a prompt, and that is given
+        config.rollout.prompts, config.rollout.samples = config.update.minibatch, 1
+        config.update.epochs = 1
     source, text, where = open_model(config.model.path)
     config.compile_cache = ""  # or the seconds would be those of another day
     session = startup.open_session(config, source, devices, text)
@@ -124,8 +141,11 @@ def lower(
     reference = session.shapes if train.needs_reference(config) else None
     bucket = largest_bucket(config, session.spec, prompt_tokens, patches)
     start = time.perf_counter()
-    jitted = train.make_steps(session, optimizer, state)
-    lowered = train.lower_steps(jitted, session, state, reference, bucket)
+    if config.mode == "sft":
+        lowered = {"update": lower_supervised(session, optimizer, state, bucket)}
+    else:
+        jitted = train.make_steps(session, optimizer, state)
+        lowered = vars(train.lower_steps(jitted, session, state, reference, bucket))
     seconds = time.perf_counter() - start
     trained, _ = optim.split(session.shapes, optim.make_trained(config.update, session.model.part))
 
@@ -140,11 +160,11 @@ def lower(
             parameters=count(session.shapes),
             trained=count(trained),
             reference=reference is not None,
-            frozen=session.features_frozen,
+            frozen=session.features_frozen and config.mode == "rl",
             kernel=session.attention,
             on_tpu=devices[0].platform == "tpu",
         ),
-        steps={name: step for name, step in vars(lowered).items() if step is not None},
+        steps={name: step for name, step in lowered.items() if step is not None},
         state_bytes={
             "parameters": device_bytes(state.params),
             "optimizer": device_bytes(state.opt_state),

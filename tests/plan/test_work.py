@@ -1,0 +1,34 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What is lowered for a configuration."""
+
+import jax
+import pytest
+
+from rlvlm_jax import config as config_lib
+from rlvlm_jax.errors import InputError
+from rlvlm_jax.plan import predict, work
+from rlvlm_jax.plan.topology import parse
+
+
+def settings(mode):
+    config = config_lib.default()
+    config.mode, config.mesh.fsdp = mode, 8
+    config.update.minibatch = 16
+    return config
+
+
+def test_supervised_training_is_its_update():
+    planned = work.lower(settings("sft"), jax.devices(), prompt_tokens=32, patches=16)
+    assert set(planned.steps) == {"update"}
+    tokens = planned.steps["update"].args_info[0][2]
+    assert tokens.shape == (16, 64)
+    assert set(predict.temporaries(planned.sizes)) == {"update"}
+    phases = predict.seconds(planned.sizes, parse("v5e-8"), {"update": 0.0}, predict.Assumed())
+    assert set(phases) == {"vision", "update", "optimizer", "collectives"}
+    assert phases["update"] > 0
+
+
+def test_an_evaluation_alone_is_refused():
+    with pytest.raises(InputError, match=r"config\.mode='eval' is not planned"):
+        work.lower(settings("eval"), jax.devices())

@@ -27,9 +27,12 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker(skip)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def compiled(tmp_path_factory):
-    """A cache of compiled programs, for tests that start the same run many times; its path."""
+    """The directory where this worker keeps compiled programs: no test compiles another's again.
+
+    Each worker has its own, as JAX may read what another process has written by half.
+    """
     directory = str(tmp_path_factory.mktemp("compiled"))
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}

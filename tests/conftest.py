@@ -18,7 +18,18 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
+# Files that take long, the longest first: a worker that begins one last leaves the others idle.
+LONG = (
+    *("test_update", "test_places", "test_main", "test_model", "test_kernels", "test_packing"),
+    *("test_every_key", "test_sampler", "test_costs", "test_vlm", "test_bench", "test_sft"),
+    *("test_qwen_vl", "test_qwen_vision", "test_distributed", "test_failures", "test_tpu"),
+)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    places = {f"{name}.py": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
     if config.getoption("--slow"):
         return
     skip = pytest.mark.skip(reason="slow: run with --slow")

@@ -32,7 +32,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, data, compiled):
+def finished(tmp_path_factory, data):
     """A run of six steps that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     assert main.main(arguments(workdir, data, total_steps=6, log__token_prompts=3)) == 0
@@ -186,7 +186,7 @@ def test_an_epoch_sees_every_problem_once(finished):
 
 
 @pytest.mark.slow
-def test_no_image_size_compiles_anything_after_the_first_step(tmp_path, compiled):
+def test_no_image_size_compiles_anything_after_the_first_step(tmp_path):
     """60 pictures of random sizes, 15 steps an epoch; two static shapes."""
     data = write_problems(tmp_path / "many", count=60, seed=1)
     workdir = tmp_path / "run"
@@ -208,7 +208,7 @@ def test_packed_streams_change_the_work_and_not_the_numbers(tmp_path, data, fini
         assert one.pop("phase") == other.pop("phase")
         for name in one if step == 1 else ():  # of the same parameters
             assert one[name] == pytest.approx(other[name], abs=1e-5, rel=1e-5), name
-    assert len({line["compile/count"] for line in read_lines(tmp_path / "metrics.jsonl")[1:]}) == 1
+    assert len({made_or_read(line) for line in read_lines(tmp_path / "metrics.jsonl")[1:]}) == 1
 
 
 @pytest.mark.slow
@@ -218,6 +218,36 @@ def test_a_packed_run_is_resumed(tmp_path, data):
         assert main.main(arguments(tmp_path / "a", data, total_steps=steps, **settings)) == 0
     assert main.main(arguments(tmp_path / "b", data, total_steps=4, **settings)) == 0
     assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.fixture(scope="module")
+def with_features_from_the_host(tmp_path_factory, data):
+    """Directories of two runs of two epochs with evaluations: without and with such features."""
+    place, found = tmp_path_factory.mktemp("runs"), []
+    for gib in (0.0, 1.0):
+        keys = {"data__buckets": 1, "data__feature_cache_gib": gib}
+        assert main.main(arguments(place / str(gib), data, total_steps=6, **keys)) == 0
+        found.append(place / str(gib))
+    return found
+
+
+def test_features_from_the_host_change_no_bit_of_a_run(with_features_from_the_host):
+    without, with_cache = with_features_from_the_host
+    assert train_lines(without) == train_lines(with_cache)
+    assert final_parameters(without) == final_parameters(with_cache)
+    for name in sorted(path.name for path in (without / "eval").iterdir()):
+        assert read_lines(without / "eval" / name) == read_lines(with_cache / "eval" / name)
+
+
+def test_from_the_second_epoch_on_all_features_are_from_the_host(with_features_from_the_host):
+    without, with_cache = (
+        [line for line in read_lines(run / "metrics.jsonl") if line["phase"] == "train"]
+        for run in with_features_from_the_host
+    )
+    hits = [line["memory/feature_cache_hits"] for line in with_cache]
+    assert hits[3:] == [1.0] * 3
+    assert with_cache[-1]["memory/feature_cache_gib"] > 0
+    assert not any("memory/feature_cache_hits" in line for line in without)
 
 
 # ---- resuming --------------------------------------------------------------------------------

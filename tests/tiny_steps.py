@@ -20,7 +20,7 @@ OF_THE_OLD = ("update__minibatch", "update__epochs", "algorithm__old_logprobs", 
 OF_THE_PASSES = ("update__logprob_", "algorithm__flat_positions")
 NOT_OF_THE_UPDATE = (
     *("algorithm__advantage", "algorithm__filter", "algorithm__normalise"),
-    *("algorithm__mask_truncated", "mesh__"),
+    *("algorithm__mask_truncated", "update__logprob_batch", "mesh__"),
 )
 
 
@@ -29,7 +29,7 @@ def defaults():
     return dict(config_lib.flatten(tiny_model.settings()))
 
 
-def chosen(settings, prefixes):
+def chosen(settings, prefixes=""):
     """Returns the settings that a program reads: others would compile the same program again."""
     return {
         key: settings[key]
@@ -44,9 +44,13 @@ def on_mesh(mesh, **settings):
     return tiny_model.settings(**settings, **axes)
 
 
-@functools.cache
-def logprobs(chunk, **how):
+def logprobs(chunk=4, **how):
     """Returns the jitted log-probabilities of rows."""
+    return _logprobs(chunk, **how)
+
+
+@functools.cache
+def _logprobs(chunk, **how):
     return jax.jit(make_logprobs_fn(tiny_model.build()[0], POLICY, chunk, **how))
 
 
@@ -76,8 +80,8 @@ def _trajectory(**settings):
 
 def update(mesh=ONE, **settings):
     """Returns step IV, jitted."""
-    unread = [key for key in settings if key.startswith(NOT_OF_THE_UPDATE)]
-    return _update(mesh, **chosen(settings, tuple(settings.keys() - unread)))
+    read = {key: x for key, x in settings.items() if not key.startswith(NOT_OF_THE_UPDATE)}
+    return _update(mesh, **chosen(read))
 
 
 @functools.cache

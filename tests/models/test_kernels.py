@@ -202,7 +202,8 @@ def test_cudnn_gets_even_lengths_and_gives_the_same(axes, monkeypatch):
 @functools.cache
 def model_gradient(kernel, family, remat="none"):
     """(model, jitted value and gradient of everything that runs full sequences)."""
-    model = build(cases.tiny_config(family, tied=True), remat=remat, attention=kernel)
+    config = cases.with_vision(cases.tiny_config(family, tied=True), depth=2)
+    model = build(config, remat=remat, attention=kernel)
 
     def loss(params, batch, tokens, mask):
         features = model.encode_images(params, batch)

@@ -21,9 +21,15 @@ import pytest
 
 from rlvlm_jax import VLM, checkpoint, export, main, run
 from rlvlm_jax.models import lora
-from tests.run_cases import accuracy_by_reflection, arguments, read_lines, write_problems
+from tests import run_cases
+from tests.run_cases import accuracy_by_reflection, read_lines, write_problems
 
 OF_THE_CLOCK = ("time/", "goodput/", "throughput/", "memory/", "compile/", "wall_s")
+
+
+def arguments(workdir, data, **keys):
+    """The command line of a run, whose batches have one shape unless something else is said."""
+    return run_cases.arguments(workdir, data, **{"data__buckets": 1, **keys})
 
 
 @pytest.fixture(scope="module")
@@ -190,14 +196,17 @@ def test_no_image_size_compiles_anything_after_the_first_step(tmp_path):
     """60 pictures of random sizes, 15 steps an epoch; two static shapes."""
     data = write_problems(tmp_path / "many", count=60, seed=1)
     workdir = tmp_path / "run"
-    assert main.main(arguments(workdir, data, total_steps=22, eval_every=0, data__val="")) == 0
+    keys = {"data__buckets": 2, "total_steps": 22, "eval_every": 0, "data__val": ""}
+    assert main.main(arguments(workdir, data, **keys)) == 0
     counts = [made_or_read(line) for line in read_lines(workdir / "metrics.jsonl")]
     assert len(counts) == 22
     assert len(set(counts)) == 1
 
 
-def test_packed_streams_change_the_work_and_not_the_numbers(tmp_path, data, finished):
-    settings = {"total_steps": 3, "update__pack_tokens": 160}
+def test_packed_streams_and_two_shapes_change_the_work_and_not_the_numbers(
+    tmp_path, data, finished
+):
+    settings = {"total_steps": 3, "update__pack_tokens": 160, "data__buckets": 2}
     assert main.main(arguments(tmp_path, data, **settings)) == 0
     packed, rows = train_lines(tmp_path), train_lines(finished)
     share = "update/useful_token_fraction"
@@ -221,28 +230,26 @@ def test_a_packed_run_is_resumed(tmp_path, data):
 
 
 @pytest.fixture(scope="module")
-def with_features_from_the_host(tmp_path_factory, data):
-    """Directories of two runs of two epochs with evaluations: without and with such features."""
-    place, found = tmp_path_factory.mktemp("runs"), []
-    for gib in (0.0, 1.0):
-        keys = {"data__buckets": 1, "data__feature_cache_gib": gib}
-        assert main.main(arguments(place / str(gib), data, total_steps=6, **keys)) == 0
-        found.append(place / str(gib))
-    return found
+def without_cache(tmp_path_factory, data):
+    """The run `finished` with the tower run at every step."""
+    workdir = tmp_path_factory.mktemp("runs") / "without"
+    keys = {"total_steps": 6, "data__feature_cache_gib": 0.0}
+    assert main.main(arguments(workdir, data, **keys)) == 0
+    return workdir
 
 
-def test_features_from_the_host_change_no_bit_of_a_run(with_features_from_the_host):
-    without, with_cache = with_features_from_the_host
-    assert train_lines(without) == train_lines(with_cache)
-    assert final_parameters(without) == final_parameters(with_cache)
-    for name in sorted(path.name for path in (without / "eval").iterdir()):
-        assert read_lines(without / "eval" / name) == read_lines(with_cache / "eval" / name)
+def test_features_from_the_host_change_no_bit_of_a_run(without_cache, finished):
+    assert_same_run(without_cache, finished)
+    files = sorted(path.name for path in (without_cache / "eval").iterdir())
+    assert len(files) == 4
+    for name in files:
+        assert read_lines(without_cache / "eval" / name) == read_lines(finished / "eval" / name)
 
 
-def test_from_the_second_epoch_on_all_features_are_from_the_host(with_features_from_the_host):
+def test_from_the_second_epoch_on_all_features_are_from_the_host(without_cache, finished):
     without, with_cache = (
         [line for line in read_lines(run / "metrics.jsonl") if line["phase"] == "train"]
-        for run in with_features_from_the_host
+        for run in (without_cache, finished)
     )
     hits = [line["memory/feature_cache_hits"] for line in with_cache]
     assert hits[3:] == [1.0] * 3

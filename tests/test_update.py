@@ -101,8 +101,8 @@ def test_parameters_move_and_numbers_are_sane(tiny, collected, base):
 
 @pytest.mark.slow
 def test_ratio_is_one_before_the_first_update(collected):
-    keys = {"algorithm__old_logprobs": "trainer"}
-    _, stats, _ = run(collected, update__minibatch=16, **keys)
+    keys = {"update__minibatch": 16, "update__microbatch": 4}
+    _, stats, _ = run(collected, **keys, algorithm__old_logprobs="trainer")
     assert float(stats["update/ratio_mean"]) == pytest.approx(1.0, abs=1e-6)
     assert float(stats["update/clip_fraction"]) == 0.0
 
@@ -155,7 +155,7 @@ def test_without_a_pass_the_samplers_own_are_the_old_ones(collected, base):
     ("aggregate", "micro"),
     [
         ("token", 4),
-        ("sequence", 2),
+        ("sequence", 1),
         ("constant", 2),
     ],
 )
@@ -429,10 +429,10 @@ def test_the_entropy_bonus_raises_entropy(collected):
 @pytest.mark.slow
 def test_means_of_micro_batches_are_averaged(collected):
     """With one sequence a micro-batch that is the mean of the sequences' means."""
-    settings = {"update__minibatch": 16, "update__microbatch": 1}
-    micro = run(collected, algorithm__aggregate="microbatch", **settings)[0]
-    sequence = run(collected, algorithm__aggregate="sequence", **settings)[0]
-    token = run(collected, algorithm__aggregate="token", **settings)[0]
+    micro, sequence, token = (
+        run(collected, algorithm__aggregate=aggregate, update__microbatch=1)[0]
+        for aggregate in ("microbatch", "sequence", "token")
+    )
     assert distance(micro.params, sequence.params) < 1e-6
     assert distance(micro.params, token.params) > 1e-5
 

@@ -54,3 +54,14 @@ def compiled(tmp_path_factory):
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget():
+    """Unloads the programs of a file behind it: a process may hold a limited number of them.
+
+    Each takes 25 to 50 memory maps, of which Linux gives a process 65,530. A compiler that gets no
+    more ends the process.
+    """
+    yield
+    jax.clear_caches()

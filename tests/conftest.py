@@ -58,10 +58,9 @@ def compiled(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget():
-    """Unloads the programs of a file behind it: a process may hold a limited number of them.
+    """Unloads the programs of a file behind it, or the compiler ends the process one day.
 
-    Each takes 25 to 50 memory maps, of which Linux gives a process 65,530. A compiler that gets no
-    more ends the process.
+    Each takes 25 to 50 memory maps, of which Linux gives a process 65,530.
     """
     yield
     jax.clear_caches()

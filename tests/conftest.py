@@ -20,7 +20,19 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
 
 
+# Files that take long, the longest first: a worker that begins one last leaves the others idle.
+LONG = (
+    *("test_distributed", "test_network", "test_update", "test_places", "test_main", "test_model"),
+    *("test_kernels", "test_packing"),
+    *("test_every_key", "test_sampler", "test_costs", "test_vlm", "test_bench", "test_sft"),
+    *("test_qwen_vl", "test_qwen_vision", "test_failures", "test_tpu"),
+)
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
+    places = {f"{name}.py": number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONG)))
     if config.getoption("--slow"):
         return
     skip = pytest.mark.skip(reason="slow: run with --slow")
@@ -42,9 +54,12 @@ def few_memory_maps():
         gc.collect()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def compiled(tmp_path_factory):
-    """A cache of compiled programs, for tests that start the same run many times; its path."""
+    """The directory where this worker keeps compiled programs: no test compiles another's again.
+
+    Each worker has its own, as JAX may read what another process has written by half.
+    """
     directory = str(tmp_path_factory.mktemp("compiled"))
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}

@@ -180,7 +180,7 @@ def test_image_of_an_impossible_shape(refused, tmp_path, data):
 
 
 @pytest.mark.slow
-def test_bad_records_are_left_out_when_asked(tmp_path, data, monkeypatch, compiled):
+def test_bad_records_are_left_out_when_asked(tmp_path, data, monkeypatch):
     (data.parent / "4.png").write_text("not a picture")
     change(data, 7, solution="")
     keys = {"data__on_bad_record": "skip", "total_steps": 1, "eval_every": 0, "data__val": ""}
@@ -209,9 +209,7 @@ def test_every_prompt_is_too_long(refused, tmp_path, data):
 
 
 @pytest.mark.slow
-def test_truncated_image_body_ends_the_run_with_its_name(
-    tmp_path, data, monkeypatch, capfd, compiled
-):
+def test_truncated_image_body_ends_the_run_with_its_name(tmp_path, data, monkeypatch, capfd):
     """Its header is sound, so the run has begun when it is found."""
     file = data.parent / "4.png"
     file.write_bytes(file.read_bytes()[:-400])
@@ -300,11 +298,12 @@ def test_tokenizer_of_another_model(refused, tmp_path, data, model):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory, compiled):
-    """A run of one step."""
+def trained(tmp_path_factory):
+    """A run of one step, of the kind that has the fewest programs."""
     place = tmp_path_factory.mktemp("trained")
     data = write_problems(place / "data")
-    keys = {"total_steps": 1, "eval_every": 0, "checkpoint_every": 1}
+    keys = {"mode": "sft", "rollout__max_tokens": 16, "data__buckets": 1}
+    keys |= {"total_steps": 1, "eval_every": 0, "checkpoint_every": 1}
     assert main.main(arguments(place / "run", data, **keys)) == 0
     return place / "run", data, keys
 

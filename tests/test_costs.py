@@ -46,14 +46,28 @@ def build(vocabulary=V):
 
 
 class Traced:
-    """A jitted function that `train.compile_steps` can call, and that is traced only."""
+    """A jitted function that `train.compile_steps` can call, and that is traced where asked for."""
 
-    def __init__(self, jitted):
-        self.jitted = jitted
+    def __init__(self, jitted, arguments=()):
+        self.jitted, self.arguments = jitted, arguments
 
-    def lower(self, *args):
-        traced = self.jitted.trace(*args)
-        return SimpleNamespace(out_info=traced.out_info, compile=lambda: traced)
+    def lower(self, *arguments):
+        return Traced(self.jitted, arguments)
+
+    def compile(self):
+        return self
+
+    @functools.cached_property
+    def traced(self):
+        return self.jitted.trace(*self.arguments)
+
+    @property
+    def out_info(self):
+        return self.traced.out_info
+
+    @property
+    def jaxpr(self):
+        return self.traced.jaxpr
 
 
 @functools.cache
@@ -220,7 +234,7 @@ def test_sampling_never_holds_the_logits_of_more_than_one_token_a_row():
 def test_sampling_needs_no_more_memory_than_weights_cache_and_a_few_rows_of_logits():
     vocabulary = 16384
     steps, state = programs(vocabulary)
-    compiled = steps.sample.lower().compile()
+    compiled = steps.sample.traced.lower().compile()
     assert not re.search(r"\bsort\(", compiled.as_text()), "XLA makes a sort of it"
     layers = size_of(state.params["language"]["layers"])  # laid out once more for decoding
     cache = 2 * LAYERS * KV_HEADS * HEAD * 4 * (N * P + N * G * R)
@@ -291,7 +305,7 @@ def test_logits_exist_for_a_chunk_at_a_time(name):
 def test_the_update_gives_its_state_back_in_place_and_holds_no_whole_logits():
     vocabulary, length = 16384, 128
     steps, state = programs(vocabulary, 32, rollout__max_tokens=length)
-    memory = steps.update.lower().compile().memory_analysis()
+    memory = steps.update.traced.lower().compile().memory_analysis()
     held = size_of(state)
     assert memory.alias_size_in_bytes >= held, (
         f"of {held} bytes of state {memory.alias_size_in_bytes} are updated in place"

@@ -448,6 +448,7 @@ def kept_programs(c):
     """Where JAX keeps compiled programs once a session is open."""
     names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
     before = {name: getattr(jax.config, name) for name in names}
+    jax.config.update(names[0], None)
     try:
         startup.open_session(c, SOURCE)
         kept = jax.config.jax_compilation_cache_dir

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Features from the host are the tower's, bit for bit; and the tower runs only where it must.
 
-The tower is the tiny model's, or one whose features are sums that are made by hand.
+The tower is the tiny model's, or one whose features are sums that are made by hand. A whole run
+with such features is among those of test_main.py.
 """
 
 import types
@@ -12,12 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvlm_jax import config, features, main, sharding
+from rlvlm_jax import config, features, sharding
 from rlvlm_jax.data.loader import pad_batch
 from rlvlm_jax.data.processor import collate
 from tests import tiny_model
-from tests.run_cases import arguments, read_lines, write_problems
-from tests.test_main import final_parameters, train_lines
 
 WIDTH = 32
 ROW = 4 * WIDTH  # bytes of one feature, float32
@@ -232,36 +231,3 @@ def test_it_is_off_where_the_vision_side_is_trained_or_no_memory_is_given(mesh):
         assert not is_on(features.make_cache(session(mesh, **{key: True})))
     assert not is_on(features.make_cache(session(mesh, data__feature_cache_gib=0.0)))
     assert "data.feature_cache_gib" in config.HARMLESS
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory, compiled):
-    """Directories of two runs of three epochs with evaluations: without and with the cache."""
-    del compiled
-    place = tmp_path_factory.mktemp("runs")
-    data = write_problems(place / "data")
-    found = []
-    for gib in (0.0, 1.0):
-        keys = {"data__buckets": 1, "data__feature_cache_gib": gib}
-        assert main.main(arguments(place / str(gib), data, total_steps=9, **keys)) == 0
-        found.append(place / str(gib))
-    return found
-
-
-def test_a_run_is_the_same_to_the_last_bit_with_and_without(runs):
-    without, with_cache = runs
-    assert train_lines(without) == train_lines(with_cache)
-    assert final_parameters(without) == final_parameters(with_cache)
-    for name in sorted(path.name for path in (without / "eval").iterdir()):
-        assert read_lines(without / "eval" / name) == read_lines(with_cache / "eval" / name)
-
-
-def test_from_the_second_epoch_on_every_prompt_is_found(runs):
-    without, with_cache = (
-        [line for line in read_lines(run / "metrics.jsonl") if line["phase"] == "train"]
-        for run in runs
-    )
-    hits = [line["memory/feature_cache_hits"] for line in with_cache]
-    assert hits[3:] == [1.0] * 6
-    assert with_cache[-1]["memory/feature_cache_gib"] > 0
-    assert not any("memory/feature_cache_hits" in line for line in without)

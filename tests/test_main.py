@@ -22,9 +22,15 @@ import pytest
 
 from rlvlm_jax import VLM, checkpoint, export, main, run
 from rlvlm_jax.models import lora
-from tests.run_cases import accuracy_by_reflection, arguments, read_lines, write_problems
+from tests import run_cases
+from tests.run_cases import accuracy_by_reflection, read_lines, write_problems
 
 OF_THE_CLOCK = ("time/", "goodput/", "throughput/", "memory/", "compile/", "wall_s")
+
+
+def arguments(workdir, data, **keys):
+    """The command line of a run, whose batches have one shape unless something else is said."""
+    return run_cases.arguments(workdir, data, **{"data__buckets": 1, **keys})
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +39,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, data, compiled):
+def finished(tmp_path_factory, data):
     """A run of six steps that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
     assert main.main(arguments(workdir, data, total_steps=6, log__token_prompts=3)) == 0
@@ -187,18 +193,21 @@ def test_an_epoch_sees_every_problem_once(finished):
 
 
 @pytest.mark.slow
-def test_no_image_size_compiles_anything_after_the_first_step(tmp_path, compiled):
+def test_no_image_size_compiles_anything_after_the_first_step(tmp_path):
     """60 pictures of random sizes, 15 steps an epoch; two static shapes."""
     data = write_problems(tmp_path / "many", count=60, seed=1)
     workdir = tmp_path / "run"
-    assert main.main(arguments(workdir, data, total_steps=22, eval_every=0, data__val="")) == 0
+    keys = {"data__buckets": 2, "total_steps": 22, "eval_every": 0, "data__val": ""}
+    assert main.main(arguments(workdir, data, **keys)) == 0
     counts = [made_or_read(line) for line in read_lines(workdir / "metrics.jsonl")]
     assert len(counts) == 22
     assert len(set(counts)) == 1
 
 
-def test_packed_streams_change_the_work_and_not_the_numbers(tmp_path, data, finished):
-    settings = {"total_steps": 3, "update__pack_tokens": 160}
+def test_packed_streams_and_two_shapes_change_the_work_and_not_the_numbers(
+    tmp_path, data, finished
+):
+    settings = {"total_steps": 3, "update__pack_tokens": 160, "data__buckets": 2}
     assert main.main(arguments(tmp_path, data, **settings)) == 0
     packed, rows = train_lines(tmp_path), train_lines(finished)
     share = "update/useful_token_fraction"
@@ -209,7 +218,7 @@ def test_packed_streams_change_the_work_and_not_the_numbers(tmp_path, data, fini
         assert one.pop("phase") == other.pop("phase")
         for name in one if step == 1 else ():  # of the same parameters
             assert one[name] == pytest.approx(other[name], abs=1e-5, rel=1e-5), name
-    assert len({line["compile/count"] for line in read_lines(tmp_path / "metrics.jsonl")[1:]}) == 1
+    assert len({made_or_read(line) for line in read_lines(tmp_path / "metrics.jsonl")[1:]}) == 1
 
 
 @pytest.mark.slow
@@ -219,6 +228,34 @@ def test_a_packed_run_is_resumed(tmp_path, data):
         assert main.main(arguments(tmp_path / "a", data, total_steps=steps, **settings)) == 0
     assert main.main(arguments(tmp_path / "b", data, total_steps=4, **settings)) == 0
     assert_same_run(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.fixture(scope="module")
+def without_cache(tmp_path_factory, data):
+    """The run `finished` with the tower run at every step."""
+    workdir = tmp_path_factory.mktemp("runs") / "without"
+    keys = {"total_steps": 6, "data__feature_cache_gib": 0.0}
+    assert main.main(arguments(workdir, data, **keys)) == 0
+    return workdir
+
+
+def test_features_from_the_host_change_no_bit_of_a_run(without_cache, finished):
+    assert_same_run(without_cache, finished)
+    files = sorted(path.name for path in (without_cache / "eval").iterdir())
+    assert len(files) == 4
+    for name in files:
+        assert read_lines(without_cache / "eval" / name) == read_lines(finished / "eval" / name)
+
+
+def test_from_the_second_epoch_on_all_features_are_from_the_host(without_cache, finished):
+    without, with_cache = (
+        [line for line in read_lines(run / "metrics.jsonl") if line["phase"] == "train"]
+        for run in (without_cache, finished)
+    )
+    hits = [line["memory/feature_cache_hits"] for line in with_cache]
+    assert hits[3:] == [1.0] * 3
+    assert with_cache[-1]["memory/feature_cache_gib"] > 0
+    assert not any("memory/feature_cache_hits" in line for line in without)
 
 
 # ---- resuming --------------------------------------------------------------------------------

@@ -3,30 +3,20 @@
 """Packed streams: what a plan must keep, and that nothing but the time of a step depends on it."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvlm_jax import optim, packing, sharding
+from rlvlm_jax import packing, sharding
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.logprobs import make_logprobs_fn, make_packed_logprobs_fn
-from rlvlm_jax.sampling.logits import Policy
-from rlvlm_jax.trajectory import make_passes_fn
 from rlvlm_jax.types import Rollout, Trajectory
-from rlvlm_jax.update import (
-    computed_tokens,
-    encode_held,
-    init_state,
-    make_update_fn,
-    minibatch_order,
-)
-from tests import tiny_model
-from tests.tiny_model import BANNED
+from rlvlm_jax.update import computed_tokens, encode_held, minibatch_order
+from tests import tiny_model, tiny_steps
+from tests.tiny_steps import ONE, POLICY
 
-POLICY = Policy(0.8, BANNED)
 P, R, G = 24, 6, 4  # of tiny_model.batch() and tiny_model.settings()
 
 
@@ -198,16 +188,18 @@ def plan_of(batch, mask, order, tokens=40, streams=1, **more):
     return packing.plan(batch.mask.sum(axis=1), mask.sum(axis=1), order, **sizes, **more)
 
 
-@pytest.mark.parametrize("flat_positions", [False, True])
-@pytest.mark.parametrize("tokens", [33, 90])
+@pytest.mark.parametrize(
+    ("tokens", "flat_positions"),
+    [(33, False), (90, False), (33, True), pytest.param(90, True, marks=pytest.mark.slow)],
+)
 def test_packed_logprobs_are_those_of_rows(tiny, responses, tokens, flat_positions):
     """Prompts with none, one and two images of mixed sizes; two streams at a time."""
     model, params = tiny
     batch = tiny_model.batch()
     features = jax.jit(model.encode_images)(params, batch)
-    how = {"flat_positions": flat_positions}
+    how = {"flat_positions": True} if flat_positions else {}
     arrays = (params, batch, features, *responses)
-    expected = jax.jit(make_logprobs_fn(model, POLICY, 4, **how))(*arrays)
+    expected = tiny_steps.logprobs(**how)(*arrays)
     packed = jax.jit(make_packed_logprobs_fn(model, POLICY, 7, **how))
     plan = plan_of(batch, responses[1], np.arange(16), tokens, streams=2)
     assert plan.count > 1 or tokens > 60
@@ -262,43 +254,26 @@ def test_only_the_images_of_held_prompts_are_encoded(tiny):
 # ---- steps III and IV --------------------------------------------------------------------------
 
 
-def collected(tiny, responses, features=True):
-    """Returns a trajectory with plausible numbers, on the host."""
+@pytest.fixture(scope="module")
+def trajectory(tiny, responses):
+    """A trajectory with plausible numbers, on the host."""
     model, params = tiny
     batch = tiny_model.batch()
     tokens, mask = responses
     rng = np.random.default_rng(5)
-    seen = model.encode_images(params, batch)
-    old = np.asarray(
-        jax.jit(make_logprobs_fn(model, POLICY, 4))(params, batch, seen, *responses)[0]
-    )
+    seen = jax.jit(model.encode_images)(params, batch)
+    old = np.asarray(tiny_steps.logprobs()(params, batch, seen, *responses)[0])
     old = np.where(mask, old + 0.2 * rng.normal(size=old.shape), 0).astype(np.float32)
     near = [old + 0.1 * rng.normal(size=old.shape).astype(np.float32) for _ in range(2)]
     advantages = np.where(mask, rng.normal(size=(16, 1)), 0).astype(np.float32)
-    seen = np.asarray(seen) if features else None
-    return Trajectory(batch, seen, tokens, mask, near[0], old, near[1], advantages)
+    return Trajectory(batch, np.asarray(seen), tokens, mask, near[0], old, near[1], advantages)
 
 
-@functools.cache
-def update_fn(mesh, **settings):
-    model, _ = tiny_model.build()
-    config = tiny_model.settings(**settings)
-    optimizer, _ = optim.make_optimizer(config.update, 10, model.part)
-    return jax.jit(make_update_fn(model, config, optimizer, POLICY, sharding.make_mesh(*mesh)))
-
-
-def updated(tiny, trajectory, *, tokens=0, mesh=(1, 1, 1), **settings):
+def updated(trajectory, *, tokens=0, mesh=ONE, **settings):
     """Returns (parameters, stats) after step IV, packed into streams or, with 0 tokens, not."""
-    model, params = tiny
-    axes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
-    settings = {**settings, **axes}
-    config = tiny_model.settings(**settings)
     devices = sharding.make_mesh(*mesh)
-    places = sharding.param_shardings(jax.eval_shape(lambda: params), model.param_rules, devices)
-    optimizer, _ = optim.make_optimizer(config.update, 10, model.part)
-    trained = optim.make_trained(config.update, model.part)
-    state = init_state(jax.device_put(params, places), optimizer, trained)
-    order, plans = np.asarray(minibatch_order(config, jax.random.key(5))), None
+    order = np.asarray(minibatch_order(tiny_model.settings(**settings), jax.random.key(5)))
+    plans = None
     if tokens:
         plans = plan_of(
             *(trajectory.batch, trajectory.mask, order, tokens, mesh[0] * mesh[1]),
@@ -306,7 +281,8 @@ def updated(tiny, trajectory, *, tokens=0, mesh=(1, 1, 1), **settings):
         )
         plans = sharding.put_plan(plans, devices)
     placed = sharding.put_batch(trajectory, devices)
-    state, stats = update_fn(mesh, **settings)(state, placed, order, plans)
+    update = tiny_steps.update(mesh, **settings)
+    state, stats = update(tiny_steps.state(mesh, **settings), placed, order, plans)
     return jax.device_get((state.params, stats))
 
 
@@ -326,27 +302,25 @@ CASES = [  # each loss and each aggregation once; the loss itself is the same co
 
 
 @pytest.mark.parametrize(("loss", "aggregate"), CASES)
-def test_a_packed_update_is_that_of_rows(tiny, responses, loss, aggregate):
+def test_a_packed_update_is_that_of_rows(trajectory, loss, aggregate):
     settings = {"algorithm__loss": loss, "algorithm__aggregate": aggregate}
-    trajectory = collected(tiny, responses)
-    rows = updated(tiny, trajectory, **settings)
+    rows = updated(trajectory, **settings)
     assert rows[1]["update/grad_norm"] > 0.1
-    assert_same_update(rows, updated(tiny, trajectory, tokens=40, **settings))
+    assert_same_update(rows, updated(trajectory, tokens=40, **settings))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("loss", "aggregate"), CASES)
-def test_a_packed_update_on_eight_devices_is_that_of_rows_on_one(tiny, responses, loss, aggregate):
+def test_a_packed_update_on_eight_devices_is_that_of_rows_on_one(trajectory, loss, aggregate):
     settings = {"algorithm__loss": loss, "algorithm__aggregate": aggregate}
-    trajectory = collected(tiny, responses)
-    rows = updated(tiny, trajectory, **settings)
-    packed = updated(tiny, trajectory, tokens=40, mesh=(2, 2, 2), **settings)
+    rows = updated(trajectory, **settings)
+    packed = updated(trajectory, tokens=40, mesh=(2, 2, 2), **settings)
     assert_same_update(rows, packed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (1, 4, 1)])
-def test_a_packed_update_with_everything_that_a_loss_can_have(tiny, responses, mesh):
+def test_a_packed_update_with_everything_that_a_loss_can_have(tiny, trajectory):
+    """On four devices; the rows, with which it is compared, on one."""
     settings = {
         "algorithm__kl_loss_coef": 0.1,
         "algorithm__entropy_coef": 0.01,
@@ -357,9 +331,9 @@ def test_a_packed_update_with_everything_that_a_loss_can_have(tiny, responses, m
         "update__train_vit": True,
         "update__train_connector": True,
     }
-    trajectory = collected(tiny, responses, features=False)
-    rows = updated(tiny, trajectory, **settings)
-    packed = updated(tiny, trajectory, tokens=40, mesh=mesh, **settings)
+    trajectory = trajectory._replace(features=None)
+    rows = updated(trajectory, **settings)
+    packed = updated(trajectory, tokens=40, mesh=(1, 4, 1), **settings)
     assert_same_update(rows, packed)
     before = tiny[1]["vision"]["merger"]
     assert any(
@@ -371,19 +345,18 @@ def test_a_packed_update_with_everything_that_a_loss_can_have(tiny, responses, m
 
 
 @pytest.mark.slow
-def test_one_program_for_all_lengths(tiny, responses):
-    tokens, mask = responses
-    trajectory = collected(tiny, responses)
-    few = trajectory._replace(mask=mask & (np.arange(16) < 5)[:, None])
+def test_one_program_for_all_lengths(trajectory):
+    few = trajectory._replace(mask=trajectory.mask & (np.arange(16) < 5)[:, None])
+    sizes = []
     for one in (trajectory, few):
-        assert_same_update(updated(tiny, one), updated(tiny, one, tokens=40))
-    assert update_fn((1, 1, 1), **{f"mesh__{x}": 1 for x in sharding.AXES})._cache_size() == 2
+        assert_same_update(updated(one), updated(one, tokens=40))
+        sizes.append(tiny_steps.update()._cache_size())
+    assert sizes[0] == sizes[1]
 
 
-def test_an_update_without_tokens_moves_nothing(tiny, responses):
-    trajectory = collected(tiny, responses)
+def test_an_update_without_tokens_moves_nothing(tiny, trajectory):
     nothing = trajectory._replace(mask=np.zeros_like(trajectory.mask))
-    params, stats = updated(tiny, nothing, tokens=40)
+    params, stats = updated(nothing, tokens=40)
     assert stats["update/skipped"] == 2
     for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(tiny[1]), strict=True):
         assert np.array_equal(x, y)
@@ -392,12 +365,10 @@ def test_an_update_without_tokens_moves_nothing(tiny, responses):
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
 def test_packed_passes_are_those_of_rows(tiny, responses, mesh):
-    model, params = tiny
+    model, _ = tiny
     tokens, mask = responses
-    config = tiny_model.settings()
     devices = sharding.make_mesh(*mesh)
-    places = sharding.param_shardings(jax.eval_shape(lambda: params), model.param_rules, devices)
-    params = jax.device_put(params, places)
+    params = tiny_steps.placed(mesh)
     reference = jax.tree.map(lambda x: 1.1 * x, params)
     logprobs = np.zeros(mask.shape, np.float32)
     batch = tiny_model.batch()
@@ -405,8 +376,8 @@ def test_packed_passes_are_those_of_rows(tiny, responses, mesh):
     plan = sharding.put_plan(plan, devices)
     rollout = Rollout(tokens, mask, logprobs, np.zeros(16, bool))
     batch, rollout = sharding.put_batch((batch, rollout), devices)
-    passes = jax.jit(make_passes_fn(model, config, POLICY))
-    for features in (None, model.encode_images(params, batch)):
+    passes = tiny_steps.passes()
+    for features in (None, jax.jit(model.encode_images)(params, batch)):
         arrays = (params, reference, batch, features, rollout)
         for x, y in zip(passes(*arrays), passes(*arrays, plan), strict=True):
             np.testing.assert_allclose(y, x, atol=1e-5)

@@ -7,11 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlvlm_jax.sampling import logits as choices
 from rlvlm_jax.sampling import sampler
-from rlvlm_jax.sampling.logits import Policy, choose, draw, keep_top_k, keep_top_p
+from rlvlm_jax.sampling.logits import Policy, keep_top_k
 from rlvlm_jax.sampling.sampler import SampleSettings, block_sizes, make_sample_fn, sequence_keys
 from tests import tiny_model
 from tests.tiny_model import BANNED, PAD, STOP
+
+# As the sampler runs them: in a program. One by one their operations take longer to compile.
+choose = jax.jit(choices.choose)
+draw = jax.jit(choices.draw, static_argnames=("temperature", "top_k", "top_p"))
+keep_top_p = jax.jit(choices.keep_top_p, static_argnums=1)
 
 
 def probabilities(*values):
@@ -133,13 +139,17 @@ def sample_long(*, stops):
     return jax.device_get(sample(params, tiny_model.batch(), None, keys))
 
 
+def assert_same(one, other):
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+    np.testing.assert_array_equal(one.truncated, other.truncated)
+    np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-5)
+
+
 @pytest.mark.parametrize("stops", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_blocks_and_a_smaller_batch_change_no_sample(monkeypatch, stops):
     expected = sample_long(stops=stops)
     lengths = expected.mask.sum(axis=1)
     monkeypatch.setattr(sampler, "FIRST_BLOCK", 16)
-    monkeypatch.setattr(sampler, "SHRINK", 10**6)
-    in_blocks = sample_long(stops=stops)
     monkeypatch.setattr(sampler, "SHRINK", 2)
     asked = []
     unfinished = sampler.unfinished
@@ -151,10 +161,15 @@ def test_blocks_and_a_smaller_batch_change_no_sample(monkeypatch, stops):
     left = [(lengths > t).reshape(2, -1).sum(axis=1).max() for t in range(16, 80, 8)]
     assert left[0] > 4
     assert any(0 < rows <= 4 for rows in left)
-    for other in (in_blocks, in_small_batch):
-        np.testing.assert_array_equal(other.tokens, expected.tokens)
-        np.testing.assert_array_equal(other.truncated, expected.truncated)
-        np.testing.assert_allclose(other.logprobs, expected.logprobs, atol=1e-5)
+    assert_same(in_small_batch, expected)
+
+
+@pytest.mark.slow
+def test_blocks_alone_change_no_sample(monkeypatch):
+    expected = sample_long(stops=2)
+    monkeypatch.setattr(sampler, "FIRST_BLOCK", 16)
+    monkeypatch.setattr(sampler, "SHRINK", 10**6)
+    assert_same(sample_long(stops=2), expected)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +219,7 @@ def test_a_draw_never_takes_a_token_of_probability_zero(monkeypatch):
 
     monkeypatch.setattr(jax.random, "uniform", largest)
     monkeypatch.setattr(jnp, "cumsum", cumsum)
-    drawn = np.asarray(choose(jax.random.split(jax.random.key(1), 8), jnp.asarray(logits)))
+    drawn = choices.choose(jax.random.split(jax.random.key(1), 8), jnp.asarray(logits))
     assert np.isfinite(logits[np.arange(8), drawn]).all()
 
 

@@ -2,7 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model of two layers and 32 channels, prompts for it, and a configuration that fits both."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rlvlm_jax import config, models
@@ -51,11 +54,21 @@ def hf_config(**changes):
     }
 
 
+@functools.cache
 def build():
-    """Returns (model, parameters) with weights large enough to matter."""
+    """Returns (model, parameters) with weights large enough to matter; the same at every call.
+
+    NumPy draws them: to compile `init` takes longer than most tests.
+    """
     model = models.build(qwen_vl_config.from_hf(hf_config()))
-    params = jax.jit(model.init)(jax.random.key(0))
-    return model, jax.tree.map(lambda x: x * 3.0 if x.ndim > 1 else x, params)
+    rng = np.random.default_rng(0)
+
+    def draw(path, leaf):
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(mean + 0.1 * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    return model, jax.tree_util.tree_map_with_path(draw, shapes)
 
 
 def prompt(rng, length, grids=()):

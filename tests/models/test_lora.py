@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Low-rank adapters: where they lie, what they compute, and that merging keeps the result."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,24 +23,37 @@ def leaves(params):
 
 
 @pytest.fixture(scope="module")
-def adapted():
+def new():
+    """The tiny model's parameters with new adapters everywhere."""
+    _, params = tiny_model.build()
+    return jax.jit(lambda params, key: lora.add(params, key, 4, 8.0, lambda _: True))(
+        params, jax.random.key(1)
+    )
+
+
+@pytest.fixture(scope="module")
+def adapted(new):
     """(model, its parameters, the same with adapters everywhere that add something)."""
     model, params = tiny_model.build()
-    found = lora.add(params, jax.random.key(1), 4, 8.0, lambda _: True)
+    rng = np.random.default_rng(2)
 
     def fill(path, leaf):
         if path[-1].key != "lora_b":
             return leaf
-        return 0.02 * jax.random.normal(jax.random.key(2), leaf.shape)
+        return jnp.asarray(0.02 * rng.standard_normal(leaf.shape), leaf.dtype)
 
-    return model, params, jax.tree_util.tree_map_with_path(fill, found)
+    return model, params, jax.tree_util.tree_map_with_path(fill, new)
+
+
+@functools.cache
+def logprobs(model):
+    return jax.jit(make_logprobs_fn(model, Policy(), 4))
 
 
 def logprobs_of(model, params):
     batch = tiny_model.batch()
     tokens = np.arange(8 * 6, dtype=np.int32).reshape(8, 6) % 57
-    passes = jax.jit(make_logprobs_fn(model, Policy(), 4))
-    return passes(params, batch, None, tokens, np.ones((8, 6), bool))[0]
+    return logprobs(model)(params, batch, None, tokens, np.ones((8, 6), bool))[0]
 
 
 def test_adapters_lie_beside_the_chosen_weights_and_nowhere_else(adapted):
@@ -58,9 +73,8 @@ def test_adapters_lie_beside_the_chosen_weights_and_nowhere_else(adapted):
     assert not np.array_equal(q["lora_a"], k["lora_a"])
 
 
-def test_new_adapters_change_nothing(adapted):
+def test_new_adapters_change_nothing(adapted, new):
     model, params, _ = adapted
-    new = lora.add(params, jax.random.key(1), 4, 8.0, lambda _: True)
     assert np.array_equal(logprobs_of(model, new), logprobs_of(model, params))
 
 

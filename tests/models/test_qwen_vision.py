@@ -36,8 +36,8 @@ def test_near_is_within_where_segments_are_short(length, kernel):
     rng = np.random.default_rng(length)
     q, k, v = rng.standard_normal((3, 5, length, 2, 8)).astype(np.float32)
     segment = random_segments(rng, 5, length, 6)
-    near = qwen_vision.attend_near(q, k, v, segment, 6, kernel)
-    within = qwen_vision.attend_within(q, k, v, segment, PLAIN)
+    near = jax.jit(qwen_vision.attend_near, static_argnums=(4, 5))(q, k, v, segment, 6, kernel)
+    within = jax.jit(qwen_vision.attend_within, static_argnums=4)(q, k, v, segment, PLAIN)
     np.testing.assert_allclose(near, within, atol=1e-6)
     assert np.abs(np.where((segment > 0)[..., None, None], within, 0)).max() > 0.5
     assert (np.asarray(near)[segment == 0] == 0).all()
@@ -57,43 +57,40 @@ def test_near_costs_three_blocks_a_query():
     assert near * 5 < within
 
 
-def by_both(monkeypatch, run):
-    """run() of a model that goes by windows and of one that does not."""
-    laid = run(build(cases.tiny_config()))
-    monkeypatch.setattr(qwen_vision, "by_window", lambda config, patches: False)
-    return laid, run(build(cases.tiny_config()))
-
-
-def test_features_are_the_same_and_in_the_same_order(monkeypatch):
+@pytest.fixture(scope="module")
+def both():
+    """(features, gradient) of a model that goes by windows and of one that does not."""
     config = cases.tiny_config()
     batch = cases.make_batch(config, PROMPTS)
+    counts = (batch.patch_image[:, ::4] > 0)[..., None]
     assert qwen_vision.by_window(config.vision, batch.patches.shape[1])
-    params = cases.random_params(build(config))
 
-    def run(model):
-        return np.asarray(jax.jit(model.encode_images)(params, batch))
+    def run():
+        model = build(config)
 
-    laid, masked = by_both(monkeypatch, run)
-    counts = batch.patch_image[:, ::4] > 0
+        def loss(params):
+            features = model.encode_images(params, batch)
+            return jnp.sum(jnp.where(counts, jnp.sin(features), 0)), features
+
+        gradient, features = jax.jit(jax.grad(loss, has_aux=True))(cases.random_params(model))
+        return np.asarray(features), gradient["vision"]
+
+    laid = run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qwen_vision, "by_window", lambda config, patches: False)
+        return laid, run()
+
+
+def test_features_are_the_same_and_in_the_same_order(both):
+    (laid, _), (masked, _) = both
+    counts = cases.make_batch(cases.tiny_config(), PROMPTS).patch_image[:, ::4] > 0
     np.testing.assert_allclose(laid[counts], masked[counts], atol=2e-5)
     assert masked[counts].std() > 0.1
     assert np.isfinite(laid).all()
 
 
-def test_gradients_are_the_same(monkeypatch):
-    config = cases.tiny_config()
-    batch = cases.make_batch(config, PROMPTS)
-    params = cases.random_params(build(config))
-    counts = (batch.patch_image[:, ::4] > 0)[..., None]
-
-    def run(model):
-        def loss(params):
-            features = model.encode_images(params, batch)
-            return jnp.sum(jnp.where(counts, jnp.sin(features), 0))
-
-        return jax.jit(jax.grad(loss))(params)["vision"]
-
-    laid, masked = by_both(monkeypatch, run)
+def test_gradients_are_the_same(both):
+    (_, laid), (_, masked) = both
     for found, expected in zip(jax.tree.leaves(laid), jax.tree.leaves(masked), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 

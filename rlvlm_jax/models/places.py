@@ -62,6 +62,7 @@ class Places(NamedTuple):
         spare = self.mesh is None or self.mesh.shape["fsdp"] == 1
         if spare or not self._divides(tokens, 0, PASS_ROWS):
             return table[tokens].astype(dtype)
+        table = self._lay(table, "tensor", "fsdp")  # as it lies at rest; its gradient too
         x = table[self._lay(tokens, "data", None)].astype(dtype)
         x = self._lay(x, "data", None, "fsdp")
         return self._lay(x, PASS_ROWS, None, None)

@@ -124,7 +124,7 @@ def test_logprobs_and_gradients_do_not_depend_on_the_mesh(tied, fsdp, sequence, 
 
 
 @pytest.mark.parametrize(("fsdp", "sequence", "tensor"), [(8, 1, 1), (2, 2, 2)])
-def test_tokens_are_looked_up_without_gathering_the_table(fsdp, sequence, tensor):
+def test_tokens_are_looked_up_without_gathering_table_or_tokens(fsdp, sequence, tensor):
     mesh = sharding.make_mesh(1, fsdp, tensor, sequence=sequence)
     model = model_of(mesh, vocab_size=1024)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
@@ -136,13 +136,19 @@ def test_tokens_are_looked_up_without_gathering_the_table(fsdp, sequence, tensor
 
     def loss(params, batch, features):
         tokens, mask = batch.tokens[:, :64], batch.mask[:, :64]
-        return model.forward(params, batch, features, tokens, mask).sum()
+        hidden = model.forward(params, batch, features, tokens, mask)
+        # The table is the output layer too, whose gradient lies otherwise.
+        return jnp.square(model.logits(model.spread(params), hidden[:, :4])).sum()
 
     arguments = sharding.with_shardings(shapes, laid), batch, features
     text = jax.jit(jax.grad(loss)).lower(*arguments).compile().as_text()
     gathers = re.findall(r"= (\S+) all-gather\(", text)
     assert gathers
-    assert not [shape for shape in gathers if "[1024," in shape]
+    rows = 16 // mesh.shape["data"]
+    for shape in gathers:
+        assert "[1024," not in shape
+        assert f"[{rows},512,32]" not in shape, shape
+        assert f"[{rows},1,512,32]" not in shape, shape
 
 
 def test_auto_replicates_small_models_only():

@@ -22,8 +22,9 @@ from rlvlm_jax.errors import InputError
 from rlvlm_jax.types import Batch
 
 AXES = ("data", "fsdp", "sequence", "tensor")
-BATCH = PartitionSpec(("data", "fsdp", "sequence"))  # the leading axis of prompts and sequences
-PASS = PartitionSpec(("data", "fsdp"))  # the same of a micro-batch, and streams
+ROWS = ("data", "fsdp", "sequence")  # divide prompts and sequences at rest, and in decoding
+PASS_ROWS = ("data", "fsdp")  # those that go through the model as a whole, and streams
+BATCH, PASS = PartitionSpec(ROWS), PartitionSpec(PASS_ROWS)
 Rules = Sequence[tuple[str, PartitionSpec]]
 
 

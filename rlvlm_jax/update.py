@@ -26,7 +26,7 @@ from rlvlm_jax.logprobs import make_logprobs_fn, make_packed_logprobs_fn
 from rlvlm_jax.optim import make_trained, merge, split
 from rlvlm_jax.packing import Plan, most_prompts
 from rlvlm_jax.sampling.logits import Policy
-from rlvlm_jax.sharding import BATCH, batch_sharding, pass_sharding
+from rlvlm_jax.sharding import ROWS, batch_sharding, pass_sharding
 from rlvlm_jax.types import Array, Batch, Params, TrainState, Trajectory
 
 Sums = dict[str, Array]  # name -> float32[], added over micro-batches
@@ -239,7 +239,7 @@ def encode_held(model: Any, params: Params, batch: Batch, source: Array, mesh: A
     streams, tokens = source.shape
     prompt = jnp.where(source < 0, prompts, source // size)  # a response's is beyond the last too
     held = jnp.zeros(prompts, bool).at[prompt].set(True, mode="drop")
-    devices = math.prod(mesh.shape[axis] for axis in BATCH[0])
+    devices = math.prod(mesh.shape[axis] for axis in ROWS)
     most = streams * most_prompts(tokens, size)
     most = min(prompts, -(-most // devices) * devices)
     (places,) = jnp.nonzero(held, size=most, fill_value=prompts)

@@ -198,7 +198,7 @@ def until(found, step):
     lines, files = found
     return (
         [line for line in lines if line["step"] <= step],
-        {name: rows for name, rows in files.items() if int(Path(name).stem) <= step},
+        {name: rows for name, rows in files.items() if int(Path(name).name.split(".")[0]) <= step},
     )
 
 

@@ -72,8 +72,8 @@ def attend(
     By the plain kernel, keys and values are never repeated, neither over the heads nor over the
     group; for the others, shared keys are copied for each of the G sequences. Where the scores of a
     sequence would exceed `max_scores`, queries go through in blocks that are recomputed in the
-    backward pass; the result is the same. A block is every so manieth query, so that devices that
-    have a run of the queries each have their share of every block.
+    backward pass; the result is the same. The queries of a block lie apart, as many as there are
+    blocks, so that devices that have a run of the queries each have their share of every block.
 
     Args:
         q: [N, G, Q, H, E], any float dtype; query head h uses key head h // (H / K).

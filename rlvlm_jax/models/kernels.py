@@ -31,6 +31,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rlvlm_jax.errors import InputError
+from rlvlm_jax.sharding import PASS_ROWS, ROWS
 from rlvlm_jax.types import Array
 
 KERNELS = ("plain", "xla", "cudnn", "splash")
@@ -297,7 +298,7 @@ def _on_mesh(
     if mesh is None:
         return run(*of_queries, *of_keys, *others)
     q, k = of_queries[0], of_keys[0]
-    rows = ("data", "fsdp") if kernel.by_tokens else ("data", "fsdp", "sequence")
+    rows = PASS_ROWS if kernel.by_tokens else ROWS
     if q.shape[0] % math.prod(mesh.shape[axis] for axis in rows):
         rows = None
     heads = "tensor" if k.shape[2] % mesh.shape["tensor"] == 0 else None

@@ -31,12 +31,11 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlvlm_jax.errors import InputError
+from rlvlm_jax.sharding import PASS_ROWS, ROWS
 from rlvlm_jax.types import Array, Params
 
 LAYOUTS = ("auto", "train", "tensor", "replicated")
 MAX_REPLICATED = 2**30  # bytes of weights up to which "auto" has them whole on every device
-ROWS = ("data", "fsdp", "sequence")  # of sequences at rest, and in decoding
-PASS_ROWS = ("data", "fsdp")  # of full sequences that go through the model
 # Of decoding's weights, and of logits: the largest parts are those that tensor parallelism makes of
 # the weights at rest, so that the way between the two is one exchange within each.
 WEIGHTS = ("tensor", "fsdp", "sequence")

@@ -7,10 +7,10 @@ step and by part, the largest arrays, collectives and their bytes; and predicts 
 Needs neither weights nor data. Exit status 0: it fits; 2: it does not, or it was asked wrongly.
 
 The compiler for TPUs is in the package `libtpu`, that for GPUs in `jax-cuda13-plugin` and
-`jax-cuda13-pjrt`. A TPU's compiler is asked for the
-least effort, which takes a fraction of the time and a few percent more memory than a run's programs
-will; `--effort=0` compiles those. Without its libraries cuDNN's attention cannot be compiled;
-plain attention is planned instead, which takes more memory than cuDNN's will.
+`jax-cuda13-pjrt`. A TPU's compiler is asked for the least effort, which takes a fraction of the
+time and a few percent more memory than a run's programs will; `--effort=0` compiles those. Without
+its libraries cuDNN's attention cannot be compiled; plain attention is planned instead, which takes
+more memory than cuDNN's will.
 """
 
 import argparse

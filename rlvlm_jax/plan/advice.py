@@ -18,9 +18,8 @@ def needed(s: predict.Sizes, step: str) -> float:
     return base + sum(predict.temporaries(s)[step].values())
 
 
-def _with(s: predict.Sizes, key: str, value: object, **more: object) -> predict.Sizes:
+def _with(s: predict.Sizes, values: dict[str, object]) -> predict.Sizes:
     config = s.config.copy_and_resolve_references()
-    values = {key: value} | {name.replace("__", "."): other for name, other in more.items()}
     with config.unlocked():
         config.update_from_flattened_dict(values)
     return s._replace(config=config)
@@ -30,33 +29,31 @@ def changes(s: predict.Sizes) -> Iterator[tuple[str, predict.Sizes]]:
     """Yields (what to set, the run with it) for every single change that saves memory."""
     c = s.config
     if c.model.remat != "full":
-        yield "--config.model.remat=full", _with(s, "model.remat", "full")
+        yield "--config.model.remat=full", _with(s, {"model.remat": "full"})
     if microbatch(c) > pass_shards(c):
         value = pass_shards(c)
-        yield f"--config.update.microbatch={value}", _with(s, "update.microbatch", value)
+        yield f"--config.update.microbatch={value}", _with(s, {"update.microbatch": value})
     elif c.mesh.fsdp % 2 == 0 and c.rollout.max_tokens % (2 * c.mesh.sequence) == 0:
         fsdp, sequence = c.mesh.fsdp // 2, c.mesh.sequence * 2
-        value = pass_shards(c) // 2
-        yield (
-            f"--config.mesh.fsdp={fsdp} --config.mesh.sequence={sequence} "
-            f"--config.update.microbatch={value}",
-            _with(s, "mesh.fsdp", fsdp, mesh__sequence=sequence, update__microbatch=value),
-        )
+        values = {"mesh.fsdp": fsdp, "mesh.sequence": sequence}
+        values["update.microbatch"] = pass_shards(c) // 2
+        flags = (f"--config.{key}={value}" for key, value in values.items())
+        yield " ".join(flags), _with(s, values)
     if logprob_passes(c) < c.rollout.prompts // pass_shards(c):
         value = c.rollout.samples * pass_shards(c)
-        yield f"--config.update.logprob_batch={value}", _with(s, "update.logprob_batch", value)
+        yield f"--config.update.logprob_batch={value}", _with(s, {"update.logprob_batch": value})
     if c.rollout.cache != "int8":
-        yield "--config.rollout.cache=int8", _with(s, "rollout.cache", "int8")
+        yield "--config.rollout.cache=int8", _with(s, {"rollout.cache": "int8"})
     if s.layout == "replicated":
-        yield "--config.rollout.layout=tensor", _with(s, "rollout.layout", "tensor")
+        yield "--config.rollout.layout=tensor", _with(s, {"rollout.layout": "tensor"})
     if not c.update.lora_rank:
         width = s.model.width + s.model.mlp_width
         adapters = 64 * s.model.layers * (4 * s.model.width + 3 * width)
-        smaller = _with(s, "update.lora_rank", 64)._replace(trained=adapters)
+        smaller = _with(s, {"update.lora_rank": 64})._replace(trained=adapters)
         yield "--config.update.lora_rank=64", smaller
     if c.rollout.prompts > shards(c):
         value = max(shards(c), c.rollout.prompts // 2)
-        yield f"--config.rollout.prompts={value}", _with(s, "rollout.prompts", value)
+        yield f"--config.rollout.prompts={value}", _with(s, {"rollout.prompts": value})
 
 
 def advise(s: predict.Sizes, topology: Topology, step: str, short: float) -> str:

@@ -20,7 +20,8 @@
 # --slices=N      several slices as one run
 # --spot          may be pre-empted, costs less
 # --valid-until=6h  how long the request may wait for free machines
-# --bucket=NAME   mounts a Cloud Storage bucket at /mnt/NAME; DIR must be on storage all hosts share
+# --bucket=NAME   mounts a Cloud Storage bucket at /mnt/NAME; DIR must be on storage all hosts share,
+#                 or checkpoints in a bucket by --config.log.checkpoints=gs://NAME/DIR
 # --retries=10 --keep   of all: how often to begin again; do not delete at the end
 # --dry-run       shows every command and runs none
 # HF_TOKEN and WANDB_API_KEY are taken from the environment and reach the workers in a file of mode
@@ -99,7 +100,10 @@ case "$command" in
             [ "$argument" = "${argument#--workdir=}" ] || workdir="${argument#--workdir=}"
         done
         need "the work directory" "$workdir" "--workdir=DIR on storage that all workers share"
-        [[ "$workdir" =~ ^(/|gs://) ]] ||
+        [[ "$workdir" = gs://* ]] &&
+            usage "--workdir=$workdir: records need a path; mount the bucket with --bucket, or give a" \
+                "local --workdir and --config.log.checkpoints=$workdir"
+        [[ "$workdir" = /* ]] ||
             usage "--workdir=$workdir: each worker would have its own; give a path from / on shared storage"
         program=("--config=$config" "${program[@]:1}")
         ;;
@@ -236,11 +240,11 @@ create() {
 }
 
 set_up() {
-    local extras="${WANDB_API_KEY:+[wandb]}"
+    local extras="[gcs${WANDB_API_KEY:+,wandb}]"
     call "${tpu[@]}" tpu-vm scp "$scratch/rlvlm_jax.tar.gz" "$1:" "${where[@]}" --worker=all || return 1
     call "${tpu[@]}" tpu-vm ssh "$1" "${where[@]}" --worker=all \
         --command="mkdir -p rlvlm_jax && tar -xzf rlvlm_jax.tar.gz -C rlvlm_jax" || return 1
-    remote "$1" all install ${extras:+"$extras"} || return 1
+    remote "$1" all install "$extras" || return 1
     [ -z "$bucket" ] || remote "$1" all mount "$bucket"
 }
 

@@ -6,7 +6,9 @@ A step directory holds four items: `params` (all parameters), `optimizer` (its s
 `run` (JSON: configuration, data cursor, running sums) and `model_files` (JSON: the text of
 config.json, tokenizer and processor files, so that export needs nothing else). What
 `rlvlm_jax.convert` writes is the first and the last of these. A step directory gets its name only
-when it is complete, so one that a crash cut off is never seen.
+when it is complete, or in a bucket a file that says so, so one that a crash cut off is never seen.
+
+Directories may be in Google Cloud Storage, gs://BUCKET/..., which takes the package gcsfs.
 """
 
 import logging
@@ -35,12 +37,15 @@ def open_manager(directory: str | Path, keep: int) -> ocp.CheckpointManager:
     Raises:
         InputError: the directory cannot be written.
     """
-    path = _absolute(directory)
+    path = absolute(directory)
+    probe = path / f".writable-{jax.process_index()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+        probe.write_bytes(b"?")  # a bucket refuses nothing before
+        probe.unlink()
+    except Exception as error:  # what reaches a bucket raises many kinds
         raise InputError(
-            f"checkpoints cannot be written to {directory} ({error.strerror}); name a directory "
+            f"checkpoints cannot be written to {directory} ({_reason(error)}); name a directory "
             "that can"
         ) from error
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
@@ -85,7 +90,7 @@ def write_params(directory: str | Path, params: Params, model_files: Mapping[str
     Raises:
         InputError: the directory exists already.
     """
-    path = _absolute(directory)
+    path = absolute(directory)
     if path.exists():
         raise InputError(f"{directory} exists already; name a directory that does not")
     try:
@@ -107,20 +112,29 @@ def write_params(directory: str | Path, params: Params, model_files: Mapping[str
 
 
 def latest_step(directory: str | Path) -> int | None:
-    """Returns the newest complete step of a run's checkpoints, None where there is none."""
-    path = _absolute(directory)
-    if not path.is_dir():
-        return None
-    steps = [
-        int(entry.name) for entry in path.iterdir() if entry.name.isdecimal() and entry.is_dir()
-    ]
+    """Returns the newest complete step of a run's checkpoints, None where there is none.
+
+    Raises:
+        InputError: it is in a bucket that cannot be read.
+    """
+    path = absolute(directory)
+    try:
+        if not path.is_dir():
+            return None
+        found = [entry for entry in path.iterdir() if entry.name.isdecimal() and entry.is_dir()]
+        steps = [int(entry.name) for entry in found if ocp.utils.is_checkpoint_finalized(entry)]
+    except Exception as error:  # what reaches a bucket raises many kinds
+        if not is_url(directory):
+            raise
+        raise InputError(
+            f"{directory} cannot be read ({_reason(error)}); name another, or mend the access to it"
+        ) from error
     return max(steps, default=None)
 
 
 def is_checkpoint(path: str | Path) -> bool:
     """Returns whether this is a run's checkpoints, one step of them, or a converted model."""
-    directory = _absolute(path)
-    return (directory / PARAMS).is_dir() or latest_step(directory) is not None
+    return latest_step(path) is not None or (absolute(path) / PARAMS).is_dir()
 
 
 def read_model_files(path: str | Path) -> dict[str, str]:
@@ -187,13 +201,27 @@ def _optimizer_item(state: TrainState) -> dict[str, Any]:
     return {name: value for name, value in state._asdict().items() if name != "params"}
 
 
-def _absolute(path: str | Path) -> epath.Path:
-    return epath.Path(path).expanduser().absolute() if "://" not in str(path) else epath.Path(path)
+def is_url(path: str | Path) -> bool:
+    """Returns whether this is no path of a file system but, say, gs://BUCKET/DIRECTORY."""
+    return "://" in str(path)
+
+
+def absolute(path: str | Path) -> epath.Path:
+    """Returns the whole path, from the file system's root or a bucket on."""
+    return epath.Path(path) if is_url(path) else epath.Path(path).expanduser().absolute()
+
+
+def _reason(error: Exception) -> str:
+    """Returns the first line of what an error says."""
+    if isinstance(error, ImportError):
+        return "gs:// needs the package gcsfs: pip install 'rlvlm_jax[gcs]'"
+    said = getattr(error, "strerror", None) or str(error).strip()
+    return said.splitlines()[0][:200] if said else type(error).__name__
 
 
 def _step_directory(path: str | Path) -> epath.Path:
     """Returns the directory that holds the items: `path` or its newest step."""
-    directory = _absolute(path)
+    directory = absolute(path)
     step = None if (directory / PARAMS).is_dir() else latest_step(directory)
     return directory if step is None else directory / str(step)
 
@@ -218,9 +246,8 @@ def _read_json(path: str | Path, item: str) -> dict[str, Any]:
 
 
 def _damaged(path: epath.Path, error: Exception) -> InputError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return InputError(
-        f"the checkpoint {path} is damaged ({reason[:200]}); remove its step directory to go on "
+        f"the checkpoint {path} is damaged ({_reason(error)}); remove its step directory to go on "
         "from an older one"
     )
 

@@ -306,6 +306,9 @@ def default() -> ConfigDict:
 
     c.log = ConfigDict()
     c.log.keep_checkpoints = 2
+    # Directory of the run's checkpoints, gs://BUCKET/DIRECTORY too; "" = WORKDIR/checkpoints. No
+    # other run may use it. What else a run writes is in WORKDIR.
+    c.log.checkpoints = ""
     c.log.rollouts = True  # write rollouts/STEP.jsonl
     c.log.token_prompts = 4  # prompts a step whose responses are written token by token too
     c.log.tensorboard = True
@@ -658,6 +661,11 @@ def _recipe_problems(c: ConfigDict) -> Iterator[str]:
         yield (
             f"config.log.profile={c.log.profile!r} is not of the form FIRST-LAST, such as '5-7', "
             "with steps from 1 on"
+        )
+    if "://" in c.log.checkpoints and not re.match("gs://[^/]+/.", c.log.checkpoints):
+        yield (
+            f"config.log.checkpoints={c.log.checkpoints!r} is neither a path nor of the form "
+            "gs://BUCKET/DIRECTORY"
         )
     if not c.model.path:
         yield "config.model.path is empty; name a Hugging Face directory or repository"

@@ -49,7 +49,10 @@ def check_writable(directory: str | Path) -> None:
         InputError: it is a URL or a file, lies below a file, or must not be written.
     """
     if "://" in str(directory):
-        raise _not_writable(directory, "it is no local path; a mounted bucket has one")
+        raise _not_writable(
+            directory,
+            "it is no local path; a mounted bucket has one, and config.log.checkpoints may be gs://",
+        )
     path = Path(directory).absolute()
     nearest = next(place for place in (path, *path.parents) if place.exists())
     if not nearest.is_dir():

@@ -129,7 +129,9 @@ class Run:
             records.check_writable(workdir)
         metrics.check_writers(config.log)
         self._compiles = metrics.CompileCounter()
-        self._checkpoints = self.workdir / "checkpoints"
+        self._checkpoints = checkpoint.absolute(
+            config.log.checkpoints or self.workdir / "checkpoints"
+        )
         self.first_step = checkpoint.latest_step(self._checkpoints) or 0
         self.resumed = self.first_step > 0 or checkpoint.is_checkpoint(self._checkpoints)
         saved = self._read_saved() if self.resumed else {}
@@ -296,8 +298,8 @@ class Run:
         """Creates or trims the run's directory; from here on things are written."""
         c = self.config
         self._watch()
-        distributed.together(self._open_records)
         self._manager = checkpoint.open_manager(self._checkpoints, c.log.keep_checkpoints)
+        distributed.together(self._open_records)
         return self
 
     def _open_records(self) -> None:
@@ -307,6 +309,13 @@ class Run:
         c = self.config
         self._records = records.RunDirectory(self.workdir)
         self._records.trim(self.first_step if self.resumed else None)
+        phase = "sft" if c.mode == "sft" else "train"
+        if self.first_step and not self._records.has(phase, self.first_step):
+            logging.warning(
+                "%s holds no records of the steps up to %d, with which %s goes on; those to come "
+                "are written there",
+                *(self.workdir, self.first_step, self._checkpoints),
+            )
         self._records.write_config(
             {
                 "config": startup.resolved_config(c),

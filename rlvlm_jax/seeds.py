@@ -34,6 +34,8 @@ def run_seeds(program: Callable[[ConfigDict, str], bool], config: ConfigDict, wo
     for seed, place in places.items():
         one = config.copy_and_resolve_references()
         one.seed, one.seeds = seed, 1
+        if config.log.checkpoints:
+            one.log.checkpoints = f"{config.log.checkpoints}/{place.name}"
         if not program(one, str(place)):
             return False
     if not distributed.is_first():

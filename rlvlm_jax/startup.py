@@ -60,7 +60,7 @@ def open_source(path: str) -> Source:
     if path == BUNDLED:
         path = str(importlib.resources.files("rlvlm_jax") / "assets" / "tiny")
     if checkpoint.is_checkpoint(path):
-        return Source(Path(path), True, checkpoint.read_model_files(path))
+        return Source(checkpoint.absolute(path), True, checkpoint.read_model_files(path))
     directory = convert.resolve(path)
     return Source(directory, False, convert.read_side_files(directory))
 

@@ -5,6 +5,7 @@
 import json
 import shutil
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -120,7 +121,29 @@ def test_workdir_that_is_a_file(refused, tmp_path, data):
 
 
 def test_workdir_that_is_no_local_path(refused, data):
-    assert "gs://bucket/run" in refused(arguments("gs://bucket/run", data))
+    message = refused(arguments("gs://bucket/run", data))
+    assert "gs://bucket/run" in message
+    assert "config.log.checkpoints may be gs://" in message
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/run", "gs://bucket", "gs:///run"])
+def test_checkpoints_where_none_can_be(refused, tmp_path, data, place):
+    message = refused(arguments(tmp_path / "run", data, log__checkpoints=place))
+    assert f"config.log.checkpoints='{place}'" in message
+
+
+def test_checkpoints_in_a_bucket_without_the_package(refused, tmp_path, data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    message = refused(arguments(tmp_path / "run", data, log__checkpoints="gs://bucket/run"))
+    assert "gs://bucket/run cannot be read (gs:// needs the package gcsfs" in message
+
+
+def test_checkpoints_below_a_file(refused, tmp_path, data):
+    (tmp_path / "taken").write_text("mine")
+    message = refused(
+        arguments(tmp_path / "run", data, log__checkpoints=tmp_path / "taken" / "run")
+    )
+    assert "checkpoints cannot be written to" in message
 
 
 # ---- data ------------------------------------------------------------------------------------

@@ -803,6 +803,7 @@ CASES = {
     "eval.samples_seed": [case(1234, 1, evaluation, **SAMPLED)],
     # records
     "log.keep_checkpoints": [case(2, 1, loop, checkpoint_every=1)],
+    "log.checkpoints": [case("", "elsewhere", loop)],
     "log.rollouts": [case(True, False, loop)],
     "log.token_prompts": [case(4, 1, loop)],
     "log.prometheus": [case(False, True, loop)],

@@ -271,7 +271,7 @@ def trajectory(tiny, responses):
 
 def updated(trajectory, *, tokens=0, mesh=ONE, **settings):
     """Returns (parameters, stats) after step IV, packed into streams or, with 0 tokens, not."""
-    devices = sharding.make_mesh(*mesh)
+    devices = tiny_steps.make_mesh(mesh)
     order = np.asarray(minibatch_order(tiny_model.settings(**settings), jax.random.key(5)))
     plans = None
     if tokens:
@@ -310,11 +310,19 @@ def test_a_packed_update_is_that_of_rows(trajectory, loss, aggregate):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("loss", "aggregate"), CASES)
-def test_a_packed_update_on_eight_devices_is_that_of_rows_on_one(trajectory, loss, aggregate):
+@pytest.mark.parametrize(
+    ("loss", "aggregate", "mesh"),
+    [
+        ("ppo", "token", (2, 2, 1, 2)),
+        ("ppo", "token", (1, 2, 4, 1)),
+        ("gspo", "sequence", (1, 2, 2, 2)),
+        ("cispo", "constant", (2, 2, 1, 2)),
+    ],
+)
+def test_a_packed_update_on_eight_devices_is_that_of_rows_on_one(trajectory, loss, aggregate, mesh):
     settings = {"algorithm__loss": loss, "algorithm__aggregate": aggregate}
     rows = updated(trajectory, **settings)
-    packed = updated(trajectory, tokens=40, mesh=(2, 2, 2), **settings)
+    packed = updated(trajectory, tokens=40, mesh=mesh, **settings)
     assert_same_update(rows, packed)
 
 
@@ -333,7 +341,7 @@ def test_a_packed_update_with_everything_that_a_loss_can_have(tiny, trajectory):
     }
     trajectory = trajectory._replace(features=None)
     rows = updated(trajectory, **settings)
-    packed = updated(trajectory, tokens=40, mesh=(1, 4, 1), **settings)
+    packed = updated(trajectory, tokens=40, mesh=(1, 4, 1, 1), **settings)
     assert_same_update(rows, packed)
     before = tiny[1]["vision"]["merger"]
     assert any(
@@ -363,11 +371,11 @@ def test_an_update_without_tokens_moves_nothing(tiny, trajectory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [(1, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("mesh", [ONE, (2, 2, 1, 2), (1, 2, 2, 2)])
 def test_packed_passes_are_those_of_rows(tiny, responses, mesh):
     model, _ = tiny
     tokens, mask = responses
-    devices = sharding.make_mesh(*mesh)
+    devices = tiny_steps.make_mesh(mesh)
     params = tiny_steps.placed(mesh)
     reference = jax.tree.map(lambda x: 1.1 * x, params)
     logprobs = np.zeros(mask.shape, np.float32)

@@ -49,7 +49,7 @@ def collected(tiny):
 def judge(collected, *, mesh=ONE, reference=None, scores=None, **settings):
     """Step III; returns (parameters, trajectory, stats), on the mesh."""
     config = tiny_model.settings(**settings)
-    devices = sharding.make_mesh(*mesh)
+    devices = tiny_steps.make_mesh(mesh)
     batch, features, rollout = sharding.put_batch(collected, devices)
     if scores is None:
         scores = np.arange(16, dtype=np.float32) % 3
@@ -176,15 +176,15 @@ def test_rows_that_share_a_prompt_equal_rows_that_do_not(collected, base):
 @pytest.mark.parametrize(
     "mesh",
     [
-        pytest.param((4, 1, 1), marks=pytest.mark.slow),
-        pytest.param((1, 4, 1), marks=pytest.mark.slow),
-        pytest.param((2, 1, 2), marks=pytest.mark.slow),
-        (1, 4, 2),
+        pytest.param((4, 1, 1, 1), marks=pytest.mark.slow),
+        pytest.param((1, 4, 1, 1), marks=pytest.mark.slow),
+        pytest.param((2, 1, 1, 2), marks=pytest.mark.slow),
+        pytest.param((1, 2, 2, 2), marks=pytest.mark.slow),
+        (1, 4, 1, 2),
     ],
 )
 def test_devices_change_nothing(collected, base, mesh):
-    keys = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
-    other = run(collected, **keys, mesh=mesh)
+    other = run(collected, mesh=mesh)
     assert len(jax.tree.leaves(other[0].params)[0].sharding.device_set) == np.prod(mesh)
     assert distance(base[0].params, other[0].params) < 1e-5
     for name, value in base[1].items():

@@ -15,7 +15,7 @@ from rlvlm_jax.update import init_state, make_update_fn
 from tests import tiny_model
 
 POLICY = Policy(0.8, tiny_model.BANNED)
-ONE = (1, 1, 1)  # a mesh
+ONE = (1, 1, 1, 1)  # a mesh: devices along each of sharding.AXES
 OF_THE_OLD = ("update__minibatch", "update__epochs", "algorithm__old_logprobs", "algorithm__kl_")
 OF_THE_PASSES = ("update__logprob_", "algorithm__flat_positions")
 NOT_OF_THE_UPDATE = (
@@ -40,8 +40,13 @@ def chosen(settings, prefixes=""):
 
 def on_mesh(mesh, **settings):
     """Returns the configuration with the axes of the mesh."""
-    axes = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
+    axes = {f"mesh__{name}": size for name, size in zip(sharding.AXES, mesh, strict=True)}
     return tiny_model.settings(**settings, **axes)
+
+
+def make_mesh(mesh):
+    data, fsdp, sequence, tensor = mesh
+    return sharding.make_mesh(data, fsdp, tensor, sequence=sequence)
 
 
 def logprobs(chunk=4, **how):
@@ -89,7 +94,7 @@ def _update(mesh, **settings):
     model, _ = tiny_model.build()
     config = on_mesh(mesh, **settings)
     optimizer, _ = optim.make_optimizer(config.update, 10, model.part)
-    return jax.jit(make_update_fn(model, config, optimizer, POLICY, sharding.make_mesh(*mesh)))
+    return jax.jit(make_update_fn(model, config, optimizer, POLICY, make_mesh(mesh)))
 
 
 @functools.cache
@@ -97,7 +102,7 @@ def placed(mesh=ONE):
     """Returns the parameters, on the mesh."""
     model, params = tiny_model.build()
     shapes = jax.eval_shape(lambda: params)
-    places = sharding.param_shardings(shapes, model.param_rules, sharding.make_mesh(*mesh))
+    places = sharding.param_shardings(shapes, model.param_rules, make_mesh(mesh))
     return jax.device_put(params, places)
 
 

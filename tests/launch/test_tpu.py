@@ -151,7 +151,7 @@ def test_secrets_are_in_no_command_and_no_file_that_stays(cloud):
     assert ran.returncode == 0, ran.stderr
     assert "token s3cret" in (cloud.path / "seen-run1-0").read_text()
     assert "s3cret" not in cloud.calls + ran.stdout + ran.stderr
-    assert "[wandb]" in (cloud.path / "installed").read_text()
+    assert "[gcs,wandb]" in (cloud.path / "installed").read_text()
     kept = [
         path
         for path in cloud.path.rglob("*")

@@ -5,7 +5,8 @@
     python -m tests.processes same --workdir=DIR
 
 runs ten steps on 1 process of 1 device and on 2 x 4, 1 x 8 and 4 x 2, and goes on from what 2 x 4
-has saved on 1 x 2 and on 4 x 2; all records must be the same.
+has saved on 1 x 2 and on 4 x 2; then five with adapters, a divergence from the reference and a
+filter that samples more, on 1 x 1 and 2 x 2. All records must be the same.
 
     python -m tests.processes kill --kills=20 --workdir=DIR
 
@@ -207,38 +208,55 @@ def say(line):
     sys.stdout.flush()
 
 
+RICH = {  # what takes part in a step beside the least
+    "rollout__samples": 4,
+    "update__minibatch": 16,
+    "update__lora_rank": 4,
+    "update__lr": 1e-3,
+    "algorithm__kl_loss_coef": 0.1,
+    "algorithm__filter": True,
+    "algorithm__filter_refills": 2,
+}
+SHAPES = {  # a run of so many processes and devices of each: (keys, what it begins from)
+    "1x1": ({}, None),
+    "2x4": ({"mesh__data": 2, "mesh__fsdp": 4}, None),
+    "1x8": ({"mesh__fsdp": 8}, None),
+    "4x2": ({"mesh__data": 2, "mesh__fsdp": 2, "mesh__sequence": 2}, None),
+    "2x4-begin": ({"mesh__data": 2, "mesh__fsdp": 4, "total_steps": 2}, None),
+    "1x2-later": ({"mesh__fsdp": 2, "total_steps": 4}, "2x4-begin"),
+    "4x2-later": ({"mesh__data": 4, "mesh__tensor": 2, "total_steps": 4}, "2x4-begin"),
+    "1x1-rich": ({"total_steps": 5, **RICH}, None),
+    "2x2-rich": ({"mesh__fsdp": 2, "mesh__tensor": 2, "total_steps": 5, **RICH}, None),
+}
+
+
 def same(workdir, data):
-    """Runs on every shape and compares; the larger step counts are those of the resumed runs."""
-    shapes = {
-        "1x1": {},
-        "2x4": {"mesh__data": 2, "mesh__fsdp": 4},
-        "1x8": {"mesh__fsdp": 8},
-        "4x2": {"mesh__data": 2, "mesh__fsdp": 2, "mesh__sequence": 2},
-        "2x4, two steps": {"mesh__data": 2, "mesh__fsdp": 4, "total_steps": 2},
-        "2x4, then 1x2": {"mesh__fsdp": 2, "total_steps": 4},
-        "2x4, then 4x2": {"mesh__data": 4, "mesh__tensor": 2, "total_steps": 4},
-    }
-    for name, keys in shapes.items():
-        run = workdir / name.replace(", ", "-").replace(" ", "-")
-        if "then" in name:
-            shutil.copytree(workdir / "2x4-two-steps", run)
-        processes, devices = map(int, name.split()[-1 if "then" in name else 0][:3].split("x"))
+    """Runs on every shape and compares those of several devices with those of one."""
+    for name, (keys, begun) in SHAPES.items():
+        run = workdir / name
+        if begun:
+            shutil.copytree(workdir / begun, run)
+        processes, devices = map(int, name[:3].split("x"))
         begin = time.monotonic()
         argv = arguments(run, **settings(data, **keys))
-        assert finish(start(processes, devices, argv, run.with_suffix(".log")), 1800) == (
-            [0] * processes
-        ), name
+        status = finish(start(processes, devices, argv, run.with_suffix(".log")), 1800)
+        assert status == [0] * processes, name
         seconds = time.monotonic() - begin
-        if name == "1x1":
-            expected = records(run)
-        if "two" in name:
+        if name.startswith("1x1") or name.endswith("begin"):
             continue
+        expected = records(workdir / ("1x1-rich" if name.endswith("rich") else "1x1"))
         largest = assert_same_run(records(run), until(expected, keys.get("total_steps", 10)))
         count = sum(map(len, records(run)[1].values()))
         say(
             f"{name}: {count} responses the same token for token, largest difference of a loss "
             f"{largest:.1e}, {seconds:.0f} s"
         )
+        if name.endswith("rich"):
+            lines = [line for line in records(run)[0] if line["phase"] == "train"]
+            rounds, trained = (
+                [line[f"filter/{key}"] for line in lines] for key in ("rounds", "trained")
+            )
+            say(f"{name}: rounds {rounds}, groups trained on {trained}")
     return 0
 
 

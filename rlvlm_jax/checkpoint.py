@@ -38,21 +38,31 @@ def open_manager(directory: str | Path, keep: int) -> ocp.CheckpointManager:
         InputError: the directory cannot be written.
     """
     path = absolute(directory)
-    probe = path / f".writable-{jax.process_index()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"?")  # a bucket refuses nothing before
-        probe.unlink()
-    except Exception as error:  # what reaches a bucket raises many kinds
-        raise InputError(
-            f"checkpoints cannot be written to {directory} ({_reason(error)}); name a directory "
-            "that can"
-        ) from error
+    except OSError as error:
+        raise _not_writable(directory, error) from error
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, create=True, cleanup_tmp_directories=True
     )
     return ocp.CheckpointManager(path, options=options)
+
+
+def check_bucket(directory: str | Path) -> None:
+    """Finds out whether a directory in a bucket can be written, where it is one; leaves no trace.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if not is_url(directory):
+        return
+    probe = absolute(directory) / f".writable-{jax.process_index()}"
+    try:
+        probe.write_bytes(b"?")  # making a directory asks nothing of a bucket
+        probe.unlink()
+    except Exception as error:  # what reaches a bucket raises many kinds
+        raise _not_writable(directory, error) from error
 
 
 def save(
@@ -215,6 +225,8 @@ def _reason(error: Exception) -> str:
     """Returns the first line of what an error says."""
     if isinstance(error, ImportError):
         return "gs:// needs the package gcsfs: pip install 'rlvlm_jax[gcs]'"
+    if isinstance(error, FileNotFoundError):
+        return "it is not there"
     said = getattr(error, "strerror", None) or str(error).strip()
     return said.splitlines()[0][:200] if said else type(error).__name__
 
@@ -243,6 +255,13 @@ def _read_json(path: str | Path, item: str) -> dict[str, Any]:
             return reader.restore(found)
     except (ValueError, OSError) as error:
         raise _damaged(found, error) from error
+
+
+def _not_writable(directory: str | Path, error: Exception) -> InputError:
+    return InputError(
+        f"checkpoints cannot be written to {directory} ({_reason(error)}); name a directory that "
+        "can be"
+    )
 
 
 def _damaged(path: epath.Path, error: Exception) -> InputError:

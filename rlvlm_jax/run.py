@@ -128,10 +128,11 @@ class Run:
         if self._writes:
             records.check_writable(workdir)
         metrics.check_writers(config.log)
-        self._compiles = metrics.CompileCounter()
         self._checkpoints = checkpoint.absolute(
             config.log.checkpoints or self.workdir / "checkpoints"
         )
+        checkpoint.check_bucket(self._checkpoints)
+        self._compiles = metrics.CompileCounter()
         self.first_step = checkpoint.latest_step(self._checkpoints) or 0
         self.resumed = self.first_step > 0 or checkpoint.is_checkpoint(self._checkpoints)
         saved = self._read_saved() if self.resumed else {}

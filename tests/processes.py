@@ -54,12 +54,12 @@ def start(count, devices, argv, log=None, hosts=None):
     """
     port = free_port()
     hosts = hosts or [("localhost", [])] * count
-    started = []
+    started, flags = [], os.environ.get("XLA_FLAGS", "")
     for number in range(count):
         env = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
             "PYTHONPATH": str(ROOT),
         }
         if count > 1:

@@ -135,7 +135,7 @@ def test_checkpoints_where_none_can_be(refused, tmp_path, data, place):
 def test_checkpoints_in_a_bucket_without_the_package(refused, tmp_path, data, monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     message = refused(arguments(tmp_path / "run", data, log__checkpoints="gs://bucket/run"))
-    assert "gs://bucket/run cannot be read (gs:// needs the package gcsfs" in message
+    assert "cannot be written to gs://bucket/run (gs:// needs the package gcsfs" in message
 
 
 def test_checkpoints_below_a_file(refused, tmp_path, data):

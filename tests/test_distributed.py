@@ -3,7 +3,6 @@
 """Several processes: finding each other, the same run on any of them, leaving together."""
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -12,20 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from rlvlm_jax import checkpoint, config, distributed
+from rlvlm_jax import config, distributed
 from rlvlm_jax.errors import InputError
 from tests.processes import (
     ROOT,
-    assert_same_run,
-    finish,
     free_port,
-    kill_repeatedly,
-    records,
-    settings,
-    start,
-    wait_for,
 )
-from tests.run_cases import arguments, read_lines, write_problems
 
 SLURM = {
     "SLURM_JOB_ID": "7",
@@ -262,56 +253,3 @@ def test_a_failure_of_one_process_ends_both():
     assert "ZeroDivisionError: here" in outputs[1]
     assert all("Run the same command again on all hosts" in output for output in outputs)
     assert time.monotonic() - begin < 60
-
-
-# ---- whole runs ------------------------------------------------------------------------------
-# On more shapes, with more steps and kills: `python -m tests.processes`.
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_problems(tmp_path_factory.mktemp("data"), count=24)
-
-
-@pytest.mark.slow
-def test_a_run_is_the_same_on_any_number_of_processes_and_goes_on_on_another(tmp_path, data):
-    one, several = tmp_path / "one", tmp_path / "several"
-    keys = {"total_steps": 3, "eval_every": 3}
-    assert finish(start(1, 1, arguments(one, **settings(data, **keys)))) == [0]
-    divided = {"mesh__fsdp": 2, "mesh__sequence": 2} | keys | {"total_steps": 2}
-    argv = arguments(several, **settings(data, **divided))
-    assert finish(start(2, 2, argv, tmp_path / "log")) == [0, 0]
-    argv = arguments(several, **settings(data, mesh__tensor=2, **keys))
-    assert finish(start(1, 2, argv)) == [0]
-    assert_same_run(records(several), records(one))
-
-
-@pytest.mark.slow
-def test_a_signal_to_one_process_stops_all(tmp_path, data, compiled):
-    workdir = tmp_path / "run"
-    keys = {"mesh__fsdp": 2, "compile_cache": compiled, "eval_every": 0, "checkpoint_every": 0}
-    argv = arguments(workdir, **settings(data, **keys, total_steps=60, hosts__deadline_s=0.5))
-    processes = start(2, 1, argv, tmp_path / "log")
-    wait_for((workdir / "rollouts" / "2.jsonl").exists, processes)
-    processes[1].send_signal(signal.SIGTERM)
-    assert finish(processes) == [75, 75]
-    reached = checkpoint.latest_step(workdir / "checkpoints")
-    lines = read_lines(workdir / "metrics.jsonl")
-    assert [line["step"] for line in lines] == list(range(1, reached + 1))
-    for number in range(2):
-        said = (tmp_path / f"log.{number}").read_text()
-        assert "run the same command again" in said
-        # The first step of a start takes longer than its deadline, and says where it is.
-        assert "Timeout (0:00:00.500000)!" in said
-        assert "rlvlm_jax/train.py" in said
-
-
-@pytest.mark.slow
-def test_a_killed_process_loses_no_step(tmp_path, data, compiled):
-    whole = tmp_path / "whole"
-    keys = {"mesh__fsdp": 2, "compile_cache": compiled, "eval_every": 0, "checkpoint_every": 1}
-    argv = arguments(whole, **settings(data, **keys, total_steps=6))
-    assert finish(start(2, 1, argv)) == [0, 0]
-    story = kill_repeatedly(1, tmp_path / "run", data, compiled, steps=6)
-    assert all(status in (0, 1) and seconds < 60 for *_, status, seconds in story), story
-    assert records(tmp_path / "run") == records(whole)

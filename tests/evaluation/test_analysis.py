@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from rlvlm_jax import seeds
+from rlvlm_jax import config, seeds
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation import analysis, runs
 from tests.run_directories import SETTING, response, write_run
@@ -129,27 +129,24 @@ def test_reflection_and_length_per_step_and_per_response(tmp_path):
 
 
 def test_summary_of_the_seeds_is_written_when_all_are_done(tmp_path):
-    class Config:
-        seed, seeds = 3, 2
-
-        def copy_and_resolve_references(self):
-            return Config()
-
+    c = config.default()
+    c.seed, c.seeds = 3, 2
+    c.log.checkpoints = "gs://bucket/runs"
     done = []
 
-    def program(config, directory):
-        done.append((config.seed, config.seeds))
+    def program(c, directory):
+        done.append((c.seed, c.seeds, c.log.checkpoints))
         evaluations = [(s, split, [s % 2, 1]) for split in ("val", "test") for s in (0, 1)]
-        write_run(directory, seed=config.seed, evaluations=evaluations, steps=[STEP])
-        return config.seed != stop_at
+        write_run(directory, seed=c.seed, evaluations=evaluations, steps=[STEP])
+        return c.seed != stop_at
 
     write_run(tmp_path / "seed_0", update={"lr": 2.0})  # left over from another sweep
     stop_at = 4
-    assert not seeds.run_seeds(program, Config(), str(tmp_path))
+    assert not seeds.run_seeds(program, c, str(tmp_path))
     assert not (tmp_path / "summary.json").exists()
     stop_at = None
-    assert seeds.run_seeds(program, Config(), str(tmp_path))
-    assert done == [(3, 1), (4, 1)] * 2
+    assert seeds.run_seeds(program, c, str(tmp_path))
+    assert done == [(seed, 1, f"gs://bucket/runs/seed_{seed}") for seed in (3, 4)] * 2
     found = json.loads((tmp_path / "summary.json").read_text())
     assert found["seeds"] == [3, 4]
     assert found["accuracy"][f"test/{SETTING}"]["selected"]["mean"] == 1.0

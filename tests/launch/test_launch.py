@@ -93,6 +93,7 @@ def without(arguments, prefix):
         ("tpu.sh", ["run", *PLACE, "configs/none.py", "--workdir=/x"], "configs/none.py"),
         ("tpu.sh", ["run", *PLACE, "configs/tiny.py"], "--workdir="),
         ("tpu.sh", ["run", *PLACE, "configs/tiny.py", "--workdir=runs/x"], "shared storage"),
+        ("tpu.sh", ["run", *PLACE, "configs/tiny.py", "--workdir=gs://b/x"], "log.checkpoints=gs:"),
         ("tpu.sh", ["all", *SLICE, "--slices=0", *RECIPE], "--slices=0"),
         ("tpu.sh", ["delete", "--project=p", "--zone=z", "--name=A b"], "--name=A b"),
         ("tpu.sh", ["destroy", *PLACE], "destroy"),

@@ -28,6 +28,7 @@ def run(monkeypatch, *argv):
     return run_cases.execute(argv, monkeypatch, command.main, "rlvlm_jax.bench")
 
 
+@pytest.mark.slow
 def test_a_case_without_a_peer(tiny, tmp_path, monkeypatch, capsys):
     out = tmp_path / "bench.json"
     assert run(monkeypatch, f"--out={out}", "--case=tiny", "--repeats=2") == 0

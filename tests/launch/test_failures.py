@@ -33,7 +33,8 @@ def calls_of(cloud, prepare, arguments):
 @pytest.mark.parametrize(
     ("span", "when"),
     [
-        *(("once", "before"), ("kind", "before"), ("kind", "after")),
+        *(("once", "before"), ("kind", "after")),
+        pytest.param("kind", "before", marks=pytest.mark.slow),
         pytest.param("once", "after", marks=pytest.mark.slow),
         pytest.param("all", "before", marks=pytest.mark.slow),
         pytest.param("all", "after", marks=pytest.mark.slow),

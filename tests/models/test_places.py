@@ -63,7 +63,7 @@ def plainly():
 @pytest.mark.parametrize(
     ("layout", "platform", "sequence"),
     [
-        ("tensor", "cpu", 1),
+        pytest.param("tensor", "cpu", 1, marks=pytest.mark.slow),
         ("tensor", "tpu", 2),
         ("replicated", "cpu", 1),
         pytest.param("train", "tpu", 1, marks=pytest.mark.slow),
@@ -89,8 +89,8 @@ def test_samples_do_not_depend_on_where_weights_lie(
 @pytest.mark.parametrize(
     ("tied", "fsdp", "sequence", "tensor"),
     [
-        (True, 4, 1, 2),
         (False, 2, 2, 2),
+        pytest.param(True, 4, 1, 2, marks=pytest.mark.slow),
         pytest.param(False, 4, 1, 2, marks=pytest.mark.slow),
         pytest.param(True, 1, 2, 1, marks=pytest.mark.slow),
     ],

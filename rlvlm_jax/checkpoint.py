@@ -133,6 +133,8 @@ def latest_step(directory: str | Path) -> int | None:
             return None
         found = [entry for entry in path.iterdir() if entry.name.isdecimal() and entry.is_dir()]
         steps = [int(entry.name) for entry in found if ocp.utils.is_checkpoint_finalized(entry)]
+    except FileNotFoundError:  # in a bucket a directory is gone with its last file
+        return None
     except Exception as error:  # what reaches a bucket raises many kinds
         if not is_url(directory):
             raise

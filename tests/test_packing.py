@@ -314,7 +314,7 @@ def test_a_packed_update_is_that_of_rows(trajectory, loss, aggregate):
     ("loss", "aggregate", "mesh"),
     [
         ("ppo", "token", (2, 2, 1, 2)),
-        ("ppo", "token", (1, 2, 4, 1)),
+        ("ppo", "token", (2, 1, 2, 2)),
         ("gspo", "sequence", (1, 2, 2, 2)),
         ("cispo", "constant", (2, 2, 1, 2)),
     ],

@@ -96,6 +96,7 @@ def test_the_sizes_of_the_rows():
     }
 
 
+@pytest.mark.slow
 def test_every_response_has_the_full_length_and_an_update_moves_the_weights(compiled, tmp_path):
     side = ours.start(work.built_in(bench_cases.TINY, tmp_path, 1))
     side.rollout()

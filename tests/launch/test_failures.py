@@ -40,7 +40,10 @@ def calls_of(cloud, prepare, arguments):
         pytest.param("all", "after", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("command", ["create", "run", "delete", "all"])
+@pytest.mark.parametrize(
+    "command",
+    ["all", *(pytest.param(c, marks=pytest.mark.slow) for c in ("create", "run", "delete"))],
+)
 def test_a_failure_at_any_call_leaves_nothing_unsaid(cloud, command, span, when):
     """The n-th call fails: once; it and all later ones of its kind; or everything from there on.
 

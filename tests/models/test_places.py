@@ -20,7 +20,9 @@ from tests import tiny_model
 from tests.models import model_cases as cases
 
 
-@pytest.mark.parametrize("kind", cache.KINDS)
+@pytest.mark.parametrize(
+    "kind", ["model", *(pytest.param(k, marks=pytest.mark.slow) for k in cache.KINDS[1:])]
+)
 def test_a_scan_over_layers_decodes_the_same(kind):
     config = cases.tiny_config(layers=3)
     unrolled = models.build(config, cache=kind)
@@ -65,7 +67,7 @@ def plainly():
     [
         pytest.param("tensor", "cpu", 1, marks=pytest.mark.slow),
         ("tensor", "tpu", 2),
-        ("replicated", "cpu", 1),
+        pytest.param("replicated", "cpu", 1, marks=pytest.mark.slow),
         pytest.param("train", "tpu", 1, marks=pytest.mark.slow),
         pytest.param("train", "cpu", 2, marks=pytest.mark.slow),
     ],
@@ -123,7 +125,9 @@ def test_logprobs_and_gradients_do_not_depend_on_the_mesh(tied, fsdp, sequence, 
         np.testing.assert_allclose(one, other, atol=1e-4 * max(1.0, np.abs(other).max()))
 
 
-@pytest.mark.parametrize(("fsdp", "sequence", "tensor"), [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize(
+    ("fsdp", "sequence", "tensor"), [pytest.param(8, 1, 1, marks=pytest.mark.slow), (2, 2, 2)]
+)
 def test_tokens_are_looked_up_without_gathering_table_or_tokens(fsdp, sequence, tensor):
     mesh = sharding.make_mesh(1, fsdp, tensor, sequence=sequence)
     model = model_of(mesh, vocab_size=1024)

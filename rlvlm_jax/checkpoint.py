@@ -12,15 +12,18 @@ Directories may be in Google Cloud Storage, gs://BUCKET/..., which takes the pac
 """
 
 import logging
+import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from rlvlm_jax import distributed
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.types import Params, TrainState
 
@@ -63,6 +66,43 @@ def check_bucket(directory: str | Path) -> None:
         probe.unlink()
     except Exception as error:  # what reaches a bucket raises many kinds
         raise _not_writable(directory, error) from error
+
+
+def check_shared(directory: str | Path) -> None:
+    """Finds out whether all processes see one directory; creates it. All must call it together.
+
+    Raises:
+        InputError: a process does not see what the first one writes there.
+    """
+    if jax.process_count() == 1 or is_url(directory):
+        return
+    path = absolute(directory)
+    mark = path / f".seen-by-all-{distributed.gather(uuid.uuid4().hex)[0]}"
+
+    def leave() -> None:
+        if distributed.is_first():
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+                mark.write_text("?")
+            except OSError as error:
+                raise _not_writable(directory, error) from error
+
+    def find() -> None:
+        for _ in range(10):  # storage of several hosts may take a moment
+            if mark.exists():
+                return
+            time.sleep(1)
+        raise InputError(
+            f"process {jax.process_index()} does not see what the first one writes to {directory}; "
+            "put it on storage that all hosts share"
+        )
+
+    distributed.together(leave)
+    try:
+        distributed.together(find)
+    finally:
+        if distributed.is_first():
+            mark.unlink(missing_ok=True)
 
 
 def save(
@@ -191,7 +231,7 @@ def param_shapes(path: str | Path) -> Params:
         with ocp.StandardCheckpointer() as reader:
             stored = reader.metadata(found).item_metadata.tree
     except Exception as error:  # as in `_restore`
-        raise _damaged(found, error) from error
+        _blame(found, error)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), stored)
 
 
@@ -253,10 +293,10 @@ def _item(path: str | Path, item: str) -> epath.Path:
 def _read_json(path: str | Path, item: str) -> dict[str, Any]:
     found = _item(path, item)
     try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            return reader.restore(found)
+        # Not by a Checkpointer, which would wait for processes that may have failed before this.
+        return ocp.JsonCheckpointHandler().restore(found, ocp.args.JsonRestore())
     except (ValueError, OSError) as error:
-        raise _damaged(found, error) from error
+        _blame(found, error)
 
 
 def _not_writable(directory: str | Path, error: Exception) -> InputError:
@@ -266,11 +306,14 @@ def _not_writable(directory: str | Path, error: Exception) -> InputError:
     )
 
 
-def _damaged(path: epath.Path, error: Exception) -> InputError:
-    return InputError(
+def _blame(path: epath.Path, error: Exception) -> NoReturn:
+    """Raises that a checkpoint is damaged, unless orbax waited for a process that was lost."""
+    if distributed.lost_contact(error):
+        raise error
+    raise InputError(
         f"the checkpoint {path} is damaged ({_reason(error)}); remove its step directory to go on "
         "from an older one"
-    )
+    ) from error
 
 
 def _leaves(tree: Any) -> dict[str, Any]:
@@ -297,7 +340,7 @@ def _restore(path: str | Path, item: str, wanted: Any) -> Any:
     except (InputError, MemoryError, jax.errors.JaxRuntimeError):
         raise  # another model, or too little memory: the file is not to blame
     except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
-        raise _damaged(found, error) from error
+        _blame(found, error)
 
 
 def _check_same(path: epath.Path, stored: Any, wanted: Any) -> None:

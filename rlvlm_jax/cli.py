@@ -17,7 +17,7 @@ from rlvlm_jax import config as config_lib
 from rlvlm_jax import distributed
 from rlvlm_jax.errors import InputError
 
-DONE, BAD_INPUT, PREEMPTED = 0, 2, 75
+DONE, BAD_INPUT, PREEMPTED = 0, 2, distributed.PREEMPTED
 
 
 def _check_keys(argv: Sequence[str]) -> None:

@@ -30,6 +30,8 @@ HARMLESS = (  # keys, or groups of keys, that say where and how fast a run is ma
     *("model.remat", "rollout.layout"),
     *("update.microbatch", "update.logprob_batch", "update.logprob_chunk", "update.pack_tokens"),
 )
+# What may differ from host to host.
+OF_A_HOST = ("hosts.", "data.workers", "data.index", "rewards.workers", "compile_cache")
 CHOICES = {
     "mode": MODES,
     "model.dtype": ("float32", "bfloat16"),
@@ -662,7 +664,13 @@ def _recipe_problems(c: ConfigDict) -> Iterator[str]:
             f"config.log.profile={c.log.profile!r} is not of the form FIRST-LAST, such as '5-7', "
             "with steps from 1 on"
         )
-    if "://" in c.log.checkpoints and not re.match("gs://[^/]+/.", c.log.checkpoints):
+    for key in ("heartbeat_s", "start_s"):
+        if c.hosts[key] < 1:
+            yield f"config.hosts.{key}={c.hosts[key]} is less than a second"
+    if c.hosts.deadline_s > 1e9:
+        yield f"config.hosts.deadline_s={c.hosts.deadline_s} is above 1e9; 0 sets no deadline"
+    place = c.log.checkpoints
+    if re.match(r"\w+:/|gs//", place) and not re.match("gs://[^/]+/.", place):
         yield (
             f"config.log.checkpoints={c.log.checkpoints!r} is neither a path nor of the form "
             "gs://BUCKET/DIRECTORY"

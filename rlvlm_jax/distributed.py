@@ -11,6 +11,7 @@ JAX ends a process that has lost another one by an abort, so the program runs in
 process that does nothing but wait, pass signals on, and turn that end into a sentence and status 1.
 """
 
+import contextlib
 import ctypes
 import faulthandler
 import glob
@@ -34,6 +35,13 @@ _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID",
 _CHUNK = 1 << 18  # bytes sent at a time; one size, so one compiled program
 _HEADER = 8  # bytes of it that hold the length of what is sent
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal that a child gets when its parent dies
+_LOST = ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED")
+_NOT_FOUND = (
+    "the processes did not find each other within config.hosts.start_s; start one on every host, "
+    "with the same command and the same address of the first"
+)
+PREEMPTED = 75
+_connected = -1  # a pipe to the process that waits for this one: that the others have been found
 
 
 def cluster() -> str:
@@ -59,7 +67,14 @@ def cluster() -> str:
         return "gketpu" if "," in hosts else ""
     on_tpu = bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
     told = "TPU_SKIP_MDS_QUERY" in env or env.get("JAX_PLATFORMS", "tpu").startswith("cpu")
-    return "gcetpu" if on_tpu and not told and importlib.util.find_spec("libtpu") else ""
+    if on_tpu and not told and importlib.util.find_spec("libtpu"):
+        return "gcetpu"
+    if env.get(COUNT, "1") != "1" or env.get(NUMBER, "0") != "0":
+        raise InputError(
+            f"{COUNT}={env.get(COUNT)} and {NUMBER}={env.get(NUMBER)} say that there are several "
+            f"processes, but not where the first one is; set {ADDRESS}=HOST:PORT, the same for all"
+        )
+    return ""
 
 
 def _explicit() -> dict[str, Any]:
@@ -99,33 +114,68 @@ def supervise() -> None:
 
     Must come before any thread is started, so before JAX is imported. The child is killed when the
     parent dies. The parent exits with the child's status; where a signal ended the child, as JAX
-    does when another process is lost, it says so and exits with 1.
+    does when another process is lost, it says so and exits with 1, or with 75 where the child was
+    told to stop while it looked for the others.
 
     Raises:
         InputError: see `cluster`.
     """
+    global _connected
     if not cluster():
         return
     parent = os.getpid()
+    found, _connected = os.pipe()
     child = os.fork()
     if not child:
+        os.close(found)
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before that
             os._exit(1)
         faulthandler.enable()  # where each thread was, when JAX aborts
         return
+    os.close(_connected)
+
+    def pass_on(number: int, frame: object) -> None:
+        del frame
+        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+            os.kill(child, number)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: os.kill(child, number))
+        signal.signal(number, pass_on)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status < 0:
-        reason = f"was ended by {signal.Signals(-status).name}"
-        if status == -signal.SIGABRT:
-            reason = "has lost contact with another process, or another one failed; see its output"
-        sys.stderr.write(f"error: this process {reason}. {AGAIN}\n")
-        status = 1
+        os.set_blocking(found, False)
+        try:
+            connected = bool(os.read(found, 1))
+        except BlockingIOError:  # a process that the child has left behind could still write
+            connected = False
+        text, status = _after_signal(-status, connected)
+        sys.stderr.write(text + "\n")
     sys.stderr.flush()
     os._exit(status)
+
+
+def _after_signal(number: int, connected: bool) -> tuple[str, int]:
+    """Returns what to say, and the exit status, of a child that a signal has ended.
+
+    Args:
+        number: of the signal.
+        connected: whether the child had found the other processes.
+    """
+    if not connected and number in (signal.SIGTERM, signal.SIGINT):
+        return "stopped before the run began; run the same command again", PREEMPTED
+    if number != signal.SIGABRT:
+        return f"error: this process was ended by {signal.Signals(number).name}. {AGAIN}", 1
+    if not connected:
+        return f"error: {_NOT_FOUND}", 1
+    reason = "has lost contact with another process, or another one failed; see its output"
+    return f"error: this process {reason}. {AGAIN}", 1
+
+
+def lost_contact(error: Exception) -> bool:
+    """Returns whether an error says that another machine does not answer: no file is to blame."""
+    return any(mark in str(error)[:300] for mark in _LOST)
 
 
 def start(hosts: Any) -> None:
@@ -135,7 +185,9 @@ def start(hosts: Any) -> None:
         hosts: the configuration's group of that name: `heartbeat_s` and `start_s`.
 
     Raises:
-        InputError: the environment is incomplete, or the others were not found in time.
+        InputError: the environment is incomplete.
+        ConnectionError: the others were not found in time. (JAX aborts the process in most such
+            cases; `supervise` says the same then.)
     """
     method = cluster()
     if not method:
@@ -149,6 +201,11 @@ def start(hosts: Any) -> None:
         # A process alone on its node drives all GPUs there; JAX would give it one.
         where["local_device_ids"] = list(range(int(gpus)))
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It would take SIGTERM for itself, and nothing here asks it.
+    jax.config.update("jax_enable_preemption_service", False)
+    # It waits outside of Python, where no handler would be run.
+    signals = (signal.SIGTERM, signal.SIGINT)
+    handlers = [signal.signal(number, signal.SIG_DFL) for number in signals]
     try:
         jax.distributed.initialize(
             **where,
@@ -156,12 +213,15 @@ def start(hosts: Any) -> None:
             heartbeat_timeout_seconds=round(hosts.heartbeat_s),
             shutdown_timeout_seconds=round(hosts.heartbeat_s),
         )
-    except (jax.errors.JaxRuntimeError, RuntimeError, ValueError) as error:
-        raise InputError(
-            f"the processes did not find each other within config.hosts.start_s={hosts.start_s:g} "
-            f"({str(error).splitlines()[0][:200]}); start one on every host, with the same command "
-            "and the same address of the first"
-        ) from error
+    except ValueError as error:
+        raise InputError(f"jax.distributed cannot be started here: {error}") from error
+    except RuntimeError as error:
+        raise ConnectionError(_NOT_FOUND) from error
+    finally:
+        for number, handler in zip(signals, handlers, strict=True):
+            signal.signal(number, handler)
+    if _connected >= 0:
+        os.write(_connected, b"1")
 
 
 def is_first() -> bool:

@@ -12,8 +12,11 @@ import signal
 import sys
 from collections.abc import Sequence
 
+from ml_collections import ConfigDict
+
 from rlvlm_jax import cli, distributed
 from rlvlm_jax import config as config_lib
+from rlvlm_jax.errors import InputError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,6 +29,7 @@ def main(argv: Sequence[str]) -> int:
 
     from rlvlm_jax import evaluate, seeds, sft, train
 
+    check_same(config)
     config_lib.validate(config, jax.device_count())
     programs = {"rl": train.train, "sft": sft.train, "eval": evaluate.evaluate}
     program = programs[config.mode]
@@ -35,6 +39,24 @@ def main(argv: Sequence[str]) -> int:
         return cli.DONE
     sys.stderr.write(f"stopped; run the same command again to go on in {workdir}\n")
     return cli.PREEMPTED
+
+
+def check_same(config: ConfigDict) -> None:
+    """Refuses to go on where processes were given different configurations; all call it together.
+
+    Raises:
+        InputError: names the first key that differs.
+    """
+    leaves = dict(config_lib.flatten(config))
+    given = {key: leaf for key, leaf in leaves.items() if not key.startswith(config_lib.OF_A_HOST)}
+    found = distributed.gather(given)
+    for key in given:
+        values = [repr(one.get(key)) for one in found]
+        if len(set(values)) > 1:
+            raise InputError(
+                f"the processes were given different configurations: config.{key} is "
+                f"{', '.join(values[:4])}; give all hosts the same command"
+            )
 
 
 def leave(number: int, frame: object) -> None:

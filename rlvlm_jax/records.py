@@ -7,6 +7,7 @@ A line is appended whole or not at all, other files are written aside and rename
 twice and none is missing. Imports no JAX.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -48,7 +49,7 @@ def check_writable(directory: str | Path) -> None:
     Raises:
         InputError: it is a URL or a file, lies below a file, or must not be written.
     """
-    if "://" in str(directory):
+    if re.match(r"\w+:/", str(directory)):  # pathlib makes one "/" of two
         raise _not_writable(
             directory,
             "it is no local path; a mounted bucket has one, and config.log.checkpoints may be gs://",
@@ -128,7 +129,10 @@ class RunDirectory:
         }
         data = _encode(_dump(line) + "\n")
         with (self.path / METRICS).open("ab", buffering=0) as file:
-            file.write(data)
+            before, written = file.tell(), file.write(data)
+            if written != len(data):  # the disk is full, or the user's share of it
+                file.truncate(before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
             os.fsync(file.fileno())
 
     def has(self, phase: str, step: int) -> bool:
@@ -170,7 +174,8 @@ class RunDirectory:
             self._write(metrics, _lines(kept))
             self._start -= kept[-1]["wall_s"] if kept else 0.0  # the clock goes on
             self._in_steps = sum(line.get("time/step_s", 0.0) for line in kept)
-            self._began = self._read_began() if kept else self._began
+            if kept:  # when the run that goes on was first started
+                self._began = self.read_config().get("began", self._start)
         for folder in ("rollouts", "eval"):
             for file in (self.path / folder).iterdir():
                 number = file.name.split(".", 1)[0]
@@ -178,11 +183,10 @@ class RunDirectory:
                 if partial or (number.isdecimal() and int(number) > last):
                     file.unlink()
 
-    def _read_began(self) -> float:
-        """Returns when the run that goes on was first started, as far as its records say."""
+    def read_config(self) -> dict[str, Any]:
+        """Returns what `write_config` wrote last, {} where there is nothing."""
         file = self.path / CONFIG
-        content = json.loads(file.read_bytes()) if file.is_file() else {}
-        return content.get("began", self._start)
+        return json.loads(file.read_bytes()) if file.is_file() else {}
 
     def _write(self, target: Path, content: str | bytes) -> None:
         """Writes a whole file, or leaves the old one."""

@@ -53,16 +53,20 @@ SPLITS = ("val", "test", "test_ood")
 MAY_CHANGE = (*config_lib.HARMLESS, "total_steps", "epochs", "eval_every", "eval.")
 
 
+def _git_revision() -> str | None:
+    """Returns the commit that this code is of, None where it is no checkout or there is no git."""
+    command = ["git", "rev-parse", "HEAD"]
+    here = Path(__file__).parent
+    try:
+        asked = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return asked.stdout.strip() or None
+
+
 def environment() -> dict[str, Any]:
     """Returns what a run's numbers depend on beside its configuration."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
-    revision = subprocess.run(
-        ["git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     devices = jax.devices()
     return {
         "versions": {
@@ -70,7 +74,7 @@ def environment() -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in packages},
         },
-        "git_revision": revision.stdout.strip() or None,
+        "git_revision": _git_revision(),
         "device_kind": devices[0].device_kind,
         "device_count": len(devices),
         "process_count": jax.process_count(),
@@ -115,23 +119,27 @@ class Run:
         self.config = config
         self.workdir = Path(workdir)
         self._writes = distributed.is_first()
-        found = distributed.together(lambda: self._set_up(workdir))
+        self._checkpoints = checkpoint.absolute(
+            config.log.checkpoints or self.workdir / "checkpoints"
+        )
+        distributed.together(lambda: self._check_places(workdir))
+        found = distributed.together(self._set_up)
         if any(one != found[0] for one in found):
             raise InputError(
                 f"the processes do not see the same files: {found}; put --workdir={workdir} and "
                 "the data on storage that all hosts share"
             )
 
-    def _set_up(self, workdir: str) -> dict[str, Any]:
-        """Opens everything; returns what must be the same in every process."""
-        config = self.config
+    def _check_places(self, workdir: str) -> None:
+        """Finds out whether everything can be written that will be."""
         if self._writes:
             records.check_writable(workdir)
-        metrics.check_writers(config.log)
-        self._checkpoints = checkpoint.absolute(
-            config.log.checkpoints or self.workdir / "checkpoints"
-        )
+        metrics.check_writers(self.config.log)
         checkpoint.check_bucket(self._checkpoints)
+
+    def _set_up(self) -> dict[str, Any]:
+        """Opens everything; returns what must be the same in every process."""
+        config = self.config
         self._compiles = metrics.CompileCounter()
         self.first_step = checkpoint.latest_step(self._checkpoints) or 0
         self.resumed = self.first_step > 0 or checkpoint.is_checkpoint(self._checkpoints)
@@ -299,6 +307,8 @@ class Run:
         """Creates or trims the run's directory; from here on things are written."""
         c = self.config
         self._watch()
+        if c.mode != "eval":
+            checkpoint.check_shared(self._checkpoints)
         self._manager = checkpoint.open_manager(self._checkpoints, c.log.keep_checkpoints)
         distributed.together(self._open_records)
         return self
@@ -309,6 +319,14 @@ class Run:
             return
         c = self.config
         self._records = records.RunDirectory(self.workdir)
+        began = self._records.read_config().get("config", {})
+        place = began.get("log", {}).get("checkpoints", "")
+        if not self.resumed and began and place != c.log.checkpoints:
+            raise InputError(
+                f"{self.workdir} holds a run whose checkpoints are by config.log.checkpoints="
+                f"{place!r}, not {c.log.checkpoints!r}, where there are none; give the old value "
+                "to go on with it, or another --workdir"
+            )
         self._records.trim(self.first_step if self.resumed else None)
         phase = "sft" if c.mode == "sft" else "train"
         if self.first_step and not self._records.has(phase, self.first_step):
@@ -345,8 +363,9 @@ class Run:
         faulthandler.cancel_dump_traceback_later()
         if self._profiled:
             self._end_profile()
+        several = jax.process_count() > 1  # ended by a signal now, it would be lost to the others
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if several else handler)
 
     # ---- time ---------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def start(count, devices, argv, log=None, hosts=None):
+def start(count, devices, argv, log=None, hosts=None, port=None, only=None):
     """Starts the command in `count` processes of so many devices.
 
     Args:
@@ -51,11 +51,13 @@ def start(count, devices, argv, log=None, hosts=None):
         argv: flags of the command.
         log: names files for the output of each.
         hosts: (address, command that runs another one there) of each; None for this machine.
+        port: of the first; None for a free one.
+        only: the numbers of those to start; None for all.
     """
-    port = free_port()
+    port = port or free_port()
     hosts = hosts or [("localhost", [])] * count
     started, flags = [], os.environ.get("XLA_FLAGS", "")
-    for number in range(count):
+    for number in range(count) if only is None else only:
         env = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",

@@ -121,12 +121,15 @@ def test_workdir_that_is_a_file(refused, tmp_path, data):
 
 
 def test_workdir_that_is_no_local_path(refused, data):
-    message = refused(arguments("gs://bucket/run", data))
-    assert "gs://bucket/run" in message
-    assert "config.log.checkpoints may be gs://" in message
+    for keys in ({}, {"seeds": 2}):
+        message = refused(arguments("gs://bucket/run", data, **keys))
+        assert "bucket/run" in message
+        assert "config.log.checkpoints may be gs://" in message
 
 
-@pytest.mark.parametrize("place", ["s3://bucket/run", "gs://bucket", "gs:///run"])
+@pytest.mark.parametrize(
+    "place", ["s3://bucket/run", "gs://bucket", "gs:///run", "gs:/bucket/run", "gs//bucket/run"]
+)
 def test_checkpoints_where_none_can_be(refused, tmp_path, data, place):
     message = refused(arguments(tmp_path / "run", data, log__checkpoints=place))
     assert f"config.log.checkpoints='{place}'" in message
@@ -338,6 +341,11 @@ def run(trained, tmp_path):
     return shutil.copytree(workdir, tmp_path / "run"), data, {**keys, "total_steps": 2}
 
 
+def test_where_there_is_no_git_the_revision_is_unknown(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert run_lib.environment()["git_revision"] is None
+
+
 def test_a_run_begun_before_a_key_existed_has_its_default():
     defaults = startup.resolved_config(config.default())
     began = json.loads(json.dumps(defaults))
@@ -353,6 +361,14 @@ def test_resuming_with_another_configuration(refused, run):
     message = refused(arguments(workdir, data, seed=1, update__lr=1.0, **keys))
     assert "config.seed" in message
     assert "config.update.lr" in message
+
+
+def test_records_stay_where_the_checkpoints_are_looked_for_elsewhere(refused, run, tmp_path):
+    workdir, data, keys = run
+    before = (workdir / "metrics.jsonl").read_bytes()
+    message = refused(arguments(workdir, data, log__checkpoints=tmp_path / "data" / "no", **keys))
+    assert "config.log.checkpoints=''" in message
+    assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
 def test_resuming_with_other_data(refused, run, tmp_path):

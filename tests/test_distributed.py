@@ -3,6 +3,7 @@
 """Several processes: finding each other, the same run on any of them, leaving together."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from rlvlm_jax import config, distributed
+from rlvlm_jax import checkpoint, config, distributed, main
 from rlvlm_jax.errors import InputError
 from tests.processes import (
     ROOT,
@@ -125,6 +126,8 @@ def test_slurm_process_alone_on_its_node_gets_all_gpus(monkeypatch, tasks, gpus,
         (ADDRESS | {"JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID=2 must be less than"),
         (ADDRESS | {"JAX_COORDINATOR_ADDRESS": "host"}, "not of the form HOST:PORT"),
         (OPEN_MPI, "set JAX_COORDINATOR_ADDRESS=HOST:PORT"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "not where the first one is"),
+        ({"JAX_PROCESS_ID": "1"}, "not where the first one is"),
     ],
 )
 def test_incomplete_environment_is_refused(monkeypatch, variables, message):
@@ -132,16 +135,108 @@ def test_incomplete_environment_is_refused(monkeypatch, variables, message):
         started(monkeypatch, variables)
 
 
-def test_processes_that_are_not_found_are_an_error(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (RuntimeError("DEADLINE_EXCEEDED: barrier"), ConnectionError, "did not find each other"),
+        (ValueError("port 99999"), InputError, "cannot be started here: port 99999"),
+    ],
+)
+def test_processes_that_are_not_found_are_an_error(monkeypatch, error, kind, message):
     put(monkeypatch, ADDRESS)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
 
     def never(**_):
-        raise RuntimeError("DEADLINE_EXCEEDED: barrier\nand more")
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL, "it waits outside of Python"
+        raise error
 
     monkeypatch.setattr(jax.distributed, "initialize", never)
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
-    with pytest.raises(InputError, match="did not find each other within config.hosts.start_s=300"):
+    with pytest.raises(kind, match=message):
         distributed.start(config.default().hosts)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
+
+
+def test_a_lost_machine_is_told_from_a_damaged_file(tmp_path):
+    lost = ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+    damaged = ValueError("Error reading the array: no such chunk")
+    assert distributed.lost_contact(lost)
+    assert not distributed.lost_contact(damaged)
+    with pytest.raises(ValueError, match="Gloo AllGather failed"):
+        checkpoint._blame(tmp_path, lost)
+    with pytest.raises(InputError, match="is damaged"):
+        checkpoint._blame(tmp_path, damaged)
+
+
+def test_different_commands_are_refused_by_all(monkeypatch):
+    ours = config.default()
+
+    def theirs(**changes):
+        monkeypatch.setattr(distributed, "gather", lambda mine: [mine, {**mine, **changes}])
+
+    theirs()
+    main.check_same(ours)
+    theirs(**{"hosts.deadline_s": 5.0, "data.workers": 3})  # not among what is compared
+    main.check_same(ours)
+    theirs(seed=7)
+    with pytest.raises(InputError, match=r"config.seed is \d+, 7; give all hosts the same command"):
+        main.check_same(ours)
+
+
+WAITS = """
+import time
+from rlvlm_jax import cli, config, distributed, main
+def program(argv):
+    distributed.supervise()
+    hosts = config.default().hosts
+    hosts.start_s, hosts.heartbeat_s = float(argv[0]), 10.0
+    print("looking", flush=True)
+    distributed.start(hosts)
+    print("found", flush=True)
+    time.sleep(60)
+import signal
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, main.leave)
+cli.run(program)
+"""
+
+
+def waiting(start_s, count):
+    """Starts so many of two processes; returns them."""
+    env = {**os.environ, **ADDRESS, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    env["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free_port()}"
+    command = [sys.executable, "-u", "-c", WAITS, str(start_s)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return [
+        subprocess.Popen(command, env={**env, "JAX_PROCESS_ID": str(number)}, **pipes)
+        for number in range(count)
+    ]
+
+
+def test_a_process_that_finds_no_other_says_so():
+    (alone,) = waiting(3, 1)
+    output = alone.communicate(timeout=60)[0]
+    assert alone.returncode == 1
+    assert "the processes did not find each other within config.hosts.start_s" in output
+    assert "lost contact" not in output
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_signal_is_answered_before_the_run_begins(count):
+    """While a process looks for the others, and after it has found them."""
+    processes = waiting(300, count)
+    word = {1: "looking", 2: "found"}[count]
+    for process in processes:
+        while word not in process.stdout.readline():
+            assert process.poll() is None
+    time.sleep(1.0)  # it says so just before it looks
+    begin = time.monotonic()
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [75] * count, outputs
+    assert all("stopped before the run began" in output for output in outputs)
+    assert time.monotonic() - begin < 30
 
 
 # ---- alone -----------------------------------------------------------------------------------

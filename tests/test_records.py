@@ -34,6 +34,30 @@ def filled(path, last, every=2):
     return run
 
 
+SHORT = """
+import resource, sys
+from rlvlm_jax.records import RunDirectory
+run = RunDirectory(sys.argv[1])
+run.append("train", 1, 0.1, {"reward/score": 0.5})
+size = (run.path / "metrics.jsonl").stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, resource.RLIM_INFINITY))
+try:
+    run.append("train", 2, 0.2, {"reward/score": 0.5})
+except OSError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+run.append("train", 3, 0.3, {"reward/score": 0.5})
+"""
+
+
+def test_a_line_that_does_not_fit_on_the_disk_is_not_written_by_half(tmp_path):
+    ran = subprocess.run(
+        [sys.executable, "-c", SHORT, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert "No space left on device" in ran.stdout
+    assert steps(tmp_path) == [1, 3]
+
+
 def test_goodput_counts_interruptions_and_lost_steps(tmp_path, monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("rlvlm_jax.records.time.time", lambda: now[0])

@@ -22,6 +22,7 @@ from tests.processes import (
     ROOT,
     assert_same_run,
     finish,
+    free_port,
     kill_repeatedly,
     records,
     settings,
@@ -91,17 +92,31 @@ def test_a_signal_to_one_process_stops_all(tmp_path, data, keys):
     argv = arguments(workdir, **settings(data, **keys))
     processes = start(2, 1, argv, tmp_path / "log")
     wait_for((workdir / "rollouts" / "2.jsonl").exists, processes)
-    processes[1].send_signal(signal.SIGTERM)
+    while processes[1].poll() is None:  # again and again, also while it leaves
+        processes[1].send_signal(signal.SIGTERM)
+        time.sleep(0.1)
     assert finish(processes) == [75, 75]
     reached = checkpoint.latest_step(workdir / "checkpoints")
     lines = read_lines(workdir / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(1, reached + 1))
     for number in range(2):
         said = (tmp_path / f"log.{number}").read_text()
-        assert "run the same command again" in said
+        assert "run the same command again to go on" in said
         # The first step of a start takes longer than its deadline, and says where it is.
         assert "Timeout (0:00:00.500000)!" in said
         assert "rlvlm_jax/train.py" in said
+
+
+def test_hosts_that_do_not_share_the_work_directory_are_refused(tmp_path, data, keys):
+    processes, port = [], free_port()
+    for number in range(2):
+        argv = arguments(tmp_path / f"disk{number}" / "run", **settings(data, **keys))
+        processes += start(2, 1, argv, tmp_path / "log", port=port, only=[number])
+    assert finish(processes) == [2, 2]
+    for number in range(2):
+        said = (tmp_path / f"log.{number}").read_text()
+        assert "process 1 does not see what the first one writes to" in said
+    assert not list((tmp_path / "disk0" / "run" / "checkpoints").iterdir())
 
 
 def test_a_killed_process_loses_no_step(tmp_path, data, compiled, of_two):

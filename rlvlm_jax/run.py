@@ -170,7 +170,11 @@ class Run:
         saved = checkpoint.read_run(self._checkpoints / str(self.first_step))
         defaults = startup.resolved_config(config_lib.default())
         began = _with_defaults(saved["config"], defaults)
-        changed = _changed_keys(began, startup.resolved_config(self.config))
+        now = startup.resolved_config(self.config)
+        changed = _changed_keys(began, now)
+        own = [one["update"]["microbatch"] for one in (began, now)]
+        if now["algorithm"]["aggregate"] == "microbatch" and own[0] != own[1]:
+            changed.append("update.microbatch")  # here it is part of the loss
         if changed:
             raise InputError(
                 f"{self.workdir} holds a run with another configuration (config."

@@ -329,6 +329,7 @@ def trained(tmp_path_factory):
     place = tmp_path_factory.mktemp("trained")
     data = write_problems(place / "data")
     keys = {"mode": "sft", "rollout__max_tokens": 16, "data__buckets": 1}
+    keys["algorithm__aggregate"] = "microbatch"
     keys |= {"total_steps": 1, "eval_every": 0, "checkpoint_every": 1}
     assert main.main(arguments(place / "run", data, **keys)) == 0
     return place / "run", data, keys
@@ -369,6 +370,12 @@ def test_records_stay_where_the_checkpoints_are_looked_for_elsewhere(refused, ru
     message = refused(arguments(workdir, data, log__checkpoints=tmp_path / "data" / "no", **keys))
     assert "config.log.checkpoints=''" in message
     assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_the_microbatch_may_change_only_where_it_is_not_part_of_the_loss(refused, run):
+    workdir, data, keys = run
+    message = refused(arguments(workdir, data, update__microbatch=1, **keys))
+    assert "config.update.microbatch differs" in message
 
 
 def test_resuming_with_other_data(refused, run, tmp_path):

@@ -6,7 +6,10 @@
 
 dry_run=""                 # set by --dry-run: commands are shown and not run
 child=""                   # the command under way
+outside=""                 # set where a recipe need not be in the checkout
 poll_s="${POLL_S:-20}"     # seconds between two looks at something that takes time
+unset CDPATH               # or a "cd" might go elsewhere, and say where
+root="$(cd "$(dirname "$0")/.." && pwd)" # the checkout
 exec 3>&1                  # where --dry-run shows commands, inside $(...) too
 
 # Ends with status 2 and one sentence: what the user can mend.
@@ -19,9 +22,35 @@ say() {
     echo "launch/$(basename "$0"): $*" >&2
 }
 
+[[ "$poll_s" =~ ^[0-9]+([.][0-9]+)?$ ]] || usage "POLL_S=$poll_s: expected seconds"
+
 # need NAME VALUE HOW: refuses to go on without a value.
 need() {
     [ -n "$2" ] || usage "$1 is missing; give $3"
+}
+
+# recipe CONFIG FLAG...: sets config and workdir, and refuses what neither this script nor
+# rlvlm_jax.main takes: a misspelt flag must not be noticed on machines that cost money.
+recipe() {
+    local argument before=""
+    config="${1:-}" workdir=""
+    [[ "$config" != -* ]] || config=""
+    need "the recipe" "$config" "CONFIG first, such as configs/mm_eureka.py"
+    [ -f "$root/${config%%:*}" ] || [ -f "${outside:+${config%%:*}}" ] ||
+        usage "$config: there is no such file in this checkout"
+    # shellcheck disable=SC2034  # workdir: for the script that asked
+    for argument in "${@:2}"; do
+        case "$argument" in
+            --workdir=*) workdir="${argument#*=}" ;;
+            --config.* | --noconfig.*) ;;
+            *)
+                [[ "$before" == --config.* && "$argument" != -[!0-9.]* ]] || # its value, without "="
+                    usage "$argument is not understood: this script's flags are at its head, with a" \
+                        "'=' before a value; rlvlm_jax.main takes --workdir=DIR and --config.KEY=VALUE"
+                ;;
+        esac
+        before="${argument##*=*}"
+    done
 }
 
 # Shows a command as a shell would read it again, on one line.
@@ -73,13 +102,34 @@ on_end() {
     trap 'interrupted 129' HUP
     trap 'interrupted 130' INT
     trap 'interrupted 143' TERM
+    trap 'interrupted 141' PIPE
+}
+
+# Before the last look at what exists: nothing may take its result away. After Ctrl-C a "| tee" is
+# gone; the terminal is not.
+last_look() {
+    trap '' HUP INT TERM PIPE
+    set +e
+    { say "looking at what exists" 2>&4; } 4>&2 2>/dev/null ||
+        { { : >/dev/tty; } 2>/dev/null && exec 2>/dev/tty; }
+}
+
+# Ends a process and all that it started, such as the ssh of a gcloud; stopped, it starts no other.
+end_tree() {
+    local started
+    kill -STOP "$1" 2>/dev/null || return 0
+    for started in $(pgrep -P "$1"); do end_tree "$started"; done
+    kill "$1" 2>/dev/null || true
+    kill -CONT "$1" 2>/dev/null || true
 }
 
 interrupted() {
-    if [ -n "$child" ] && kill -STOP "$child" 2>/dev/null; then
-        pkill -P "$child" || true # the ssh of a gcloud; stopped, it cannot start another one
-        kill "$child"
-        kill -CONT "$child"
+    if [ -n "$child" ]; then
+        end_tree "$child"
+        for _ in $(seq 100); do # what it does last must not come after the look at what exists
+            kill -0 "$child" 2>/dev/null || break
+            sleep 0.1 || true
+        done
     fi
     exit "$1"
 }

@@ -22,10 +22,9 @@
 # --spot --namespace=default --context=NAME
 # --dry-run       shows every command and runs none
 set -euo pipefail
-# shellcheck source=launch/common.sh
+# shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "$0")/common.sh"
 
-root="$(cd "$(dirname "$0")/.." && pwd)"
 name="" image="" accelerator="" topology="" chips=4 slices=1 bucket="" pvc="" account="" secret=""
 restarts=10 grace=600 spot="" namespace=default context="" program=() begun=""
 
@@ -63,28 +62,26 @@ done
 need "the name" "$name" "--name=NAME"
 [[ "$name" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
     usage "--name=$name: expected at most 40 lower-case letters, digits and '-', a letter first"
+for number in "$restarts" "$grace"; do
+    [[ "$number" =~ ^(0|[1-9][0-9]*)$ ]] || usage "'$number': expected restarts, or seconds"
+done
 case "$command" in
     run | render)
-        config="${program[0]:-}"
-        need "the recipe" "${config##-*}" "CONFIG behind '$command', such as configs/mm_eureka.py"
-        [ -f "$root/${config%%:*}" ] || usage "$config: there is no such file in this checkout"
+        recipe ${program[@]+"${program[@]}"}
         need "the image" "$image" "--image=IMAGE"
         need "the accelerator" "$accelerator" "--accelerator=TYPE, such as tpu-v5-lite-podslice"
         need "the topology" "$topology" "--topology=SHAPE, such as 4x4"
         need "the storage" "$bucket$pvc" "--bucket=NAME or --pvc=CLAIM"
-        for number in "$chips" "$slices" "$restarts" "$grace"; do
-            [[ "$number" =~ ^[0-9]+$ ]] || usage "'$number': expected a number"
+        for number in "$chips" "$slices"; do
+            [[ "$number" =~ ^[1-9][0-9]*$ ]] || usage "'$number': expected a number of chips or slices"
         done
+        [[ "$bucket" != *[/:]* ]] || usage "--bucket=$bucket: expected the bucket's name alone"
         [[ "$topology" =~ ^[1-9][0-9]*(x[1-9][0-9]*)*$ ]] ||
             usage "--topology=$topology: expected a shape such as 4x4"
         hosts=$((${topology//x/*} / chips))
         [ $((hosts * chips)) -eq $((${topology//x/*})) ] && [ "$hosts" -gt 0 ] ||
             usage "--topology=$topology cannot be divided into hosts of $chips chips; give --chips-per-host"
-        workdir=""
-        for argument in "${program[@]}"; do
-            [ "$argument" = "${argument#--workdir=}" ] || workdir="${argument#--workdir=}"
-        done
-        [[ "$workdir" == /data/* ]] ||
+        [[ "$workdir" == /data/* && "$workdir/" != */../* ]] ||
             usage "--workdir=$workdir: give a directory under /data, where the storage is mounted"
         program=("--config=$config" "${program[@]:1}")
         ;;
@@ -102,7 +99,8 @@ delete_jobset=("${kubectl[@]}" delete jobset "$name" --ignore-not-found)
 # A string as JSON writes it, which YAML reads.
 quoted() {
     local text="${1//\\/\\\\}"
-    printf '"%s"' "${text//\"/\\\"}"
+    text="${text//\"/\\\"}"
+    printf '"%s"' "${text//$'\n'/\\n}"
 }
 
 manifest() {
@@ -110,7 +108,7 @@ manifest() {
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
 metadata:
-  name: $name
+  name: $(quoted "$name")
   namespace: $(quoted "$namespace")
   annotations:
     # All hosts of a slice on one node pool, each slice on its own.
@@ -118,7 +116,7 @@ metadata:
 spec:
   network:
     enableDNSHostnames: true  # a headless service: hosts find each other by name
-    subdomain: $name
+    subdomain: $(quoted "$name")
   failurePolicy:
     maxRestarts: $restarts  # of all hosts together: one cannot rejoin the others
     rules:
@@ -196,8 +194,8 @@ existing() {
 # Runs when the script ends: nothing that costs money goes unnoticed.
 report() {
     local status=$? left
-    trap '' HUP INT TERM
     if [ -n "$begun" ]; then
+        last_look
         if ! left="$(existing)"; then
             say "kubectl does not say what exists: $name may still run and cost money; delete it with"
             show "${delete_jobset[@]}" >&2
@@ -222,7 +220,14 @@ run() {
         echo EOF
         return
     fi
-    manifest | "${kubectl[@]}" apply -f -
+    local answer
+    answer="$(manifest | "${kubectl[@]}" apply -f -)" || return 1
+    echo "$answer"
+    case "$answer" in *" unchanged" | *" configured")
+        say "$name exists already; delete it first to begin again"
+        return 1
+        ;;
+    esac
 }
 
 render() { manifest; }
@@ -239,10 +244,10 @@ status() {
 }
 
 delete() {
-    local left
+    local left look
     begun=1
     call "${delete_jobset[@]}"
-    for _ in 1 2 3 4 5 6; do # pods go when their checkpoint is written
+    for ((look = 0; look < grace / 20 + 6; look++)); do # pods go when their checkpoint is written
         left="$(existing)"
         [ -n "${left//[[:space:]]/}" ] || return 0
         pause

@@ -10,7 +10,7 @@
 # RETRIES=10 in front does so by itself, up to ten times, unless this script is told to stop.
 # --dry-run shows every command and runs none.
 set -euo pipefail
-# shellcheck source=launch/common.sh
+# shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "$0")/common.sh"
 
 program=()
@@ -29,11 +29,16 @@ case "${program[0]}" in
 esac
 retries="${RETRIES:-0}"
 [[ "$retries" =~ ^[0-9]+$ ]] || usage "RETRIES=$retries: expected a number, 0 or more"
-cd "$(dirname "$0")/.."
-main=(.venv/bin/python -m rlvlm_jax.main "--config=${program[1]}" "${program[@]:2}")
+outside=1
+recipe "${program[@]:1}"
+cd "$root"
+main=(.venv/bin/python -m rlvlm_jax.main "--config=$config" "${program[@]:2}")
 
+[ -z "$dry_run" ] || show cd "$root"
+on_end true # what is interrupted leaves no installation going on
 call python3 -m venv .venv
 call .venv/bin/pip install --quiet -e . ${extra:+"$extra"}
+trap - EXIT HUP INT TERM PIPE
 if [ -n "$dry_run" ]; then
     call "${main[@]}"
     exit 0

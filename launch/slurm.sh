@@ -10,15 +10,17 @@
 # --python=FILE   by default .venv/bin/python of this checkout, which the nodes must see, as DIR;
 #                 python3 -m venv .venv && .venv/bin/pip install 'jax[cuda13]' -e .
 # --dry-run       shows the batch script and the command, and runs none
-# Two minutes before the time is up, and when Slurm pre-empts it, the recipe writes a checkpoint and
-# exits with 75; the job is then put back into the queue and goes on from there. scancel ends it.
+# --lead=600      seconds before the time is up at which the recipe is told to write a checkpoint: at
+#                 least what a rollout or an update takes, and the checkpoint; by default no more
+#                 than a quarter of the time
+# Then, and when Slurm pre-empts it, the recipe writes a checkpoint and exits with 75; the job is put
+# back into the queue and goes on from there. scancel ends it.
 # HF_TOKEN and WANDB_API_KEY go along with the environment, as sbatch does by default.
 set -euo pipefail
-# shellcheck source=launch/common.sh
+# shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "$0")/common.sh"
 
-root="$(cd "$(dirname "$0")/.." && pwd)"
-nodes=1 gpus="" time="" partition="" account="" name=rlvlm_jax python="$root/.venv/bin/python"
+nodes=1 gpus="" time="" lead="" partition="" account="" name=rlvlm_jax python="$root/.venv/bin/python"
 program=()
 for argument in "$@"; do
     value="${argument#*=}"
@@ -26,6 +28,7 @@ for argument in "$@"; do
         --nodes=*) nodes="$value" ;;
         --gpus=*) gpus="$value" ;;
         --time=*) time="$value" ;;
+        --lead=*) lead="$value" ;;
         --partition=*) partition="$value" ;;
         --account=*) account="$value" ;;
         --name=*) name="$value" ;;
@@ -35,22 +38,36 @@ for argument in "$@"; do
     esac
 done
 
-config="${program[0]:-}"
-need "the recipe" "${config##-*}" "CONFIG first, such as configs/mm_eureka.py"
+# Seconds of MM, MM:SS, HH:MM:SS, D-HH, D-HH:MM or D-HH:MM:SS, as sbatch reads them; 0: no limit.
+seconds_of() {
+    local days=0 hours=0 minutes=0 seconds=0
+    [[ "$1" =~ ^([0-9]+-)?[0-9]+(:[0-9]+){0,2}$ ]] || set -- 0 # a word such as "infinite"
+    case "$1" in
+        *-*) IFS=-: read -r days hours minutes seconds <<<"$1" ;;
+        *:*:*) IFS=: read -r hours minutes seconds <<<"$1" ;;
+        *) IFS=: read -r minutes seconds <<<"$1" ;;
+    esac
+    echo $((((10#$days * 24 + 10#$hours) * 60 + 10#${minutes:-0}) * 60 + 10#${seconds:-0}))
+}
+
+recipe ${program[@]+"${program[@]}"}
 need "the number of GPUs of a node" "$gpus" "--gpus=N"
 need "the time limit" "$time" "--time=HH:MM:SS"
-for number in "$nodes" "$gpus"; do
-    [[ "$number" =~ ^[1-9][0-9]*$ ]] || usage "'$number': expected a number of nodes or GPUs"
+for number in "$nodes" "$gpus" "${lead:-1}"; do
+    [[ "$number" =~ ^[1-9][0-9]*$ ]] || usage "'$number': expected a number of nodes, GPUs or seconds"
 done
+limit="$(seconds_of "$time")"
+default=600
+[ "$limit" -eq 0 ] || [ "$limit" -ge 2400 ] || default=$((limit / 4))
+lead="${lead:-$default}"
+# Told to stop as soon as it starts, it would go back into the queue for ever.
+[ "$limit" -eq 0 ] || [ "$limit" -gt "$lead" ] ||
+    usage "--time=$time is no longer than the last --lead=$lead seconds; give more time, or a smaller --lead"
 for value in "$time" "$partition" "$account" "$name"; do
     [[ ! "$value" =~ [[:space:]] ]] || usage "'$value': spaces are not possible there"
 done
-workdir=""
-for argument in "${program[@]}"; do
-    [ "$argument" = "${argument#--workdir=}" ] || workdir="${argument#--workdir=}"
-done
+case "$python" in /*) ;; *) python="$PWD/$python" ;; esac
 need "the work directory" "$workdir" "--workdir=DIR on storage that all nodes share"
-[ -f "$root/${config%%:*}" ] || usage "$config: there is no such file in this checkout"
 if [ -z "$dry_run" ]; then
     command -v sbatch >/dev/null || usage "sbatch is not on the PATH; run this where jobs are submitted"
     [ -x "$python" ] || usage "$python is not there; install as the head of this script says"
@@ -68,10 +85,10 @@ batch() {
 #SBATCH --exclusive
 #SBATCH --mem=0
 #SBATCH --time=$time
-#SBATCH --signal=TERM@120
+#SBATCH --signal=TERM@$lead
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=$root/runs/%x-%j.log
+#SBATCH --output="$root/runs/%x-%j.log"
 ${partition:+#SBATCH --partition=$partition}
 ${account:+#SBATCH --account=$account}
 cd $(printf '%q' "$root") || exit 1
@@ -96,6 +113,8 @@ if [ -n "$dry_run" ]; then
     exit 0
 fi
 mkdir -p "$root/runs"
+trap 'say "interrupted; \"squeue --me --name=$name\" shows whether a job exists, scancel ends it"; exit 1' \
+    HUP INT TERM
 if ! job="$(batch | sbatch --parsable)"; then
     say "sbatch failed; 'squeue --me --name=$name' shows whether a job exists all the same"
     exit 1

@@ -7,7 +7,7 @@
 #       --project=PROJECT --zone=us-west4-a --name=mm-eureka --accelerator=v5e-64 --spot \
 #       --config.data.train=/mnt/BUCKET/train.jsonl
 # or step by step, each with --project, --zone (or $PROJECT, $ZONE) and --name:
-#   create   asks for the slice, waits for it, copies the checkout (its last commit), installs
+#   create   asks for the slice, waits for it, copies the checkout's last commit, installs
 #   run      CONFIG --workdir=DIR [flags of rlvlm_jax.main]: starts it on all workers, shows the log
 #            of worker 0, exits with the recipe's status; what is interrupted here goes on there
 #   logs     that log again, until the run ends
@@ -28,13 +28,13 @@
 # 600 that is removed when the run starts. POLL_S and WAIT_S: seconds between looks, and in all, for
 # the slice. Exit status: the recipe's (0, 2, 75, 1); 2 also for a missing flag.
 set -euo pipefail
-# shellcheck source=launch/common.sh
+# shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "$0")/common.sh"
 
-root="$(cd "$(dirname "$0")/.." && pwd)"
 project="${PROJECT:-}" zone="${ZONE:-}" name="" accelerator="" runtime="" slices=1 spot="" bucket=""
 valid_until=6h retries=10 keep="" program=()
 begun=""   # something of this name may exist: say at the end what does
+asking=""  # it has been asked for, and has not been seen since
 ours=""    # this script asked for the slice, so it may delete it
 stopped="" # the run ended because somebody wanted it to
 scratch=""
@@ -75,6 +75,8 @@ need "the name" "$name" "--name=NAME"
 [[ "$name" =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
     usage "--name=$name: expected lower-case letters, digits and '-', a letter first"
 [[ "$slices" =~ ^[1-9][0-9]*$ ]] || usage "--slices=$slices: expected a number of slices, 1 or more"
+[[ "${WAIT_S:=86400}" =~ ^(0|[1-9][0-9]*)$ ]] || usage "WAIT_S=$WAIT_S: expected seconds"
+[[ "$bucket" != *[/:]* ]] || usage "--bucket=$bucket: expected the bucket's name alone"
 [[ "$retries" =~ ^[0-9]+$ ]] || usage "--retries=$retries: expected a number, 0 or more"
 case "$command" in
     create | all)
@@ -92,13 +94,7 @@ case "$command" in
 esac
 case "$command" in
     run | all)
-        config="${program[0]:-}"
-        need "the recipe" "${config##-*}" "CONFIG behind '$command', such as configs/mm_eureka.py"
-        [ -f "$root/${config%%:*}" ] || usage "$config: there is no such file in this checkout"
-        workdir=""
-        for argument in "${program[@]}"; do
-            [ "$argument" = "${argument#--workdir=}" ] || workdir="${argument#--workdir=}"
-        done
+        recipe ${program[@]+"${program[@]}"}
         need "the work directory" "$workdir" "--workdir=DIR on storage that all workers share"
         [[ "$workdir" = gs://* ]] &&
             usage "--workdir=$workdir: records need a path; mount the bucket with --bucket, or give a" \
@@ -122,25 +118,25 @@ delete_queued=("${tpu[@]}" queued-resources delete "$name" "${where[@]}" --force
 
 # ---- what exists --------------------------------------------------------------------------------
 
-# Prints a line "KIND NAME STATE" for each thing of ours that exists.
+# Prints a line "KIND NAME STATE" for each thing of ours that exists, the queue's first. Machines are
+# those that the queue asked for, by their own word, also when the queue knows nothing of it any more.
 existing() {
-    local queued vms node
+    local queued vms
     queued="$(ask "${tpu[@]}" queued-resources list "${where[@]}" \
         --format='value(name.basename(),state.state)')" || return 1
-    vms="$(ask "${tpu[@]}" tpu-vm list "${where[@]}" --format='value(name.basename(),state)')" ||
-        return 1
+    vms="$(ask "${tpu[@]}" tpu-vm list "${where[@]}" \
+        --format='value(name.basename(),state,queuedResource.basename())')" || return 1
     awk -v name="$name" '$1 == name {print "queued-resource", $1, $2}' <<<"$queued"
-    for node in "${nodes[@]}"; do
-        awk -v name="$node" '$1 == name {print "tpu-vm", $1, $2}' <<<"$vms"
-    done
+    awk -v queued="$name" -v nodes=" ${nodes[*]} " \
+        '$3 == queued || ($3 == "" && index(nodes, " " $1 " ")) {print "tpu-vm", $1, $2}' <<<"$vms"
 }
 
 # Runs when the script ends: nothing that costs money goes unnoticed.
 report() {
     local status=$? left
-    trap '' HUP INT TERM # a second Ctrl-C must not take the message away
     [ -z "$scratch" ] || rm -rf "$scratch"
     if [ -n "$begun" ] && [ -z "$dry_run" ]; then
+        last_look
         if ! left="$(existing)"; then
             say "gcloud does not say what exists: $name may still be there and cost money; delete it with"
             show "${delete_queued[@]}" >&2
@@ -150,6 +146,10 @@ report() {
             echo "$left" >&2
             say "delete it with"
             show_deletion "$left" >&2
+        elif [ -n "$asking" ]; then
+            say "nothing named $name exists yet, but it was being asked for: it may still be there" \
+                "later and cost money; delete it with"
+            show "${delete_queued[@]}" >&2
         else
             say "nothing named $name exists"
         fi
@@ -159,15 +159,15 @@ report() {
 
 # show_deletion LINES: the commands that delete what `existing` printed.
 show_deletion() {
-    local node
-    case "$1" in *queued-resource*)
+    local kind node
+    case "$1" in "queued-resource "*)
         show "${delete_queued[@]}"
         return
         ;;
     esac
-    for node in "${nodes[@]}"; do
-        case "$1" in *"tpu-vm $node "*) show "${tpu[@]}" tpu-vm delete "$node" "${where[@]}" --quiet ;; esac
-    done
+    while read -r kind node _; do
+        show "${tpu[@]}" "$kind" delete "$node" "${where[@]}" --quiet
+    done <<<"$1"
 }
 
 queue_state() {
@@ -175,12 +175,16 @@ queue_state() {
 }
 
 # Whether the slice was taken away. The queue may call it ACTIVE for a while after its machines went.
+# What somebody deleted is not asked for again.
 is_preempted() {
     local state left
     state="$(queue_state)" || return 1
-    case "$state" in SUSPENDING | SUSPENDED) return 0 ;; esac
+    case "$state" in
+        SUSPENDING | SUSPENDED | FAILED) return 0 ;;
+        DELETING) return 1 ;;
+    esac
     left="$(existing)" || return 1
-    grep -qE '^tpu-vm .* (PREEMPTED|TERMINATED)$' <<<"$left"
+    grep -qE '^tpu-vm .* (PREEMPTED|TERMINATED|STOPPING|STOPPED|REPAIRING|RESTARTING)$' <<<"$left"
 }
 
 # ---- the commands -------------------------------------------------------------------------------
@@ -190,26 +194,45 @@ remote() {
     local node="$1" workers="$2"
     shift 2
     "${how:-call}" "${tpu[@]}" tpu-vm ssh "$node" "${where[@]}" --worker="$workers" \
+        --ssh-flag=-oServerAliveInterval=30 \
         --command="rlvlm_jax/launch/worker.sh$(printf ' %q' "$@")"
+}
+
+# Makes the archive that is copied to the workers, before anything costs money.
+pack() {
+    local file="$scratch/rlvlm_jax.tar.gz"
+    if [ -z "$dry_run" ] && ! git -C "$root" rev-parse --quiet HEAD >/dev/null 2>&1; then
+        say "$root is no git checkout; its files are copied as they are"
+        call tar -czf "$file" -C "$root" LICENSE README.md configs launch pyproject.toml rlvlm_jax
+        return
+    fi
+    [ -n "$dry_run" ] || [ -z "${config:-}" ] ||
+        git -C "$root" cat-file -e "HEAD:./${config%%:*}" 2>/dev/null ||
+        usage "$config is not in the last commit, which is what is copied; commit it"
+    [ -n "$dry_run" ] || [ -z "$(git -C "$root" status --porcelain)" ] ||
+        say "the checkout has changes that are not committed; they are not copied"
+    call git -C "$root" archive --format=tar.gz --output="$file" HEAD
 }
 
 # Returns 75 when the slice was taken away meanwhile.
 create() {
-    local left state before="" node deadline=$((SECONDS + ${WAIT_S:-86400}))
+    local left state before="" node deadline=$((SECONDS + WAIT_S))
     local shape=(--node-id="$name")
     [ "$slices" -eq 1 ] || shape=(--node-count="$slices" --node-prefix="$name")
+    pack || return 1
     begun=1
     left="$(existing)" || return 1
     if [ -n "$left" ]; then
         say "$name exists already; take another --name, or delete it first"
         return 1
     fi
-    ours=1
+    ours=1 asking=1
     call "${tpu[@]}" queued-resources create "$name" "${where[@]}" "${shape[@]}" \
         --accelerator-type="$accelerator" --runtime-version="$runtime" ${spot:+--spot} \
         --valid-until-duration="$valid_until" || return 1
     while true; do
         state="$(queue_state)" || return 1
+        asking=""
         [ "$state" = "$before" ] || say "$name is $state"
         before="$state"
         case "${dry_run:+ACTIVE}$state" in
@@ -222,15 +245,12 @@ create() {
                 ;;
         esac
         if [ "$SECONDS" -ge "$deadline" ]; then
-            say "$name is still $state after WAIT_S=${WAIT_S:-86400} seconds"
+            say "$name is still $state after WAIT_S=$WAIT_S seconds"
             return 1
         fi
         pause || return 1
     done
 
-    [ -n "$dry_run" ] || [ -z "$(git -C "$root" status --porcelain)" ] ||
-        say "the checkout has changes that are not committed; they are not copied"
-    call git -C "$root" archive --format=tar.gz --output="$scratch/rlvlm_jax.tar.gz" HEAD || return 1
     for node in "${nodes[@]}"; do
         set_up "$node" || {
             is_preempted && return 75
@@ -242,7 +262,7 @@ create() {
 set_up() {
     local extras="[gcs${WANDB_API_KEY:+,wandb}]"
     call "${tpu[@]}" tpu-vm scp "$scratch/rlvlm_jax.tar.gz" "$1:" "${where[@]}" --worker=all || return 1
-    call "${tpu[@]}" tpu-vm ssh "$1" "${where[@]}" --worker=all \
+    call "${tpu[@]}" tpu-vm ssh "$1" "${where[@]}" --worker=all --ssh-flag=-oServerAliveInterval=30 \
         --command="mkdir -p rlvlm_jax && tar -xzf rlvlm_jax.tar.gz -C rlvlm_jax" || return 1
     remote "$1" all install "$extras" || return 1
     [ -z "$bucket" ] || remote "$1" all mount "$bucket"
@@ -321,18 +341,21 @@ delete() {
     for try in 1 2 3 4; do
         left="$(existing)" || return 1
         if [ -z "$left$dry_run" ]; then
+            ours=""
+            [ -z "$asking" ] || return 0 # the report says that it may come yet
             say "nothing named $name exists"
-            begun="" ours=""
+            begun=""
             return 0
         fi
+        asking=""
         [ "$try" -eq 1 ] || pause || return 1
         [ "$try" -lt 4 ] || return 1
-        case "${dry_run:+queued-resource}$left" in
-            *queued-resource*) call "${delete_queued[@]}" || true ;; # --force: and its machines
+        case "${dry_run:+queued-resource }$left" in
+            "queued-resource "*) call "${delete_queued[@]}" || true ;; # --force: and its machines
             *)
-                for node in "${nodes[@]}"; do
-                    call "${tpu[@]}" tpu-vm delete "$node" "${where[@]}" --quiet || true
-                done
+                while read -r _ node _; do
+                    call "${tpu[@]}" tpu-vm delete "$node" "${where[@]}" --quiet </dev/null || true
+                done <<<"$left"
                 ;;
         esac
         if [ -n "$dry_run" ]; then

@@ -19,16 +19,28 @@ import math
 import os
 import resource
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from rlvlm_jax import cli
+from rlvlm_jax import config as config_lib
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.plan.topology import GIB, SOURCES, Topology, devices, parse
 
 Report = dict[str, Any]
+USAGE = (
+    "usage: python -m rlvlm_jax.plan --config=configs/X.py[:ARG] --topology=v5p-32 "
+    "[--config.key=value ...]; --help lists its other flags"
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """One sentence for what is wrong, as every command has it."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raises InputError."""
+        raise InputError(f"{message}; {USAGE}")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,18 +48,18 @@ def main(argv: Sequence[str]) -> int:
     look_for_no_device()
     given, rest = read_flags(argv)
     topology = parse(given.topology)
-    if given.out and not Path(given.out).absolute().parent.is_dir():
-        raise InputError(f"--out={given.out}: there is no directory for it")
-    config, _ = cli.parse_config([*rest, "--workdir=unused"], "rlvlm_jax.plan")
+    check_flags(given)
+    config = read_config(rest)
     if not topology.is_tpu:
         # Nothing can be timed here, so the compiler must not try kernels out.
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0"
         prefer_what_compiles(config)
     report = plan(config, topology, given)
+    sys.stdout.write(table(report) + "\n")
+    sys.stdout.flush()
     if given.out:
         write(Path(given.out), json.dumps(report, indent=1))
-    sys.stdout.write(table(report) + "\n")
     if report["fits"]:
         return cli.DONE
     say(f"error: {topology.name} is too small: {report['advice']}")
@@ -72,9 +84,7 @@ def look_for_no_device() -> None:
 
 def read_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Returns the command's own flags, and those of `--config`."""
-    parser = argparse.ArgumentParser(
-        prog="rlvlm_jax.plan", description=__doc__.splitlines()[0], allow_abbrev=False
-    )
+    parser = Parser(prog="rlvlm_jax.plan", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--topology", required=True, help="such as v5p-32, v6e-64, 8xH200")
     parser.add_argument("--out", help="a JSON file for everything found")
     parser.add_argument("--prompt-tokens", type=int, default=0, help="P; 0 = the configured most")
@@ -89,6 +99,66 @@ def read_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     parser.add_argument("--hlo", help="a directory for the compiled programs' text")
     return parser.parse_known_args(list(argv))
+
+
+def check_flags(given: argparse.Namespace) -> None:
+    """Refuses what would be noticed only after minutes of compiling, or would make no sense.
+
+    Raises:
+        InputError: names the flag.
+    """
+    if given.out and Path(given.out).is_dir():
+        raise InputError(f"--out={given.out} is a directory; name a file in it")
+    if given.out and not Path(given.out).absolute().parent.is_dir():
+        raise InputError(f"--out={given.out}: there is no directory for it")
+    if given.hlo:
+        place = Path(given.hlo).absolute()
+        nearest = next(path for path in (place, *place.parents) if path.exists())
+        if not nearest.is_dir():
+            raise InputError(f"--hlo={given.hlo}: {nearest} is a file; name a directory")
+    for name in ("mfu_train", "mfu_prefill", "decode_bandwidth", "link_bandwidth"):
+        share = getattr(given, name)
+        if not 0 < share <= 1:
+            flag = name.replace("_", "-")
+            raise InputError(f"--{flag}={share} must be above 0 and at most 1, a share of the peak")
+    for name in ("prompt_tokens", "patches", "price"):
+        number = getattr(given, name)
+        if not 0 <= number < math.inf:
+            raise InputError(f"--{name.replace('_', '-')}={number} must be 0 or more")
+    if not -1 <= given.effort <= 1:
+        raise InputError(f"--effort={given.effort} must be from -1 to 1")
+
+
+def read_config(flags: Sequence[str]) -> Any:
+    """Reads `--config` and its keys; a hint names this command's flags."""
+    try:
+        config, _ = cli.parse_config([*flags, "--workdir=unused"], "rlvlm_jax.plan")
+    except InputError as error:
+        problem, hint, _ = str(error).partition("; usage: ")
+        raise InputError(f"{problem}; {USAGE}" if hint else problem) from error
+    return config
+
+
+def check_mesh(config: Any, topology: Topology) -> int:
+    """Resolves the mesh and returns its devices; says where a run would not use all chips.
+
+    Raises:
+        InputError: the run would refuse it, as it has several hosts.
+    """
+    config_lib.resolve_mesh(config, topology.chips)
+    used, chips = math.prod(config.mesh.values()), topology.chips
+    if 1 < used < chips and topology.hosts > 1:
+        raise InputError(
+            f"config.mesh takes {used} of the {chips} chips of {topology.name}, but these are on "
+            f"{topology.hosts} hosts or more, and a run over several hosts must use all; set one "
+            "axis to -1, such as --config.mesh.fsdp=-1"
+        )
+    if 0 < used < chips:
+        say(
+            f"the plan is of {used} of the {chips} chips of {topology.name}; a run over several "
+            "hosts must use all"
+        )
+    return used
 
 
 def prefer_what_compiles(config: Any) -> None:
@@ -112,9 +182,10 @@ def plan(config: Any, topology: Topology, given: argparse.Namespace) -> Report:
     """Lowers, compiles and reads the steps; returns everything found."""
     from rlvlm_jax.plan import advice, compiled, predict, work
 
+    count = check_mesh(config, topology)
     effort = given.effort if topology.is_tpu else 0.0
     planned = work.lower(config, devices(topology), given.prompt_tokens, given.patches)
-    s, count = planned.sizes, topology.chips
+    s = planned.sizes
     chunks = [size // s.config.rollout.chunk for size in predict.blocks(s)]
     steps: dict[str, compiled.Step] = {}
     for name in list(planned.steps):
@@ -279,10 +350,19 @@ def say(text: str) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a file as a whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", dir=path.absolute().parent, delete=False) as scratch:
-        scratch.write(text + "\n")
-    os.replace(scratch.name, path)
+    """Writes a file as a whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    scratch = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text + "\n", encoding="utf-8")
+        os.replace(scratch, path)
+    except OSError as error:
+        raise InputError(f"--out={path} cannot be written: {error.strerror}") from error
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from rlvlm_jax.errors import InputError
 
 GIB = 2**30
 GPUS_OF_NODE = 8
+CHIPS_OF_HOST = {"v5e": 8, "v5p": 4, "v6e": 8}  # at most
 
 
 class Chip(NamedTuple):
@@ -59,6 +60,11 @@ class Topology(NamedTuple):
     def nodes(self) -> int:
         """Parts that are joined by a network only."""
         return 1 if self.is_tpu else math.ceil(self.chips / GPUS_OF_NODE)
+
+    @property
+    def hosts(self) -> int:
+        """The least number of hosts, each a process, that have these chips."""
+        return math.ceil(self.chips / CHIPS_OF_HOST.get(self.kind, GPUS_OF_NODE))
 
 
 SOURCES = (

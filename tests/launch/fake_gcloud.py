@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 
 CLOUD = os.environ["FAKE_CLOUD"]
 
@@ -68,6 +69,11 @@ def queued_resources(state, verb, arguments):
             end(f"{name} exists already")
         count = int(flag(arguments, "node-count", "1"))
         nodes = [f"{name}-{i}" for i in range(count)] if count > 1 else [flag(arguments, "node-id")]
+        if state["asking"]:  # it takes a while: hears of SIGTERM at once ("heeds") or never
+            if state["asking"] == "ignores":
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            write("asking", True)
+            time.sleep(1 if state["asking"] == "ignores" else 100)
         queued[name] = {"state": "CREATING", "looks": 0, "nodes": nodes}
         return ""
     if name not in queued:
@@ -83,7 +89,7 @@ def queued_resources(state, verb, arguments):
     if "yaml" in flag(arguments, "format"):
         return "state:\n  failedData: {error: no machines are free}\n"
     road = ["WAITING_FOR_RESOURCES", *state["road"]]
-    if entry["state"] not in ("SUSPENDED", "SUSPENDING"):
+    if entry["state"] not in ("SUSPENDED", "SUSPENDING", "FAILED", "DELETING"):
         entry["state"] = road[min(entry["looks"], len(road) - 1)]
         entry["looks"] += 1
     if entry["state"] == "ACTIVE":
@@ -94,8 +100,11 @@ def queued_resources(state, verb, arguments):
 
 def tpu_vm(state, verb, arguments):
     if verb == "list":
-        return "".join(f"{node}\t{word}\n" for node, word in state["vms"].items())
+        asked = {n: name for name, e in state["queued"].items() for n in e["nodes"]}
+        of = {**asked, **state.get("of", {})}
+        return "".join(f"{n}\t{word}\t{of.get(n, '')}\n" for n, word in state["vms"].items())
     if verb == "delete":
+        sys.stdin.read()  # as a program may
         if arguments[0] not in state["vms"]:
             end(f"{arguments[0]}: NOT_FOUND")
         del state["vms"][arguments[0]]
@@ -123,9 +132,11 @@ def tpu_vm(state, verb, arguments):
             if state["preempt_at_follow"] == 0:
                 take_away(state, state["vms"])
                 for name in state["vms"]:
-                    state["vms"][name] = "PREEMPTED"
+                    state["vms"][name] = state["vm_after_preemption"]
                 for entry in state["queued"].values():
                     entry["state"] = state["after_preemption"]
+                if state["after_preemption"] == "gone":
+                    state["queued"], state["vms"] = {}, {}
                 write("state.json", state)
                 end("the connection was lost")
         write("state.json", state)

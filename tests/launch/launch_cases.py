@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 FAKE_GCLOUD = Path(__file__).parent / "fake_gcloud.py"
 TOOLS = """
-    awk basename bash cat dirname env grep mkdir mktemp pkill rm sed seq sleep
+    awk basename bash cat dirname env grep mkdir mktemp pgrep rm sed seq sleep
 """
 WORKER_TOOLS = """
     basename bash cat chmod dirname env grep gzip id mkdir nohup rm seq setsid sleep tail tar touch
@@ -61,18 +61,22 @@ chmod +x "$HOME/.local/bin/uv"
 """
 GIT = """#!/usr/bin/env bash
 for argument in "$@"; do
-    case "$argument" in --output=*) file="${argument#*=}" ;; esac
+    case "$argument" in
+        --output=*) file="${argument#*=}" ;;
+        cat-file) [ ! -e "$FAKE_CLOUD/uncommitted" ] || exit 128 ;;
+    esac
 done
 [ -z "${file:-}" ] || PATH="$PATH:NEEDED" tar -czf "$file" -C "$2" launch/worker.sh
 """
 RECORD = '#!/usr/bin/env bash\necho "$(basename "$0") $*" >>"$FAKE_CLOUD/calls"\n'
 
 
-# Tests in the background of a shell are started with SIGINT ignored, which bash would not undo.
+# Tests in the background of a shell are started with SIGINT ignored, which bash would not undo;
+# Python ignores SIGPIPE.
 WITH_SIGINT = [
     *(sys.executable, "-I", "-S", "-c"),
     "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
-    "os.execv(sys.argv[1], sys.argv[1:])",
+    "signal.signal(signal.SIGPIPE, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])",
 ]
 
 
@@ -93,6 +97,7 @@ class Cloud:
     def __init__(self, path):
         self.path = path
         self.bin = path / "bin"
+        self.checkout = ROOT
         path.mkdir()
         tools(self.bin, TOOLS)
         tools(path / "worker_bin", WORKER_TOOLS)
@@ -117,6 +122,8 @@ class Cloud:
             "road": ["PROVISIONING", "ACTIVE"],
             "preempt_at_follow": 0,
             "after_preemption": "SUSPENDED",
+            "vm_after_preemption": "PREEMPTED",
+            "asking": None,
             "count": 0,
             "kinds": [],
             "fault": None,
@@ -134,12 +141,21 @@ class Cloud:
             **more,
         }
 
-    def command(self, script, *arguments):
-        return [str(self.bin / "bash"), str(ROOT / "launch" / script), *arguments]
+    def copy(self, name="checkout"):
+        """Copies the scripts and a recipe to a directory, and runs them from there; returns it."""
+        self.checkout = self.path / name
+        shutil.copytree(ROOT / "launch", self.checkout / "launch", dirs_exist_ok=True)
+        (self.checkout / "configs").mkdir(exist_ok=True)
+        shutil.copy(ROOT / "configs" / "tiny.py", self.checkout / "configs")
+        return self.checkout
 
-    def run(self, script, *arguments, **more):
+    def command(self, script, *arguments):
+        return [str(self.bin / "bash"), str(self.checkout / "launch" / script), *arguments]
+
+    def run(self, script, *arguments, cwd=None, **more):
         return subprocess.run(
             self.command(script, *arguments),
+            cwd=cwd,
             env=self.environment(**more),
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -194,6 +210,14 @@ class Cloud:
                 os.kill(int(file.read_text()), signal.SIGKILL)
             except ProcessLookupError:
                 continue
+
+
+def is_alive(pid):
+    """Whether a process runs; one that has ended may still wait for its parent to ask."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def commands(text):

@@ -3,6 +3,7 @@
 """The launch scripts: their form, what they refuse, and those for GKE, Slurm and one machine."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,21 +20,21 @@ from launch_cases import (
     ROOT,
     SCRIPTS,
     SLICE,
-    WITH_SIGINT,
     commands,
     executable,
+    is_alive,
 )
 
 # ---- the scripts as text ------------------------------------------------------------------------
 
 
-def test_shellcheck_finds_nothing():
+def test_shellcheck_finds_nothing(tmp_path):
     shellcheck = shutil.which("shellcheck", path=str(Path(sys.executable).parent))
     shellcheck = shellcheck or shutil.which("shellcheck")
     assert shellcheck, "pip install -e '.[test]' brings shellcheck"
     checked = subprocess.run(
         [shellcheck, "--external-sources", *map(str, SCRIPTS)],
-        cwd=ROOT,
+        cwd=tmp_path,  # wherever it is run
         capture_output=True,
         text=True,
         check=False,
@@ -96,28 +97,118 @@ def without(arguments, prefix):
         ("tpu.sh", ["run", *PLACE, "configs/tiny.py", "--workdir=gs://b/x"], "log.checkpoints=gs:"),
         ("tpu.sh", ["all", *SLICE, "--slices=0", *RECIPE], "--slices=0"),
         ("tpu.sh", ["delete", "--project=p", "--zone=z", "--name=A b"], "--name=A b"),
+        ("tpu.sh", ["create", *SLICE, "--bucket=gs://b"], "--bucket=gs://b"),
         ("tpu.sh", ["destroy", *PLACE], "destroy"),
         ("tpu.sh", [], "create"),
         *[
             ("gke.sh", ["run", *GKE_RECIPE, *without(GKE, f"--{x}=")], f"--{x}=")
             for x in ("name", "image", "accelerator", "topology", "bucket")
         ],
-        ("gke.sh", ["run", *GKE_RECIPE, *GKE, "--chips-per-host=5"], "--chips-per-host"),
+        *[
+            ("gke.sh", ["run", *GKE_RECIPE, *GKE, f"--{flag}"], word)
+            for flag, word in [
+                *(("chips-per-host=5", "--chips-per-host"), ("chips-per-host=0", "'0'")),
+                *(("chips-per-host=08", "'08'"), ("slices=0", "'0'"), ("restarts=x", "'x'")),
+                *(("bucket=gs://b", "--bucket=gs://b"), ("workdir=/data/../etc", "/data/../etc")),
+            ]
+        ],
         ("gke.sh", ["run", "configs/tiny.py", "--workdir=runs/x", *GKE], "/data"),
         ("gke.sh", ["logs"], "--name="),
+        ("gke.sh", ["delete", "--name=run1", "--grace=long"], "'long'"),
         *[("slurm.sh", without(SLURM, f"--{x}"), f"--{x}=") for x in ("gpus", "time", "workdir")],
         ("slurm.sh", SLURM[1:], "CONFIG"),
         ("slurm.sh", [*SLURM, "--nodes=two"], "two"),
+        ("slurm.sh", [*SLURM, "--lead=0"], "'0'"),
+        *[
+            ("slurm.sh", [*SLURM, f"--time={time}", "--lead=600"], "--lead=600")
+            for time in ("10", "9:59", "00:10:00", "0-00:10")
+        ],
         ("run.sh", ["npu", "configs/tiny.py"], "cuda"),
+        ("run.sh", ["cpu"], "CONFIG"),
+        ("run.sh", ["cpu", "--workdir=runs/x"], "CONFIG"),
+        ("run.sh", ["cpu", "configs/none.py"], "configs/none.py"),
+        ("run.sh", ["cpu", "/none/none.py"], "/none/none.py"),
     ],
 )
 def test_what_is_missing_or_wrong_is_status_2_and_one_sentence(cloud, script, arguments, word):
-    ran = cloud.run(script, *arguments)
+    refused(cloud, script, *arguments, word=word)
+
+
+def refused(cloud, script, *arguments, word, **environment):
+    """It ends with status 2 and one sentence, and nothing was called."""
+    cloud.copy()
+    for tool in ("kubectl", "sbatch", "python3"):
+        executable(cloud.bin / tool, RECORD)
+    ran = cloud.run(script, *arguments, **environment)
     assert ran.returncode == 2, ran.stderr
     assert word in ran.stderr
     assert len(ran.stderr.splitlines()) == 1
     assert ran.stdout == ""
     assert cloud.calls == ""
+
+
+RUNS = {
+    "tpu.sh": ["all", *SLICE, *RECIPE],
+    "gke.sh": ["run", *GKE_RECIPE, *GKE],
+    "slurm.sh": SLURM,
+    "run.sh": ["cpu", "configs/tiny.py", "--workdir=runs/x"],
+}
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(["--dry-run=true"], ["--dry-run=client"], ["--spott"], ["rest"], ["--workdirs=/x"]),
+        *(["--config.x=1", "rest"], ["--config.x", "1", "rest"], ["--config.x", "--spott"]),
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("script", RUNS)
+def test_a_flag_that_nothing_takes_is_refused(cloud, script, flags):
+    refused(cloud, script, *RUNS[script], *flags, word=f"{flags[-1]} is not understood")
+
+
+@pytest.mark.parametrize("command", ["create", "delete", "status", "stop"])
+def test_a_misspelt_flag_is_refused_where_there_is_no_recipe(cloud, command):
+    refused(cloud, "tpu.sh", command, *SLICE, "--dry-run=true", word="--dry-run=true")
+
+
+@pytest.mark.parametrize("script", RUNS)
+def test_flags_of_the_program_go_on_to_it(cloud, script):
+    flags = ["--config.a", "b", "--config.c", "-1", "--noconfig.d", "--config.e=--spott"]
+    ran = cloud.run(script, *RUNS[script], *flags, "--dry-run")
+    assert ran.returncode == 0, ran.stderr
+    words = ran.stdout.replace("\\ ", " ").replace('"', " ").replace("- ", " ").split()
+    place = words.index("--config.a")
+    assert words[place : place + len(flags)] == flags
+
+
+@pytest.mark.parametrize(
+    "environment", [{"WAIT_S": "abc"}, {"WAIT_S": "08"}, {"POLL_S": "abc"}], ids=str
+)
+def test_seconds_in_the_environment_are_numbers(cloud, environment):
+    ((name, value),) = environment.items()
+    refused(cloud, "tpu.sh", "create", *SLICE, word=f"{name}={value}", **environment)
+
+
+@pytest.mark.parametrize("script", ["slurm.sh", "run.sh"])
+def test_cdpath_changes_nothing(cloud, script):
+    checkout, elsewhere = cloud.copy(), cloud.path / "elsewhere"
+    (elsewhere / "launch").mkdir(parents=True)
+    outputs = []
+    for path in ({}, {"CDPATH": f"{elsewhere}:."}):
+        ran = subprocess.run(
+            [str(cloud.bin / "bash"), f"launch/{script}", *RUNS[script], "--dry-run"],
+            cwd=checkout,
+            env=cloud.environment(**path),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 0, ran.stderr
+        outputs.append(ran.stdout)
+    assert str(checkout) in outputs[0]
+    assert outputs[0] == outputs[1]
 
 
 def test_project_and_zone_may_come_from_the_environment(cloud):
@@ -153,7 +244,8 @@ def pod_of(manifest):
 
 
 def test_manifest_has_what_a_slice_needs(cloud):
-    manifest = rendered(cloud, '--config.x=a "b" c\\d # e: f\'', "--secret=tokens", "--restarts=3")
+    value = '--config.x=a "b" c\\d # e: f\'\n\n g'
+    manifest = rendered(cloud, value, "--secret=tokens", "--restarts=3")
     assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     assert manifest["metadata"]["name"] == "run1"
     policy = manifest["spec"]["failurePolicy"]
@@ -177,7 +269,7 @@ def test_manifest_has_what_a_slice_needs(cloud):
     assert container["args"] == [
         "--config=configs/tiny.py",
         "--workdir=/data/run1",
-        '--config.x=a "b" c\\d # e: f\'',
+        value,
     ]
     assert container["resources"]["limits"] == {"google.com/tpu": 4}
     assert container["envFrom"] == [{"secretRef": {"name": "tokens"}}]
@@ -198,6 +290,11 @@ def test_manifest_with_a_claim_several_slices_and_spot(cloud):
     assert "envFrom" not in pod["containers"][0]
 
 
+def test_a_name_that_yaml_would_take_for_another_kind_stays_a_name(cloud):
+    manifest = rendered(cloud, "--name=on")
+    assert manifest["metadata"]["name"] == manifest["spec"]["network"]["subdomain"] == "on"
+
+
 def test_dry_run_of_gke_needs_no_kubectl(cloud):
     ran = cloud.run("gke.sh", "run", *GKE_RECIPE, *GKE, "--dry-run")
     assert (ran.returncode, ran.stderr) == (0, "")
@@ -214,13 +311,16 @@ KUBECTL = """#!/usr/bin/env bash
 echo "kubectl $*" >>"$FAKE_CLOUD/calls"
 case " $* " in *" $FAIL "*) exit 1 ;; esac
 case "$2" in
-    apply) cat >"$FAKE_CLOUD/jobset" ;;
+    apply)
+        cat >"$FAKE_CLOUD/jobset"
+        echo "jobset.jobset.x-k8s.io/run1 ${ANSWER:-created}"
+        ;;
     get)
         if [ -e "$FAKE_CLOUD/jobset" ]; then
             case "$3" in jobset) echo jobset/run1 ;; pods) echo pod/run1-slice-0-0-abcde ;; esac
         fi
         ;;
-    delete) rm -f "$FAKE_CLOUD/jobset" ;;
+    delete) [ -n "${STAYS:-}" ] || rm -f "$FAKE_CLOUD/jobset" ;;
 esac
 """
 
@@ -246,11 +346,33 @@ def test_gke_says_what_exists(cloud, fail):
         assert delete in ran.stderr
 
 
+@pytest.mark.parametrize("answer", ["unchanged", "configured"])
+def test_a_jobset_that_is_there_already_is_not_begun_again(cloud, answer):
+    executable(cloud.bin / "kubectl", KUBECTL)
+    ran = cloud.run("gke.sh", "run", *GKE_RECIPE, *GKE, FAIL="none", ANSWER=answer)
+    assert ran.returncode == 1
+    assert "run1 exists already" in ran.stderr
+    assert "delete jobset run1" in ran.stderr
+
+
+@pytest.mark.parametrize(("grace", "looks"), [(0, 6), (200, 16)])
+def test_gke_waits_for_pods_to_end_as_long_as_they_may_take(cloud, grace, looks):
+    executable(cloud.bin / "kubectl", KUBECTL)
+    (cloud.path / "jobset").touch()
+    flags = ("--name=run1", f"--grace={grace}")
+    ran = cloud.run("gke.sh", "delete", *flags, FAIL="none", STAYS="1", POLL_S="0")
+    assert ran.returncode == 1
+    assert "this still exists" in ran.stderr
+    assert cloud.calls.count(" get jobset ") == looks + 1  # and the last
+
+
 # ---- Slurm --------------------------------------------------------------------------------------
 
 SBATCH = """#!/usr/bin/env bash
 echo "sbatch $*" >>"$FAKE_CLOUD/calls"
 cat >"$FAKE_CLOUD/batch"
+touch "$FAKE_CLOUD/asking"
+sleep "${SBATCH_SECONDS:-0}"
 echo "4711;cluster"
 exit "${SBATCH_STATUS:-0}"
 """
@@ -263,21 +385,10 @@ exit "$SRUN_STATUS"
 def submitted(cloud, *more, **environment):
     executable(cloud.bin / "sbatch", SBATCH)
     python = str(cloud.bin / "bash")  # any program that can be started
-    checkout = cloud.path / "checkout"  # the script makes a folder for logs in its own
-    shutil.copytree(ROOT / "launch", checkout / "launch", dirs_exist_ok=True)
-    (checkout / "configs").mkdir(exist_ok=True)
-    shutil.copy(ROOT / "configs" / "tiny.py", checkout / "configs")
-    return subprocess.run(
-        [
-            *(str(cloud.bin / "bash"), str(checkout / "launch" / "slurm.sh"), *SLURM),
-            *("--nodes=2", f"--python={python}", "--config.x=a b", *more),
-        ],
-        env=cloud.environment(**environment),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    if cloud.checkout == ROOT:
+        cloud.copy()  # the script makes a folder for logs in its checkout
+    flags = (*SLURM, "--nodes=2", f"--python={python}", "--config.x=a b", *more)
+    return cloud.run("slurm.sh", *flags, **environment)
 
 
 def test_slurm_asks_for_one_process_a_node_and_a_signal_in_time(cloud):
@@ -288,12 +399,49 @@ def test_slurm_asks_for_one_process_a_node_and_a_signal_in_time(cloud):
     asked = {line.removeprefix("#SBATCH ") for line in batch.splitlines() if "#SBATCH" in line}
     assert asked >= {
         *("--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=8", "--time=1:00:00"),
-        *("--signal=TERM@120", "--requeue", "--partition=gpu", "--account=me"),
+        *("--signal=TERM@600", "--requeue", "--partition=gpu", "--account=me"),
     }
     assert "s3cret" not in batch + cloud.calls + ran.stdout
     failed = submitted(cloud, SBATCH_STATUS="1")
     assert failed.returncode == 1
     assert "squeue" in failed.stderr
+
+
+def test_slurm_takes_any_place_for_checkout_and_python_and_another_lead(cloud):
+    checkout = cloud.copy("a checkout")
+    ran = submitted(cloud, "--python=bin/bash", "--lead=900", cwd=cloud.path)
+    assert ran.returncode == 0, ran.stderr
+    batch = (cloud.path / "batch").read_text()
+    (output,) = (line for line in batch.splitlines() if "--output" in line)
+    assert shlex.split(output)[1:] == [f"--output={checkout}/runs/%x-%j.log"]
+    assert f" {cloud.bin}/bash -m rlvlm_jax.main " in batch
+    assert "#SBATCH --signal=TERM@900\n" in batch
+
+
+@pytest.mark.parametrize("time", ["11", "10:01", "00:10:01", "1-0", "0-00:11", "0", "infinite"])
+def test_slurm_takes_times_longer_than_the_lead(cloud, time):
+    ran = cloud.run("slurm.sh", *SLURM, f"--time={time}", "--lead=600", "--dry-run")
+    assert ran.returncode == 0, ran.stderr
+    assert f"#SBATCH --time={time}\n" in ran.stdout
+
+
+@pytest.mark.parametrize(("time", "lead"), [("10", 150), ("39:56", 599), ("1-0", 600), ("0", 600)])
+def test_slurm_leaves_three_quarters_of_the_time_to_the_run(cloud, time, lead):
+    ran = cloud.run("slurm.sh", *SLURM, f"--time={time}", "--dry-run")
+    assert f"#SBATCH --signal=TERM@{lead}\n" in ran.stdout
+
+
+def test_slurm_told_to_stop_while_submitting_says_how_to_find_the_job(cloud):
+    executable(cloud.bin / "sbatch", SBATCH)
+    (cloud.bin / "touch").symlink_to(shutil.which("touch"))
+    cloud.copy()
+    flags = (*SLURM, f"--python={cloud.bin}/bash")
+    ran = cloud.begin("slurm.sh", *flags, SBATCH_SECONDS="0.5")
+    cloud.until((cloud.path / "asking").exists)
+    ran.send_signal(signal.SIGTERM)
+    output, _ = ran.communicate(timeout=100)
+    assert ran.returncode == 1
+    assert 'interrupted; "squeue --me --name=rlvlm_jax" shows whether a job exists' in output
 
 
 @pytest.mark.parametrize("status", [0, 1, 2, 75])
@@ -329,11 +477,17 @@ def test_dry_run_of_slurm_shows_the_script_it_would_submit(cloud):
 # ---- one machine --------------------------------------------------------------------------------
 
 
+# Waits, as do its child and the child of that.
+PIP = """#!/usr/bin/env bash
+echo $$ >>"$FAKE_CLOUD/pids"
+[ "${DEPTH:-0}" -eq 2 ] || DEPTH=$((${DEPTH:-0} + 1)) "$0" &
+for _ in $(seq 4000); do sleep 0.05; done
+"""
 VENV = f"""#!/usr/bin/env bash
 mkdir -p .venv/bin
 cat >.venv/bin/python <<'END'
 {PROGRAM}END
-cp TRUE .venv/bin/pip
+cp "${{PIP:-TRUE}}" .venv/bin/pip
 chmod +x .venv/bin/python .venv/bin/pip
 """
 
@@ -341,32 +495,23 @@ chmod +x .venv/bin/python .venv/bin/pip
 @pytest.fixture
 def one_machine(cloud):
     """A checkout in which `python3 -m venv` makes the program that `exits` steers."""
-    checkout = cloud.path / "checkout"
-    shutil.copytree(ROOT / "launch", checkout / "launch")
+    cloud.copy()
     executable(cloud.bin / "python3", VENV.replace("TRUE", shutil.which("true")))
     for name in ("chmod", "cp"):
         (cloud.bin / name).symlink_to(shutil.which(name))
 
     def start(*arguments, **environment):
-        return subprocess.Popen(
-            [
-                *WITH_SIGINT,
-                *(str(cloud.bin / "bash"), str(checkout / "launch" / "run.sh"), *arguments),
-            ],
-            env=cloud.environment(WORKER="here", **environment),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        return cloud.begin("run.sh", *arguments, WORKER="here", **environment)
 
     return start
 
 
-def test_dry_run_of_run_shows_three_commands(one_machine, cloud):
+def test_dry_run_of_run_shows_where_it_installs_and_what_it_runs(one_machine, cloud):
     ran = one_machine("--dry-run", "cuda", "configs/tiny.py", "--workdir=runs/x")
     output, _ = ran.communicate(timeout=100)
     assert ran.returncode == 0
-    _, install, main = commands(output)
+    cd, _, install, main = commands(output)
+    assert cd == ["cd", str(cloud.checkout)]
     assert install[-1] == "jax[cuda13]"
     assert main[1:] == ["-m", "rlvlm_jax.main", "--config=configs/tiny.py", "--workdir=runs/x"]
     assert cloud.starts("here") == 0
@@ -398,3 +543,21 @@ def test_run_that_is_told_to_stop_stops_with_a_checkpoint(one_machine, cloud, nu
     output, _ = ran.communicate(timeout=100)
     assert "checkpoint written" in output
     assert (ran.returncode, cloud.starts("here")) == (75, 1), output
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_run_that_is_told_to_stop_leaves_no_installation_going_on(
+    one_machine, cloud, number, status
+):
+    executable(cloud.path / "pip", PIP)
+    ran = one_machine("cpu", "configs/tiny.py", "--workdir=runs/x", PIP=str(cloud.path / "pip"))
+    pids = cloud.path / "pids"
+    cloud.until(lambda: pids.exists() and len(pids.read_text().split()) == 3)
+    ran.send_signal(number)
+    assert ran.wait(timeout=100) == status
+    left = [int(pid) for pid in pids.read_text().split() if is_alive(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    output, _ = ran.communicate(timeout=100)
+    assert not left, output
+    assert cloud.starts("here") == 0

@@ -3,13 +3,25 @@
 """launch/tpu.sh: a slice from asking for it to giving it back, whatever happens in between."""
 
 import json
+import os
+import select
 import shlex
 import shutil
 import signal
 import stat
+import subprocess
 
 import pytest
-from launch_cases import DELETE, PLACE, RECIPE, RECORD, SLICE, commands, executable
+from launch_cases import (
+    DELETE,
+    PLACE,
+    RECIPE,
+    RECORD,
+    SLICE,
+    WITH_SIGINT,
+    commands,
+    executable,
+)
 
 
 @pytest.mark.parametrize("command", ["create", "run", "logs", "status", "stop", "delete", "all"])
@@ -195,6 +207,47 @@ def test_a_slice_that_exists_is_neither_taken_nor_deleted(cloud):
     assert cloud.starts() == 0
 
 
+@pytest.mark.parametrize("more", [[], ["--slices=8"]], ids=str)
+def test_machines_that_the_queue_has_forgotten_are_deleted(cloud, more):
+    cloud.reset(
+        vms=dict.fromkeys(("run1-0", "run1-1", "run1-7", "other"), "READY"),
+        of={"run1-0": "run1", "run1-1": "run1", "run1-7": "else"},
+    )
+    ran = cloud.run("tpu.sh", "delete", *PLACE, *more)
+    assert ran.returncode == 0, ran.stderr
+    assert cloud.exists == ["run1-7", "other"]
+    assert cloud.state["kinds"].count("tpu-vm delete") == 2
+    assert cloud.state["kinds"].count("tpu-vm list") == 2  # the first try deleted both
+    assert "nothing named run1 exists" in ran.stderr
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_outside_of_a_git_checkout_the_files_are_copied_or_nothing_is_asked_for(cloud, whole):
+    for name in ("git", "tar", "gzip"):
+        (cloud.bin / name).unlink(missing_ok=True)
+        (cloud.bin / name).symlink_to(shutil.which(name))
+    checkout = cloud.copy()
+    if whole:
+        for name in ("LICENSE", "README.md", "pyproject.toml", "rlvlm_jax"):
+            (checkout / name).touch()
+    ran = cloud.run("tpu.sh", "create", *SLICE)
+    assert "is no git checkout; its files are copied as they are" in ran.stderr
+    if whole:
+        assert ran.returncode == 0, ran.stderr
+        assert (cloud.path / "installed").exists()
+    else:
+        assert ran.returncode == 1
+        assert cloud.calls == ""
+
+
+def test_a_recipe_that_is_not_committed_is_noticed_before_anything_is_asked_for(cloud):
+    (cloud.path / "uncommitted").touch()
+    ran = cloud.run("tpu.sh", "all", *SLICE, *RECIPE)
+    assert ran.returncode == 2
+    assert "configs/tiny.py is not in the last commit" in ran.stderr
+    assert cloud.calls == ""
+
+
 @pytest.mark.parametrize("word", ["FAILED", "SUSPENDED"])
 def test_a_slice_that_will_not_come_says_why(cloud, word):
     cloud.reset(road=[word])
@@ -216,10 +269,24 @@ def test_waiting_for_a_slice_is_bounded(cloud):
 # ---- pre-emption and being stopped --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("queue", ["SUSPENDED", "SUSPENDING", "ACTIVE"])
-def test_a_slice_that_is_taken_away_is_replaced(cloud, queue):
-    """Also while the queue still calls it ACTIVE and only its machines say PREEMPTED."""
-    cloud.reset("hang 0", preempt_at_follow=1, after_preemption=queue, workers=2)
+@pytest.mark.parametrize(
+    ("queue", "machine"),
+    [
+        *(("SUSPENDED", "PREEMPTED"), ("ACTIVE", "PREEMPTED"), ("FAILED", "READY")),
+        *(("ACTIVE", "STOPPED"), ("ACTIVE", "REPAIRING")),
+        pytest.param("SUSPENDING", "PREEMPTED", marks=pytest.mark.slow),
+        pytest.param("ACTIVE", "TERMINATED", marks=pytest.mark.slow),
+    ],
+)
+def test_a_slice_that_is_taken_away_is_replaced(cloud, queue, machine):
+    """Also while the queue still calls it ACTIVE and only its machines say what they are."""
+    cloud.reset(
+        "hang 0",
+        preempt_at_follow=1,
+        after_preemption=queue,
+        vm_after_preemption=machine,
+        workers=2,
+    )
     ran = cloud.run("tpu.sh", "all", *SLICE, *RECIPE, "--spot", HF_TOKEN="t")
     assert ran.returncode == 0, ran.stderr
     assert cloud.starts() == cloud.starts("run1-1") == 2
@@ -229,6 +296,17 @@ def test_a_slice_that_is_taken_away_is_replaced(cloud, queue):
     assert cloud.exists == []
     assert cloud.state["kinds"].count("queued-resources create") == 2
     assert cloud.state["kinds"].count("queued-resources delete") == 2
+
+
+@pytest.mark.parametrize("queue", ["gone", "DELETING"])
+def test_a_slice_that_somebody_deleted_is_not_asked_for_again(cloud, queue):
+    machine = "STOPPING"  # on its way
+    cloud.reset("hang 0", preempt_at_follow=1, after_preemption=queue, vm_after_preemption=machine)
+    ran = cloud.run("tpu.sh", "all", *SLICE, *RECIPE, "--spot")
+    assert ran.returncode == 1, ran.stderr
+    assert "gives no word of the run" in ran.stderr
+    assert cloud.state["kinds"].count("queued-resources create") == 1
+    assert "nothing named run1 exists" in ran.stderr
 
 
 def test_run_alone_says_that_the_slice_was_taken_away(cloud):
@@ -293,3 +371,68 @@ def test_an_interruption_while_waiting_for_the_slice(cloud):
     assert ran.returncode == 143
     assert "queued-resource run1 WAITING_FOR_RESOURCES" in output
     assert DELETE in output
+
+
+@pytest.mark.parametrize("hearing", ["ignores", "heeds"])
+def test_an_interruption_while_asking_for_the_slice(cloud, hearing):
+    """What gcloud still does is waited for; what it does not answer may come all the same."""
+    cloud.reset(road=[], asking=hearing)
+    ran = cloud.begin("tpu.sh", "all", *SLICE, *RECIPE)
+    cloud.until((cloud.path / "asking").exists)
+    ran.send_signal(signal.SIGTERM)
+    output, _ = ran.communicate(timeout=100)
+    assert ran.returncode == 143, output
+    expected = {
+        "ignores": "queued-resource run1 CREATING",
+        "heeds": "nothing named run1 exists yet, but it was being asked for: it may still be there",
+    }
+    assert expected[hearing] in output
+    assert DELETE in output
+
+
+@pytest.mark.parametrize("command", ["create", "all"])
+def test_a_request_that_got_no_answer_may_still_come(cloud, command):
+    cloud.reset(fault={"at": 3, "span": "once", "when": "before"})
+    ran = cloud.run("tpu.sh", command, *SLICE, *(RECIPE if command == "all" else []))
+    assert cloud.state["kinds"][2] == "queued-resources create"
+    assert ran.returncode == 1
+    assert "nothing named run1 exists yet" in ran.stderr
+    assert "nothing named run1 exists\n" not in ran.stderr
+    assert DELETE in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "terminal"),
+    [(signal.SIGINT, 130, True), (signal.SIGINT, 130, False), (signal.SIGPIPE, 141, False)],
+)
+def test_a_report_outlives_its_reader(cloud, number, status, terminal):
+    """As Ctrl-C ends "tee" in "2>&1 | tee log" too: it looks all the same, and tells the screen."""
+    cloud.reset(road=[])
+    reader, writer = os.pipe()
+    screen, keyboard = os.openpty()
+    take = "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); " if terminal else ""
+    *python, program = WITH_SIGINT
+    ran = subprocess.Popen(
+        [*python, take + program, *cloud.command("tpu.sh", "create", *SLICE)],
+        env=cloud.environment(POLL_S="300"),
+        stdin=keyboard if terminal else subprocess.DEVNULL,
+        stdout=writer,
+        stderr=writer,
+        start_new_session=True,
+    )
+    os.close(writer)
+    seen = b""
+    while b"run1 is WAITING" not in seen:
+        more = os.read(reader, 1000)
+        assert more, seen
+        seen += more
+    os.close(reader)
+    ran.send_signal(number)
+    assert ran.wait(timeout=100) == status
+    assert cloud.state["kinds"][-2:] == ["queued-resources list", "tpu-vm list"]
+    said = b""
+    while select.select([screen], [], [], 0)[0]:
+        said += os.read(screen, 1000)
+    assert (DELETE in said.decode()) == terminal, said
+    os.close(screen)
+    os.close(keyboard)

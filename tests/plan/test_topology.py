@@ -11,22 +11,23 @@ from rlvlm_jax.plan import topology
 
 
 @pytest.mark.parametrize(
-    ("name", "chips", "shape", "nodes"),
+    ("name", "chips", "shape", "nodes", "hosts"),
     [
-        ("v5e-8", 8, "v5e:2x4", 1),
-        ("v5e-256", 256, "v5e:16x16", 1),
-        ("v5p-8", 4, "v5p:2x2x1", 1),  # cores are counted, two a chip
-        ("v5p-32", 16, "v5p:2x2x4", 1),
-        ("v5p-128", 64, "v5p:4x4x4", 1),
-        ("v6e-64", 64, "v6e:8x8", 1),
-        ("1xH100", 1, "1x1x1", 1),
-        ("8xH200", 8, "1x1x8", 1),
-        ("16xH100", 16, "1x2x8", 2),
+        ("v5e-8", 8, "v5e:2x4", 1, 1),
+        ("v5e-256", 256, "v5e:16x16", 1, 32),
+        ("v5p-8", 4, "v5p:2x2x1", 1, 1),  # cores are counted, two a chip
+        ("v5p-32", 16, "v5p:2x2x4", 1, 4),
+        ("v5p-128", 64, "v5p:4x4x4", 1, 16),
+        ("v6e-64", 64, "v6e:8x8", 1, 8),
+        ("1xH100", 1, "1x1x1", 1, 1),
+        ("8xH200", 8, "1x1x8", 1, 1),
+        ("16xH100", 16, "1x2x8", 2, 2),
     ],
 )
-def test_names(name, chips, shape, nodes):
+def test_names(name, chips, shape, nodes, hosts):
     found = topology.parse(name)
     assert (found.chips, found.shape, found.nodes) == (chips, shape, nodes)
+    assert found.hosts == hosts
     assert found.is_tpu == name.startswith("v")
 
 

@@ -65,17 +65,20 @@ class ProgramClock:
     """Seconds that a user has waited for a run: since the process started, the imports included.
 
     Of several runs in one process the first is counted from there, the others from their clock.
+
+    Attributes:
+        start: when that was, in seconds since 1970.
     """
 
     _process_start: float | None = psutil.Process().create_time()
 
     def __init__(self) -> None:
-        self._start = ProgramClock._process_start or time.time()
+        self.start = ProgramClock._process_start or time.time()
         ProgramClock._process_start = None
 
     def metrics(self) -> dict[str, float]:
         """Returns time/to_first_step_s: until now."""
-        return {"time/to_first_step_s": time.time() - self._start}
+        return {"time/to_first_step_s": time.time() - self.start}
 
 
 class Stopwatch:
@@ -202,6 +205,7 @@ class Writers:
     def __init__(self, log: Any, workdir: str, total_steps: int, run_config: Mapping[str, Any]):
         self._tensorboard = self._wandb = self._progress = None
         self._prometheus = Path(workdir) / "metrics.prom" if log.prometheus else None
+        self._newest: dict[str, float] = {}  # of every name, for Prometheus
         if log.tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -235,8 +239,9 @@ class Writers:
             for name, value in metrics.items():
                 self._tensorboard.add_scalar(name, value, step)
         if self._prometheus:
+            self._newest |= {"step": step, **metrics}
             partial = self._prometheus.with_suffix(".partial")
-            partial.write_text(exposition({"step": step, **metrics}), encoding="utf-8")
+            partial.write_text(exposition(self._newest), encoding="utf-8")
             partial.replace(self._prometheus)
         if self._wandb:
             self._wandb.log(dict(metrics), step=step)

@@ -71,14 +71,19 @@ def _not_writable(directory: str | Path, reason: str | None) -> InputError:
 class RunDirectory:
     """Writes below one directory, which is created."""
 
-    def __init__(self, directory: str | Path):
+    def __init__(self, directory: str | Path, began: float | None = None):
         """Creates the directory.
+
+        Args:
+            directory: of the run.
+            began: when the program was started, in seconds since 1970; None for now.
 
         Raises:
             InputError: it is a file, or cannot be written.
         """
         self.path = Path(directory)
-        self._start = self._began = time.time()
+        self._start = time.time()
+        self._began = began or self._start
         self._in_steps = 0.0
         try:
             for folder in ("rollouts", "eval"):
@@ -168,14 +173,13 @@ class RunDirectory:
             step: of the checkpoint that the run goes on from; None removes all records.
         """
         last = -1 if step is None else step
+        self._began = self.read_config().get("began", self._began)  # also if all it made was lost
         metrics = self.path / METRICS
         if metrics.is_file():
             kept = [line for line in _whole_lines(metrics) if line["step"] <= last]
             self._write(metrics, _lines(kept))
             self._start -= kept[-1]["wall_s"] if kept else 0.0  # the clock goes on
             self._in_steps = sum(line.get("time/step_s", 0.0) for line in kept)
-            if kept:  # when the run that goes on was first started
-                self._began = self.read_config().get("began", self._start)
         for folder in ("rollouts", "eval"):
             for file in (self.path / folder).iterdir():
                 number = file.name.split(".", 1)[0]

@@ -322,7 +322,7 @@ class Run:
         if not self._writes:
             return
         c = self.config
-        self._records = records.RunDirectory(self.workdir)
+        self._records = records.RunDirectory(self.workdir, self._clock.start)
         began = self._records.read_config().get("config", {})
         place = began.get("log", {}).get("checkpoints", "")
         if not self.resumed and began and place != c.log.checkpoints:

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rlvlm_jax.errors import InputError
@@ -56,8 +56,35 @@ def make_mesh(
             f"but this program sees {len(devices)} ({devices[0].device_kind}); make their product "
             f"{len(devices)} or less"
         )
-    return jax.make_mesh(
-        shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices[:wanted]
+    arranged = _arranged(shape, devices[:wanted], wanted == len(devices))
+    return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(shape: Sequence[int], devices: list[Any], all_of_them: bool) -> np.ndarray:
+    """Returns devices in a mesh's shape: on a TPU neighbours there are neighbours on its wires.
+
+    Elsewhere they are taken as they come, process by process, so that the last axes are within a
+    host. What joins several slices of TPUs is an axis's outer part, that of `data` if it divides.
+
+    Raises:
+        InputError: no axis divides over the slices.
+    """
+    if devices[0].platform != "tpu" or not all_of_them:
+        return np.asarray(devices).reshape(shape)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    for place, size in enumerate(shape):
+        if size % slices == 0:
+            outer = [slices if axis == place else 1 for axis in range(len(shape))]
+            inner = [size // parts for size, parts in zip(shape, outer, strict=True)]
+            return mesh_utils.create_hybrid_device_mesh(
+                inner, outer, devices, allow_split_physical_axes=True
+            )
+    sizes = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    raise InputError(
+        f"config.mesh {sizes} does not divide over {slices} slices; make config.mesh.data or "
+        "config.mesh.fsdp a multiple of them"
     )
 
 

@@ -12,12 +12,13 @@ import importlib.resources
 import json
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
@@ -288,11 +289,20 @@ def load_params(session: Session, source: Source) -> Params:
         sharding.path_name(path): leaf.sharding
         for path, leaf in jax.tree_util.tree_leaves_with_path(session.shapes)
     }
-    params, _ = convert.load_hf(
-        source.directory,
-        session.model.config,
-        place=lambda name, shape, read: jax.make_array_from_callback(shape, places[name], read),
-    )
+
+    def place(name: str, shape: tuple[int, ...], read: Callable[[Any], np.ndarray]) -> jax.Array:
+        parts: dict[Any, np.ndarray] = {}
+
+        def once(index: tuple[slice, ...]) -> np.ndarray:
+            """Reads what several devices here hold alike a single time."""
+            ends = tuple((one.start, one.stop) for one in index)
+            if ends not in parts:
+                parts[ends] = read(index)
+            return parts[ends]
+
+        return jax.make_array_from_callback(shape, places[name], once)
+
+    params, _ = convert.load_hf(source.directory, session.model.config, place=place)
     return params
 
 

@@ -339,9 +339,9 @@ def make_update_fn(
 
 
 def mean_stats(stats: Sums) -> Sums:
-    """Averages the statistics of several optimizer steps, leaving out the skipped ones."""
+    """Averages the statistics of the optimizer steps that were not skipped, NaN without one."""
     skipped = stats.pop("skipped")
-    taken = jnp.maximum(jnp.sum(1.0 - skipped), 1.0)
+    taken = jnp.sum(1.0 - skipped)
     means = {
         f"update/{name}": jnp.sum(jnp.where(skipped > 0, 0.0, value)) / taken
         for name, value in stats.items()

@@ -227,6 +227,18 @@ def test_tensorboard_gets_every_number(tmp_path):
     assert content.count(b"update/loss") == content.count(b"reward/score") == 2
 
 
+def test_prometheus_finds_the_newest_of_every_number(tmp_path):
+    writers = metrics.Writers(ConfigDict({**SILENT, "prometheus": True}), str(tmp_path), 10, {})
+    writers.write(1, {"goodput/run": 0.5, "update/loss": 2.0}, note="")
+    writers.write(1, {"eval/val/pass@1": 0.25}, note="")
+    writers.write(2, {"goodput/run": 0.75}, note="")
+    lines = (tmp_path / "metrics.prom").read_text().splitlines()
+    assert sorted(lines) == [
+        *("rlvlm_eval_val_pass_1 0.25", "rlvlm_goodput_run 0.75", "rlvlm_step 2.0"),
+        "rlvlm_update_loss 2.0",
+    ]
+
+
 def test_what_is_off_writes_nothing(tmp_path, capsys):
     writers = metrics.Writers(ConfigDict({**SILENT, "progress": True}), str(tmp_path), 10, {})
     writers.write(1, {"update/loss": 0.5}, note="x")  # and no bar where there is no terminal

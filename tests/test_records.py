@@ -78,6 +78,22 @@ def test_goodput_counts_interruptions_and_lost_steps(tmp_path, monkeypatch):
     assert again.goodput(10.0) == {"goodput/run": 20 / 100}
 
 
+def test_goodput_counts_from_the_start_of_the_program_and_what_was_lost_before_a_checkpoint(
+    tmp_path, monkeypatch
+):
+    now = [1030.0]
+    monkeypatch.setattr("rlvlm_jax.records.time.time", lambda: now[0])
+    for began in (1000.0, 1095.0):  # the second goes on with nothing
+        run = RunDirectory(tmp_path, began)
+        run.trim(None)
+        run.write_config({})
+        now[0] += 10.0
+        found = run.goodput(10.0)
+        run.append("train", 1, 0.1, {"time/step_s": 10.0})
+        now[0] = 1100.0
+    assert found == {"goodput/run": 10 / 110}
+
+
 def files(path, folder):
     return sorted(file.name for file in (path / folder).iterdir())
 

@@ -239,6 +239,7 @@ def test_a_non_finite_loss_moves_nothing_and_is_counted(build, problems):
     broken["language"]["norm"]["scale"] = jnp.full_like(broken["language"]["norm"]["scale"], np.nan)
     after, stats = step(state._replace(params=broken), *sharding.put_batch(problems, mesh))
     assert float(stats["update/skipped"]) == 1
+    assert np.isnan(stats["update/loss"])
     assert (int(after.step), int(after.bad_steps)) == (0, 1)
     embedding = after.params["language"]["embed"]["embedding"]
     np.testing.assert_array_equal(embedding, state.params["language"]["embed"]["embedding"])

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mesh and the places on it, over eight fake devices."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -40,6 +42,52 @@ def test_the_mesh_takes_the_first_devices_it_needs():
 def test_the_mesh_keeps_to_the_devices_it_is_given():
     given = jax.devices()[3:7]
     assert set(sharding.make_mesh(2, 1, 1, given).devices.flat) == set(given[:2])
+
+
+class Chip:
+    """A device that is not here, with what JAX asks of it."""
+
+    def __init__(self, number, kind, coords=None, part=0):
+        self.id, self.device_kind, self.slice_index = number, kind, part
+        self.platform = "tpu" if coords else "gpu"
+        self.coords, self.core_on_chip, self.process_index = coords, 0, number // 8
+
+
+def tpus(kind, *shape, parts=1):
+    """The chips of so many slices of this shape."""
+    places = [tuple(reversed(c)) for c in itertools.product(*map(range, reversed(shape)))]
+    slices = itertools.product(range(parts), places)
+    return [Chip(n, kind, coords, part) for n, (part, coords) in enumerate(slices)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [("TPU v6 lite", (8, 8, 1)), ("TPU v5", (4, 4, 4)), ("TPU v5 lite", (8, 8, 1))],
+)
+@pytest.mark.parametrize(
+    "axes", [(1, 64, 1, 1), (1, 32, 1, 2), (2, 32, 1, 1), (8, 8, 1, 1), (1, 8, 1, 8), (1, 16, 2, 2)]
+)
+def test_every_mesh_of_powers_of_two_lies_on_a_slice(kind, shape, axes):
+    chips = tpus(kind, *shape)
+    data, fsdp, sequence, tensor = axes
+    mesh = sharding.make_mesh(data, fsdp, tensor, chips, sequence=sequence)
+    assert mesh.devices.shape == axes
+    assert set(mesh.devices.flat) == set(chips)
+
+
+def test_several_slices_are_the_outer_part_of_an_axis():
+    chips = tpus("TPU v5 lite", 4, 4, 1, parts=2)
+    for axes in ((2, 16, 1), (1, 32, 1), (1, 16, 2)):
+        devices = sharding.make_mesh(*axes, chips).devices
+        assert [chip.slice_index for chip in devices.reshape(-1)] == [0] * 16 + [1] * 16
+    with pytest.raises(InputError, match="does not divide over 2 slices"):
+        sharding.make_mesh(1, 3, 1, [*chips[:2], chips[16]])
+
+
+def test_nodes_of_gpus_are_taken_one_after_the_other():
+    """JAX calls each of them a slice."""
+    gpus = [Chip(n, "NVIDIA H200", part=n // 8) for n in range(16)]
+    assert sharding.make_mesh(1, 2, 8, gpus).devices.reshape(-1).tolist() == gpus
 
 
 @pytest.mark.parametrize(

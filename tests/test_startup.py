@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from rlvlm_jax import metrics, startup
+from rlvlm_jax import config, metrics, startup
 from rlvlm_jax.errors import InputError
+from rlvlm_jax.models import convert
 
 
 @pytest.fixture
@@ -24,6 +25,28 @@ def kept():
     for name, value in before.items():
         jax.config.update(name, value)
     compilation_cache.reset_cache()
+
+
+def test_weights_that_several_devices_hold_alike_are_read_once(monkeypatch):
+    c = config.default()
+    c.mesh.data, c.mesh.fsdp = 4, 2
+    config.validate(c, 8)
+    source = startup.open_source(startup.BUNDLED)
+    session = startup.open_session(c, source)
+    read, count = convert._read_part, []
+
+    def counted(*args):
+        part = read(*args)
+        count.append(part.size)
+        return part
+
+    monkeypatch.setattr(convert, "_read_part", counted)
+    params = startup.load_params(session, source)
+    assert sum(count) == sum(leaf.size for leaf in jax.tree.leaves(params))
+    expected, _ = convert.load_hf(source.directory, source.config)
+    for found, wanted in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
+        for shard in found.addressable_shards:
+            assert np.array_equal(shard.data, wanted[shard.index])
 
 
 def test_a_named_directory_is_made_and_used_though_something_was_compiled_before(tmp_path, kept):

@@ -246,6 +246,8 @@ def test_a_non_finite_gradient_is_skipped_and_counted(tiny, collected):
     state, stats, _ = run(collected, poison=poison)
     assert int(state.bad_steps) == 2
     assert float(stats["update/skipped"]) == 2
+    assert np.isnan(stats["update/loss"])  # undefined, so absent from the records
+    assert np.isnan(stats["update/grad_norm"])
     assert int(state.step) == 0
     assert distance(state.params, tiny[1]) == 0
 
@@ -283,6 +285,8 @@ def test_the_filter_leaves_groups_out_of_loss_and_counts(collected):
     assert kept.tolist() == [False] * 12 + [True] * 4
     assert int(state.step) == 1  # of the two minibatches, one has nothing to train on
     assert float(stats["update/skipped"]) == 1
+    assert np.isfinite(stats["update/loss"])
+    assert float(stats["update/grad_norm"]) > 0
 
 
 @pytest.mark.parametrize("advantage", ["reinforce_pp", "rloo"])

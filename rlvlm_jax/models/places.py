@@ -111,10 +111,7 @@ class Places(NamedTuple):
         """Divides an output layer [V, D] by vocabulary."""
         if self.mesh is None:
             return weight
-        axes = self._axes(weight.shape[0])
-        if axes == WEIGHTS:  # in two steps, of which the compiler knows each, there and back
-            weight = self._lay(weight, WEIGHTS[:2], None)
-        return self._lay(weight, axes, None)
+        return self._divided(weight, self._axes(weight.shape[0]), None)
 
     def decoding(self, weight: Array, rule: PartitionSpec) -> Array:
         """Lays a weight of the decoder as `layout` says.
@@ -127,7 +124,7 @@ class Places(NamedTuple):
             return weight
         if self.layout == "replicated":
             return self._lay(weight)
-        return self._lay(
+        return self._divided(
             weight,
             *(
                 self._axes(size) if axes == "tensor" else None
@@ -167,6 +164,15 @@ class Places(NamedTuple):
             if size % math.prod(self.mesh.shape[axis] for axis in axes) == 0:
                 return axes
         return None
+
+    def _divided(self, weight: Array, *axes: tuple[str, ...] | None) -> Array:
+        """Divides a weight, in two steps, of which the compiler knows each, there and back.
+
+        In one, it would bring the whole weight together on each device.
+        """
+        if WEIGHTS in axes:
+            weight = self._lay(weight, *(WEIGHTS[:2] if one == WEIGHTS else one for one in axes))
+        return self._lay(weight, *axes)
 
     def _divides(self, x: Array, axis: int, axes: tuple[str, ...]) -> bool:
         if self.mesh is None:

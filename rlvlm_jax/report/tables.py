@@ -326,17 +326,22 @@ def speed(methods: Sequence[Method]) -> Table:
             goodput = [run.curve("goodput/run")[1][-1:] for run in method.group.runs]
             good = np.concatenate(goodput)
             cells += [f"{whole / n:.4g}", share, f"{100 * good.mean():.0f}" if len(good) else ""]
+            for name in ("memory/host_rss_gib", "memory/device_peak_gib"):
+                most = np.concatenate([run.curve(name)[1] for run in method.group.runs])
+                cells.append(f"{most.max():.3g}" if len(most) else "")
             rows.append((method.label, str(n), *cells))
     return Table(
         "speed",
         "Medians over the steps after the first: tokens per second while sampling and updating, "
         "and seconds per step and part of a step. Whole run: mean seconds of a run after start-up, "
         "and the share of its evaluations, compilation included. Goodput: share of the time since "
-        "the first start, interruptions included, that went into steps that count.",
+        "the first start, interruptions included, that went into steps that count. Memory: the "
+        "most that a process held, and a device.",
         (
             *("method", "n", "rollout tokens/s", "update tokens/s"),
             *(name[5:-2] + " (s)" for name in names[2:]),
             *("whole run (s)", "evaluations %", "goodput %"),
+            *("host memory (GiB)", "device memory (GiB)"),
         ),
         rows,
     )

@@ -88,6 +88,24 @@ def test_samples_do_not_depend_on_where_weights_lie(
     np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=2e-5)
 
 
+@pytest.mark.parametrize("axes", [(1, 4, 1, 2), (1, 2, 2, 2), (2, 2, 2, 1), (1, 4, 2, 1)])
+def test_no_weight_of_the_decoder_is_whole_on_a_device(axes):
+    """Laid out anew for decoding, by the compiler's count of memory and its text."""
+    data, fsdp, sequence, tensor = axes
+    mesh = sharding.make_mesh(data, fsdp, tensor, sequence=sequence)
+    sizes = {"vocab_size": 1024, "hidden_size": 64, "intermediate_size": 160}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
+    vision = tiny_model.hf_config()["vision_config"] | {"out_hidden_size": 64}
+    model = model_of(mesh, "tensor", **sizes, **heads, vision_config=vision)
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    laid = sharding.param_shardings(shapes, model.param_rules, mesh)
+    text = jax.jit(model.decoder).lower(sharding.with_shardings(shapes, laid)).compile().as_text()
+    large = [leaf.shape for leaf in jax.tree.leaves(shapes["language"]) if leaf.size >= 64 * 160]
+    assert large
+    whole = {",".join(map(str, shape)) for shape in large}
+    assert not whole & set(re.findall(r"= \w+\[([\d,]+)\]", text))
+
+
 @pytest.mark.parametrize(
     ("tied", "fsdp", "sequence", "tensor"),
     [

@@ -60,6 +60,7 @@ def sweep(tmp_path):
                 "eval/val/pass@1_t1.0_unbiased": 0.4,
                 "eval/val/pass@2_t1.0_unbiased": 0.1 * (step + 1),
                 "time/eval_s": 1.0,
+                "memory/host_rss_gib": 2.0 + 0.1 * step,
             }
             steps.append((numbers, rows))
         evaluations = [(s, "val", [1, int(s == 3), 0, 0]) for s in (0, 3, 6)]
@@ -113,6 +114,8 @@ def test_page_figures_and_numbers(tmp_path, sweep):
     (speed,) = rows_of(files / "speed.csv")
     assert float(speed["whole run (s)"]) > 0
     assert float(speed["evaluations %"]) > 0
+    assert speed["host memory (GiB)"] == "2.5"
+    assert speed["device memory (GiB)"] == ""  # of a CPU nothing is known
     points = [row for row in rows_of(files / "curves.csv") if row["metric"] == "response/length"]
     assert [(row["n"], row["x"], row["mean"], row["std (population)"]) for row in points[:2]] == [
         ("2", "1", "20.5", "0.5"),

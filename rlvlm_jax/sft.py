@@ -117,7 +117,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
             with watch.measure("update"):
                 state, stats = step_fn(state, *arrays)
                 stats = sharding.to_host(stats)
-            if np.isfinite(stats["update/grad_norm"]):  # a step was made, at this rate
+            if np.isfinite(stats["update/loss"]):  # a step was made, at this rate
                 stats["update/lr"] = schedule(int(state.step) - 1)
             this.record_supervised(step, stats, int(mask.sum()), watch)
             this.check_gradients(int(state.bad_steps))

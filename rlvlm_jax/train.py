@@ -269,7 +269,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
                 prompts, lengths, np.asarray(order), computed_tokens(config, prompts, plans)
             )
             gaps = update_stats.pop("gaps", None)
-            if np.isfinite(update_stats["update/grad_norm"]):  # a step was made, at this rate
+            if np.isfinite(update_stats["update/loss"]):  # a step was made, at this rate
                 update_stats["update/lr"] = schedule(int(state.step) - 1)
             stats = {**trajectory_stats, **update_stats, **cache.metrics()}
             per_token = sharding.to_host(trajectory.advantages)

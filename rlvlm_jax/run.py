@@ -3,12 +3,12 @@
 """A run and its directory: where the programs' effects are.
 
 Making a `Run` checks everything a user can get wrong (directory, model, data, configuration) and
-writes nothing but the index of prompt lengths; entering it starts the records. It keeps what the
+writes nothing but the index of prompt lengths, and, where there are several processes, what shows
+that they see one directory; entering it starts the records. It keeps what the
 loops must not care about: records, checkpoints, signals, progress, and that there may be several
 processes, of which one writes the records.
 """
 
-import dataclasses
 import faulthandler
 import importlib.metadata
 import logging
@@ -34,12 +34,12 @@ from rlvlm_jax import (
     optim,
     records,
     rewards,
+    run_data,
     sharding,
     startup,
 )
 from rlvlm_jax import config as config_lib
 from rlvlm_jax.collection import Round
-from rlvlm_jax.data import dataset, loader, problems
 from rlvlm_jax.data.dataset import Example
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation.scheme import Evaluation
@@ -48,7 +48,6 @@ from rlvlm_jax.sampling.responses import Responses, join, read_responses, take
 from rlvlm_jax.sampling.sampler import rows_of
 from rlvlm_jax.types import Batch, Params, Rollout, TrainState
 
-SPLITS = ("val", "test", "test_ood")
 # What a resumed run may set otherwise than the run it continues.
 MAY_CHANGE = (*config_lib.HARMLESS, "total_steps", "epochs", "eval_every", "eval.")
 
@@ -129,6 +128,8 @@ class Run:
                 f"the processes do not see the same files: {found}; put --workdir={workdir} and "
                 "the data on storage that all hosts share"
             )
+        if config.mode != "eval":
+            checkpoint.check_shared(self._checkpoints)
 
     def _check_places(self, workdir: str) -> None:
         """Finds out whether everything can be written that will be."""
@@ -147,7 +148,8 @@ class Run:
         self.session = startup.open_session(config, startup.open_source(config.model.path))
         if config.rewards.custom:
             rewards.load_custom(config.rewards.custom)
-        self._load_data()
+        data = run_data.open_data(self.session)
+        self.loader, self.total_steps, self.evaluation_sets, self.reports = data
         if saved:
             self.loader.restore(saved["cursor"])
         self.step = self.first_step
@@ -182,84 +184,6 @@ class Run:
                 "restore the old values, or use another --workdir"
             )
         return saved
-
-    def _load_data(self) -> None:
-        """Reads and checks all records, chooses the static shapes, opens the loader."""
-        c, session = self.config, self.session
-        reader = dataset.Reader(
-            tokenizer=session.tokenizer,
-            spec=session.spec,
-            instruction=c.data.instruction,
-            system=c.data.system,
-            max_prompt_tokens=c.data.max_prompt_tokens,
-            on_bad_record=c.data.on_bad_record,
-            gold_check=lambda golds: rewards.check_golds(
-                golds, c.rewards.judge, c.rewards.deadline_s, workers=c.rewards.workers
-            ),
-            index=c.data.index,
-            part=(jax.process_index(), jax.process_count()),
-            together=distributed.together,
-        )
-        self.reports = {}
-        self.evaluation_sets = {}
-        questions = {}
-        for split in SPLITS:
-            if c.data[split]:
-                found, self.reports[split] = reader.read(c.data[split], f"config.data.{split}")
-                questions[split] = found[: c.data.limit_eval or None]
-        prompts = config_lib.eval_batch(c)
-        sizes = [(one.tokens, one.patches) for found in questions.values() for one in found]
-        for split, found in questions.items():
-            self.evaluation_sets[split] = loader.EvaluationSet(
-                found,
-                reader.encode,
-                prompts=prompts,
-                buckets=loader.choose_buckets(sizes, loader.EVALUATION_BUCKETS, prompts),
-                workers=c.data.workers,
-                pad_id=session.tokenizer.pad_id,
-                on_bad_record=c.data.on_bad_record,
-                patch_bytes=session.spec.patch_bytes,
-                share=self._share(prompts),
-            )
-        self.loader = None
-        if c.mode == "eval":
-            self.total_steps = 0
-            return
-        prompts = c.rollout.prompts
-        if c.mode == "sft":
-            prompts = c.update.minibatch
-            reader = dataclasses.replace(reader, max_solution_tokens=c.rollout.max_tokens)
-        found, self.reports["train"] = reader.read(
-            c.data.train, "config.data.train", at_least=prompts
-        )
-        for split, asked in questions.items():
-            shared = dataset.overlap(found, asked)
-            self.reports[split]["also_in_train"] = [theirs for _, theirs in shared]
-            if shared:
-                logging.warning(
-                    "%d of %d questions of config.data.%s are in config.data.train too, such as "
-                    "%s; their accuracy says nothing of new problems",
-                    *(len(shared), len(asked), split, shared[0][1]),
-                )
-        if c.mode == "sft" and c.sft.style == "mixed":
-            found = list(problems.in_mixed_styles(found, c.sft.direct_share))
-        self.loader = loader.Loader(
-            found,
-            reader.encode,
-            prompts=prompts,
-            buckets=c.data.buckets,
-            seed=c.seed,
-            workers=c.data.workers,
-            pad_id=session.tokenizer.pad_id,
-            on_bad_record=c.data.on_bad_record,
-            share=self._share(prompts),
-        )
-        self.total_steps = c.total_steps or math.ceil(c.epochs * len(found) / prompts)
-
-    def _share(self, prompts: int) -> loader.Share:
-        """Returns which rows of a batch of so many prompts this process encodes."""
-        rows = sharding.rows_here(self.session.mesh, prompts)
-        return loader.Share(rows, distributed.together)
 
     # ---- what each process has its share in ---------------------------------------------------
 
@@ -309,11 +233,9 @@ class Run:
 
     def __enter__(self) -> "Run":
         """Creates or trims the run's directory; from here on things are written."""
-        c = self.config
         self._watch()
-        if c.mode != "eval":
-            checkpoint.check_shared(self._checkpoints)
-        self._manager = checkpoint.open_manager(self._checkpoints, c.log.keep_checkpoints)
+        keep = self.config.log.keep_checkpoints
+        self._manager = checkpoint.open_manager(self._checkpoints, keep)
         distributed.together(self._open_records)
         return self
 

@@ -132,25 +132,21 @@ def has_gone_on(metrics, since, step):
     return len(metrics.read_bytes().splitlines()) > step
 
 
-def kill_repeatedly(kills, workdir, data, compiled, seed=0, steps=10):
+def kill_repeatedly(kills, workdir, data, seed=0, **keys):
     """Runs two processes, killing one in the middle, `kills` times; then lets them finish.
+
+    Args:
+        kills: how many.
+        workdir: of the run.
+        data: its records.
+        seed: of which is killed, and when.
+        **keys: of the run; a checkpoint at every step among them.
 
     Returns:
         [(which was killed, behind which step, status of the other, how long it stayed)].
     """
     rng = random.Random(seed)
-    argv = arguments(
-        workdir,
-        **settings(
-            data,
-            mesh__fsdp=2,
-            total_steps=steps,
-            eval_every=0,
-            checkpoint_every=1,
-            hosts__heartbeat_s=10,
-            compile_cache=compiled,
-        ),
-    )
+    argv = arguments(workdir, **settings(data, hosts__heartbeat_s=10, **keys))
     metrics, story = workdir / "metrics.jsonl", []
     for _ in range(kills):
         gone_on = partial(has_gone_on, metrics, time.time(), reached(workdir))
@@ -267,9 +263,9 @@ def kill(workdir, data, kills, steps):
     compiled = str(workdir / "compiled")
     plain, killed = workdir / "plain", workdir / "killed"
     keys = {"total_steps": steps, "eval_every": 0, "checkpoint_every": 1}
-    argv = arguments(plain, **settings(data, mesh__fsdp=2, compile_cache=compiled, **keys))
-    assert finish(start(2, 1, argv)) == [0, 0]
-    for one in kill_repeatedly(kills, killed, data, compiled, steps=steps):
+    keys |= {"mesh__fsdp": 2, "compile_cache": compiled}
+    assert finish(start(2, 1, arguments(plain, **settings(data, **keys)))) == [0, 0]
+    for one in kill_repeatedly(kills, killed, data, **keys):
         say("process {} killed behind step {}; the other left with {} after {} s".format(*one))
     alike = records(plain) == records(killed)
     say(f"{kills} kills in {steps} steps; all records the same: {alike}")

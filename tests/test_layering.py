@@ -22,7 +22,7 @@ LAYERS = (  # lowest first; a module may import lower layers, and its own packag
     ("trajectory", "update"),
     ("startup",),
     ("evaluation.scheme", "vlm"),
-    ("collection",),
+    ("collection", "run_data"),
     ("run",),
     ("train", "sft", "evaluate", "seeds"),
     ("cli",),

@@ -53,7 +53,7 @@ def data(tmp_path_factory):
 def of_one(tmp_path_factory, data, compiled):
     """What one process of one device records in three steps."""
     run = tmp_path_factory.mktemp("of_one") / "run"
-    keys = {"total_steps": 3, "eval_every": 3, "compile_cache": compiled}
+    keys = {"total_steps": 3, "eval_every": 3, "data__buckets": 1, "compile_cache": compiled}
     assert finish(start(1, 1, arguments(run, **settings(data, **keys)))) == [0]
     return records(run)
 
@@ -61,7 +61,7 @@ def of_one(tmp_path_factory, data, compiled):
 @pytest.fixture(scope="module")
 def keys(compiled):
     """Keys of a run on two processes that saves every step."""
-    divided = {"mesh__fsdp": 2, "compile_cache": compiled}
+    divided = {"mesh__fsdp": 2, "data__buckets": 1, "compile_cache": compiled}
     return {**divided, "eval_every": 0, "checkpoint_every": 1, "total_steps": STEPS}
 
 
@@ -77,7 +77,7 @@ def test_a_run_is_the_same_on_any_number_of_processes_and_goes_on_on_another(
     tmp_path, data, of_one
 ):
     run = tmp_path / "run"
-    keys = {"total_steps": 3, "eval_every": 3}
+    keys = {"total_steps": 3, "eval_every": 3, "data__buckets": 1}
     divided = {"mesh__fsdp": 2, "mesh__sequence": 2} | keys | {"total_steps": 2}
     argv = arguments(run, **settings(data, **divided))
     assert finish(start(2, 2, argv, tmp_path / "log")) == [0, 0]
@@ -119,8 +119,8 @@ def test_hosts_that_do_not_share_the_work_directory_are_refused(tmp_path, data, 
     assert not list((tmp_path / "disk0" / "run" / "checkpoints").iterdir())
 
 
-def test_a_killed_process_loses_no_step(tmp_path, data, compiled, of_two):
-    story = kill_repeatedly(1, tmp_path / "run", data, compiled, steps=STEPS)
+def test_a_killed_process_loses_no_step(tmp_path, data, keys, of_two):
+    story = kill_repeatedly(1, tmp_path / "run", data, **keys)
     assert all(status in (0, 1) and seconds < 60 for *_, status, seconds in story), story
     assert records(tmp_path / "run") == of_two
 
@@ -206,7 +206,7 @@ def served(monkeypatch):
 def test_a_run_goes_on_from_a_bucket_on_other_hosts(tmp_path, data, keys, of_one, served):
     there = f"gs://{bucket.NAME}/some/run"
     one, two = tmp_path / "one", tmp_path / "two"
-    keys = keys | {"log__checkpoints": there, "eval_every": 3}
+    keys = keys | {"log__checkpoints": there, "eval_every": 3, "data__buckets": 2}
     argv = arguments(one, **settings(data, **keys | {"total_steps": 2}))
     assert finish(start(2, 1, argv, tmp_path / "log")) == [0, 0]
     assert not (one / "checkpoints").exists()

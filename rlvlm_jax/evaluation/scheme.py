@@ -89,6 +89,7 @@ def make_evaluate_fn(
         cache: image features for the next evaluation; None where there is none, or where the
             vision side is trained.
     """
+    by_rows = sharding.batch_sharding(session.mesh)
 
     def make_sampler(samples: int, temperature: float, top_p: float) -> Callable[..., Any]:
         settings = SampleSettings(
@@ -107,15 +108,14 @@ def make_evaluate_fn(
         def with_ids(params: Params, batch: Any, features: Any, key: Any, ids: Any) -> Any:
             return sample(params, batch, features, sequence_keys(key, ids))
 
-        return jax.jit(with_ids)
+        return jax.jit(with_ids, out_shardings=by_rows)
 
     samples = {}
     for name in config.eval.settings:
         k = EVAL_SETTINGS[name][0]
         samples[name] = k if k == 1 else config.eval.samples
     samplers = {name: make_sampler(n, *EVAL_SETTINGS[name][1:]) for name, n in samples.items()}
-    rows = sharding.batch_sharding(session.mesh)
-    encode = jax.jit(session.model.encode_images, out_shardings=rows)
+    encode = jax.jit(session.model.encode_images, out_shardings=by_rows)
     key = jax.random.fold_in(jax.random.key(config.eval.samples_seed), config.seed)
 
     def evaluate(

@@ -1,0 +1,133 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The records of a run: all are read and checked before its first step, and shapes are chosen."""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from rlvlm_jax import config as config_lib
+from rlvlm_jax import distributed, rewards, sharding
+from rlvlm_jax.data import dataset, loader, problems
+from rlvlm_jax.data.dataset import Example
+from rlvlm_jax.startup import Session
+
+SPLITS = ("val", "test", "test_ood")
+
+
+class RunData(NamedTuple):
+    """What a run reads.
+
+    Attributes:
+        loader: of the batches to train on; None in an evaluation.
+        total_steps: until the training ends.
+        evaluation_sets: split -> its questions, of which each process encodes its share.
+        reports: split -> how many records were found, used and dropped, and why.
+    """
+
+    loader: loader.Loader | None
+    total_steps: int
+    evaluation_sets: dict[str, loader.EvaluationSet]
+    reports: dict[str, dict[str, Any]]
+
+
+def open_data(session: Session) -> RunData:
+    """Reads and checks all records; every process of a run calls it, and gets the same ones.
+
+    Raises:
+        InputError: names the file, line and id of a record that cannot be used.
+    """
+    c = session.config
+    reader = dataset.Reader(
+        tokenizer=session.tokenizer,
+        spec=session.spec,
+        instruction=c.data.instruction,
+        system=c.data.system,
+        max_prompt_tokens=c.data.max_prompt_tokens,
+        on_bad_record=c.data.on_bad_record,
+        gold_check=lambda golds: rewards.check_golds(
+            golds, c.rewards.judge, c.rewards.deadline_s, workers=c.rewards.workers
+        ),
+        index=c.data.index,
+        part=(jax.process_index(), jax.process_count()),
+        together=distributed.together,
+    )
+    reports, questions = {}, {}
+    for split in SPLITS:
+        if c.data[split]:
+            found, reports[split] = reader.read(c.data[split], f"config.data.{split}")
+            questions[split] = found[: c.data.limit_eval or None]
+    evaluation_sets = _evaluation_sets(session, reader, questions)
+    if c.mode == "eval":
+        return RunData(None, 0, evaluation_sets, reports)
+
+    prompts = c.rollout.prompts
+    if c.mode == "sft":
+        prompts = c.update.minibatch
+        reader = dataclasses.replace(reader, max_solution_tokens=c.rollout.max_tokens)
+    found, reports["train"] = reader.read(c.data.train, "config.data.train", at_least=prompts)
+    for split, asked in questions.items():
+        reports[split]["also_in_train"] = _overlap(split, found, asked)
+    if c.mode == "sft" and c.sft.style == "mixed":
+        found = list(problems.in_mixed_styles(found, c.sft.direct_share))
+    training = loader.Loader(
+        found,
+        reader.encode,
+        prompts=prompts,
+        buckets=c.data.buckets,
+        seed=c.seed,
+        workers=c.data.workers,
+        pad_id=session.tokenizer.pad_id,
+        on_bad_record=c.data.on_bad_record,
+        share=_share(session, prompts),
+    )
+    total_steps = c.total_steps or math.ceil(c.epochs * len(found) / prompts)
+    return RunData(training, total_steps, evaluation_sets, reports)
+
+
+def _evaluation_sets(
+    session: Session, reader: dataset.Reader, questions: Mapping[str, list[Example]]
+) -> dict[str, loader.EvaluationSet]:
+    """Returns the sets of all splits, which share their static shapes."""
+    c = session.config
+    prompts = config_lib.eval_batch(c)
+    if not questions:
+        return {}
+    sizes = [(one.tokens, one.patches) for found in questions.values() for one in found]
+    buckets = loader.choose_buckets(sizes, loader.EVALUATION_BUCKETS, prompts)
+    return {
+        split: loader.EvaluationSet(
+            found,
+            reader.encode,
+            prompts=prompts,
+            buckets=buckets,
+            workers=c.data.workers,
+            pad_id=session.tokenizer.pad_id,
+            on_bad_record=c.data.on_bad_record,
+            patch_bytes=session.spec.patch_bytes,
+            share=_share(session, prompts),
+        )
+        for split, found in questions.items()
+    }
+
+
+def _overlap(split: str, trained_on: list[Example], asked: list[Example]) -> list[str]:
+    """Returns the ids of the questions that are trained on too, and warns of them."""
+    shared = dataset.overlap(trained_on, asked)
+    if shared:
+        logging.warning(
+            "%d of %d questions of config.data.%s are in config.data.train too, such as "
+            "%s; their accuracy says nothing of new problems",
+            *(len(shared), len(asked), split, shared[0][1]),
+        )
+    return [theirs for _, theirs in shared]
+
+
+def _share(session: Session, prompts: int) -> loader.Share:
+    """Returns which rows of a batch of so many prompts this process encodes."""
+    rows = sharding.rows_here(session.mesh, prompts)
+    return loader.Share(rows, distributed.together)

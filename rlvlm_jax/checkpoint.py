@@ -11,7 +11,9 @@ when it is complete, or in a bucket a file that says so, so one that a crash cut
 Directories may be in Google Cloud Storage, gs://BUCKET/..., which takes the package gcsfs.
 """
 
+import contextlib
 import logging
+import os
 import time
 import uuid
 from collections.abc import Mapping
@@ -68,8 +70,12 @@ def check_bucket(directory: str | Path) -> None:
         raise _not_writable(directory, error) from error
 
 
-def check_shared(directory: str | Path) -> None:
+def check_shared(directory: str | Path, patience_s: float) -> None:
     """Finds out whether all processes see one directory; creates it. All must call it together.
+
+    Args:
+        directory: of checkpoints.
+        patience_s: how long the storage may take to show to one host what another has written.
 
     Raises:
         InputError: a process does not see what the first one writes there.
@@ -88,9 +94,15 @@ def check_shared(directory: str | Path) -> None:
                 raise _not_writable(directory, error) from error
 
     def find() -> None:
-        for _ in range(10):  # storage of several hosts may take a moment
+        end = time.monotonic() + patience_s
+        while True:
+            for one in (*reversed(path.parents), path):
+                with contextlib.suppress(OSError):
+                    os.listdir(one)  # NFS then asks its server anew for what is in there
             if mark.exists():
                 return
+            if time.monotonic() > end:
+                break
             time.sleep(1)
         raise InputError(
             f"process {jax.process_index()} does not see what the first one writes to {directory}; "

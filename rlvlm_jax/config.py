@@ -79,8 +79,6 @@ _POSITIVE = (
     "data.max_prompt_tokens",
     "log.keep_checkpoints",
     "update.eps",
-    "hosts.heartbeat_s",
-    "hosts.start_s",
 )
 _NOT_NEGATIVE = (
     "seed",
@@ -118,7 +116,6 @@ _NOT_NEGATIVE = (
     "data.limit_eval",
     "data.feature_cache_gib",
     "log.token_prompts",
-    "hosts.deadline_s",
 )
 _FRACTIONS = (
     "rollout.top_p",
@@ -664,11 +661,6 @@ def _recipe_problems(c: ConfigDict) -> Iterator[str]:
             f"config.log.profile={c.log.profile!r} is not of the form FIRST-LAST, such as '5-7', "
             "with steps from 1 on"
         )
-    for key in ("heartbeat_s", "start_s"):
-        if c.hosts[key] < 1:
-            yield f"config.hosts.{key}={c.hosts[key]} is less than a second"
-    if c.hosts.deadline_s > 1e9:
-        yield f"config.hosts.deadline_s={c.hosts.deadline_s} is above 1e9; 0 sets no deadline"
     place = c.log.checkpoints
     if re.match(r"\w+:/|gs//", place) and not re.match("gs://[^/]+/.", place):
         yield (
@@ -692,6 +684,22 @@ def _recipe_problems(c: ConfigDict) -> Iterator[str]:
         yield f"config.rewards.custom={c.rewards.custom!r} is not of the form module:function"
 
 
+def check_hosts(config: ConfigDict) -> None:
+    """Checks `config.hosts`, which is used before it is known how many devices there are.
+
+    Raises:
+        InputError: with one sentence for every problem found.
+    """
+    limits = {"heartbeat_s": 1, "start_s": 1, "deadline_s": 0}
+    problems = [
+        f"config.hosts.{key}={config.hosts[key]:g} is not from {least} to 1e6 seconds"
+        for key, least in limits.items()
+        if not least <= config.hosts[key] <= 1e6
+    ]
+    if problems:
+        raise InputError("; ".join(problems))
+
+
 def validate(config: ConfigDict, devices: int) -> None:
     """Checks a whole configuration, and resolves a -1 in `config.mesh`.
 
@@ -702,6 +710,7 @@ def validate(config: ConfigDict, devices: int) -> None:
     Raises:
         InputError: with one sentence for every problem found.
     """
+    check_hosts(config)
     resolve_mesh(config, devices)
     problems = list(_sign_problems(config))
     if not problems:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from rlvlm_jax import cli, distributed
+from rlvlm_jax import cli, distributed, signals
 from rlvlm_jax import config as config_lib
 from rlvlm_jax.errors import InputError
 
@@ -23,6 +23,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the program that the configuration asks for; returns the exit status."""
     distributed.supervise()
     config, workdir = cli.parse_config(argv, "rlvlm_jax.main")
+    config_lib.check_hosts(config)
     distributed.start(config.hosts)
     # Imported here, so that a bad flag is answered before JAX is loaded.
     import jax
@@ -33,8 +34,14 @@ def main(argv: Sequence[str]) -> int:
     config_lib.validate(config, jax.device_count())
     programs = {"rl": train.train, "sft": sft.train, "eval": evaluate.evaluate}
     program = programs[config.mode]
-    several = config.seeds > 1
-    finished = seeds.run_seeds(program, config, workdir) if several else program(config, workdir)
+    try:
+        if config.seeds > 1:
+            finished = seeds.run_seeds(program, config, workdir)
+        else:
+            finished = program(config, workdir)
+    finally:
+        if jax.process_count() > 1:
+            signals.ignore()
     if finished:
         return cli.DONE
     sys.stderr.write(f"stopped; run the same command again to go on in {workdir}\n")

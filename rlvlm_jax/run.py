@@ -14,11 +14,10 @@ import importlib.metadata
 import logging
 import math
 import platform
-import signal
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import jax
@@ -36,6 +35,7 @@ from rlvlm_jax import (
     rewards,
     run_data,
     sharding,
+    signals,
     startup,
 )
 from rlvlm_jax import config as config_lib
@@ -48,6 +48,7 @@ from rlvlm_jax.sampling.responses import Responses, join, read_responses, take
 from rlvlm_jax.sampling.sampler import rows_of
 from rlvlm_jax.types import Batch, Params, Rollout, TrainState
 
+SEEN_WITHIN_S = 60  # by the other hosts; NFS may keep for so long that a file is not there
 # What a resumed run may set otherwise than the run it continues.
 MAY_CHANGE = (*config_lib.HARMLESS, "total_steps", "epochs", "eval_every", "eval.")
 
@@ -110,11 +111,9 @@ class Run:
 
     def __init__(self, config: ConfigDict, workdir: str):
         self._clock = metrics.ProgramClock()
-        self.stop_requested = False  # by a signal to this process
-        self.stopped = False  # all processes know of it
+        self.stopped = False  # a signal to any process has asked for it, and all know
         self._profiled = range(0)  # the steps that the profile being taken is of
-        self._handlers: dict[int, Any] = {}
-        self._catch_signals()
+        signals.catch()
         self.config = config
         self.workdir = Path(workdir)
         self._writes = distributed.is_first()
@@ -129,7 +128,8 @@ class Run:
                 "the data on storage that all hosts share"
             )
         if config.mode != "eval":
-            checkpoint.check_shared(self._checkpoints)
+            patience_s = min(config.hosts.start_s, SEEN_WITHIN_S)
+            checkpoint.check_shared(self._checkpoints, patience_s)
 
     def _check_places(self, workdir: str) -> None:
         """Finds out whether everything can be written that will be."""
@@ -149,7 +149,13 @@ class Run:
         if config.rewards.custom:
             rewards.load_custom(config.rewards.custom)
         data = run_data.open_data(self.session)
-        self.loader, self.total_steps, self.evaluation_sets, self.reports = data
+        self.loader, self.total_steps, self.evaluation_sets, self.reports, digests = data
+        profiled = config_lib.profiled_steps(config)
+        if config.mode != "eval" and profiled and profiled[0] > self.total_steps:
+            raise InputError(
+                f"config.log.profile={config.log.profile!r} begins behind the last step, "
+                f"{self.total_steps}"
+            )
         if saved:
             self.loader.restore(saved["cursor"])
         self.step = self.first_step
@@ -162,6 +168,7 @@ class Run:
         return {
             "step of the newest checkpoint": self.first_step if self.resumed else None,
             "records": {split: report["used"] for split, report in self.reports.items()},
+            "digest of their content": digests,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(self.session.shapes)),
         }
 
@@ -218,18 +225,10 @@ class Run:
 
     def stopping(self) -> bool:
         """Returns whether a signal has asked any process to stop; all must ask it together."""
-        self.stopped = self.stopped or any(distributed.gather(self.stop_requested))
+        self.stopped = self.stopped or any(distributed.gather(signals.asked()))
         return self.stopped
 
-    # ---- signals ------------------------------------------------------------------------------
-
-    def _catch_signals(self) -> None:
-        def ask_to_stop(number: int, frame: FrameType | None) -> None:
-            del number, frame
-            self.stop_requested = True
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._handlers[number] = signal.signal(number, ask_to_stop)
+    # ---- beginning and end --------------------------------------------------------------------
 
     def __enter__(self) -> "Run":
         """Creates or trims the run's directory; from here on things are written."""
@@ -289,9 +288,8 @@ class Run:
         faulthandler.cancel_dump_traceback_later()
         if self._profiled:
             self._end_profile()
-        several = jax.process_count() > 1  # ended by a signal now, it would be lost to the others
-        for number, handler in self._handlers.items():
-            signal.signal(number, signal.SIG_IGN if several else handler)
+        if jax.process_count() == 1:  # of several, one that a signal ends is lost to the others
+            signals.release()
 
     # ---- time ---------------------------------------------------------------------------------
 

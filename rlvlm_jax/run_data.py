@@ -3,9 +3,10 @@
 """The records of a run: all are read and checked before its first step, and shapes are chosen."""
 
 import dataclasses
+import hashlib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,12 +28,14 @@ class RunData(NamedTuple):
         total_steps: until the training ends.
         evaluation_sets: split -> its questions, of which each process encodes its share.
         reports: split -> how many records were found, used and dropped, and why.
+        digests: split -> of what is in the records used, as twelve hexadecimal digits.
     """
 
     loader: loader.Loader | None
     total_steps: int
     evaluation_sets: dict[str, loader.EvaluationSet]
     reports: dict[str, dict[str, Any]]
+    digests: dict[str, str]
 
 
 def open_data(session: Session) -> RunData:
@@ -56,14 +59,15 @@ def open_data(session: Session) -> RunData:
         part=(jax.process_index(), jax.process_count()),
         together=distributed.together,
     )
-    reports, questions = {}, {}
+    reports, questions, digests = {}, {}, {}
     for split in SPLITS:
         if c.data[split]:
             found, reports[split] = reader.read(c.data[split], f"config.data.{split}")
             questions[split] = found[: c.data.limit_eval or None]
+            digests[split] = digest(questions[split])
     evaluation_sets = _evaluation_sets(session, reader, questions)
     if c.mode == "eval":
-        return RunData(None, 0, evaluation_sets, reports)
+        return RunData(None, 0, evaluation_sets, reports, digests)
 
     prompts = c.rollout.prompts
     if c.mode == "sft":
@@ -74,6 +78,7 @@ def open_data(session: Session) -> RunData:
         reports[split]["also_in_train"] = _overlap(split, found, asked)
     if c.mode == "sft" and c.sft.style == "mixed":
         found = list(problems.in_mixed_styles(found, c.sft.direct_share))
+    digests["train"] = digest(found)
     training = loader.Loader(
         found,
         reader.encode,
@@ -86,7 +91,16 @@ def open_data(session: Session) -> RunData:
         share=_share(session, prompts),
     )
     total_steps = c.total_steps or math.ceil(c.epochs * len(found) / prompts)
-    return RunData(training, total_steps, evaluation_sets, reports)
+    return RunData(training, total_steps, evaluation_sets, reports, digests)
+
+
+def digest(examples: Iterable[Example]) -> str:
+    """Returns twelve digits that differ where texts, lengths or pictures' sizes do."""
+    found = hashlib.sha256()
+    for one in examples:
+        about = (one.id, one.question, one.solution, one.messages, one.tokens, one.patches)
+        found.update(repr(about).encode("utf-8", "backslashreplace"))
+    return found.hexdigest()[:12]
 
 
 def _evaluation_sets(

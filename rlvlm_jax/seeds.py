@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rlvlm_jax import distributed
+from rlvlm_jax import distributed, signals
 from rlvlm_jax.evaluation import analysis, runs
 
 SUMMARY = "summary.json"
@@ -38,6 +38,8 @@ def run_seeds(program: Callable[[ConfigDict, str], bool], config: ConfigDict, wo
             one.log.checkpoints = f"{config.log.checkpoints}/{place.name}"
         if not program(one, str(place)):
             return False
+        if place != list(places.values())[-1] and any(distributed.gather(signals.asked())):
+            return False  # by a signal that came while the last step was saved
     if not distributed.is_first():
         return True
     (group,) = runs.read_groups(places.values())

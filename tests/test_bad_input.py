@@ -70,6 +70,11 @@ def test_misspelt_key(refused, tmp_path, data):
     assert "did you mean config.rollout.samples" in message
 
 
+def test_a_profile_of_steps_that_never_come(refused, tmp_path, data):
+    message = refused(arguments(tmp_path / "run", data, total_steps=2, log__profile="3-4"))
+    assert "config.log.profile='3-4' begins behind the last step, 2" in message
+
+
 def test_wrong_type(refused, tmp_path, data):
     message = refused(arguments(tmp_path / "run", data, rollout__samples="many"))
     assert "rollout.samples" in message

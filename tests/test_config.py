@@ -205,3 +205,16 @@ def test_a_range_of_steps_that_is_none(text):
     c.log.profile = text
     with pytest.raises(InputError, match="not of the form FIRST-LAST"):
         config.validate(c, 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("start_s", 0.0), ("heartbeat_s", 0.5), ("start_s", float("nan")), ("deadline_s", -1.0)],
+)
+def test_seconds_of_hosts_are_checked_before_any_is_waited_for(key, value):
+    c = config.default()
+    config.check_hosts(c)
+    c.hosts[key] = value
+    for check in (config.check_hosts, lambda c: config.validate(c, 1)):
+        with pytest.raises(InputError, match=rf"config.hosts.{key}={value:g} is not from \d to"):
+            check(c)

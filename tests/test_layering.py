@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "rlvlm_jax"
 SOURCES = sorted(ROOT.rglob("*.py"))
 LAYERS = (  # lowest first; a module may import lower layers, and its own package
-    ("errors", "types"),
+    ("errors", "types", "signals"),
     ("config", "sharding", "distributed", "packing", "evaluation.scores"),
     (
         *("data", "models", "rewards", "algorithms", "optim", "checkpoint"),

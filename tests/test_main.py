@@ -302,7 +302,8 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path, data, finished,
     record = run.Run.record_evaluations
 
     def interrupted(self, *arguments):
-        self.stop_requested = self.step == at
+        if self.step == at:
+            signal.raise_signal(signal.SIGTERM)
         record(self, *arguments)
 
     monkeypatch.setattr(run.Run, "record_evaluations", interrupted)

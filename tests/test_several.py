@@ -110,7 +110,8 @@ def test_a_signal_to_one_process_stops_all(tmp_path, data, keys):
 def test_hosts_that_do_not_share_the_work_directory_are_refused(tmp_path, data, keys):
     processes, port = [], free_port()
     for number in range(2):
-        argv = arguments(tmp_path / f"disk{number}" / "run", **settings(data, **keys))
+        run = tmp_path / f"disk{number}" / "run"
+        argv = arguments(run, **settings(data, **keys, hosts__start_s=15))
         processes += start(2, 1, argv, tmp_path / "log", port=port, only=[number])
     assert finish(processes) == [2, 2]
     for number in range(2):

@@ -1,0 +1,59 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""The digest by which hosts notice that they do not read the same records."""
+
+import dataclasses
+
+import pytest
+
+from rlvlm_jax import distributed, run
+from rlvlm_jax.data.dataset import Example
+from rlvlm_jax.errors import InputError
+from rlvlm_jax.run_data import digest
+from tests.run_cases import arguments, execute, write_problems
+
+ONE = Example("a", "1 + 1?", "2", "\\boxed{2}", images=("x.png",), tokens=9, patches=16)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"id": "b"}, {"question": "1 + 2?"}, {"solution": "\\boxed{3}"}),
+        *({"messages": ({"role": "user", "content": "?"},)}, {"tokens": 8}, {"patches": 64}),
+    ],
+)
+def test_digest_tells_records_apart(change):
+    assert digest([ONE]) != digest([dataclasses.replace(ONE, **change)])
+
+
+def test_digest_is_that_of_what_is_read_in_its_order():
+    other = dataclasses.replace(ONE, id="b")
+    assert digest([ONE, other]) == digest([dataclasses.replace(ONE, source="line 7"), other])
+    assert digest([ONE, other]) != digest([other, ONE])
+    assert len(digest([])) == 12
+
+
+def test_hosts_with_other_texts_of_the_same_number_are_refused(tmp_path, monkeypatch, capfd):
+    """As if a second host had found another text of one problem, in another run of this process."""
+    data, found = write_problems(tmp_path / "data"), []
+
+    def together(work):
+        found.append(work())
+        return [found[-1]]
+
+    argv = arguments(tmp_path / "run", data)
+    with monkeypatch.context() as patch:
+        patch.setattr(distributed, "together", together)
+        patch.setattr(run.Run, "__enter__", lambda self: (_ for _ in ()).throw(InputError("far")))
+        assert execute(argv, monkeypatch) == 2
+    (theirs,) = [one for one in found if isinstance(one, dict) and "parameters" in one]
+    data.write_text(data.read_text().replace("What is", "Compute", 1))
+
+    def with_theirs(work):
+        mine = work()
+        return [mine, theirs] if isinstance(mine, dict) and "parameters" in mine else [mine]
+
+    capfd.readouterr()
+    monkeypatch.setattr(distributed, "together", with_theirs)
+    assert execute(argv, monkeypatch) == 2
+    assert "the processes do not see the same files" in capfd.readouterr().err

@@ -36,8 +36,10 @@ recipe() {
     config="${1:-}" workdir=""
     [[ "$config" != -* ]] || config=""
     need "the recipe" "$config" "CONFIG first, such as configs/mm_eureka.py"
-    [ -f "$root/${config%%:*}" ] || [ -f "${outside:+${config%%:*}}" ] ||
-        usage "$config: there is no such file in this checkout"
+    if [ ! -f "$root/${config%%:*}" ]; then
+        [ -f "${outside:+${config%%:*}}" ] || usage "$config: there is no such file in this checkout"
+        [[ "$config" = /* ]] || config="$PWD/$config"
+    fi
     # shellcheck disable=SC2034  # workdir: for the script that asked
     for argument in "${@:2}"; do
         case "$argument" in

@@ -60,6 +60,7 @@ done
 # ---- what the user gave -------------------------------------------------------------------------
 
 need "the name" "$name" "--name=NAME"
+need "the namespace" "$namespace" "--namespace=NAME, or leave it out"
 [[ "$name" =~ ^[a-z]([-a-z0-9]{0,38}[a-z0-9])?$ ]] ||
     usage "--name=$name: expected at most 40 lower-case letters, digits and '-', a letter first"
 for number in "$restarts" "$grace"; do
@@ -75,6 +76,7 @@ case "$command" in
         for number in "$chips" "$slices"; do
             [[ "$number" =~ ^[1-9][0-9]*$ ]] || usage "'$number': expected a number of chips or slices"
         done
+        [ -z "$bucket" ] || [ -z "$pvc" ] || usage "--bucket and --pvc: /data is one of them; give one"
         [[ "$bucket" != *[/:]* ]] || usage "--bucket=$bucket: expected the bucket's name alone"
         [[ "$topology" =~ ^[1-9][0-9]*(x[1-9][0-9]*)*$ ]] ||
             usage "--topology=$topology: expected a shape such as 4x4"

@@ -31,6 +31,7 @@ retries="${RETRIES:-0}"
 [[ "$retries" =~ ^[0-9]+$ ]] || usage "RETRIES=$retries: expected a number, 0 or more"
 outside=1
 recipe "${program[@]:1}"
+need "the work directory" "$workdir" "--workdir=DIR"
 cd "$root"
 main=(.venv/bin/python -m rlvlm_jax.main "--config=$config" "${program[@]:2}")
 

@@ -64,12 +64,13 @@ def cluster() -> str:
         )
     hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
     if hosts is not None:
-        return "gketpu" if "," in hosts else ""
+        slices = env.get("MEGASCALE_NUM_SLICES") or "1"  # each may have but one host
+        return "gketpu" if "," in hosts or slices != "1" else ""
     on_tpu = bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
     told = "TPU_SKIP_MDS_QUERY" in env or env.get("JAX_PLATFORMS", "tpu").startswith("cpu")
     if on_tpu and not told and importlib.util.find_spec("libtpu"):
         return "gcetpu"
-    if env.get(COUNT, "1") != "1" or env.get(NUMBER, "0") != "0":
+    if (env.get(COUNT) or "1") != "1" or (env.get(NUMBER) or "0") != "0":
         raise InputError(
             f"{COUNT}={env.get(COUNT)} and {NUMBER}={env.get(NUMBER)} say that there are several "
             f"processes, but not where the first one is; set {ADDRESS}=HOST:PORT, the same for all"
@@ -99,7 +100,7 @@ def _explicit() -> dict[str, Any]:
     if not found[NUMBER] < found[COUNT]:
         raise InputError(f"{NUMBER}={found[NUMBER]} must be less than {COUNT}={found[COUNT]}")
     host, _, port = env[ADDRESS].rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise InputError(f"{ADDRESS}={env[ADDRESS]} is not of the form HOST:PORT")
     return {
         "coordinator_address": env[ADDRESS],

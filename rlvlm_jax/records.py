@@ -188,15 +188,31 @@ class RunDirectory:
                     file.unlink()
 
     def read_config(self) -> dict[str, Any]:
-        """Returns what `write_config` wrote last, {} where there is nothing."""
+        """Returns what `write_config` wrote last, {} where there is nothing.
+
+        Raises:
+            InputError: the file holds something else.
+        """
         file = self.path / CONFIG
-        return json.loads(file.read_bytes()) if file.is_file() else {}
+        try:
+            found = json.loads(file.read_bytes()) if file.is_file() else {}
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise InputError(
+                f"{file}: expected a JSON object; remove the file to go on, or use another "
+                "--workdir"
+            )
+        return found
 
     def _write(self, target: Path, content: str | bytes) -> None:
         """Writes a whole file, or leaves the old one."""
         data = _encode(content) if isinstance(content, str) else content
         partial = target.with_name(f".{target.name}.partial")
-        partial.write_bytes(data)
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # or a machine that loses power may keep the name alone
         partial.replace(target)
 
 

@@ -63,6 +63,8 @@ def put(monkeypatch, variables):
         (OPEN_MPI | ADDRESS, "address"),
         ({"TPU_WORKER_HOSTNAMES": "a,b", "TPU_WORKER_ID": "0"}, "gketpu"),
         ({"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"}, ""),
+        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "1"}, ""),
+        ({"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"}, "gketpu"),
     ],
 )
 def test_cluster_is_read_from_the_environment(monkeypatch, variables, name):
@@ -94,6 +96,8 @@ def started(monkeypatch, variables):
 
 def test_one_process_connects_to_nothing(monkeypatch):
     assert started(monkeypatch, {}) == {}
+    empty = {"JAX_NUM_PROCESSES": "", "JAX_PROCESS_ID": "", "JAX_COORDINATOR_ADDRESS": ""}
+    assert started(monkeypatch, empty) == {}
 
 
 def test_address_and_place_are_explicit(monkeypatch):
@@ -125,6 +129,7 @@ def test_slurm_process_alone_on_its_node_gets_all_gpus(monkeypatch, tasks, gpus,
         (ADDRESS | {"JAX_PROCESS_ID": "x"}, "needs JAX_PROCESS_ID"),
         (ADDRESS | {"JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID=2 must be less than"),
         (ADDRESS | {"JAX_COORDINATOR_ADDRESS": "host"}, "not of the form HOST:PORT"),
+        (ADDRESS | {"JAX_COORDINATOR_ADDRESS": "host:99999"}, "not of the form HOST:PORT"),
         (OPEN_MPI, "set JAX_COORDINATOR_ADDRESS=HOST:PORT"),
         ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "0"}, "not where the first one is"),
         ({"JAX_PROCESS_ID": "1"}, "not where the first one is"),

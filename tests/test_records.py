@@ -277,6 +277,13 @@ def test_a_foreign_metrics_file_is_refused_in_one_sentence(tmp_path):
             RunDirectory(tmp_path).trim(5)
 
 
+@pytest.mark.parametrize("content", ["", '{"config": {', "[1]", "null"])
+def test_a_damaged_configuration_is_refused_in_one_sentence(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InputError, match=r"config.json: expected a JSON object; remove the file"):
+        RunDirectory(tmp_path).trim(None)
+
+
 def test_scalars_of_numpy_and_jax_are_accepted(tmp_path):
     values = {
         "a/f": np.float32(0.25),

@@ -123,6 +123,9 @@ def without(arguments, prefix):
             ("slurm.sh", [*SLURM, f"--time={time}", "--lead=600"], "--lead=600")
             for time in ("10", "9:59", "00:10:00", "0-00:10")
         ],
+        ("gke.sh", ["run", *GKE_RECIPE, *GKE, "--pvc=c"], "give one"),
+        ("gke.sh", ["status", "--name=run1", "--namespace="], "--namespace="),
+        ("run.sh", ["cpu", "configs/tiny.py"], "--workdir=DIR"),
         ("run.sh", ["npu", "configs/tiny.py"], "cuda"),
         ("run.sh", ["cpu"], "CONFIG"),
         ("run.sh", ["cpu", "--workdir=runs/x"], "CONFIG"),
@@ -279,8 +282,8 @@ def test_manifest_has_what_a_slice_needs(cloud):
 
 
 def test_manifest_with_a_claim_several_slices_and_spot(cloud):
-    more = ("--pvc=disk", "--slices=2", "--spot", "--service-account=trainer", "--topology=2x2x4")
-    manifest = rendered(cloud, *more)
+    more = ("--slices=2", "--spot", "--service-account=trainer", "--topology=2x2x4")
+    manifest = rendered(cloud, "--bucket=", "--pvc=disk", *more)
     (job,) = manifest["spec"]["replicatedJobs"]
     assert (job["replicas"], job["template"]["spec"]["parallelism"]) == (2, 4)
     pod = pod_of(manifest)
@@ -515,6 +518,16 @@ def test_dry_run_of_run_shows_where_it_installs_and_what_it_runs(one_machine, cl
     assert install[-1] == "jax[cuda13]"
     assert main[1:] == ["-m", "rlvlm_jax.main", "--config=configs/tiny.py", "--workdir=runs/x"]
     assert cloud.starts("here") == 0
+
+
+def test_a_recipe_beside_the_user_is_found_from_the_checkout(one_machine, cloud, monkeypatch):
+    place = cloud.path / "mine"
+    place.mkdir()
+    (place / "own.py").write_text("")
+    monkeypatch.chdir(place)
+    for given in ("own.py:small", f"{place}/own.py:small"):
+        output, _ = one_machine("--dry-run", "cpu", given, "--workdir=x").communicate(timeout=100)
+        assert commands(output)[-1][3] == f"--config={place}/own.py:small"
 
 
 @pytest.mark.parametrize(

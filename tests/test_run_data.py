@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from rlvlm_jax import distributed, run
+from rlvlm_jax import distributed
 from rlvlm_jax.data.dataset import Example
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.run_data import digest
@@ -35,25 +35,23 @@ def test_digest_is_that_of_what_is_read_in_its_order():
 
 def test_hosts_with_other_texts_of_the_same_number_are_refused(tmp_path, monkeypatch, capfd):
     """As if a second host had found another text of one problem, in another run of this process."""
-    data, found = write_problems(tmp_path / "data"), []
+    data = write_problems(tmp_path / "data")
+    argv = arguments(tmp_path / "run", data)
+    found = []
 
     def together(work):
-        found.append(work())
-        return [found[-1]]
-
-    argv = arguments(tmp_path / "run", data)
-    with monkeypatch.context() as patch:
-        patch.setattr(distributed, "together", together)
-        patch.setattr(run.Run, "__enter__", lambda self: (_ for _ in ()).throw(InputError("far")))
-        assert execute(argv, monkeypatch) == 2
-    (theirs,) = [one for one in found if isinstance(one, dict) and "parameters" in one]
-    data.write_text(data.read_text().replace("What is", "Compute", 1))
-
-    def with_theirs(work):
+        """The first run ends with what it has found; the second is told of it beside its own."""
         mine = work()
-        return [mine, theirs] if isinstance(mine, dict) and "parameters" in mine else [mine]
+        if isinstance(mine, dict) and "parameters" in mine:
+            found.append(mine)
+            if len(found) == 1:
+                raise InputError("far enough")
+            return found
+        return [mine]
 
-    capfd.readouterr()
-    monkeypatch.setattr(distributed, "together", with_theirs)
+    monkeypatch.setattr(distributed, "together", together)
+    assert execute(argv, monkeypatch) == 2
+    assert "far enough" in capfd.readouterr().err
+    data.write_text(data.read_text().replace("What is", "Compute", 1))
     assert execute(argv, monkeypatch) == 2
     assert "the processes do not see the same files" in capfd.readouterr().err

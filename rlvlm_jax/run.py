@@ -264,6 +264,7 @@ class Run:
             {
                 "config": startup.resolved_config(c),
                 **environment(),
+                "judge_version": rewards.JUDGE_VERSION,
                 "attention": self.session.attention,
                 "data": self.reports,
                 "sizes": self._sizes,
@@ -595,6 +596,7 @@ class Run:
                 rows = self._response_rows(
                     found.examples, found.responses, correct, statuses, parts, None
                 )
+                rows = [{**row, "judge_version": rewards.JUDGE_VERSION} for row in rows]
                 self._records.write_evaluation(self.step, split, found.setting, rows)
             if self.stopping():
                 return

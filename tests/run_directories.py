@@ -26,7 +26,7 @@ def response(name, correct, *, length=10, text="2", reflective=False, **more):
     }
 
 
-def write_run(path, *, mode="rl", seed=0, evaluations=(), steps=(), **config):
+def write_run(path, *, mode="rl", seed=0, evaluations=(), steps=(), judge=None, **config):
     """Writes a run.
 
     Args:
@@ -37,16 +37,19 @@ def write_run(path, *, mode="rl", seed=0, evaluations=(), steps=(), **config):
             samples of a question); the setting is pass@1 or, for lists, pass@8. Questions are of
             kind "text" and "vision" in turn.
         steps: (metrics, rows of responses) of steps 1, 2, ...
+        judge: version of the judge; None for a run from before it was written down.
         config: further keys.
     """
     run = RunDirectory(path)
-    run.write_config({"config": {"mode": mode, "seed": seed, **config}, "versions": {}})
+    judged = {} if judge is None else {"judge_version": judge}
+    about = {"config": {"mode": mode, "seed": seed, **config}, "versions": {}}
+    run.write_config({**about, **judged})
     lines = {}
     for step, split, correct in evaluations:
         setting = SETTING if isinstance(correct[0], int) else "pass@8_t1.0"
         samples = [[c] if isinstance(c, int) else c for c in correct]
         rows = [
-            response(f"{split}-{n}", sample, kind=("text", "vision")[n % 2])
+            response(f"{split}-{n}", sample, kind=("text", "vision")[n % 2], **judged)
             for n, one in enumerate(samples)
             for sample in one
         ]

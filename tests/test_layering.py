@@ -26,7 +26,7 @@ LAYERS = (  # lowest first; a module may import lower layers, and its own packag
     ("run",),
     ("train", "sft", "evaluate", "seeds"),
     ("cli",),
-    ("main", "convert", "export", "report", "bench", "plan"),
+    ("main", "convert", "export", "report", "bench", "plan", "rewards.__main__"),
 )
 HOMES = {  # third party -> the only places that may import it
     "flax": ("models",),
@@ -40,8 +40,9 @@ HOMES = {  # third party -> the only places that may import it
     "safetensors": ("models.convert",),
     "datasets": ("data.dataset",),
     "grain": ("data.loader",),
-    "math_verify": ("rewards",),
-    "sympy": ("rewards",),
+    "math_verify": ("rewards.faithful",),
+    "sympy": ("rewards.math.algebra",),
+    "pylatexenc": ("rewards.math.tokens",),
     "pebble": ("rewards.pool",),
     "torch": ("bench.peer",),
 }
@@ -72,8 +73,9 @@ def under(name, prefixes):
 
 
 def layer_of(name):
-    found = [level for level, prefixes in enumerate(LAYERS) if under(name, prefixes)]
-    return found[0] if found else None
+    places = {prefix: level for level, prefixes in enumerate(LAYERS) for prefix in prefixes}
+    found = [prefix for prefix in places if under(name, [prefix])]
+    return places[max(found, key=len)] if found else None
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

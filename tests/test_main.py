@@ -20,7 +20,8 @@ import numpy as np
 import psutil
 import pytest
 
-from rlvlm_jax import VLM, checkpoint, export, main, run
+from rlvlm_jax import VLM, checkpoint, export, main, rewards, run
+from rlvlm_jax.evaluation import runs
 from rlvlm_jax.models import lora
 from tests import run_cases
 from tests.run_cases import accuracy_by_reflection, read_lines, write_problems
@@ -110,6 +111,7 @@ def test_the_directory_of_a_run(finished, data):
     assert about["config"]["seed"] == 0
     assert about["device_kind"]
     assert about["attention"] == "plain"
+    assert about["judge_version"] == rewards.JUDGE_VERSION
     assert {"jax", "rlvlm_jax"} <= set(about["versions"])
     lines = read_lines(finished / "metrics.jsonl")
     phases = [(line["phase"], line["step"]) for line in lines]
@@ -122,6 +124,7 @@ def test_the_directory_of_a_run(finished, data):
     assert sorted(int(path.name) for path in (finished / "checkpoints").iterdir()) == [4, 6]
     evaluated = read_lines(finished / "eval" / "6.val.pass@1_t0.01.jsonl")
     assert [row["id"] for row in evaluated] == [f"p{n}" for n in range(12)]
+    assert {row["judge_version"] for row in evaluated} == {rewards.JUDGE_VERSION}
     rate = np.mean([row["correct"] for row in evaluated])
     assert lines[-1]["eval/val/pass@1_t0.01"] == pytest.approx(rate)
 
@@ -261,10 +264,14 @@ def test_from_the_second_epoch_on_all_features_are_from_the_host(without_cache, 
 # ---- resuming --------------------------------------------------------------------------------
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, data, finished):
-    for steps in (2, 6, 6):  # the last finds nothing left to do
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, data, finished, monkeypatch):
+    for steps, judge in ((2, 7), (6, 8), (6, 9)):  # the last finds nothing left to do
+        monkeypatch.setattr(rewards, "JUDGE_VERSION", judge)
         assert main.main(arguments(tmp_path, data, total_steps=steps)) == 0
     assert_same_run(tmp_path, finished)
+    resumed = runs.read_run(tmp_path)
+    assert resumed.about["judge_version"] == 9
+    assert resumed.judge_versions == (7, 8)  # evaluations keep the one that decided them
 
 
 def test_sigterm_saves_and_exits_75_and_the_run_goes_on(tmp_path, data, compiled, finished, capsys):

@@ -21,6 +21,7 @@ from rlvlm_jax.errors import InputError
 TRAININGS = {"rl": "RL", "sft": "SFT"}  # config.mode -> name in figures
 # What a run that only evaluates is: the model that the other runs started from, or any other one.
 VANILLA, EVALUATED = "Vanilla", "Evaluated"
+FIRST_JUDGE = 1  # what judged where no judge_version is written
 Question = tuple[str, str, str]  # id, text, solution: ids alone may repeat between data sets
 
 
@@ -83,6 +84,16 @@ class RunRecord:
         files = (self.path / "rollouts").glob("*.jsonl")
         found = {int(f.stem): f for f in files if f.stem.isdecimal()}
         return dict(sorted(found.items()))
+
+    @functools.cached_property
+    def judge_versions(self) -> tuple[int, ...]:
+        """The versions of the judge that decided its evaluations; without any, config.json's.
+
+        There are several where the run was resumed under another judge.
+        """
+        files = [file for steps in self.evaluations.values() for file in steps.values()]
+        rows = [row for file in files for row in read_rows(file)] or [self.about]
+        return tuple(sorted({row.get("judge_version", FIRST_JUDGE) for row in rows}))
 
     def solved(self, split: str, setting: str, step: int, kind: str = "") -> dict[Question, float]:
         """Returns what an evaluation found of each question.

@@ -64,9 +64,29 @@ def main(argv: Sequence[str]) -> int:
         for run in method.group.runs
     }
     responses = browser.collect(ours, given.responses)
-    notes = [note for method in ours for note in (*differences(method), *overlaps(method))]
+    notes = judges(ours)
+    notes += [note for method in ours for note in (*differences(method), *overlaps(method))]
     write(out, page.build(given.title, sections, notes, configs, responses), files)
     return cli.DONE
+
+
+def judges(methods: Sequence["curves.Method"]) -> list[str]:
+    """Says which version of the judge decided for each run, where it was not one for all."""
+    found = {
+        f"{method.label} seed {run.seed}": run.judge_versions
+        for method in methods
+        for run in method.group.runs
+    }
+    if len(set().union(*found.values())) < 2:
+        return []
+    told = [
+        f"{label} by version{'s' * (len(versions) > 1)} {' and '.join(map(str, versions))}"
+        for label, versions in found.items()
+    ]
+    return [
+        "Warning: different versions of the judge decided what is correct, so accuracies cannot be "
+        f"compared: {', '.join(told)}."
+    ]
 
 
 def differences(method: "curves.Method") -> list[str]:

@@ -3,15 +3,15 @@
 """Rewards by rule: text in, number out.
 
 `judge` and `judge_batch` say whether an answer is right, `score` adds the other rewards, and
-`check_golds` finds the solutions by which nothing can be judged. `latex`, `exact`, `units` and
-`math_answer` are the strict judge, `faithful` two published ones, `text_rules` the rest, `custom`
-the user's own; `pool` holds the worker processes. Nothing here loads JAX, and importing it loads no
-computer algebra.
+`check_golds` finds the solutions by which nothing can be judged. `boxes` finds the answer, `math` is
+the strict judge, `faithful` has two published ones, `text_rules` the rest, `custom` the user's own;
+`pool` holds the worker processes. Nothing here loads JAX, and importing it loads no computer
+algebra.
 """
 
+from rlvlm_jax.rewards.boxes import has_several_answers
 from rlvlm_jax.rewards.custom import load_custom
-from rlvlm_jax.rewards.latex import has_several_answers
-from rlvlm_jax.rewards.math_answer import Rules, Verdict
+from rlvlm_jax.rewards.math import JUDGE_VERSION, Rules, Verdict
 from rlvlm_jax.rewards.pool import close
 from rlvlm_jax.rewards.scoring import (
     RewardConfig,
@@ -26,6 +26,7 @@ from rlvlm_jax.rewards.scoring import (
 )
 
 __all__ = [
+    "JUDGE_VERSION",
     "RewardConfig",
     "Rules",
     "Scores",

@@ -10,8 +10,8 @@ for ever and belongs in a worker.
 import re
 from typing import Any
 
-from rlvlm_jax.rewards import latex
-from rlvlm_jax.rewards.math_answer import Verdict
+from rlvlm_jax.rewards.boxes import last_box
+from rlvlm_jax.rewards.math import Verdict
 
 # --------------------------------------------------------------------------------------------------
 # MAYE
@@ -103,7 +103,7 @@ def mm_eureka_content(text: str) -> str:
 
 def mm_eureka_reference(solution: str) -> str:
     r"""Takes the bare answer: the content of the last `\boxed{}` where the solution has one."""
-    boxed = latex.last_box(solution)
+    boxed = last_box(solution)
     return (solution if boxed is None else boxed).strip()
 
 
@@ -145,7 +145,7 @@ def problem(solution: str, style: str) -> str | None:
     Both would reward every response, or every empty one, where this finds a problem.
     """
     if style == "maye":
-        if latex.last_box(solution) is None:
+        if last_box(solution) is None:
             return r"it has no complete \boxed{}"
         readable = bool(_parse(maye_fragment(solution)))
     else:

@@ -396,9 +396,9 @@ _shared_lock = threading.Lock()
 
 
 def _load_judge() -> None:
-    from rlvlm_jax.rewards import math_answer
+    from rlvlm_jax.rewards import math
 
-    math_answer.warm_up()
+    math.warm_up()
 
 
 def shared(workers: int | None = None) -> Pool:

@@ -16,8 +16,9 @@ import numpy as np
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation.scores import repetition
 from rlvlm_jax.rewards import custom as custom_reward
-from rlvlm_jax.rewards import faithful, latex, math_answer, pool, text_rules
-from rlvlm_jax.rewards.math_answer import DEFAULT_RULES, Rounding, Rules, Verdict
+from rlvlm_jax.rewards import faithful, math, pool, text_rules
+from rlvlm_jax.rewards.boxes import answer_box, last_box
+from rlvlm_jax.rewards.math import DEFAULT_RULES, Rounding, Rules, Verdict
 
 Style = Literal["strict", "maye", "mm_eureka"]
 _TIMEOUT = Verdict(False, "timeout")
@@ -54,7 +55,7 @@ def judge_batch(
     Args:
         responses: texts of the model.
         solutions: one for each response; the last `\boxed{}` of each is the reference answer.
-        style: "strict" (see `math_answer`), or "maye" and "mm_eureka" (see `faithful`).
+        style: "strict" (see `math`), or "maye" and "mm_eureka" (see `faithful`).
         rules: how far numbers may differ, for "strict" only.
         deadline_s: seconds one item may take once it runs. Past it, its verdict is "timeout".
         workers: number of worker processes, 0 for one a core, None to keep what is running.
@@ -74,9 +75,9 @@ def judge_batch(
         item = _extract(response, solution, style)
         try:
             if style != "strict":
-                raise math_answer.NeedsAlgebra
-            verdicts[i] = math_answer.quick(*item, rules)
-        except math_answer.NeedsAlgebra:
+                raise math.NeedsAlgebra
+            verdicts[i] = math.quick(*item, rules)
+        except math.NeedsAlgebra:
             slow.setdefault((style, *item, rules), []).append(i)
     if slow:
         results = pool.shared(workers).map(_judge_item, list(slow), deadline_s)
@@ -87,10 +88,10 @@ def judge_batch(
 
 
 def gold_problem(solution: str, style: Style = "strict") -> str | None:
-    """Says why a solution cannot be judged, or None; may run for ever, see `check_golds`."""
+    """Says why a solution cannot be judged, or None; of "strict" at once, else see `check_golds`."""
     _check_style(style)
     if style == "strict":
-        return math_answer.problem(latex.last_box(solution), algebra=True)
+        return math.problem(last_box(solution))
     return faithful.problem(solution, style)
 
 
@@ -108,35 +109,29 @@ def check_golds(
         be judged: ".
     """
     _check_style(style)
-    problems: list[str | None] = [None] * len(solutions)
-    slow: dict[tuple[str, str], list[int]] = {}
-    for i, solution in enumerate(solutions):
-        try:
-            if style != "strict":
-                raise math_answer.NeedsAlgebra
-            problems[i] = math_answer.problem(latex.last_box(solution), algebra=False)
-        except math_answer.NeedsAlgebra:
-            slow.setdefault((solution, style), []).append(i)
-    if slow:
-        results = pool.shared(workers).map(_check_item, list(slow), deadline_s)
-        for rows, result in zip(slow.values(), results, strict=True):
-            for i in rows:
-                late = f"reading it took more than {deadline_s:g} s"
-                problems[i] = late if result is pool.LOST else result or None
-    return problems
+    if style == "strict":
+        return [gold_problem(solution) for solution in solutions]
+    items = list(dict.fromkeys((solution, style) for solution in solutions))
+    results = pool.shared(workers).map(_check_item, items, deadline_s)
+    late = f"reading it took more than {deadline_s:g} s"
+    problems = {
+        solution: late if result is pool.LOST else result or None
+        for (solution, _), result in zip(items, results, strict=True)
+    }
+    return [problems[solution] for solution in solutions]
 
 
 def _extract(response: str, solution: str, style: Style) -> tuple[str | None, str | None]:
     """Cuts out what is compared, so that little has to travel to the workers."""
     if style == "strict":
-        return latex.last_box(response), latex.last_box(solution)
+        return answer_box(response), last_box(solution)
     if style == "maye":
         return faithful.maye_fragment(response), faithful.maye_fragment(solution)
     return faithful.mm_eureka_content(response), faithful.mm_eureka_reference(solution)
 
 
 _JUDGES = {
-    "strict": math_answer.strict,
+    "strict": math.strict,
     "maye": faithful.maye,
     "mm_eureka": faithful.mm_eureka,
 }
@@ -177,7 +172,7 @@ class RewardConfig:
 
     Attributes:
         judge: style of the accuracy judge.
-        tolerance: of the strict judge, see `math_answer.Rules`.
+        tolerance: of the strict judge, see `math.Rules`.
         rounding: of the strict judge, likewise.
         accuracy: weight of the accuracy reward, 1 for a right answer and 0 for any other.
         language: weight of the language reward, between -0.1 and 0.

@@ -251,6 +251,22 @@ def test_a_run_that_has_just_begun_or_was_cut_off(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("before", "after", "versions"),
+    [(None, None, (1,)), (2, 2, (2,)), (None, 2, (1, 2)), (3, 2, (2, 3))],
+)
+def test_the_lines_of_an_evaluation_say_by_which_judge(tmp_path, before, after, versions):
+    """As a resumed run leaves them: config.json is of the last start, early lines are not."""
+    write_run(tmp_path, evaluations=[(0, "val", [1, 0])], judge=before)
+    write_run(tmp_path, evaluations=[(2, "val", [1, 0])], judge=after)
+    assert runs.read_run(tmp_path).judge_versions == versions
+
+
+@pytest.mark.parametrize(("judge", "versions"), [(None, (1,)), (2, (2,))])
+def test_without_evaluations_the_configuration_says_by_which_judge(tmp_path, judge, versions):
+    assert runs.read_run(write_run(tmp_path, judge=judge)).judge_versions == versions
+
+
+@pytest.mark.parametrize(
     ("break_it", "message"),
     [
         (lambda path: (path / "config.json").unlink(), "holds no config.json"),

@@ -197,6 +197,25 @@ def test_runs_of_different_programs_are_told(tmp_path):
     assert "The runs of RL differ in git_revision" in text
 
 
+def test_different_versions_of_the_judge_are_told(tmp_path):
+    for seed, judge in ((0, None), (1, 2)):
+        evaluations = [(0, "val", [1, 0])]
+        write_run(tmp_path / f"seed_{seed}", seed=seed, judge=judge, evaluations=evaluations)
+    write_run(tmp_path / "seed_1", seed=1, judge=3, evaluations=[(2, "val", [1, 0])])  # resumed
+    text, _ = make(tmp_path, tmp_path, write_run(tmp_path / "eval", mode="eval", judge=2))
+    told = "RL seed 0 by version 1, RL seed 1 by versions 2 and 3, Vanilla seed 0 by version 2."
+    assert f"so accuracies cannot be compared: {told}" in text
+
+
+@pytest.mark.parametrize("judge", [None, 2])
+def test_nothing_is_told_of_runs_by_the_same_judge(tmp_path, judge):
+    for seed in (0, 1):
+        evaluations = [(0, "val", [1, 0])]
+        write_run(tmp_path / f"seed_{seed}", seed=seed, judge=judge, evaluations=evaluations)
+    text, _ = make(tmp_path, tmp_path)
+    assert "versions of the judge" not in text
+
+
 def test_questions_that_were_trained_on_are_told(tmp_path):
     path = write_run(tmp_path / "rl")
     about = json.loads((path / "config.json").read_text())

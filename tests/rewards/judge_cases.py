@@ -23,7 +23,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from rlvlm_jax.rewards import Verdict, judge_batch, latex
+from rlvlm_jax.rewards import Verdict, judge_batch
+from rlvlm_jax.rewards.boxes import last_box
 from tests.rewards.test_strict import RESPONSES, RIGHT, WRONG, boxed
 
 STYLES = ("strict", "maye", "mm_eureka")
@@ -214,7 +215,7 @@ UNITS = [
     (r"The train runs at $\boxed{60\text{ m/s}}$.", r"\boxed{60\text{ km/h}}", False),
     (r"It is \boxed{20^\circ\text{F}} outside.", r"\boxed{20^\circ\text{C}}", False),
     (r"The stamp costs \boxed{5\text{ dollars}}.", r"\boxed{5\text{ cents}}", False),
-    (r"The share of girls is $20/100$, i.e. $\boxed{20\%}$.", r"\boxed{20}", False),
+    (r"The share of girls is $20/100$, i.e. $\boxed{20\%}$.", r"\boxed{20}", True),
     (r"He needs \boxed{12\text{ kg}} of rope.", r"\boxed{12\text{ m}}", False),
     (
         "The bag holds 12 balls. 7 of them are white and the others red, so there are "
@@ -307,7 +308,7 @@ CHOICE = [
     (r"Not A, since the sides differ. \boxed{\text{not A}}", r"\boxed{A}", False),
     (r"Every option could be true. \boxed{\text{all of the above}}", r"\boxed{D}", False),
     (r"Statements A and C hold, so the answer is \boxed{A}.", r"\boxed{A, C}", False),
-    (r"The base of the logarithm is \boxed{e}.", r"\boxed{E}", False),
+    (r"The base of the logarithm is \boxed{e}.", r"\boxed{E}", True),  # a choice in lower case
     (r"The answer is (B), because $3^2+4^2=5^2$.", r"\boxed{B}", False),
     (r"\boxed{A\cup B\cup C\cup D}", r"\boxed{B}", False),
 ]
@@ -519,7 +520,7 @@ INJECTION = [
     (r"The areas add up to $\boxed{\sum_{n=1}^{\infty}\frac{1}{2^n}}$.", r"\boxed{1}", True),
     (r"Twenty times as much is $\boxed{2000\%}$.", r"\boxed{20}", True),
     (r"\boxed{0.2}", r"\boxed{20}", False),
-    (r"\boxed{20}", r"\boxed{20\%}", False),
+    (r"\boxed{20}", r"\boxed{20\%}", True),
     (r"Iterating, the value settles at \boxed{19.99999999}.", r"\boxed{20}", True),
     (r"Iterating, the value settles at \boxed{19.999}.", r"\boxed{20}", False),
 ]
@@ -634,7 +635,7 @@ def as_asked(response: str, style: str) -> str:
     missing or cut off: such a response would not have come to its answer tag either. The other
     styles are given the response itself.
     """
-    box = latex.last_box(response)
+    box = last_box(response)
     if style != "mm_eureka" or box is None or _TAG.search(response):
         return response
     return rf"<think>{response}</think><answer>\boxed{{{box}}}</answer>"

@@ -13,7 +13,7 @@ import pytest
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.rewards import RewardConfig, Verdict, judge, judge_batch, load_custom, score
 
-HANG = r"\boxed{9^{9^{9^{9}}}}"
+HANG = r"\boxed{\sum_{n=1}^{\infty}\frac{\sin n}{n^2+7}}"
 
 TEXTS = [
     r"<think>a</think><answer>\boxed{20}</answer>",  # right, both formats
@@ -70,7 +70,13 @@ def test_format_style_and_judge_style_change_the_score():
 
 def test_hung_item_is_a_timeout_never_rewarded_and_its_neighbours_are_judged():
     # the reference hangs as well: equal texts, yet nobody could compare them
-    responses = [r"\boxed{x+x}", HANG, r"\boxed{1}", r"\boxed{10^{10^{10^{10}}}+x}", r"\boxed{2}"]
+    responses = [
+        r"\boxed{x+x}",
+        HANG,
+        r"\boxed{1}",
+        r"\boxed{x+\prod_{n=1}^{10^9}(1+n^{-2})}",
+        r"\boxed{2}",
+    ]
     solutions = [r"\boxed{2x}", r"\boxed{\sqrt{7}+1}", r"\boxed{1}", r"\boxed{x}", r"\boxed{1}"]
     judge(r"\boxed{x+x}", r"\boxed{2x}")  # the workers are up
     start = time.monotonic()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rlvlm_jax.algorithms import filtering
-from rlvlm_jax.rewards import latex, text_rules
+from rlvlm_jax.rewards import has_several_answers, text_rules
 from rlvlm_jax.rewards.text_rules import format_tags, language, penalised
 
 
@@ -84,7 +84,7 @@ def test_truncated_and_short_responses_are_penalised(
     ],
 )
 def test_several_answers(text, expected):
-    assert latex.has_several_answers(text) is expected
+    assert has_several_answers(text) is expected
 
 
 @pytest.mark.parametrize("length", range(12))

@@ -1,0 +1,446 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+r"""Cuts the content of a box into tokens.
+
+First step of the strict judge, before `parse`. pylatexenc's walker finds macros, groups and
+environments; here they become one list of tokens that keeps what is set as text and what as
+mathematics, and in which each thing has one name. A macro or sign that is not listed makes the
+answer unreadable: nothing is skipped. Inputs are bounded (`MAX_CHARS`, `MAX_NESTING`).
+"""
+
+import re
+import unicodedata
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pylatexenc.latexwalker import LatexWalker, LatexWalkerParseError
+from pylatexenc.macrospec import LatexContextDb
+
+MAX_CHARS = 2000  # of a box's content; longer ones are not answers
+MAX_NESTING = 12  # of brackets, groups and environments
+MAX_DIGITS = 1000  # of one number
+
+
+class Unreadable(Exception):  # noqa: N818 (an outcome; its text names the construct)
+    """Raised for what cannot be read as mathematics or as words."""
+
+
+class Token(NamedTuple):
+    """A piece of an answer: `args` are the lists of tokens inside it."""
+
+    kind: str  # number, run, han, symbol, function, sign, or a key of _ARGUMENTS and the like
+    value: str = ""
+    args: tuple = ()
+    text: bool = False  # set as text, as against mathematics
+    space: bool = False  # a blank stands before it
+
+
+Tokens = tuple[Token, ...]
+
+# --------------------------------------------------------------------------------------------------
+# What is known
+# --------------------------------------------------------------------------------------------------
+
+
+def _set(names: str) -> frozenset[str]:
+    return frozenset(names.split())
+
+
+def _pairs(names: str) -> dict[str, str]:
+    return dict(pair.split(":", 1) for pair in names.split())
+
+
+_CHARS: dict[int, Any] = {0xFF01 + i: 0x21 + i for i in range(93)}  # full-width forms of ASCII
+_CHARS |= {  # ㎝, ㎡
+    i: re.sub(r"\D+", r"\\text{ \g<0>}", unicodedata.normalize("NFKC", chr(i))).replace(
+        "}", "}^", 1
+    )
+    if unicodedata.normalize("NFKC", chr(i))[-1].isdigit()
+    else rf"\text{{ {unicodedata.normalize('NFKC', chr(i))}}}"
+    for i in range(0x3380, 0x33E0)
+}
+_CHARS |= str.maketrans(dict.fromkeys("−﹣‐‑‒–—", "-"))
+_CHARS |= str.maketrans(dict.fromkeys("\u00a0\u2002\u2003\u2009\u200a\u202f\u3000\t\r~", " "))
+# no width, direction of writing, soft hyphen: nothing on the page
+_CHARS |= str.maketrans(dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad", None))
+_CHARS |= str.maketrans(
+    dict(
+        zip(
+            "。、￥º˚“”″′’∶⟨⟩＄〈〉",
+            [*'.,¥°°""', '"', "'", "'", ":", "⟨", "⟩", "＄", "⟨", "⟩"],
+            strict=True,
+        )
+    )
+)
+_CHARS |= str.maketrans({"℃": "°C", "℉": "°F", "\u2126": "Ω", "…": r"\ldots ", "⋯": r"\ldots "})
+_MACROS = _pairs(
+    """α:alpha β:beta γ:gamma δ:delta ε:epsilon ζ:zeta η:eta θ:theta ι:iota κ:kappa
+    λ:lambda μ:mu ν:nu ξ:xi ρ:rho σ:sigma τ:tau υ:upsilon φ:phi χ:chi ψ:psi ω:omega π:pi Γ:Gamma
+    Δ:Delta Θ:Theta Λ:Lambda Σ:Sigma Φ:Phi Ψ:Psi ×:times ÷:div ·:cdot ⋅:cdot •:cdot ±:pm ∓:mp ≤:le
+    ⩽:le ≦:le ≥:ge ⩾:ge ≧:ge ≠:ne ≈:approx ∥:parallel ⊥:perp ∞:infty ∪:cup ∩:cap →:to ∈:in
+    ∅:emptyset ∠:angle △:triangle ∴:therefore ⇒:Rightarrow √:surd ∑:sum ∫:int ≅:cong ∽:sim ∼:sim
+    ∧:wedge ∨:vee ⊂:subset ⊆:subseteq ∉:notin ℝ:reals ⌊:lfloor ⌋:rfloor ⌈:lceil ⌉:rceil
+    ✓:checkmark ∵:because ≌:cong"""
+)
+_CHARS |= {ord(char): rf"\{name} " for char, name in _MACROS.items()}
+_CHARS |= {
+    ord(char): rf"\frac{{{above}}}{{{below}}}"
+    for char, above, below in zip("½⅓⅔¼¾", "11213", "23344", strict=True)
+}
+_CHARS |= {0x2460 + i: rf"\circled{{{i + 1}}}" for i in range(10)}  # ①
+_SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ₀₁₂₃₄₅₆₇₈₉ₙ", "0123456789+-n0123456789n")
+
+GREEK = _set("""alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau
+    upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega""")
+SYMBOLS = GREEK | _set("pi infty emptyset ell hbar reals Pi partial nabla")
+FUNCTIONS = _set("""sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp max min gcd lcm
+    sqrt""")
+SERIES = frozenset(("sum", "prod", "int", "lim"))
+RELATIONS = _set("""= < > le ge ne approx in notin sim cong parallel perp equiv subset subseteq""")
+_SIGNS = RELATIONS | _set("""times cdot div pm mp to cup cap setminus lbrace rbrace langle rangle lfloor rfloor lceil
+    rceil ldots therefore Rightarrow angle triangle circ prime or and norm checkmark because square
+    star bmod pmod forall exists odot frown over""")
+_SAME = _pairs(
+    """leq:le leqslant:le leqq:le geq:ge geqslant:ge geqq:ge neq:ne lt:< gt:>
+    infin:infty varnothing:emptyset varepsilon:epsilon vartheta:theta varphi:phi varrho:rho
+    varsigma:sigma lor:or vee:or land:and wedge:and rightarrow:to longrightarrow:to mid:| vert:|
+    lvert:| rvert:| lVert:norm rVert:norm Vert:norm dots:ldots cdots:ldots dotsc:ldots dotsb:ldots
+    ast:* implies:Rightarrow degree:° textdegree:° degrees:° textdollar:＄ $:＄ %:% #:# &:& _:_
+    thickapprox:approx lbrack:[ rbrack:] measuredangle:angle bigtriangleup:triangle vartriangle:triangle backsim:sim
+    textasciitilde:approx Longrightarrow:Rightarrow Leftrightarrow:Rightarrow textpi:pi"""
+) | {"colon": ":", "{": "lbrace", "}": "rbrace", "|": "norm"}
+_BLANKS = _set(", ; : > / quad qquad thinspace enspace hfill nobreak space medspace")
+_BLANKS |= {" "}
+_DROPPED = _set("""! left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr bigm
+    displaystyle textstyle scriptstyle limits nolimits bf it sf tt bfseries itshape mathstrut tiny
+    small footnotesize normalsize large Large LARGE huge Huge boldmath thinmuskip negthinspace
+    hline""")
+_TEXT = _set("""text textrm textbf textit textsf texttt textnormal textup textmd mbox hbox unit si emph
+    mathrm""")
+_FONTS = _set("""mathbf mathit mathsf mathtt mathnormal boldsymbol bm bold mathcal mathscr mathfrak operatorname
+    underline fbox boxed ensuremath number num underbrace overbrace displaylines""")
+_FRACTIONS = _set("frac dfrac tfrac cfrac nicefrac sfrac flatfrac")
+_ARGUMENTS = dict.fromkeys(_FRACTIONS, "frac") | dict.fromkeys(
+    ("binom", "dbinom", "tbinom"), "binom"
+)
+_ACCENTS = {"vec": "vec", "overrightarrow": "vec", "overline": "bar", "bar": "bar", "dot": "dot"}
+_ACCENTS |= {"hat": "hat", "widehat": "hat", "overarc": "hat", "wideparen": "hat", "tilde": "tilde"}
+LINES = _set("cases array aligned align align* gathered rcases dcases split")
+MATRICES = _set("matrix pmatrix bmatrix Bmatrix vmatrix Vmatrix smallmatrix array")
+SPELLED = _set("pi theta alpha beta gamma lambda omega sigma infty")  # in plain text
+OPENING = {"(": ")", "[": "]", "lbrace": "rbrace", "langle": "rangle"}
+OPENING |= {"lfloor": "rfloor", "lceil": "rceil"}
+CLOSING = frozenset(OPENING.values())
+
+_THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
+_SPACED_THOUSANDS = re.compile(r"\s*[-+]?\d{1,3}(?: \d{3})+(?:\.\d*)?\s*")
+_BRACKET = re.compile(r"\\[{}]|\\begin(?![A-Za-z])|\\end(?![A-Za-z])|\\.|[()\[\]{}]", re.DOTALL)
+_REWRITES: list[tuple[re.Pattern[str], Any]] = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\\$", "＄"),
+        ("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda m: f"^{{{m[0].translate(_SMALL)}}}"),
+        ("[₀₁₂₃₄₅₆₇₈₉ₙ]+", lambda m: f"_{{{m[0].translate(_SMALL)}}}"),
+        (r"(?<=\S)\${1,2}\s+\${1,2}(?=\S)", r"\\\\ "),  # two formulas side by side: 7$$ $$10
+        (r"(\\\\)(?:\s*\[[\d. ]*[a-z]{2}\])?|\\[()\[\]]|\$(?!textdegree)", r"\1"),
+        (r"\\newline(?![A-Za-z])", r"\\\\ "),
+        (r"\$?\\?text\s*degrees?(?![A-Za-z])", "°"),
+        (r"(?<=\d)\s*(?:\{,\s*\}|\\,|,\s*\\!|\\!\s*,|\\thinspace)\s*(?=\d{3}(?!\d))", ""),
+        (r"(?<!\\)%", r"\\%"),
+        (r"<=", r"\\le "),
+        (r">=", r"\\ge "),
+        (r"(?<![\d)\s])!=|(?<=\s)!=", r"\\ne "),
+        (r"\+/-|\+-", r"\\pm "),
+        (r"->", r"\\to "),
+        (r"(?<!\*)\*\*(?=[\w({-])", "^"),
+        (r"\.(?:\s*\.)+", r"\\ldots "),
+        (r"(?<=[,;])\s*\?", r"\\ldots "),
+        (r"(\d) ?[xX] ?(?=10\^)", r"\1\\times "),
+        (r"(?<![A-Za-z\\])(\d+(?:\.\d*)?)[eE]([-+]?\d{1,3})(?![\w.])", r"\1\\times 10^{\2}"),
+    )
+]
+# What may stand around or before an answer and adds nothing to it
+_DECORATION = re.compile(r"(\*\*|`+|\")(?P<inside>(?:(?!\1).)+)\1", re.DOTALL)
+_LEAD = re.compile(
+    r"^(?:\*\*)?(?:\\text\{)?\s*(?:(?:the )?(?:final |correct )?answer\s*(?:is(?![A-Za-z])\s*:?|[:=])"
+    r"|答案\s*(?:是|为)?\s*:?)\s*(?P<close>\}?)(?:\*\*)?\s*(?=\S)",
+    re.IGNORECASE,
+)
+_PIECES = re.compile(r"\d+(?:\.\d*)?|\.\d+|[A-Za-z]+|[\u4e00-\u9fff]+|\s+|.", re.DOTALL)
+_CONTEXT = LatexContextDb()  # knows no macro: `_tokens` takes the arguments
+
+
+# --------------------------------------------------------------------------------------------------
+# From characters to tokens
+# --------------------------------------------------------------------------------------------------
+
+
+def plain(content: str) -> str:
+    text = content.translate(_CHARS)
+    while True:  # **Answer: 20** and Answer: **20**
+        text = text.strip()
+        decorated = _DECORATION.fullmatch(text)
+        inside = decorated["inside"].strip() if decorated else text
+        lead = _LEAD.match(inside)
+        if lead:
+            inside = (r"\text{" if r"\text{" in lead[0] and not lead["close"] else "") + inside[
+                lead.end() :
+            ]
+        if inside == text:
+            break
+        text = inside
+    for pattern, replacement in _REWRITES:
+        text = pattern.sub(replacement, text)
+    if _SPACED_THOUSANDS.fullmatch(text):
+        text = text.replace(" ", "")
+    return text
+
+
+def join_thousands(text: str) -> str:
+    """Takes the commas out of 1,234; not inside brackets, where they part coordinates."""
+    depths, depth = [], 0
+    for char in text:
+        depth += (char in "([") - (char in ")]")
+        depths.append(depth)
+
+    def joined(match: re.Match[str]) -> str:
+        return match[0].replace(",", "") if depths[match.start()] == 0 else match[0]
+
+    return _THOUSANDS.sub(joined, text)
+
+
+def tokens(text: str) -> Tokens:
+    depth = 0
+    for match in _BRACKET.finditer(text):
+        bracket = match[0][-1] if match[0][1:] not in ("begin", "end") else match[0]
+        depth += (bracket in "([{" or bracket == r"\begin") - (
+            bracket in ")]}" or bracket == r"\end"
+        )
+        if depth > MAX_NESTING:
+            raise Unreadable(f"brackets in more than {MAX_NESTING} levels")
+    try:
+        walker = LatexWalker(text, latex_context=_CONTEXT, tolerant_parsing=False)
+        items = list(_items(walker.get_latex_nodes()[0]))
+    except LatexWalkerParseError:
+        raise Unreadable("a group or environment that is not closed") from None
+    return _lex(items)
+
+
+Item = tuple[str, Any]
+
+
+def _items(nodes: list[Any]) -> Iterator[Item]:
+    """Flattens pylatexenc's nodes: ("chars", piece), ("macro", name), ("group", items), ..."""
+    for node in nodes:
+        kind = type(node).__name__
+        if kind == "LatexCharsNode":
+            yield from (("chars", piece) for piece in _PIECES.findall(node.chars))
+        elif kind == "LatexMacroNode":
+            yield "macro", node.macroname
+            if node.macro_post_space:
+                yield "chars", node.macro_post_space
+        elif kind == "LatexGroupNode":
+            yield "group", list(_items(node.nodelist))
+        elif kind == "LatexEnvironmentNode":
+            yield "table", (node.environmentname, list(_items(node.nodelist)))
+        else:
+            raise Unreadable("a TeX construct")
+
+
+def _lex(items: list[Item], text: bool = False, depth: int = 0) -> Tokens:
+    tokens: list[Token] = []
+    blank = False
+    for token in _lexed(items[::-1], text, depth):
+        if token.kind == "blank":
+            blank = True
+        else:
+            tokens.append(token._replace(space=blank))
+            blank = False
+    return tuple(tokens)
+
+
+def _lexed(queue: list[Item], text: bool, depth: int) -> Iterator[Token]:
+    while queue:
+        if queue[-1] == ("macro", "rm"):
+            text = True
+        yield from _next(queue, text, depth)
+
+
+def _next(queue: list[Item], text: bool, depth: int) -> list[Token]:
+    """Takes one item and its arguments off the end of the queue."""
+    if depth > MAX_NESTING:
+        raise Unreadable(f"arguments in more than {MAX_NESTING} levels")
+    kind, value = queue.pop()
+    if kind == "group" and not value:
+        return []
+    if kind == "group":
+        return [Token("group", "", (_lex(value, text, depth + 1),), text)]
+    if kind == "table":
+        return [_table(*value, depth)]
+    if kind == "macro":
+        return _macro(value, queue, text, depth)
+    if value.isspace():
+        return [Token("sign", "\n") if "\n" in value and not depth else Token("blank")]
+    if value[0].isdigit() or (value[0] == "." and len(value) > 1):
+        if len(value) > MAX_DIGITS:
+            raise Unreadable(f"a number of more than {MAX_DIGITS} digits")
+        return [Token("number", value, (), text)]
+    if value in ("^", "_"):
+        return [_script(value, queue, depth)]
+    if "\u4e00" <= value[0] <= "\u9fff":
+        return [Token("han", value, (), True)]
+    if value.isalpha() and value != "Ω":
+        return [Token("run", value, (), text)]
+    if not text and value in "@⊕&#\\{}" or ord(value) < 32 or 0xD800 <= ord(value) < 0xE000:
+        raise Unreadable(repr(value))
+    if not text and not value.isascii() and value not in "°Ω€£¥₹¢＄⟨⟩µ":
+        raise Unreadable(repr(value))
+    return [Token("sign", {"⟨": "langle", "⟩": "rangle"}.get(value, value), (), text)]
+
+
+def _argument(queue: list[Item], text: bool, depth: int, whole: bool = False) -> Tokens:
+    """Takes the argument of a macro: a group, a sign, one digit or one letter (all if `whole`)."""
+    while queue and queue[-1][0] == "chars" and queue[-1][1].isspace():
+        queue.pop()
+    if not queue:
+        raise Unreadable("a macro without its argument")
+    kind, value = queue[-1]
+    if kind == "group":
+        queue.pop()
+        return _lex(value, text, depth + 1)
+    if kind == "chars" and value == "(" and whole:
+        return _bracketed(queue, text, depth)
+    if kind == "chars" and len(value) > 1 and not (whole and value[0].isdigit()):
+        queue[-1:] = [(kind, value[1:]), (kind, value[0])]
+    return tuple(_next(queue, text, depth + 1))
+
+
+def _bracketed(queue: list[Item], text: bool, depth: int, closing: str = ")") -> Tokens:
+    """Takes what stands between two brackets, the opening one being next."""
+    opening = queue.pop()[1]
+    items: list[Item] = []
+    level = 1
+    while queue:
+        item = queue.pop()
+        level += (item == ("chars", opening)) - (item == ("chars", closing))
+        if level == 0:
+            return _lex(items, text, depth + 1)
+        items.append(item)
+    raise Unreadable("a bracket that is not closed")
+
+
+def _script(sign: str, queue: list[Item], depth: int) -> Token:
+    signs = []
+    while sign == "^" and queue and queue[-1][1] in ("-", "+"):
+        signs += _next(queue, False, depth)
+    inside = (*signs, *_argument(queue, False, depth, whole=True))
+    if sign == "_":
+        return Token("sub", "", (inside,))
+    if all(token.value in ("circ", "°") for token in inside):
+        return Token("sign", "°")
+    if inside and all(token.value in ("prime", "'") for token in inside):
+        return Token("sign", "'" * len(inside) if len(inside) < 2 else '"')
+    return Token("sup", "", (inside,))
+
+
+def _table(name: str, items: list[Item], depth: int) -> Token:
+    if name.rstrip("*") not in MATRICES | LINES:
+        raise Unreadable(rf"\begin{{{name}}}")
+    if name == "array" and items and items[0][0] == "group":
+        items = items[1:]
+    rows: list[list[list[Item]]] = [[[]]]
+    for item in items:
+        if item == ("macro", "\\"):
+            rows.append([[]])
+        elif item == ("chars", "&"):
+            rows[-1].append([])
+        else:
+            rows[-1][-1].append(item)
+    cells = [tuple(_lex(cell, False, depth + 1) for cell in row) for row in rows]
+    return Token("table", name, tuple(row for row in cells if any(row)))
+
+
+def _macro(name: str, queue: list[Item], text: bool, depth: int) -> list[Token]:
+    if name in _BLANKS:
+        return [Token("blank")]
+    name = _SAME.get(name, name)
+    if name in _DROPPED or name == "rm":
+        if name in ("left", "right") and queue and queue[-1] == ("chars", "."):
+            queue.pop()
+        return []
+    if name == "\\":
+        return [Token("sign", "\n")]
+    if name in _SIGNS or not name.isalpha():
+        return [Token("sign", name)]
+    if name in SYMBOLS:
+        return [Token("symbol", name)]
+    if name in ("sqrt", "surd"):
+        index = _bracketed(queue, text, depth, "]") if queue and queue[-1][1] == "[" else ()
+        return [Token("root", "", (_argument(queue, text, depth, name == "surd"), index))]
+    if name in FUNCTIONS | SERIES:
+        return [Token("function", name)]
+    if name in _ARGUMENTS:
+        both = tuple(_argument(queue, text, depth) for _ in range(2))
+        return [Token(_ARGUMENTS[name], "", both)]
+    if name in _ACCENTS:
+        return [Token("accent", _ACCENTS[name], (_argument(queue, text, depth),))]
+    if name in _TEXT | _FONTS:
+        if queue and queue[-1][0] == "group":
+            return list(_lexed(queue.pop()[1][::-1], text or name in _TEXT, depth + 1))
+        return list(_argument(queue, text or name in _TEXT, depth))
+    if name in (
+        "color",
+        "textcolor",
+        "tag",
+        "mathbb",
+        "circled",
+        "textcircled",
+        "overset",
+        "qty",
+        "SI",
+        "quantity",
+        "stackrel",
+    ):
+        return _rare(name, _argument(queue, True, depth), queue, depth)
+    raise Unreadable(rf"\{name}")
+
+
+def _rare(name: str, first: Tokens, queue: list[Item], depth: int) -> list[Token]:
+    label = flat(first)
+    if name in ("color", "textcolor", "tag"):
+        if label == "white":
+            raise Unreadable(r"\color{white}")
+        return list(_argument(queue, False, depth)) if name == "textcolor" else []
+    if name == "mathbb":
+        return [Token("symbol", "reals" if label == "R" else f"mathbb {label}")]
+    if name.endswith("circled"):
+        return [Token("circled", label)]
+    second = _argument(queue, name not in ("overset", "stackrel"), depth)
+    if name not in ("overset", "stackrel"):
+        return [*first, Token("blank"), *second]
+    if label != "frown":
+        raise Unreadable(rf"\{name}")
+    return [Token("accent", "hat", (second,))]
+
+
+def flat(tokens: Tokens) -> str:
+    """Writes tokens as one line of text: one spelling for what looks the same."""
+    line = ""
+    for token in tokens:
+        inside = [flat(part) for part in token.args] if token.kind != "table" else []
+        if token.kind == "table":
+            rows = ("&".join(flat(cell) for cell in row) for row in token.args)
+            piece = rf"\begin{{{token.value}}}" + r"\\".join(rows) + r"\end"
+        elif token.kind == "group":
+            piece = inside[0]
+        elif token.kind in ("sup", "sub"):
+            piece = f"{'^' if token.kind == 'sup' else '_'}{{{inside[0]}}}"
+        elif token.kind in ("number", "run", "han", "circled") or not (
+            inside or token.value[0].isalpha()
+        ):
+            piece = token.value
+        else:
+            piece = f"\\{token.value or token.kind}" + "".join(f"{{{part}}}" for part in inside)
+        glued = line[-1:].isalnum() and piece[:1].isalnum()
+        line += " " + piece if glued and token.space else piece
+    return line

@@ -1,0 +1,239 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Units, counted nouns and numbers in words: tables, and how they are spelled.
+
+Serves `parse` and `compare`; takes text and knows no trees. Each unit has one name, whatever its
+spelling. Nothing is converted but the parts of a compound (1 hour 20 minutes).
+"""
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+_SPELLINGS = {
+    "mm": "millimeter millimetre 毫米",
+    "cm": "centimeter centimetre 厘米",
+    "dm": "decimeter decimetre 分米",
+    "m": "meter metre 米",
+    "km": "kilometer kilometre 千米 公里",
+    "in": "inch inche",
+    "ft": "foot feet",
+    "yd": "yard",
+    "mi": "mile",
+    "ha": "hectare 公顷",
+    "mg": "milligram 毫克",
+    "g": "gram 克",
+    "kg": "kilogram 千克 公斤",
+    "ton": "tonne t 吨",
+    "lb": "pound",
+    "oz": "ounce",
+    "s": "second sec 秒",
+    "min": "minute 分钟",
+    "h": "hour hr 小时 时",
+    "day": "天",
+    "week": "周",
+    "month": "",
+    "year": "年",
+    "ml": "milliliter millilitre mL 毫升",
+    "L": "liter litre l 升",
+    "rad": "radian",
+    "°": "degree deg 度",
+    "°C": "",
+    "°F": "",
+    "'": "",
+    '"': "",
+    "%": "percent percentage pct",
+    "Hz": "hertz",
+    "Pa": "pascal",
+    "kPa": "",
+    "kJ": "",
+    "J": "joule",
+    "N": "newton",
+    "kN": "",
+    "W": "watt",
+    "kW": "",
+    "kWh": "",
+    "V": "volt",
+    "kV": "",
+    "mV": "",
+    "A": "ampere amp",
+    "mA": "",
+    "Ω": "ohm Omega",
+    "kΩ": "",
+    "mol": "mole",
+    "dollar": "USD buck",
+    "cent": "¢",
+    "yuan": "RMB CNY 元",
+    "euro": "EUR",
+    "rupee": "INR",
+    "unit": "",
+    "mph": "",
+    "K": "kelvin",
+    "μm": "micrometer µm",
+}
+_UNITS = {name: unit for unit, names in _SPELLINGS.items() for name in (unit, *names.split())}
+_APART = frozenset("VAlt")  # these need a blank before them: 5t is a product
+_SCALES = {
+    "time": {"day": 86400, "h": 3600, "min": 60, "s": 1},
+    "arc": {"°": 3600, "'": 60, '"': 1},
+    "imperial length": {"mi": 63360, "yd": 36, "ft": 12, "in": 1},
+    "length": {"km": 1000000, "m": 1000, "dm": 100, "cm": 10, "mm": 1},
+    "imperial weight": {"lb": 16, "oz": 1},
+    "weight": {"ton": 1000000000, "kg": 1000000, "g": 1000, "mg": 1},
+    "volume": {"L": 1000, "ml": 1},
+    "dollars": {"dollar": 100, "cent": 1},
+    "calendar": {"year": 12, "month": 1},
+}
+_SCALE = {unit: (family, size) for family, sizes in _SCALES.items() for unit, size in sizes.items()}
+_ONE_UNIT = re.compile(
+    r"(?:(?P<shape>square|cubic|sq|cu)\.? ?|(?P<han>平方|立方))?(?P<name>[A-Za-z]+|[kμµ]?\W?[A-Za-zΩ%¢'\"]+"
+    r"|[°%Ω¢'\"]|[\u4e00-\u9fff]{1,4})(?:\^\{(?P<power>[23])\}|(?P<digit>[23])| (?P<word>squared|cubed))?"
+)
+
+# Plurals without the letter s
+_PLURALS = frozenset({"people", "children", "men", "women", "teeth", "mice", "fish", "sheep"})
+_COUNTERS = frozenset("个人种条本只次名位张台辆件棵根块支户组道")  # after a number, in Chinese
+# Adjectives that do not narrow what is counted
+_FILLERS = frozenset(
+    """different distinct possible total whole separate unique old in ways more altogether such
+    overall""".split()  # noqa: SIM905 (a list is hard to read)
+) - {"more", "in", "ways"}
+# Words that take back what they stand beside
+DOUBTS = frozenset(
+    """not nor nope no never none but unless except maybe possibly perhaps probably presumably
+    likely approximately approx about around roughly nearly almost circa estimated estimate guess
+    guesses wrong incorrect false sometimes""".split()  # noqa: SIM905 (a list is hard to read)
+)
+# After a number these are no nouns either: they change its value or the claim made.
+_NO_NOUNS = DOUBTS | frozenset(
+    """hundred thousand million billion trillion lakh crore grand myriad dozen gross score pair
+    couple half halve quarter third second fifth eighth ninth twelfth twentieth hundredth
+    thousandth millionth billionth trillionth thirty forty fifty sixty seventy eighty ninety
+    fraction squared cubed times plus minus over mod modulo factorial root power per
+    fold and either neither with without from into the for was has does always any all infinity
+    more less than least most greater fewer other above below between true correct right yes max
+    min""".split()  # noqa: SIM905 (a list is hard to read)
+)
+_ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
+    fifteen sixteen seventeen eighteen nineteen"""
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_NUMBERS = {word: i for i, word in enumerate(_ONES.split())}
+_NUMBERS |= {word: 20 + 10 * i for i, word in enumerate(_TENS.split())}
+_GREAT = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6}
+_PARTS |= {"seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10, "hundredth": 100, "thousandth": 1000}
+_NO_NOUNS |= {word + suffix for word in _NUMBERS for suffix in ("", "th", "s")}
+
+
+def number_words(words: Sequence[str]) -> tuple[Fraction, int] | None:
+    """Reads a number at the start of a list of lower-case words, digits allowed.
+
+    Returns:
+        Its value and how many words it takes; None where there is none. `thirty five` is 35,
+        `two thirds` a fraction, `2 billion` two billion.
+    """
+    value, at = Fraction(0), 0
+    while at < len(words):
+        word = words[at]
+        if word.isdecimal() and at == 0:
+            value += int(word)
+        elif word in _NUMBERS and (at == 0 or (_NUMBERS[word] < 10 and words[at - 1] in _TENS)):
+            value += _NUMBERS[word]
+        elif word in ("a", "an") and at == 0 and words[1:2] and words[1] in (*_PARTS, *_GREAT):
+            value += 1
+        elif word in _GREAT and at:
+            value *= 10 ** _GREAT[word]
+        elif at and (word in _PARTS or word.removesuffix("s") in _PARTS):
+            return value / _PARTS.get(word, _PARTS.get(word.removesuffix("s"), 1)), at + 1
+        else:
+            break
+        at += 1
+    return (value, at) if at else None
+
+
+def unit(line: str, spaced: bool) -> str | None:
+    r"""Gives the one name of a unit: `square meters` is m^2, `\frac{m}{s}` m/s.
+
+    Args:
+        line: as `tokens.flat` writes it.
+        spaced: whether a blank stands before it, or it is set as text.
+    """
+    line = line.strip()
+    line = re.sub(r"^\((.*)\)$", r"\1", line).replace("per cent", "percent").replace("\\", "")
+    line = re.sub(r"^frac\{([^{}]*)\}\{(.*)\}$", r"\1/\2", line)
+    if line in _APART and not spaced:
+        return None
+    names = [_one_unit(part) for part in re.split(r"/|\bper\b|每", line)]
+    if len(names) > 2 or not all(names):
+        return None
+    return "/".join(map(str, names))
+
+
+def _one_unit(text: str) -> str | None:
+    factors = text.strip().split("cdot")
+    if len(factors) > 1:
+        names = [_one_unit(factor) for factor in factors]
+        return "·".join(map(str, names)) if all(names) else None
+    match = _ONE_UNIT.fullmatch(text.strip().rstrip("."))
+    if match is None:
+        return None
+    name = match["name"]
+    found = _UNITS.get(name) or (_UNITS.get(name.lower()) if len(name) > 1 else None)
+    if found is None and name.endswith("s") and len(name) > 3:
+        found = _UNITS.get(name[:-1].lower())
+    if found is None:
+        return None
+    shape = match["shape"] or match["han"] or match["word"]
+    power = match["power"] or match["digit"]
+    if shape:
+        power = "2" if shape[0] in "s平" else "3"
+    return f"{found}^{power}" if power else found
+
+
+def scale(name: str) -> tuple[str, int] | None:
+    """What family of units this one belongs to, and its size there; None for the others."""
+    return _SCALE.get(name)
+
+
+def same_scale(one: str, other: str) -> bool:
+    """Whether two units may stand in one compound."""
+    return one in _SCALE and other in _SCALE and _SCALE[one][0] == _SCALE[other][0]
+
+
+def noun(words: Sequence[str], one: bool) -> str | None:
+    """Names what is counted: "counted ball", or "narrowed red ball"; None for other words.
+
+    A counted noun may stand beside a bare number or not; one that is narrowed says more than the
+    number, so an answer may not add it.
+
+    Args:
+        words: one to four of them.
+        one: whether a single thing is counted, so that no plural is needed.
+    """
+    if len(words) == 1 and words[0] in _COUNTERS:
+        return "counted"
+    words = [word.lower() for word in words]
+    if len(words) > 4 or any(len(word) < 3 or not word.isascii() for word in words):
+        return None
+    kinds = [word for word in words if word not in _FILLERS]
+    if not kinds:
+        return "counted"
+    *adjectives, last = kinds
+    single = _singular(last)
+    if _NO_NOUNS.intersection((*kinds, single)):
+        return None
+    several = single != last or last in _PLURALS
+    return ("counted " if not adjectives and (several or one) else "narrowed ") + " ".join(
+        (*adjectives, single)
+    )
+
+
+def _singular(word: str) -> str:
+    """Takes off the ending of the plural; adverbs such as upwards have none."""
+    if word.endswith(("ss", "us", "is", "wards", "abouts")):
+        return word
+    if word.endswith("ies"):
+        return word[:-3] + "y"
+    if word.endswith(("ses", "xes", "zes", "ches", "shes")):
+        return word[:-2]
+    return word.removesuffix("s")

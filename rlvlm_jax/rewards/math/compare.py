@@ -27,7 +27,7 @@ from rlvlm_jax.rewards.math.parse import (
     product,
     readings,
 )
-from rlvlm_jax.rewards.math.tokens import MAX_CHARS, Unreadable, flat
+from rlvlm_jax.rewards.math.tokens import MAX_CHARS, Unreadable
 
 Status = Literal["ok", "unparsable", "timeout", "no_answer"]
 Rounding = Literal["none", "reference", "both"]
@@ -165,8 +165,6 @@ def _judge(answer: str | None, reference: str | None, judge: _Judge) -> Verdict:
 
 
 def _same_answer(given: Reading, wanted: Reading, judge: _Judge) -> bool:
-    if flat(given.tokens) == flat(wanted.tokens):
-        return True
     letter = _letter(wanted.tree) if not wanted.letter else wanted.letter
     named = given.letter or (given.tree.kind == "symbol" and given.tree.parts[0].upper())
     if letter and named in CHOICES:
@@ -813,8 +811,15 @@ def _fold(line: str) -> str:
     return line.lower() if ordinary else line
 
 
+def _is_expression(tree: Tree) -> bool:
+    return tree.kind in _EXPRESSIONS and all(
+        tree.kind in ("number", "symbol") or _is_expression(part) or part == NOTHING
+        for part in tree.parts
+    )
+
+
 def _equal_values(given: Tree, wanted: Tree, judge: _Judge) -> bool:
-    if not {given.kind, wanted.kind} <= _EXPRESSIONS:
+    if not (_is_expression(given) and _is_expression(wanted)):
         return judge.no(f"a {given.kind}, not a {wanted.kind}")
     if given == wanted:
         return True

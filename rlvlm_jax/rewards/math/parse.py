@@ -42,10 +42,9 @@ class Tree(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """One way to read a box, and its tokens; `letter` is that of `B. 12 cm`, whose tree is 12 cm."""
+    """One way to read a box; `letter` is that of `B. 12 cm`, whose tree is 12 cm."""
 
     tree: Tree
-    tokens: Tokens
     letter: str = ""
 
 
@@ -59,6 +58,7 @@ _TRAILING = frozenset({".", ",", ";", ":", "?", "\n", "checkmark"})
 _TURNED = {">": "<", "ge": "le"}
 _MONEY = {"＄": "dollar", "€": "euro", "£": "pound", "¥": "yuan", "₹": "rupee"}
 _SHORT_WORDS = frozenset({"yes", "no", "true", "dne"})
+_LITERAL_SIGNS = frozenset(":-/.")
 _PROSE = frozenset("-'.&?!")  # signs that may stand among words
 # Runs of two or three letters that are words, so that their order counts; products otherwise
 _WORDS = frozenset(
@@ -95,6 +95,7 @@ _BASE = re.compile(r"\(?([0-9A-F]*\d[0-9A-F]*)\)?_\{(\d{1,2}|[a-z]+)\}")
 _DERIVATIVE = re.compile(r"d(?:\^\{\d\})?\\?[A-Za-z]*|\\partial.*")
 _BARE_UNIT = re.compile(r"[A-Za-z](?:/[A-Za-z])?|\\frac\{[A-Za-z]\}\{[A-Za-z]\}")
 CHOICES = frozenset("ABCDEFGHIJ")
+_PLAIN_NUMBER = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{1,30})?")
 _CHOICE = re.compile(
     r"\(([A-J])\)|([A-J])[.):]|(?:[Oo]ption|[Cc]hoice) *\(?([A-J])(?![A-Za-z])|([A-J]) (?=\d)"
 )
@@ -112,13 +113,17 @@ def readings(content: str) -> tuple[Reading, ...]:
     Raises:
         Unreadable: with the construct that cannot be read.
     """
+    if _PLAIN_NUMBER.fullmatch(content):  # most answers are
+        return (Reading(_number(content)),)
     text = tokens_of.plain(content)
     ways = [tokens_of.tokens(way) for way in dict.fromkeys((tokens_of.join_thousands(text), text))]
-    return tuple(_choice(way) or Reading(_answer(way), way) for way in map(_trim, ways) if way)
+    return tuple(_choice(way) or Reading(_answer(way)) for way in map(_trim, ways) if way)
 
 
 def _choice(tokens: Tokens) -> Reading | None:
     """Reads the letter of a choice and its text; None where another letter or a doubt follows."""
+    if tokens[0].value not in CHOICES and tokens[0].value.lower() not in ("(", "option", "choice"):
+        return None
     match = _CHOICE.match(flat(tokens))
     letter = match and (match[1] or match[2] or match[3] or match[4])
     start = next((i for i, token in enumerate(tokens) if token.value == letter), -1) + 1
@@ -127,14 +132,14 @@ def _choice(tokens: Tokens) -> Reading | None:
     rest = _trim(tokens[start:])
     line = flat(rest)
     if match and match[3] and not rest:
-        return Reading(Tree("symbol", (letter,)), tokens)
+        return Reading(Tree("symbol", (letter,)))
     if not letter or not rest or (match[4] and not (rest[0].space and rest[0].kind == "number")):
         return None
     if re.split(r"[^a-z]", line.lower(), maxsplit=1)[0] in _NO_CHOICE:
         return None
     if not {letter}.issuperset(_CHOICE_AMONG.findall(line)):
         return None
-    return Reading(_answer(rest), tokens, letter)
+    return Reading(_answer(rest), letter)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -309,6 +314,9 @@ def _literal(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     if all(token.kind == "circled" for token in tokens):
         numbers = tuple(_number(token.value) for token in tokens)
         return numbers[0] if len(numbers) == 1 else Tree("list", numbers, ",")
+    literal = (t.value in _LITERAL_SIGNS or t.kind in ("run", "han", "sub") for t in tokens)
+    if not any(literal) and not (len(tokens) > 1 and tokens[1].kind == "number"):
+        return None
     line = flat(tokens)
     time = _TIME.fullmatch(line)
     if time and (time["half"] or (time["m"] and not time["s"]) or "clock" in line):
@@ -531,6 +539,8 @@ def _closing(tokens: Tokens, start: int) -> int:
 
 def _split(tokens: Tokens, separators: frozenset[str]) -> tuple[list[Tokens], list[str]]:
     """Splits at separators outside all brackets; gives the parts and the separators."""
+    if separators.isdisjoint([token.value for token in tokens]):
+        return [tokens], []
     parts, signs, start, depth = [], [], 0, 0
     for i, token in enumerate(tokens):
         depth += (token.value in tokens_of.OPENING) - (token.value in tokens_of.CLOSING)
@@ -547,6 +557,8 @@ def _split(tokens: Tokens, separators: frozenset[str]) -> tuple[list[Tokens], li
 
 def _numbered(tokens: Tokens) -> list[Tokens]:
     """Parts (1) 3, (2) 5; one part where the answer is not numbered so."""
+    if tokens[:1] == () or tokens[0].value != "(":
+        return [tokens]
     marks = [i for i in range(len(tokens) - 2) if re.fullmatch(r"\(\d\)", flat(tokens[i : i + 3]))]
     numbers = [int(tokens[i + 1].value) for i in marks]
     if not marks or marks[0] != 0 or numbers != list(range(1, len(numbers) + 1)):
@@ -638,6 +650,9 @@ def _number(digits: str) -> Tree:
     return Tree("number", (Fraction(digits.rstrip(".")),), digits if "." in digits else "")
 
 
+_END = Token("end")
+
+
 class _Expression:
     """Reads tokens by precedence: sum, product, power."""
 
@@ -656,7 +671,7 @@ class _Expression:
             raise Unreadable(f"{flat(self.tokens):.60} from {rest:.30} on")
 
     def next(self) -> Token:
-        return self.tokens[self.at] if self.at < len(self.tokens) else Token("end")
+        return self.tokens[self.at] if self.at < len(self.tokens) else _END
 
     def take(self, *values: str) -> str:
         """Takes the next token if it is one of these signs, and returns it."""

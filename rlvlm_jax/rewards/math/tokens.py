@@ -134,6 +134,7 @@ CLOSING = frozenset(OPENING.values())
 
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _SPACED_THOUSANDS = re.compile(r"\s*[-+]?\d{1,3}(?: \d{3})+(?:\.\d*)?\s*")
+_GROUPING = re.compile(r"[\\{}]")
 _BRACKET = re.compile(r"\\[{}]|\\begin(?![A-Za-z])|\\end(?![A-Za-z])|\\.|[()\[\]{}]", re.DOTALL)
 _REWRITES: list[tuple[re.Pattern[str], Any]] = [
     (re.compile(pattern), replacement)
@@ -159,6 +160,9 @@ _REWRITES: list[tuple[re.Pattern[str], Any]] = [
         (r"(?<![A-Za-z\\])(\d+(?:\.\d*)?)[eE]([-+]?\d{1,3})(?![\w.])", r"\1\\times 10^{\2}"),
     )
 ]
+_TO_REWRITE = re.compile(
+    r"[$%<>!?*xXeE\u00b2\u00b3\u00b9\u2070-\u209c]|\\[^A-Za-z]|\\(?:te|th|ne)|\.\s*\.|-|\+|\{,"
+)
 # What may stand around or before an answer and adds nothing to it
 _DECORATION = re.compile(r"(\*\*|`+|\")(?P<inside>(?:(?!\1).)+)\1", re.DOTALL)
 _LEAD = re.compile(
@@ -189,8 +193,9 @@ def plain(content: str) -> str:
         if inside == text:
             break
         text = inside
-    for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
+    if _TO_REWRITE.search(text):
+        for pattern, replacement in _REWRITES:
+            text = pattern.sub(replacement, text)
     if _SPACED_THOUSANDS.fullmatch(text):
         text = text.replace(" ", "")
     return text
@@ -210,6 +215,8 @@ def join_thousands(text: str) -> str:
 
 
 def tokens(text: str) -> Tokens:
+    if not _GROUPING.search(text):
+        return _lex([("chars", piece) for piece in _PIECES.findall(text)])
     depth = 0
     for match in _BRACKET.finditer(text):
         bracket = match[0][-1] if match[0][1:] not in ("begin", "end") else match[0]

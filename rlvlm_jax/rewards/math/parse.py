@@ -93,7 +93,7 @@ _DOTTED_LIST = re.compile(r"\d(?:\.\d){2,}\.?")  # the numbers of right statemen
 _SCORE = re.compile(r"(\d{1,3})-(\d{1,3})")
 _BASE = re.compile(r"\(?([0-9A-F]*\d[0-9A-F]*)\)?_\{(\d{1,2}|[a-z]+)\}")
 _DERIVATIVE = re.compile(r"d(?:\^\{\d\})?\\?[A-Za-z]*|\\partial.*")
-_BARE_UNIT = re.compile(r"[A-Za-z](?:/[A-Za-z])?|\\frac\{[A-Za-z]\}\{[A-Za-z]\}")
+_BARE_UNIT = re.compile(r"\\Omega|[A-Za-z](?:/[A-Za-z])?|\\frac\{[A-Za-z]\}\{[A-Za-z]\}")
 CHOICES = frozenset("ABCDEFGHIJ")
 _PLAIN_NUMBER = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{1,30})?")
 _CHOICE = re.compile(
@@ -450,8 +450,8 @@ def _with_tail(value: Tokens, tail: Tokens, depth: int, alone: bool) -> Tree | N
         return _Expression(value).whole()._replace() and _scaled(value, scale[0])
     unit = units.unit(line, spaced=tail[0].space or tail[0].text)
     if unit and unit not in ("'", '"'):
-        runs = [token for token in _every(tail) if token.kind == "run"]
-        if runs and all(len(token.value) == 1 and not token.text for token in runs):
+        runs = [token for token in _every(tail) if token.kind in ("run", "symbol")]
+        if runs and all(t.value in ("Omega", t.value[0]) and not t.text for t in runs):
             plain = (
                 len(value) < 3
                 and value[-1].kind == "number"
@@ -661,6 +661,8 @@ class _Expression:
         self.at = self.functions = 0
 
     def whole(self) -> Tree:
+        if not self.tokens:
+            raise Unreadable("an empty group or argument")
         tree = self.sum()
         self.check(self.at == len(self.tokens))
         return tree

@@ -215,8 +215,6 @@ def join_thousands(text: str) -> str:
 
 
 def tokens(text: str) -> Tokens:
-    if not _GROUPING.search(text):
-        return _lex([("chars", piece) for piece in _PIECES.findall(text)])
     depth = 0
     for match in _BRACKET.finditer(text):
         bracket = match[0][-1] if match[0][1:] not in ("begin", "end") else match[0]
@@ -225,6 +223,8 @@ def tokens(text: str) -> Tokens:
         )
         if depth > MAX_NESTING:
             raise Unreadable(f"brackets in more than {MAX_NESTING} levels")
+    if not _GROUPING.search(text):
+        return _lex([("chars", piece) for piece in _PIECES.findall(text)])
     try:
         walker = LatexWalker(text, latex_context=_CONTEXT, tolerant_parsing=False)
         items = list(_items(walker.get_latex_nodes()[0]))

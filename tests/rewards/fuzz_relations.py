@@ -96,7 +96,12 @@ def _(rng):
 @kind("ratios reduced")
 def _(rng):
     parts, times = rng.sample(range(1, 14), rng.choice((2, 2, 3))), rng.randint(2, 6)
-    one, other = ":".join(map(str, parts)), ":".join(str(times * p) for p in parts)
+    scaled = [times * part for part in parts]
+    one, other = (
+        "AB:BC=" * (len(terms) == 2 and terms[0] < 25 and 9 < terms[1] < 60)  # else a clock time
+        + ":".join(map(str, terms))
+        for terms in (parts, scaled)
+    )
     if len(parts) == 2 and rng.random() < 0.4:
         other = rng.choice((rf"\frac{{{parts[0]}}}{{{parts[1]}}}", f"{parts[0]}/{parts[1]}"))
     if rng.random() < 0.3:

@@ -797,7 +797,7 @@ def _equal_words(given: Tree, wanted: Tree, judge: _Judge) -> bool:
         if "text" in (given.mark, wanted.mark):
             lower = one.lower() == other.lower() and len(one) == 3 and is_word(one)
             return lower or judge.no("letters in another order or case")
-        if is_word(one) or is_word(other):
+        if not one.isupper() and (is_word(one) or is_word(other)):
             return judge.no("another word")
     if "text" in (given.mark, wanted.mark):
         return judge.no("letters set as text")

@@ -451,7 +451,8 @@ def _with_tail(value: Tokens, tail: Tokens, depth: int, alone: bool) -> Tree | N
     unit = units.unit(line, spaced=tail[0].space or tail[0].text)
     if unit and unit not in ("'", '"'):
         runs = [token for token in _every(tail) if token.kind in ("run", "symbol")]
-        if runs and all(t.value in ("Omega", t.value[0]) and not t.text for t in runs):
+        letters_alone = all(t.value in ("Omega", t.value[0]) and not t.text for t in runs)
+        if runs and letters_alone and tail[0].value != "°":
             plain = (
                 len(value) < 3
                 and value[-1].kind == "number"
@@ -761,9 +762,8 @@ class _Expression:
             return (_grouped(token.args[0]),)
         if token.kind == "symbol":
             return (Tree("symbol", (token.value,)),)
-        if token.kind == "function":
-            series = token.value in tokens_of.SERIES
-            return (self.series(token.value) if series else self.function(token.value),)
+        if token.kind in ("function", "series"):
+            return (getattr(self, token.kind)(token.value),)
         if token.kind == "frac":
             above, below = map(flat, token.args)
             if _DERIVATIVE.fullmatch(above) and re.match(r"d\\?[A-Za-z]|\\partial", below):
@@ -887,7 +887,7 @@ class _Expression:
         if value is not None:
             return value
         value = self.signed()
-        while self.starts_factor() and self.next().kind not in ("function", "number"):
+        while self.starts_factor() and self.next().kind not in ("function", "series", "number"):
             if self.next().value in tokens_of.FUNCTIONS:
                 break
             value = product(value, self.factor())

@@ -41,101 +41,82 @@ Tokens = tuple[Token, ...]
 # What is known
 # --------------------------------------------------------------------------------------------------
 
-
-def _set(names: str) -> frozenset[str]:
-    return frozenset(names.split())
-
-
-def _pairs(names: str) -> dict[str, str]:
-    return dict(pair.split(":", 1) for pair in names.split())
-
-
-_CHARS: dict[int, Any] = {0xFF01 + i: 0x21 + i for i in range(93)}  # full-width forms of ASCII
-_CHARS |= {  # ㎝, ㎡
-    i: re.sub(r"\D+", r"\\text{ \g<0>}", unicodedata.normalize("NFKC", chr(i))).replace(
-        "}", "}^", 1
-    )
-    if unicodedata.normalize("NFKC", chr(i))[-1].isdigit()
-    else rf"\text{{ {unicodedata.normalize('NFKC', chr(i))}}}"
-    for i in range(0x3380, 0x33E0)
-}
-_CHARS |= str.maketrans(dict.fromkeys("−﹣‐‑‒–—", "-"))
-_CHARS |= str.maketrans(dict.fromkeys("\u00a0\u2002\u2003\u2009\u200a\u202f\u3000\t\r~", " "))
-# no width, direction of writing, soft hyphen: nothing on the page
-_CHARS |= str.maketrans(dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad", None))
-_CHARS |= str.maketrans(
-    dict(
-        zip(
-            "。、￥º˚“”″′’∶⟨⟩＄〈〉",
-            [*'.,¥°°""', '"', "'", "'", ":", "⟨", "⟩", "＄", "⟨", "⟩"],
-            strict=True,
+_TABLE = """
+symbol: alpha beta gamma delta epsilon=varepsilon zeta eta theta=vartheta iota kappa lambda mu nu xi
+  rho=varrho sigma=varsigma tau upsilon phi=varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma
+  Upsilon Phi Psi Omega Pi pi=textpi infty=infin emptyset=varnothing ell hbar partial nabla
+function: sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp max min gcd lcm
+series: sum prod int lim
+sign: le=leq=leqslant=leqq ge=geq=geqslant=geqq ne=neq approx=thickapprox=textasciitilde in notin
+  sim=backsim cong parallel perp equiv subset subseteq times cdot div pm mp to=rightarrow cup cap
+  to=longrightarrow setminus lbrace={ rbrace=} langle rangle lfloor rfloor lceil rceil prime circ
+  ldots=dots=cdots=dotsc=dotsb therefore because Rightarrow=implies=Longrightarrow=Leftrightarrow
+  angle=measuredangle triangle=bigtriangleup=vartriangle or=lor=vee and=land=wedge over odot
+  checkmark square star bmod pmod forall exists frown <=lt >=gt |=mid=vert=lvert=rvert %=% _=_ #=#
+  norm=lVert=rVert=Vert=| *=ast °=degree=degrees=textdegree ＄=textdollar=$ :=colon [=lbrack ]=rbrack
+blank: , ; : > / quad qquad thinspace enspace hfill nobreak space medspace
+dropped: ! left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr bigm rm
+  displaystyle textstyle scriptstyle limits nolimits bf it sf tt bfseries itshape mathstrut hline
+  tiny small footnotesize normalsize large Large LARGE huge Huge boldmath thinmuskip negthinspace
+text: text textrm textbf textit textsf texttt textnormal textup textmd mbox hbox unit si emph mathrm
+font: mathbf mathit mathsf mathtt mathnormal boldsymbol bm bold mathcal mathscr mathfrak underline
+  operatorname fbox boxed ensuremath number num underbrace overbrace
+frac: frac dfrac tfrac cfrac nicefrac sfrac flatfrac
+binom: binom dbinom tbinom
+root: sqrt surd
+accent: vec=overrightarrow bar=overline dot tilde hat=widehat=overarc=wideparen
+other: color textcolor tag mathbb circled=textcircled overset=stackrel qty=SI=quantity
+"""
+_MACROS: dict[str, tuple[str, str]] = {"\\": ("sign", "\n"), " ": ("blank", "")}  # kind, one name
+for _line in re.sub(r"\n  ", " ", _TABLE.strip()).split("\n"):
+    _kind, _, _names = _line.partition(": ")
+    for _name, *_others in (re.split(r"(?<!^)=", spelled) for spelled in _names.split()):
+        _MACROS |= dict.fromkeys(
+            (*_others, *[_name] * (_kind != "sign" or _name not in "<>*°＄")), (_kind, _name)
         )
-    )
-)
-_CHARS |= str.maketrans({"℃": "°C", "℉": "°F", "\u2126": "Ω", "…": r"\ldots ", "⋯": r"\ldots "})
-_MACROS = _pairs(
-    """α:alpha β:beta γ:gamma δ:delta ε:epsilon ζ:zeta η:eta θ:theta ι:iota κ:kappa
-    λ:lambda μ:mu ν:nu ξ:xi ρ:rho σ:sigma τ:tau υ:upsilon φ:phi χ:chi ψ:psi ω:omega π:pi Γ:Gamma
-    Δ:Delta Θ:Theta Λ:Lambda Σ:Sigma Φ:Phi Ψ:Psi ×:times ÷:div ·:cdot ⋅:cdot •:cdot ±:pm ∓:mp ≤:le
-    ⩽:le ≦:le ≥:ge ⩾:ge ≧:ge ≠:ne ≈:approx ∥:parallel ⊥:perp ∞:infty ∪:cup ∩:cap →:to ∈:in
-    ∅:emptyset ∠:angle △:triangle ∴:therefore ⇒:Rightarrow √:surd ∑:sum ∫:int ≅:cong ∽:sim ∼:sim
-    ∧:wedge ∨:vee ⊂:subset ⊆:subseteq ∉:notin ℝ:reals ⌊:lfloor ⌋:rfloor ⌈:lceil ⌉:rceil
-    ✓:checkmark ∵:because ≌:cong"""
-)
-_CHARS |= {ord(char): rf"\{name} " for char, name in _MACROS.items()}
-_CHARS |= {
-    ord(char): rf"\frac{{{above}}}{{{below}}}"
-    for char, above, below in zip("½⅓⅔¼¾", "11213", "23344", strict=True)
-}
-_CHARS |= {0x2460 + i: rf"\circled{{{i + 1}}}" for i in range(10)}  # ①
-_SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ₀₁₂₃₄₅₆₇₈₉ₙ", "0123456789+-n0123456789n")
 
-GREEK = _set("""alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau
-    upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega""")
-SYMBOLS = GREEK | _set("pi infty emptyset ell hbar reals Pi partial nabla")
-FUNCTIONS = _set("""sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp max min gcd lcm
-    sqrt""")
-SERIES = frozenset(("sum", "prod", "int", "lim"))
-RELATIONS = _set("""= < > le ge ne approx in notin sim cong parallel perp equiv subset subseteq""")
-_SIGNS = RELATIONS | _set("""times cdot div pm mp to cup cap setminus lbrace rbrace langle rangle lfloor rfloor lceil
-    rceil ldots therefore Rightarrow angle triangle circ prime or and norm checkmark because square
-    star bmod pmod forall exists odot frown over""")
-_SAME = _pairs(
-    """leq:le leqslant:le leqq:le geq:ge geqslant:ge geqq:ge neq:ne lt:< gt:>
-    infin:infty varnothing:emptyset varepsilon:epsilon vartheta:theta varphi:phi varrho:rho
-    varsigma:sigma lor:or vee:or land:and wedge:and rightarrow:to longrightarrow:to mid:| vert:|
-    lvert:| rvert:| lVert:norm rVert:norm Vert:norm dots:ldots cdots:ldots dotsc:ldots dotsb:ldots
-    ast:* implies:Rightarrow degree:° textdegree:° degrees:° textdollar:＄ $:＄ %:% #:# &:& _:_
-    thickapprox:approx lbrack:[ rbrack:] measuredangle:angle bigtriangleup:triangle vartriangle:triangle backsim:sim
-    textasciitilde:approx Longrightarrow:Rightarrow Leftrightarrow:Rightarrow textpi:pi"""
-) | {"colon": ":", "{": "lbrace", "}": "rbrace", "|": "norm"}
-_BLANKS = _set(", ; : > / quad qquad thinspace enspace hfill nobreak space medspace")
-_BLANKS |= {" "}
-_DROPPED = _set("""! left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr bigm
-    displaystyle textstyle scriptstyle limits nolimits bf it sf tt bfseries itshape mathstrut tiny
-    small footnotesize normalsize large Large LARGE huge Huge boldmath thinmuskip negthinspace
-    hline""")
-_TEXT = _set("""text textrm textbf textit textsf texttt textnormal textup textmd mbox hbox unit si emph
-    mathrm""")
-_FONTS = _set("""mathbf mathit mathsf mathtt mathnormal boldsymbol bm bold mathcal mathscr mathfrak operatorname
-    underline fbox boxed ensuremath number num underbrace overbrace displaylines""")
-_FRACTIONS = _set("frac dfrac tfrac cfrac nicefrac sfrac flatfrac")
-_ARGUMENTS = dict.fromkeys(_FRACTIONS, "frac") | dict.fromkeys(
-    ("binom", "dbinom", "tbinom"), "binom"
+
+def names(kind: str) -> frozenset[str]:
+    """The macros of one kind, each by one name."""
+    return frozenset(name for found, name in _MACROS.values() if found == kind)
+
+
+SYMBOLS, FUNCTIONS = names("symbol"), names("function") | {"sqrt"}
+RELATIONS = frozenset(
+    ("= < > le ge ne approx in notin sim cong parallel perp equiv subset subseteq").split()
 )
-_ACCENTS = {"vec": "vec", "overrightarrow": "vec", "overline": "bar", "bar": "bar", "dot": "dot"}
-_ACCENTS |= {"hat": "hat", "widehat": "hat", "overarc": "hat", "wideparen": "hat", "tilde": "tilde"}
-LINES = _set("cases array aligned align align* gathered rcases dcases split")
-MATRICES = _set("matrix pmatrix bmatrix Bmatrix vmatrix Vmatrix smallmatrix array")
-SPELLED = _set("pi theta alpha beta gamma lambda omega sigma infty")  # in plain text
+LINES = frozenset(("cases", "rcases", "dcases", "array", "aligned", "align", "gathered", "split"))
+MATRICES = frozenset(f"{kind}matrix" for kind in ("", "p", "b", "B", "v", "V", "small")) | {"array"}
+SPELLED = frozenset(("pi", "theta", "alpha", "beta", "gamma", "lambda", "omega", "sigma", "infty"))
 OPENING = {"(": ")", "[": "]", "lbrace": "rbrace", "langle": "rangle"}
 OPENING |= {"lfloor": "rfloor", "lceil": "rceil"}
 CLOSING = frozenset(OPENING.values())
 
+_UNICODE = """α:alpha β:beta γ:gamma δ:delta ε:epsilon ζ:zeta η:eta θ:theta ι:iota κ:kappa λ:lambda
+μ:mu ν:nu ξ:xi ρ:rho σ:sigma τ:tau υ:upsilon φ:phi χ:chi ψ:psi ω:omega π:pi Γ:Gamma Δ:Delta Θ:Theta
+Λ:Lambda Σ:Sigma Φ:Phi Ψ:Psi ×:times ÷:div ·:cdot ⋅:cdot •:cdot ±:pm ∓:mp ≤:le ⩽:le ≦:le ≥:ge ⩾:ge
+≧:ge ≠:ne ≈:approx ∥:parallel ⊥:perp ∞:infty ∪:cup ∩:cap →:to ∈:in ∅:emptyset ∠:angle △:triangle
+∴:therefore ∵:because ⇒:Rightarrow √:surd ∑:sum ∫:int ≅:cong ≌:cong ∽:sim ∼:sim ∧:wedge ∨:vee
+⊂:subset ⊆:subseteq ∉:notin ⌊:lfloor ⌋:rfloor ⌈:lceil ⌉:rceil ✓:checkmark …:ldots ⋯:ldots ⟨:langle
+⟩:rangle 〈:langle 〉:rangle ℝ:mathbb{R} ½:frac12 ⅓:frac13 ⅔:frac23 ¼:frac14 ¾:frac34"""
+_CHARS: dict[int, Any] = {0xFF01 + i: 0x21 + i for i in range(93)}  # full-width forms of ASCII
+_CHARS |= {ord(pair[0]): rf"\{pair[2:]} " for pair in _UNICODE.split()}
+_CHARS |= {0x2460 + i: rf"\circled{{{i + 1}}}" for i in range(10)}  # ①
+_CHARS |= str.maketrans(dict.fromkeys("−﹣‐‑‒–—", "-") | dict.fromkeys("′’", "'"))
+_CHARS |= str.maketrans(dict.fromkeys("\u00a0\u2002\u2003\u2009\u200a\u202f\u3000\t\r~", " "))
+# no width, direction of writing, soft hyphen: nothing on the page
+_CHARS |= str.maketrans(dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad", None))
+_CHARS |= str.maketrans("。、￥º˚“”″∶\u2126", '.,¥°°""":Ω')
+_CHARS |= {ord("℃"): "°C", ord("℉"): "°F"}
+for _code in range(0x3380, 0x33E0):  # ㎝, ㎡
+    _unit = unicodedata.normalize("NFKC", chr(_code))
+    _CHARS[_code] = re.sub(r"^(\D+)(\d?)$", r"\\text{ \1}^{\2}", _unit).removesuffix("^{}")
+_SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ₀₁₂₃₄₅₆₇₈₉ₙ", "0123456789+-n0123456789n")
+
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _SPACED_THOUSANDS = re.compile(r"\s*[-+]?\d{1,3}(?: \d{3})+(?:\.\d*)?\s*")
 _GROUPING = re.compile(r"[\\{}]")
-_BRACKET = re.compile(r"\\[{}]|\\begin(?![A-Za-z])|\\end(?![A-Za-z])|\\.|[()\[\]{}]", re.DOTALL)
+_BRACKET = re.compile(r"\\(?:begin|end)(?![A-Za-z])|[()\[\]{}]")
 _REWRITES: list[tuple[re.Pattern[str], Any]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -180,6 +161,7 @@ _CONTEXT = LatexContextDb()  # knows no macro: `_tokens` takes the arguments
 
 
 def plain(content: str) -> str:
+    """Writes typed characters as LaTeX, and takes off what only stands around an answer."""
     text = content.translate(_CHARS)
     while True:  # **Answer: 20** and Answer: **20**
         text = text.strip()
@@ -187,9 +169,8 @@ def plain(content: str) -> str:
         inside = decorated["inside"].strip() if decorated else text
         lead = _LEAD.match(inside)
         if lead:
-            inside = (r"\text{" if r"\text{" in lead[0] and not lead["close"] else "") + inside[
-                lead.end() :
-            ]
+            opened = r"\text{" in lead[0] and not lead["close"]
+            inside = r"\text{" * opened + inside[lead.end() :]
         if inside == text:
             break
         text = inside
@@ -215,22 +196,19 @@ def join_thousands(text: str) -> str:
 
 
 def tokens(text: str) -> Tokens:
+    """Cuts the text of a box into tokens; raises Unreadable for what is not listed above."""
     depth = 0
-    for match in _BRACKET.finditer(text):
-        bracket = match[0][-1] if match[0][1:] not in ("begin", "end") else match[0]
-        depth += (bracket in "([{" or bracket == r"\begin") - (
-            bracket in ")]}" or bracket == r"\end"
-        )
+    for bracket in _BRACKET.findall(text):
+        depth += bracket[-1] in "([{n" or -1  # the n of \\begin
         if depth > MAX_NESTING:
             raise Unreadable(f"brackets in more than {MAX_NESTING} levels")
     if not _GROUPING.search(text):
         return _lex([("chars", piece) for piece in _PIECES.findall(text)])
     try:
         walker = LatexWalker(text, latex_context=_CONTEXT, tolerant_parsing=False)
-        items = list(_items(walker.get_latex_nodes()[0]))
+        return _lex(list(_items(walker.get_latex_nodes()[0])))
     except LatexWalkerParseError:
         raise Unreadable("a group or environment that is not closed") from None
-    return _lex(items)
 
 
 Item = tuple[str, Any]
@@ -368,66 +346,40 @@ def _table(name: str, items: list[Item], depth: int) -> Token:
 
 
 def _macro(name: str, queue: list[Item], text: bool, depth: int) -> list[Token]:
-    if name in _BLANKS:
-        return [Token("blank")]
-    name = _SAME.get(name, name)
-    if name in _DROPPED or name == "rm":
+    if name not in _MACROS:
+        raise Unreadable(rf"\{name}")
+    kind, same = _MACROS[name]
+    if kind == "dropped":
         if name in ("left", "right") and queue and queue[-1] == ("chars", "."):
             queue.pop()
         return []
-    if name == "\\":
-        return [Token("sign", "\n")]
-    if name in _SIGNS or not name.isalpha():
-        return [Token("sign", name)]
-    if name in SYMBOLS:
-        return [Token("symbol", name)]
-    if name in ("sqrt", "surd"):
+    if kind in ("blank", "sign", "symbol", "function", "series"):
+        return [Token(kind, same)]
+    if kind == "root":
         index = _bracketed(queue, text, depth, "]") if queue and queue[-1][1] == "[" else ()
-        return [Token("root", "", (_argument(queue, text, depth, name == "surd"), index))]
-    if name in FUNCTIONS | SERIES:
-        return [Token("function", name)]
-    if name in _ARGUMENTS:
-        both = tuple(_argument(queue, text, depth) for _ in range(2))
-        return [Token(_ARGUMENTS[name], "", both)]
-    if name in _ACCENTS:
-        return [Token("accent", _ACCENTS[name], (_argument(queue, text, depth),))]
-    if name in _TEXT | _FONTS:
-        if queue and queue[-1][0] == "group":
-            return list(_lexed(queue.pop()[1][::-1], text or name in _TEXT, depth + 1))
-        return list(_argument(queue, text or name in _TEXT, depth))
-    if name in (
-        "color",
-        "textcolor",
-        "tag",
-        "mathbb",
-        "circled",
-        "textcircled",
-        "overset",
-        "qty",
-        "SI",
-        "quantity",
-        "stackrel",
-    ):
-        return _rare(name, _argument(queue, True, depth), queue, depth)
-    raise Unreadable(rf"\{name}")
-
-
-def _rare(name: str, first: Tokens, queue: list[Item], depth: int) -> list[Token]:
+        return [Token("root", "", (_argument(queue, text, depth, whole=name == "surd"), index))]
+    if kind in ("text", "font") and queue and queue[-1][0] == "group":
+        return list(_lexed(queue.pop()[1][::-1], text or kind == "text", depth + 1))
+    first = _argument(queue, text or kind in ("text", "other"), depth)
+    if kind in ("text", "font"):
+        return list(first)
+    if kind in ("frac", "binom"):
+        return [Token(kind, "", (first, _argument(queue, text, depth)))]
+    if kind == "accent":
+        return [Token("accent", same, (first,))]
     label = flat(first)
-    if name in ("color", "textcolor", "tag"):
-        if label == "white":
-            raise Unreadable(r"\color{white}")
-        return list(_argument(queue, False, depth)) if name == "textcolor" else []
-    if name == "mathbb":
+    if same == "mathbb":
         return [Token("symbol", "reals" if label == "R" else f"mathbb {label}")]
-    if name.endswith("circled"):
+    if same == "circled":
         return [Token("circled", label)]
-    second = _argument(queue, name not in ("overset", "stackrel"), depth)
-    if name not in ("overset", "stackrel"):
-        return [*first, Token("blank"), *second]
-    if label != "frown":
-        raise Unreadable(rf"\{name}")
-    return [Token("accent", "hat", (second,))]
+    if label == "white" or (same == "overset" and label != "frown"):
+        raise Unreadable(rf"\{name}{{{label}}}")
+    if same in ("color", "tag"):
+        return []
+    second = _argument(queue, same == "qty", depth)
+    if same == "overset":
+        return [Token("accent", "hat", (second,))]
+    return [*first, Token("blank"), *second] if same == "qty" else list(second)
 
 
 def flat(tokens: Tokens) -> str:

@@ -86,19 +86,11 @@ Words: up to case and a leading article.
 """
 
 from rlvlm_jax.rewards.math.algebra import NeedsAlgebra
-from rlvlm_jax.rewards.math.compare import (
-    DEFAULT_RULES,
-    Rounding,
-    Rules,
-    Verdict,
-    explain,
-    problem,
-    quick,
-    strict,
-    warm_up,
-)
-from rlvlm_jax.rewards.math.parse import Tree, readings
+from rlvlm_jax.rewards.math.compare import explain, problem, quick, strict, warm_up
+from rlvlm_jax.rewards.math.expression import Tree
+from rlvlm_jax.rewards.math.parse import readings
 from rlvlm_jax.rewards.math.tokens import Unreadable
+from rlvlm_jax.rewards.math.verdict import DEFAULT_RULES, Rounding, Rules, Verdict
 
 # The version of the conventions above; 1 was not written down.
 JUDGE_VERSION = 2

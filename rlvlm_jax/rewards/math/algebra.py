@@ -1,28 +1,22 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Decides whether two expressions, equations or solution sets are equal, exactly or not at all.
+r"""Computer algebra: are two expressions, relations or sets of solutions equal?
 
-Third step of the strict judge, called by `compare` for what is no word, unit or list. `Ratio` is a
-normal form of rational expressions in letters, pi, i and square roots: two are equal where their
-difference is zero, and the answer comes at once. The rest goes to sympy, which may run for ever, in
-a worker only. Trees are turned into sympy objects here and not by a LaTeX reader, since those have
-a mind of their own: latex2sympy2_extended reads I as the imaginary unit, \\Gamma as a constant and
-0.25 as a float, and takes ten to a hundred milliseconds for a formula.
+Part of comparing, for what `ratio` cannot decide. sympy may run for ever, so all of this belongs in
+a worker. Equality is shown exactly or not at all. Trees are turned into sympy objects here and not
+by a reader of LaTeX, since those have a mind of their own: latex2sympy2_extended reads I as the
+imaginary unit, \Gamma as a constant and 0.25 as a float, and needs ten to a hundred milliseconds.
 """
 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
-from rlvlm_jax.rewards.math.parse import Tree
-
-MAX_BITS = 20_000  # of an exact number
-MAX_TERMS = 300  # of a polynomial
-MAX_POWER = 40  # of a polynomial
-MAX_RADICAND = 10**10
+from rlvlm_jax.rewards.math.expression import Tree
+from rlvlm_jax.rewards.math.ratio import MAX_BITS, SAMPLES, TRIGONOMETRY, names
 
 
 class NeedsAlgebra(Exception):  # noqa: N818 (no error: it sends an item to the workers)
@@ -33,254 +27,6 @@ class Undecided(Exception):  # noqa: N818 (an outcome: the verdict is "unparsabl
     """Raised where neither equality nor difference can be shown."""
 
 
-# --------------------------------------------------------------------------------------------------
-# A normal form of rational expressions
-# --------------------------------------------------------------------------------------------------
-
-Monomial = tuple[tuple[str, int], ...]  # sorted; square roots as "√2", which are independent
-Polynomial = Mapping[Monomial, Fraction]
-
-
-class Ratio(NamedTuple):
-    """A quotient of two polynomials, not reduced."""
-
-    above: Polynomial
-    below: Polynomial
-
-
-_ONE: Polynomial = {(): Fraction(1)}
-
-
-@functools.lru_cache(maxsize=4096)
-def ratio(tree: Tree, degrees: Fraction | None = None) -> Ratio | None:
-    """Brings an expression to its normal form; None where it has functions, or is too large.
-
-    Args:
-        tree: an expression.
-        degrees: what a degree stands for; None drops the sign, as a unit left out.
-    """
-    try:
-        return _ratio(tree)
-    except _TooHardError:
-        return None
-
-
-class _TooHardError(Exception):
-    pass
-
-
-def _ratio(tree: Tree) -> Ratio:
-    kind, parts = tree.kind, tree.parts
-    if kind == "number":
-        return Ratio({(): parts[0]} if parts[0] else {}, _ONE)
-    if kind == "symbol":
-        if parts[0] in ("infty", "emptyset", "reals"):
-            raise _TooHardError
-        return Ratio({((parts[0], 1),): Fraction(1)}, _ONE)
-    if kind == "sum":
-        return functools.reduce(_plus, map(_ratio, parts))
-    if kind == "product":
-        return functools.reduce(_times, map(_ratio, parts))
-    if kind == "quotient":
-        return _over(_ratio(parts[0]), _ratio(parts[1]))
-    if kind == "power":
-        return _power(_ratio(parts[0]), _ratio(parts[1]))
-    if kind == "call" and tree.mark == "degree":
-        return _ratio(parts[0])
-    if kind == "call" and tree.mark == "factorial":
-        n = constant(_ratio(parts[0]))
-        if n is not None and n.denominator == 1 and 0 <= n <= 500:
-            return Ratio({(): Fraction(math.factorial(int(n)))}, _ONE)
-    if kind == "call" and tree.mark == "binom":
-        both = [constant(_ratio(part)) for part in parts]
-        if all(n is not None and n.denominator == 1 and 0 <= n <= 500 for n in both):
-            return Ratio({(): Fraction(math.comb(*map(int, both)))}, _ONE)  # type: ignore[arg-type]
-    if kind == "call" and tree.mark == "root":
-        index = constant(_ratio(parts[1])) if len(parts) > 1 else Fraction(2)
-        return _root(constant(_ratio(parts[0])), index)
-    if kind == "call" and tree.mark == "abs":
-        value = constant(_ratio(parts[0]))
-        if value is not None:
-            return Ratio({(): abs(value)}, _ONE) if value else Ratio({}, _ONE)
-    raise _TooHardError
-
-
-def constant(value: Ratio) -> Fraction | None:
-    """The value of a rational constant, None for the rest."""
-    if set(value.above) <= {()} and set(value.below) == {()}:
-        return value.above.get((), Fraction(0)) / value.below[()]
-    return None
-
-
-def _plus(a: Ratio, b: Ratio) -> Ratio:
-    if a.below == b.below:
-        return Ratio(_add(a.above, b.above), a.below)
-    above = _add(_multiply(a.above, b.below), _multiply(b.above, a.below))
-    return Ratio(above, _multiply(a.below, b.below))
-
-
-def _times(a: Ratio, b: Ratio) -> Ratio:
-    return Ratio(_multiply(a.above, b.above), _multiply(a.below, b.below))
-
-
-def _over(a: Ratio, b: Ratio) -> Ratio:
-    if not b.above:
-        raise _TooHardError  # no number
-    return Ratio(_multiply(a.above, b.below), _multiply(a.below, b.above))
-
-
-def _power(base: Ratio, exponent: Ratio) -> Ratio:
-    n = constant(exponent)
-    value = constant(base)
-    if n is None:
-        raise _TooHardError
-    if n.denominator != 1:
-        if n.denominator > 10 or abs(n.numerator) > 10:
-            raise _TooHardError
-        root = _root(value, Fraction(n.denominator))
-        return _power(root, Ratio({(): Fraction(n.numerator)}, _ONE))
-    if value is not None:
-        size = max(value.numerator.bit_length(), value.denominator.bit_length())
-        if size * abs(n) > MAX_BITS or (value == 0 and n <= 0):
-            raise _TooHardError
-        return Ratio({(): value**n} if value else {}, _ONE)
-    if abs(n) > MAX_POWER or not base.above:
-        raise _TooHardError
-    factor = base if n >= 0 else Ratio(base.below, base.above)
-    return functools.reduce(_times, [factor] * abs(int(n)), Ratio(_ONE, _ONE))
-
-
-def _root(value: Fraction | None, index: Fraction | None) -> Ratio:
-    if (
-        value is None
-        or index is None
-        or index.denominator != 1
-        or not 2 <= index <= 10
-        or value < 0
-    ):
-        raise _TooHardError
-    n = int(index)
-    above, below = (_exact_root(part, n) for part in (value.numerator, value.denominator))
-    if above is not None and below is not None:
-        return Ratio({(): Fraction(above, below)} if above else {}, _ONE)
-    radicand = value.numerator * value.denominator
-    if n != 2 or radicand > MAX_RADICAND:
-        raise _TooHardError
-    outside, primes, divisor = 1, [], 2
-    while divisor * divisor <= radicand:
-        while radicand % (divisor * divisor) == 0:
-            radicand //= divisor * divisor
-            outside *= divisor
-        if radicand % divisor == 0:
-            primes.append(divisor)
-            radicand //= divisor
-        divisor += 1
-    primes += [radicand] if radicand > 1 else []
-    monomial = tuple(sorted((f"√{prime}", 1) for prime in primes))
-    return Ratio({monomial: Fraction(outside, value.denominator)}, _ONE)
-
-
-def _exact_root(n: int, index: int) -> int | None:
-    if n.bit_length() > 4096:
-        raise _TooHardError
-    low, high = 0, 1 << (n.bit_length() // index + 1)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if middle**index <= n else (low, middle - 1)
-    return low if low**index == n else None
-
-
-def _add(a: Polynomial, b: Polynomial) -> Polynomial:
-    total = dict(a)
-    for monomial, factor in b.items():
-        total[monomial] = total.get(monomial, Fraction(0)) + factor
-        if not total[monomial]:
-            del total[monomial]
-    return total
-
-
-def _multiply(a: Polynomial, b: Polynomial) -> Polynomial:
-    if len(a) * len(b) > MAX_TERMS:
-        raise _TooHardError
-    if b == _ONE or a == _ONE:
-        return a if b == _ONE else b
-    total: dict[Monomial, Fraction] = {}
-    for (one, m), (other, n) in itertools.product(a.items(), b.items()):
-        powers = dict(one)
-        factor = m * n
-        for name, power in other:
-            powers[name] = powers.get(name, 0) + power
-            if name[0] == "√" and powers[name] == 2:
-                factor *= int(name[1:])
-                del powers[name]
-            elif name == "i" and powers[name] > 1:
-                factor, powers[name] = -factor, powers[name] - 2
-                if not powers[name]:
-                    del powers[name]
-        monomial = tuple(sorted(powers.items()))
-        total[monomial] = total.get(monomial, Fraction(0)) + factor
-    return {monomial: factor for monomial, factor in total.items() if factor}
-
-
-def same(a: Ratio, b: Ratio) -> bool | None:
-    """Whether two normal forms are equal; None where they are too large to tell."""
-    try:
-        return _multiply(a.above, b.below) == _multiply(b.above, a.below)
-    except _TooHardError:
-        return None
-
-
-def approximate(value: Ratio) -> float | Fraction | None:
-    """The value of a real constant: exact where it is rational; None where it has letters."""
-    exact = constant(value)
-    if exact is not None:
-        return exact
-    both = []
-    for polynomial in value:
-        total = 0.0
-        for monomial, factor in polynomial.items():
-            if not 1e-100 < abs(factor) < 1e100:
-                return None
-            term = float(factor)
-            for name, power in monomial:
-                if name not in _CONSTANTS and name[0] != "√":
-                    return None
-                root = math.sqrt(int(name[1:])) if name[0] == "√" else _CONSTANTS[name]
-                term *= root**power
-            total += term
-        both.append(total)
-    return both[0] / both[1] if both[1] else None
-
-
-_CONSTANTS = {"pi": math.pi, "e": math.e}
-
-
-def proportional(a: Ratio, b: Ratio) -> Fraction | None:
-    """The number that makes a polynomial out of another one; None where there is none.
-
-    For polynomials alone: None too where a letter stands below.
-    """
-    if set(a.below) != {()} or set(b.below) != {()} or set(a.above) != set(b.above) or not a.above:
-        return None
-    quotients = {a.above[monomial] / b.above[monomial] for monomial in a.above}
-    quotient = quotients.pop()
-    return None if quotients else quotient * b.below[()] / a.below[()]
-
-
-def is_linear(value: Ratio) -> bool:
-    """Whether it is a polynomial of the first degree in its letters, with rational factors."""
-    names = {name for monomial in value.above for name, _ in monomial}
-    plain = not any(name in _CONSTANTS or name[0] == "√" or name == "i" for name in names)
-    degree = all(sum(power for _, power in monomial) < 2 for monomial in value.above)
-    return plain and degree and set(value.below) == {()} and bool(names)
-
-
-# --------------------------------------------------------------------------------------------------
-# What needs computer algebra: in a worker only
-# --------------------------------------------------------------------------------------------------
-
-_SAMPLES = ("1/3", "2", "5/2", "7", "1", "3", "11/5", "1/7")
-_TRIGONOMETRY = frozenset(("sin", "cos", "tan", "cot", "sec", "csc"))
 _NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ceil": "ceiling", "max": "Max"}
 _NAMES |= {"min": "Min", "floor": "floor", "factorial": "factorial", "binom": "binomial"}
 
@@ -307,7 +53,7 @@ def symbolic(tree: Tree, radians: bool = False) -> Any:
         return sympy.Symbol(repr(tree), real=True)
     if kind not in ("sum", "product", "quotient", "power", "call"):
         raise Undecided(f"a {kind} in a formula")
-    inside = [symbolic(part, radians or tree.mark in _TRIGONOMETRY) for part in parts]
+    inside = [symbolic(part, radians or tree.mark in TRIGONOMETRY) for part in parts]
     if any(part.has(sympy.oo, sympy.nan, sympy.zoo) for part in inside) and kind != "series":
         if kind != "product" or len(inside) != 2 or inside[0] != -1:
             raise Undecided("arithmetic with infinity")
@@ -401,7 +147,7 @@ def equal_expressions(given: Tree, wanted: Tree, tolerance: float | None, radian
     patterns = list(itertools.islice(itertools.product((1, -1), repeat=len(letters)), 16))
     real_somewhere = False
     for signs, shift in itertools.product(patterns, (0, 1, 2, 4)):
-        numbers = itertools.islice(itertools.cycle(_SAMPLES), shift, shift + len(letters))
+        numbers = itertools.islice(itertools.cycle(SAMPLES), shift, shift + len(letters))
         point = {x: s * sympy.Rational(n) for x, s, n in zip(letters, signs, numbers, strict=True)}
         values = [_value_at(x, point) for x in (a, b)]
         if None in values:
@@ -498,7 +244,7 @@ def _same_curve(a: Any, b: Any) -> bool:
     if sides[0] != sides[1]:
         return False
     letters = sorted(a.free_symbols, key=str)
-    for letter, number in itertools.product(letters, _SAMPLES):
+    for letter, number in itertools.product(letters, SAMPLES):
         point = {x: sympy.Rational(number) for x in letters if x != letter}
         if sympy.solveset(a.subs(point), letter, sympy.S.Reals) is not sympy.S.EmptySet:
             return True
@@ -520,7 +266,7 @@ def same_solutions(given: Tree, wanted: Tree) -> bool:
 
 
 def _letters_of(tree: Tree) -> set[str]:
-    return set(_names(tree)) - {"pi", "e", "i", "infty", "reals", "emptyset"}
+    return set(names(tree)) - {"pi", "e", "i", "infty", "reals", "emptyset"}
 
 
 def solutions(tree: Tree) -> Any:
@@ -579,67 +325,3 @@ def _same_set(a: Any, b: Any) -> bool:
     if {type(a), type(b)} & {sympy.ConditionSet, sympy.Complement, sympy.ImageSet}:
         raise Undecided("solutions that cannot be listed")
     return False
-
-
-# --------------------------------------------------------------------------------------------------
-# Difference in floating point: shown quickly, equality never
-# --------------------------------------------------------------------------------------------------
-
-_FUNCTIONS: dict[str, Callable[..., float]] = {
-    "sin": math.sin, "cos": math.cos, "tan": math.tan, "cot": lambda x: 1 / math.tan(x),
-    "sec": lambda x: 1 / math.cos(x), "csc": lambda x: 1 / math.sin(x), "arcsin": math.asin,
-    "arccos": math.acos, "arctan": math.atan, "sinh": math.sinh, "cosh": math.cosh,
-    "tanh": math.tanh, "ln": math.log, "lg": math.log10, "log": lambda x, base=10: math.log(x, base),
-    "root": lambda x, n=2: x ** (1 / n), "abs": abs, "max": max, "min": min, "degree": lambda x: x,
-}  # fmt: skip
-_LARGE = 1e9  # beyond it a float's last digits may hide a difference
-
-
-def differ(given: Tree, wanted: Tree, tolerance: float) -> bool:
-    """Whether two expressions clearly differ at some values of their letters."""
-    names = sorted({*_names(given), *_names(wanted)})
-    for shift in (0, 3, 5):
-        numbers = itertools.islice(itertools.cycle(_SAMPLES), shift, shift + len(names))
-        point = {name: float(Fraction(number)) for name, number in zip(names, numbers, strict=True)}
-        try:
-            a, b = _float(given, point), _float(wanted, point)
-        except (ValueError, ArithmeticError, TypeError, KeyError):
-            continue
-        if abs(a - b) > max(1e-6, 2 * tolerance) * (1 + max(abs(a), abs(b))):
-            return True
-    return False
-
-
-def _names(tree: Tree) -> Iterator[str]:
-    if tree.kind == "symbol":
-        yield tree.parts[0]
-    for part in tree.parts:
-        if isinstance(part, Tree):
-            yield from _names(part)
-
-
-def _float(tree: Tree, point: Mapping[str, float], radians: bool = False) -> float:
-    kind, parts = tree.kind, tree.parts
-    if kind == "number":
-        value = float(parts[0])
-    elif kind == "symbol":
-        if parts[0] in ("i", "infty", "reals", "emptyset"):
-            raise ValueError
-        value = _CONSTANTS.get(parts[0]) or point[parts[0]]
-    else:
-        inside = [_float(part, point, radians or tree.mark in _TRIGONOMETRY) for part in parts]
-        if kind == "sum":
-            value = math.fsum(inside)
-        elif kind == "product":
-            value = math.prod(inside)
-        elif kind == "quotient":
-            value = inside[0] / inside[1]
-        elif kind == "power":
-            value = inside[0] ** inside[1]
-        elif kind == "call" and tree.mark == "degree":
-            value = math.radians(inside[0]) if radians else inside[0]
-        else:
-            value = _FUNCTIONS[tree.mark](*inside)
-    if not isinstance(value, float | int) or not abs(value) < _LARGE:
-        raise ValueError
-    return value

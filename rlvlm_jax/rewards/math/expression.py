@@ -1,0 +1,394 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Reads tokens by precedence: sums, products, powers, functions.
+
+Part of reading an answer, for what `parse` does not find to be anything else. A tree has every
+function's argument and every product explicit.
+"""
+
+import re
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from rlvlm_jax.rewards.math.tokens import (
+    FUNCTIONS,
+    SPELLED,
+    Token,
+    Tokens,
+    Unreadable,
+    closing,
+    flat,
+    split,
+)
+
+MAX_CHAIN = 30  # of divisions, powers or functions in one expression: each is a level of its tree
+
+
+class Tree(NamedTuple):
+    """An answer, a part of it, or an expression.
+
+    Attributes:
+        kind: of answers: "list", "set", "union", "bracket" (tuple, point, interval), "matrix",
+            "relation", "ratio", "quantity" (value and unit), "compound" (of quantities), "time",
+            "date", "score", "base", "run" (letters that stand alone), "word", "text", "nothing".
+            Of expressions: "number", "symbol", "sum", "product", "quotient", "power", "call" (of a
+            function), "series" (sum, product, integral, limit).
+        parts: the trees it is made of; for a leaf its one value.
+        mark: what else tells it from others of its kind: brackets, the signs of a relation, the
+            unit, the function, the digits as written, "text" of letters set as text.
+    """
+
+    kind: str
+    parts: tuple[Any, ...] = ()
+    mark: str = ""
+
+
+NOTHING = Tree("nothing")
+# Runs of two or three letters that are words, so that their order counts; products otherwise
+_WORDS = frozenset(
+    """no on up or so to it is in at by do go we me us he an as if of am pm my ok not ton
+    ten net one two six sin cos tan log cot sec csc max min mod gcd lcm exp cat act tac odd add dad
+    yes day may was saw now won own tip pit top pot top opt ear are era eat tea ate dog god end den
+    arc car rat art tar bat tab tub but bus sub cub big gib red set all non and dan the any few low
+    owl kg""".split()  # noqa: SIM905 (a list is hard to read)
+)
+_ROMAN = frozenset({"IV", "VI", "IX", "XI"})
+_DERIVATIVE = re.compile(r"d(?:\^\{\d\})?\\?[A-Za-z]*|\\partial.*")
+
+
+def letters(run: str) -> tuple[Tree, ...]:
+    """Reads a run of letters in mathematics: a segment, points in order, or a product."""
+    if run.isupper() and len(run) == 2:
+        return (Tree("symbol", (run if run in _ROMAN else "".join(sorted(run)),)),)
+    if run.isupper() and len(run) > 2 or run in _WORDS:
+        return (Tree("symbol", (run,)),)
+    if len(run) > 3:
+        raise Unreadable(f"the word {run!r} in a formula")
+    return tuple(Tree("symbol", (letter,)) for letter in run)
+
+
+def is_word(run: str) -> bool:
+    """Whether a short run, or its letters in another order, is a word."""
+    return any(sorted(word) == sorted(run.lower()) for word in _WORDS)
+
+
+def product(*factors: Tree) -> Tree:
+    """A product without products in it."""
+    flat_factors = [
+        f for tree in factors for f in (tree.parts if tree.kind == "product" else (tree,))
+    ]
+    return flat_factors[0] if len(flat_factors) == 1 else Tree("product", tuple(flat_factors))
+
+
+def negative(tree: Tree) -> Tree:
+    """The tree with the other sign."""
+    if tree.kind == "number":
+        return Tree("number", (-tree.parts[0],), tree.mark)
+    if tree.kind == "product" and tree.parts[0].kind == "number":
+        return Tree("product", (negative(tree.parts[0]), *tree.parts[1:]))
+    return product(Tree("number", (Fraction(-1),)), tree)
+
+
+def is_vector(tree: Tree) -> bool:
+    """Whether a factor is a vector, so that a cross product is none of numbers."""
+    if tree.kind == "symbol":
+        return tree.parts[0].startswith("vec ")
+    return tree.kind in ("sum", "product") and any(map(is_vector, tree.parts))
+
+
+def number(digits: str) -> Tree:
+    return Tree("number", (Fraction(digits.rstrip(".")),), digits if "." in digits else "")
+
+
+_END = Token("end")
+
+
+class Expression:
+    """Reads tokens by precedence; `whole` gives the tree of all of them."""
+
+    def __init__(self, tokens: Tokens):
+        self.tokens = tokens
+        self.at = self.functions = 0
+
+    def whole(self) -> Tree:
+        if not self.tokens:
+            raise Unreadable("an empty group or argument")
+        tree = self.sum()
+        self.check(self.at == len(self.tokens))
+        return tree
+
+    def check(self, readable: bool) -> None:
+        if not readable:
+            rest = flat(self.tokens[self.at :]) or "its end"
+            raise Unreadable(f"{flat(self.tokens):.60} from {rest:.30} on")
+
+    def next(self) -> Token:
+        return self.tokens[self.at] if self.at < len(self.tokens) else _END
+
+    def take(self, *values: str) -> str:
+        """Takes the next token if it is one of these signs, and returns it."""
+        token = self.next()
+        if token.kind == "sign" and token.value in values:
+            self.at += 1
+            return token.value
+        return ""
+
+    def sum(self) -> Tree:
+        terms = []
+        while True:
+            minus = False
+            while sign := self.take("+", "-"):
+                minus ^= sign == "-"
+            term = self.term()
+            terms.append(negative(term) if minus else term)
+            if self.next().value not in ("+", "-"):
+                return terms[0] if len(terms) == 1 else Tree("sum", tuple(terms))
+
+    def term(self) -> Tree:
+        value = self.factor()
+        chained = 0
+        while True:
+            self.check(chained < MAX_CHAIN)
+            if sign := self.take("times", "cdot", "*"):
+                factor = self.signed()
+                cross = sign == "times" and is_vector(value) and is_vector(factor)
+                chained += cross
+                value = Tree("call", (value, factor), "cross") if cross else product(value, factor)
+            elif self.take("/", "div"):
+                chained += 1
+                value = Tree("quotient", (value, self.signed()))
+            elif self.starts_factor():
+                self.check(self.next().kind != "number")
+                value = product(value, self.factor())
+            else:
+                return value
+
+    def signed(self) -> Tree:
+        return negative(self.factor()) if self.take("-") else self.factor()
+
+    def starts_factor(self) -> bool:
+        token = self.next()
+        if token.kind == "sign":
+            return token.value in ("(", "[", "angle", "triangle", "lfloor", "lceil", "odot") or (
+                token.value in ("|", "norm") and self.bars_ahead()
+            )
+        return token.kind not in ("end", "sup", "sub", "han", "circled", "table")
+
+    def bars_ahead(self) -> bool:
+        return any(t.value == self.next().value for t in self.tokens[self.at + 2 :])
+
+    def factor(self) -> Tree:
+        """A factor with its powers; of a run of letters, the last one has them."""
+        *before, base = self.base()
+        for _ in range(MAX_CHAIN):
+            token = self.next()
+            if token.kind == "sup":
+                self.at += 1
+                base = Tree("power", (base, Expression(token.args[0]).whole()))
+            elif token.kind == "sub" and base.kind == "symbol":
+                self.at += 1
+                base = Tree("symbol", (f"{base.parts[0]}_{flat(token.args[0])}",))
+            elif self.take("!"):
+                base = Tree("call", (base,), "factorial")
+            elif self.take("°"):
+                base = Tree("call", (base,), "degree")
+            elif self.take("%"):
+                base = Tree("quotient", (base, number("100")))
+            elif base.kind == "symbol" and (primes := self.take("'", '"')):
+                base = Tree("symbol", (base.parts[0] + ("''" if primes == '"' else "'"),))
+            else:
+                return product(*before, base)
+        raise Unreadable(f"more than {MAX_CHAIN} powers in a row")
+
+    def base(self) -> tuple[Tree, ...]:
+        token = self.next()
+        self.at += 1
+        if token.kind == "number":
+            return (self.decimal(token.value),)
+        if token.kind == "run":
+            return self.run(token)
+        if token.kind == "group":
+            return (grouped(token.args[0]),)
+        if token.kind == "symbol":
+            return (Tree("symbol", (token.value,)),)
+        if token.kind in ("function", "series"):
+            return (getattr(self, token.kind)(token.value),)
+        if token.kind == "frac":
+            above, below = map(flat, token.args)
+            if _DERIVATIVE.fullmatch(above) and re.match(r"d\\?[A-Za-z]|\\partial", below):
+                return (Tree("symbol", (rf"{above}/{below}",)),)
+            return (Tree("quotient", tuple(Expression(part).whole() for part in token.args)),)
+        if token.kind in ("binom", "root"):
+            parts = tuple(Expression(part).whole() for part in token.args if part)
+            self.check(bool(token.args[0]))
+            return (Tree("call", parts, token.kind),)
+        if token.kind == "accent":
+            return (_accented(token.value, token.args[0]),)
+        if token.kind == "sign":
+            return (self.enclosed(token.value),)
+        self.at -= 1
+        self.check(False)
+        raise AssertionError
+
+    def decimal(self, digits: str) -> Tree:
+        value = number(digits)
+        token = self.next()
+        if token.kind == "accent" and "." in digits:  # 0.1\overline{6}
+            period = ""
+            while self.next().kind in ("accent", "number"):
+                token = self.next()
+                period += flat(token.args[0]) if token.kind == "accent" else token.value
+                self.at += 1
+            self.check(period.isdigit())
+            places = len(digits.partition(".")[2])
+            repeated = Fraction(int(period), 10 ** len(period) - 1) / 10**places
+            return Tree("number", (value.parts[0] + repeated,))
+        part = None
+        if token.kind == "frac" and "." not in digits:
+            part = [flat(arg) for arg in token.args]
+            after = 1
+        elif token.kind == "number" and token.space and "." not in digits:  # 1 1/4
+            rest = self.tokens[self.at : self.at + 3]
+            part = (
+                [rest[0].value, rest[2].value] if len(rest) == 3 and rest[1].value == "/" else None
+            )
+            after = 3
+        if part and all(digits.isdigit() for digits in part) and 0 < int(part[0]) < int(part[1]):
+            self.at += after
+            return Tree("number", (value.parts[0] + Fraction(int(part[0]), int(part[1])),))
+        return value
+
+    def run(self, token: Token) -> tuple[Tree, ...]:
+        run = token.value
+        if run in FUNCTIONS and (run not in ("min", "max", "sec") or self.next().value == "("):
+            return (self.function(run),)
+        if run in SPELLED:
+            return (Tree("symbol", (run,)),)
+        if token.text and len(run) > 1:
+            raise Unreadable(f"the word {run!r} in a formula")
+        call = run in ("f", "g", "h") and self.next().value == "("
+        if call and closing(self.tokens, self.at) == self.at + 2:
+            self.at += 3
+            return (Tree("symbol", (f"{run}({flat(self.tokens[self.at - 2 : self.at - 1])})",)),)
+        if self.next().kind == "sub" and len(run) > 1:
+            return (*letters(run[:-1]), Tree("symbol", (run[-1],)))
+        return letters(run)
+
+    def enclosed(self, sign: str) -> Tree:
+        """What stands in brackets or bars, or what an angle is named by."""
+        start = self.at
+        if sign in ("(", "["):
+            self.at = closing(self.tokens, start - 1) + 1
+            self.check(self.at > start)
+            return grouped(self.tokens[start : self.at - 1])
+        if sign in ("lfloor", "lceil"):
+            self.at = closing(self.tokens, start - 1) + 1
+            self.check(self.at > start)
+            return Tree("call", (Expression(self.tokens[start : self.at - 1]).whole(),), sign[1:])
+        if sign in ("|", "norm"):
+            end = next(
+                (i for i in range(start, len(self.tokens)) if self.tokens[i].value == sign), 0
+            )
+            self.check(end > start)
+            self.at = end + 1
+            inside = Expression(self.tokens[start:end]).whole()
+            segment = inside.kind == "symbol" and re.fullmatch("[A-Z]{2}", inside.parts[0])
+            return (
+                inside
+                if segment
+                else Tree("call", (inside,), "norm" if is_vector(inside) else "abs")
+            )
+        self.check(
+            sign in ("angle", "triangle", "odot")
+            and self.next().kind in ("run", "number", "symbol")
+        )
+        name = self.next().value
+        self.at += 1
+        if sign == "angle" and len(name) == 3:
+            name = min(name, name[::-1])
+        return Tree("symbol", (f"{sign} {name}",))
+
+    def function(self, name: str) -> Tree:
+        self.functions += 1
+        self.check(self.functions < MAX_CHAIN)
+        if name == "sqrt":
+            return Tree("call", (self.argument(),), "root")
+        power = base = None
+        while self.next().kind in ("sup", "sub"):
+            token = self.next()
+            self.at += 1
+            inside = Expression(token.args[0]).whole()
+            power, base = (inside, base) if token.kind == "sup" else (power, inside)
+        if power == Tree("number", (Fraction(-1),)) and name in ("sin", "cos", "tan"):
+            name, power = f"arc{name}", None
+        arguments = self.arguments() if name in ("max", "min", "gcd", "lcm") else (self.argument(),)
+        if name == "exp":
+            call = Tree("power", (Tree("symbol", ("e",)), *arguments))
+        else:
+            call = Tree("call", (*arguments, base) if base else arguments, name)
+        return Tree("power", (call, power)) if power else call
+
+    def argument(self) -> Tree:
+        """The argument of a function: a bracket, or the factors up to the next sign or function."""
+        value = self.factor_in_bracket()
+        if value is not None:
+            return value
+        value = self.signed()
+        while self.starts_factor() and self.next().kind not in ("function", "series", "number"):
+            if self.next().value in FUNCTIONS:
+                break
+            value = product(value, self.factor())
+        return value
+
+    def factor_in_bracket(self) -> Tree | None:
+        if self.next().kind != "group" and self.next().value not in ("(", "["):
+            return None
+        return self.base()[0]
+
+    def arguments(self) -> tuple[Tree, ...]:
+        start, end = self.at, closing(self.tokens, self.at)
+        self.check(end > start and self.next().value in ("(", "lbrace"))
+        self.at = end + 1
+        parts, _ = split(self.tokens[start + 1 : end], frozenset({","}))
+        return tuple(Expression(part).whole() for part in parts)
+
+    def series(self, name: str) -> Tree:
+        """A sum, product, integral or limit: (body, variable, low, high)."""
+        low = high = Tree("nothing")
+        variable = ""
+        while self.next().kind in ("sub", "sup"):
+            token = self.next()
+            self.at += 1
+            inside = token.args[0]
+            if token.kind == "sub" and name != "int":
+                self.check(len(inside) > 2 and inside[1].value in ("=", "to"))
+                variable, inside = flat(inside[:1]), inside[2:]
+            bound = Expression(inside).whole()
+            low, high = (low, bound) if token.kind == "sup" else (bound, high)
+        if name != "int":
+            self.check(bool(variable))
+            return Tree("series", (self.term(), Tree("symbol", (variable,)), low, high), name)
+        ends = [
+            i
+            for i in range(self.at, len(self.tokens))
+            if re.fullmatch("d[a-z]", self.tokens[i].value)
+        ]
+        self.check(bool(ends))
+        body = Expression(self.tokens[self.at : ends[0]]).whole()
+        variable = self.tokens[ends[0]].value[1]
+        self.at = ends[0] + 1
+        return Tree("series", (body, Tree("symbol", (variable,)), low, high), name)
+
+
+def grouped(tokens: Tokens) -> Tree:
+    parts, _ = split(tokens, frozenset({"over"}))
+    trees = tuple(Expression(part).whole() for part in parts)
+    return Tree("quotient", trees) if len(trees) == 2 else trees[0]
+
+
+def _accented(accent: str, tokens: Tokens) -> Tree:
+    name = flat(tokens)
+    if accent in ("bar", "hat") and re.fullmatch("[A-Z]{2}", name):
+        name = "".join(sorted(name))
+        return Tree("symbol", (name if accent == "bar" else f"arc {name}",))
+    return Tree("symbol", (f"{accent} {name}",))

@@ -1,0 +1,267 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Compares relations: names before values, chains, number sentences, equations, intervals."""
+
+import re
+from typing import Any, NamedTuple
+
+from rlvlm_jax.rewards.math import algebra, units
+from rlvlm_jax.rewards.math.algebra import NeedsAlgebra
+from rlvlm_jax.rewards.math.expression import NOTHING, Tree, negative
+from rlvlm_jax.rewards.math.ratio import is_linear, proportional, ratio
+from rlvlm_jax.rewards.math.values import computed, is_constant, is_estimate, leaves, symbols
+from rlvlm_jax.rewards.math.verdict import Judge
+
+
+class _Chain(NamedTuple):
+    """`AB = BC = 10/2 = 5 \\approx ...`: names, and the value; no value where a link is false."""
+
+    names: tuple[Tree, ...]
+    value: Tree | None
+    estimate: bool = False
+
+
+def _chain(relation: Tree, judge: Judge) -> _Chain | None:
+    """Reads a chain of equals signs and estimates; None where it is another relation."""
+    signs, terms = relation.mark.split(), list(relation.parts)
+    if not set(signs) <= {"=", "approx"}:
+        return None
+    if len(terms) == 2 and is_variable(terms[1]) and not _is_name(terms[0]):
+        terms.reverse()
+    count = next(i for i, term in enumerate(terms) if not _is_name(term) or i == len(terms) - 1)
+    names, values = tuple(terms[:count]), terms[count:]
+    if "approx" in signs[: max(count - 1, 0)] or (NOTHING in values):
+        return None
+    if names and signs[count - 1] == "approx":
+        return _Chain(tuple(n for n in names if n != NOTHING), values[0], estimate=True)
+    if not names and not all(map(is_constant, values)):
+        return None
+    for sign, left, right in zip(signs[count:], values, values[1:], strict=False):
+        if sign == "approx" and not is_estimate(left, right, judge):
+            return _Chain(names, None)
+        if sign == "=" and not judge.equal(left, right):
+            return _Chain(names, None)
+    exact = [*signs[count:], "approx"].index("approx")
+    return _Chain(names, values[exact])
+
+
+def _is_name(tree: Tree) -> bool:
+    """What may stand left of an equals sign and be left out: a letter, a side, an angle, words."""
+    if tree == NOTHING:
+        return True
+    if tree.kind == "symbol":
+        return tree.parts[0] not in ("pi", "infty", "reals", "emptyset")
+    if tree.kind in ("word", "text", "run"):
+        if tree.kind == "run" and not tree.mark and not tree.parts[0].isupper():
+            return False  # a product
+        return units.DOUBTS.isdisjoint(re.split(r"\W+", tree.parts[0].lower()))
+    if tree.kind == "call":
+        return tree.mark not in ("abs", "root", "degree", "factorial") and all(
+            map(_is_name, tree.parts)
+        )
+    return tree.kind in ("quotient", "ratio", "bracket", "union") and all(
+        part.kind in ("symbol", "run") and _is_name(part) for part in tree.parts
+    )
+
+
+def _droppable(chain: _Chain) -> bool:
+    """BD in `EB = BD` is a statement about EB, not its value."""
+    if chain.value is None or chain.value == NOTHING:
+        return False
+    single = any(
+        n.kind == "symbol" and re.match(r"[^ ]_|.$|.'|.\(|[a-z]+$|.\^", n.parts[0])
+        for n in chain.names
+    )
+    return (
+        not chain.names
+        or single
+        or any(t.kind not in ("symbol", "run") for t in leaves(chain.value))
+    )
+
+
+def is_variable(tree: Tree) -> bool:
+    return tree == NOTHING or (tree.kind == "symbol" and bool(symbols(tree)))
+
+
+def equal_relations(given: Tree, wanted: Tree, judge: Judge) -> bool:
+    if given.kind != "relation":
+        return equal_to_relation(given, wanted, judge)
+    if wanted.kind != "relation":
+        return relation_equal_to(given, wanted, judge)
+    if "in" in (given.mark, wanted.mark):
+        return _equal_domains(given, wanted, judge)
+    if all(map(is_constant, wanted.parts)):
+        return _written(given) == _written(wanted) or judge.no("another number sentence")
+    if _same_terms(given, wanted, judge):
+        return True
+    one, other = _chain(given, judge), _chain(wanted, judge)
+    if one and other and one.names and other.names:
+        if one.value is None or other.value is None:
+            return judge.no("a link of the chain is false")
+        if one.estimate != other.estimate:
+            return judge.no("an estimate is no value")
+        names, expected = ({str(n.parts[0]) for n in chain.names} for chain in (one, other))
+        functions = {name for name in names | expected if re.fullmatch(r"y|[fgh]\(x\)", name)}
+        same = bool(names & expected) or (
+            "y" in functions and len(functions) > 1 and "x" in symbols(other.value)
+        )
+        if same and judge.equal(one.value, other.value):
+            return True
+        if is_constant(other.value):
+            return judge.no("another value" if same else "the value of another name")
+    elif other and other.names and other.value and is_constant(other.value):
+        return judge.no("the reference is solved, the answer is not")
+    if _is_solved(wanted):
+        return judge.no("the reference is solved, the answer is not the same")
+    return _equivalent(given, wanted, judge)
+
+
+def equal_to_relation(given: Tree, wanted: Tree, judge: Judge) -> bool:
+    """Compares a value with a reference that is a relation."""
+    if wanted.mark == "in":
+        return judge.equal(given, wanted.parts[1])
+    if is_domain(given) and wanted.mark != "=":
+        interval = _as_interval(wanted)
+        return judge.equal(given, interval) if interval else same_solutions(given, wanted, judge)
+    chain = _chain(wanted, judge)
+    if chain is None or not (chain.names or chain.estimate) or not _droppable(chain):
+        return judge.no("the reference is a relation")
+    return judge.equal(given, chain.value or NOTHING)
+
+
+def relation_equal_to(given: Tree, wanted: Tree, judge: Judge) -> bool:
+    """Compares a relation with a reference that is a value."""
+    if given.mark == "in":
+        return judge.equal(given.parts[1], wanted)
+    if is_domain(wanted):
+        interval = _as_interval(given)
+        if interval:
+            return judge.equal(interval, wanted)
+        if given.mark != "=" and (given.mark == "ne" or _is_distance(given)):
+            return same_solutions(given, wanted, judge)
+    chain = _chain(given, judge)
+    if chain is None or chain.value is None or not _droppable(chain):
+        return judge.no("the answer is another relation, or one of its links is false")
+    if chain.estimate and not (wanted.kind == "number" and wanted.mark):
+        return judge.no("an estimate is no value")
+    return judge.equal(chain.value, wanted)
+
+
+def _written(tree: Tree) -> Any:
+    """A relation between constants as it is written, but for the order of operands and sides."""
+    if not tree.parts or not isinstance(tree.parts[0], Tree):
+        return (tree.kind, str(tree.parts))
+    parts = [_written(part) for part in tree.parts]
+    free = tree.kind in ("sum", "product") or (
+        tree.kind == "relation" and set(tree.mark.split()) == {"="}
+    )
+    return (tree.kind, tree.mark, tuple(sorted(parts, key=repr) if free else parts))
+
+
+def _same_terms(given: Tree, wanted: Tree, judge: Judge) -> bool:
+    if given.mark != wanted.mark or len(given.parts) != len(wanted.parts):
+        return False
+    symmetric = len(given.parts) == 2 and wanted.mark not in (
+        "<",
+        "le",
+        "in",
+        "notin",
+        "subset",
+        "subseteq",
+    )
+    for terms in (given.parts, given.parts[::-1])[: 1 + symmetric]:
+        pairs = list(zip(terms, wanted.parts, strict=True))
+        if all(
+            (NOTHING in pair and all(map(is_variable, pair)))
+            or (NOTHING not in pair and judge.equal(*pair))
+            for pair in pairs
+        ):
+            return True
+    return False
+
+
+def _is_solved(relation: Tree) -> bool:
+    """True where a variable stands alone between constants."""
+    rest = [term for term in relation.parts if not is_constant(term)]
+    return len(rest) == 1 and is_variable(rest[0])
+
+
+def _is_distance(relation: Tree) -> bool:
+    """True for |x| < 2: as good an answer as the interval."""
+    rest = [term for term in relation.parts if not is_constant(term)]
+    return len(rest) == 1 and rest[0].mark == "abs" and len(symbols(rest[0])) == 1
+
+
+def _as_interval(relation: Tree) -> Tree | None:
+    r"""Writes `1 < x \le 2` as (1, 2]; None where the relation is no interval."""
+    signs, terms = relation.mark.split(), relation.parts
+    infinite = Tree("symbol", ("infty",))
+    if not set(signs) <= {"<", "le"} or not _is_solved(relation):
+        return None
+    if len(terms) == 3 and is_variable(terms[1]):
+        low, high, opening, end = terms[0], terms[2], signs[0], signs[1]
+    elif len(terms) == 2 and is_variable(terms[0]):
+        low, high, opening, end = negative(infinite), terms[1], "<", signs[0]
+    elif len(terms) == 2:
+        low, high, opening, end = terms[0], infinite, signs[0], "<"
+    else:
+        return None
+    return Tree(
+        "bracket", (low, high), ("(" if opening == "<" else "[") + (")" if end == "<" else "]")
+    )
+
+
+def is_domain(tree: Tree) -> bool:
+    """Whether an answer may be a set of real numbers."""
+    if tree.kind in ("union", "list") and len(tree.parts) > 1:
+        return all(is_domain(part) or part.kind == "relation" for part in tree.parts)
+    if tree.kind == "bracket":
+        return len(tree.parts) == 2 and tree.mark[0] in "([" and tree.mark != "<>"
+    return tree.kind in ("set", "relation") or tree.parts == ("reals",)
+
+
+def is_solved_domain(tree: Tree) -> bool:
+    """Whether an answer names its set of numbers, as against x^2 < 4."""
+    if tree.kind == "relation":
+        return (
+            tree.mark == "ne"
+            or bool(_as_interval(tree))
+            or (tree.mark != "=" and _is_distance(tree))
+        )
+    return tree.kind != "list" or all(map(is_solved_domain, tree.parts))
+
+
+def _equal_domains(given: Tree, wanted: Tree, judge: Judge) -> bool:
+    """Compares `x \\in [1, 2)` with another relation on x."""
+    sides, names = [], []
+    for tree in (given, wanted):
+        member = tree.mark == "in"
+        names.append(symbols(tree.parts[0] if member else tree))
+        sides.append(tree.parts[1] if member else _as_interval(tree) or tree)
+    if all(names) and names[0] != names[1]:
+        return judge.no("the domain of another name")
+    return judge.equal(sides[0], sides[1])
+
+
+def same_solutions(given: Tree, wanted: Tree, judge: Judge) -> bool:
+    if not judge.algebra:
+        raise NeedsAlgebra
+    return computed(algebra.same_solutions, given, wanted)
+
+
+def _equivalent(given: Tree, wanted: Tree, judge: Judge) -> bool:
+    """Whether two relations with variables say the same."""
+    sides = [
+        tree for tree in (given, wanted) if len(tree.parts) == 2 and tree.mark in ("=", "<", "le")
+    ]
+    if len(sides) == 2 and given.mark == wanted.mark and NOTHING not in given.parts + wanted.parts:
+        ratios = [ratio(Tree("sum", (t.parts[1], negative(t.parts[0])))) for t in sides]
+        if ratios[0] and ratios[1]:
+            factor = proportional(ratios[0], ratios[1])
+            if factor and (factor > 0 or wanted.mark == "="):
+                return True
+            if all(is_linear(ratio) for ratio in ratios if ratio):
+                return judge.no("relations that do not say the same")
+    if not judge.algebra:
+        raise NeedsAlgebra
+    return computed(algebra.equal_relations, given, wanted)

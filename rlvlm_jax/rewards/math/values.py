@@ -1,0 +1,308 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""Compares single values: quantities, times, words, expressions, and what is rounded."""
+
+import re
+from collections.abc import Iterable
+from fractions import Fraction
+from typing import Any
+
+from rlvlm_jax.rewards.math import algebra, units
+from rlvlm_jax.rewards.math.algebra import NeedsAlgebra, Undecided
+from rlvlm_jax.rewards.math.expression import NOTHING, Tree, is_word, letters, negative, product
+from rlvlm_jax.rewards.math.ratio import approximate, constant, differ, ratio, same
+from rlvlm_jax.rewards.math.verdict import Judge
+
+LEAST_PLACES = 2  # of an answer that may stand for an exact reference
+_EXPRESSIONS = {"number", "symbol", "sum", "product", "quotient", "power", "call", "series"}
+
+
+def equal_quantities(given: Tree, wanted: Tree, judge: Judge) -> bool:
+    if "compound" in (given.kind, wanted.kind):
+        return _equal_compounds(given, wanted) or judge.no("another compound")
+    (value, unit), (expected, expected_unit) = (
+        (tree.parts[0], tree.mark) if tree.kind == "quantity" else (tree, "")
+        for tree in (given, wanted)
+    )
+    if "%" in (unit, expected_unit):
+        return _equal_percents(value, unit, expected, expected_unit, judge)
+    angle = {unit, expected_unit} <= {"°", "rad", ""} and "°" in (unit, expected_unit)
+    if angle and unit != expected_unit:
+        turned = [
+            _radians(v) if u == "°" else v for v, u in ((value, unit), (expected, expected_unit))
+        ]
+        plain = value if unit != "°" else expected
+        if "rad" in (unit, expected_unit) or _has_pi(plain):
+            return judge.equal(turned[0], turned[1])
+    if unit != expected_unit and unit and expected_unit and not _same_noun(unit, expected_unit):
+        return judge.no(f"the units differ: {unit}, not {expected_unit}")
+    if unit != expected_unit and not (unit and expected_unit):
+        if unit.startswith("narrowed"):
+            return judge.no(f"{unit.removeprefix('narrowed ')} says more than the number")
+        bare, letter = (value, expected_unit) if not unit else (expected, unit)
+        if symbols(bare) and re.fullmatch(r"[A-Za-z](?:\^\d)?(?:/[A-Za-z](?:\^\d)?)?", letter):
+            spelled = [_times_unit(v, u) for v, u in ((value, unit), (expected, expected_unit))]
+            if symbols(spelled[0]) == symbols(spelled[1]):
+                return judge.equal(spelled[0], spelled[1])
+    return judge.equal(value, expected)
+
+
+def _same_noun(one: str, other: str) -> bool:
+    words = [unit.partition(" ")[2] for unit in (one, other)]
+    return (
+        words[0] == words[1] != ""
+        or "counted" in (one, other)
+        and all(u.startswith(("counted", "narrowed")) for u in (one, other))
+    )
+
+
+def _times_unit(value: Tree, unit: str) -> Tree:
+    above, _, below = unit.partition("/")
+    factors = [_power_of(name) for name in (above, below) if name]
+    if not factors:
+        return value
+    return (
+        Tree("quotient", (product(value, factors[0]), factors[1]))
+        if below
+        else product(value, factors[0])
+    )
+
+
+def _power_of(name: str) -> Tree:
+    letter, _, power = name.partition("^")
+    symbol = Tree("symbol", (letter,))
+    return Tree("power", (symbol, Tree("number", (Fraction(power),)))) if power else symbol
+
+
+def _radians(value: Tree) -> Tree:
+    half_turn = Tree("quotient", (Tree("symbol", ("pi",)), Tree("number", (Fraction(180),))))
+    return product(value, half_turn)
+
+
+def _has_pi(tree: Tree) -> bool:
+    return any(leaf.parts == ("pi",) for leaf in leaves(tree))
+
+
+def _equal_percents(
+    value: Tree, unit: str, expected: Tree, expected_unit: str, judge: Judge
+) -> bool:
+    if unit and expected_unit and unit != expected_unit:
+        return judge.no("a percentage has no other unit")
+    if unit == expected_unit or judge.equal(value, expected):
+        return judge.equal(value, expected)
+    hundred = Tree("number", (Fraction(100),))
+    if unit:
+        return judge.equal(Tree("quotient", (value, hundred)), expected)
+    return judge.equal(value, Tree("quotient", (expected, hundred)))
+
+
+def _equal_compounds(given: Tree, wanted: Tree) -> bool:
+    totals, names = [], []
+    for tree in (given, wanted):
+        parts = tree.parts if tree.kind == "compound" else (tree,)
+        if any(part.kind != "quantity" or not units.scale(part.mark) for part in parts):
+            return False
+        values = [ratio(part.parts[0]) for part in parts]
+        numbers = [value and constant(value) for value in values]
+        if any(number is None for number in numbers):
+            return False
+        sizes = [units.scale(part.mark) or ("", 0) for part in parts]
+        totals.append(
+            (sizes[0][0], sum(n * size for n, (_, size) in zip(numbers, sizes, strict=True)))
+        )
+        names.append({part.mark for part in parts})
+    own = names[0] <= names[1] or names[1] <= names[0]
+    return totals[0] == totals[1] and (own or given.kind == wanted.kind)
+
+
+def equal_literals(given: Tree, wanted: Tree, judge: Judge) -> bool:
+    """Times, dates, scores, ratios and numbers to a base."""
+    if given.kind == wanted.kind == "time":
+        hours = [_hours(tree) for tree in (given, wanted)]
+        return bool(hours[0] & hours[1]) or judge.no("another time")
+    if given.kind == "score" and wanted.kind not in ("date", "time", "ratio", "base", "score"):
+        given = Tree("sum", (given.parts[0], negative(given.parts[1])))
+        return judge.equal(given, wanted)
+    terms = [_ratio_terms(tree) for tree in (given, wanted)]
+    if terms[0] and terms[1] and len(terms[0]) == len(terms[1]):
+        if "time" in (given.kind, wanted.kind):  # 16:25 may be a ratio, but is not reduced
+            return judge.match(terms[0], terms[1], True)
+        zero = Tree("number", (Fraction(0),))
+        if any(judge.equal(term, zero) for term in (*terms[0], *terms[1])):
+            return judge.match(terms[0], terms[1], True)
+        crossed = (
+            (product(g, terms[1][0]), product(w, terms[0][0]))
+            for g, w in zip(terms[0][1:], terms[1][1:], strict=True)
+        )
+        return all(judge.equal(one, other) for one, other in crossed)
+    values = [
+        Tree("quotient", tree.parts) if tree.kind == "ratio" and len(tree.parts) == 2 else tree
+        for tree in (given, wanted)
+    ]
+    if {values[0].kind, values[1].kind} & {"time", "date", "score", "ratio", "base"}:
+        return judge.no(f"a {given.kind}, not a {wanted.kind}")
+    return judge.equal(values[0], values[1])
+
+
+def _ratio_terms(tree: Tree) -> tuple[Tree, ...]:
+    if tree.kind == "time" and not tree.mark:
+        return tuple(Tree("number", (Fraction(n),)) for n in tree.parts[:2])
+    return tree.parts if tree.kind in ("ratio", "quotient") else ()
+
+
+def _hours(time: Tree) -> set[tuple[int, ...]]:
+    """The times of day that may be meant: with a.m. or p.m. one of 24 hours, else as written."""
+    hour, *rest = time.parts
+    if not time.mark:
+        return (
+            {(hour, *rest, 0)} | {(hour % 12, *rest, half) for half in (1, 2)}
+            if hour < 13
+            else {(hour - 12, *rest, 2), (hour, *rest, 0)}
+        )
+    return {(hour % 12, *rest, 1 if time.mark == "a" else 2)}
+
+
+_ARTICLE = re.compile(r"(?:an?|the) (?=[a-z-]{3})", re.IGNORECASE)
+
+
+def equal_words(given: Tree, wanted: Tree, judge: Judge) -> bool:
+    prose = ("word", "text")
+    if given.kind in prose and wanted.kind in prose:
+        lines = [_ARTICLE.sub("", tree.parts[0], count=1) for tree in (given, wanted)]
+        return _fold(lines[0]) == _fold(lines[1]) or judge.no("other words")
+    if given.kind in prose or wanted.kind in prose:
+        return judge.no("words on one side only")
+    if given.kind == wanted.kind == "run":
+        one, other = given.parts[0], wanted.parts[0]
+        if one == other:
+            return True
+        if "text" in (given.mark, wanted.mark):
+            lower = one.lower() == other.lower() and len(one) == 3 and is_word(one)
+            return lower or judge.no("letters in another order or case")
+        if not one.isupper() and (is_word(one) or is_word(other)):
+            return judge.no("another word")
+    if "text" in (given.mark, wanted.mark):
+        return judge.no("letters set as text")
+    sides = [product(*letters(t.parts[0])) if t.kind == "run" else t for t in (given, wanted)]
+    return equal_values(sides[0], sides[1], judge)
+
+
+def _fold(line: str) -> str:
+    """Lower case, but not of words that mix cases, such as genotypes."""
+    ordinary = all(w.islower() or w.istitle() or w.isupper() for w in re.findall("[A-Za-z]+", line))
+    return line.lower() if ordinary else line
+
+
+def _is_expression(tree: Tree) -> bool:
+    return tree.kind in _EXPRESSIONS and all(
+        tree.kind in ("number", "symbol") or _is_expression(part) or part == NOTHING
+        for part in tree.parts
+    )
+
+
+def equal_values(given: Tree, wanted: Tree, judge: Judge) -> bool:
+    if not (_is_expression(given) and _is_expression(wanted)):
+        return judge.no(f"a {given.kind}, not a {wanted.kind}")
+    if given == wanted:
+        return True
+    decimal = any(
+        leaf.kind == "number" and leaf.mark for side in (given, wanted) for leaf in leaves(side)
+    )
+    tolerance = judge.rules.tolerance if decimal else None
+    degrees = [any(t.mark == "degree" for t in _calls(side)) for side in (given, wanted)]
+    radians = any(degrees) and not all(degrees) and (_has_pi(given) or _has_pi(wanted))
+    one, other = (None, None) if radians else (ratio(given), ratio(wanted))
+    decided = same(one, other) if one and other else None
+    if (
+        decided is None
+        and judge.rules.rounding == "none"
+        and not radians
+        and differ(given, wanted, judge.rules.tolerance)
+    ):
+        decided = False
+    if decided is None:
+        if not judge.algebra:
+            raise NeedsAlgebra
+        decided = computed(algebra.equal_expressions, given, wanted, tolerance, radians)
+    elif decided is False and tolerance is not None and one and other:
+        numbers = [approximate(ratio) for ratio in (one, other)]
+        if None not in numbers:
+            share = Fraction(repr(tolerance))
+            a, b = (Fraction(number) for number in numbers if number is not None)
+            decided = bool(b) and abs(a - b) <= share * abs(b)
+    return decided or _rounded(given, wanted, judge) or judge.no("another value")
+
+
+def _calls(tree: Tree) -> Iterable[Tree]:
+    yield tree
+    for part in tree.parts:
+        if isinstance(part, Tree):
+            yield from _calls(part)
+
+
+def _number(tree: Tree, judge: Judge) -> Any:
+    """The value of a constant as Fraction or float, None for anything else."""
+    value = ratio(tree)
+    if value is not None:
+        return approximate(value)
+    if not is_constant(tree):
+        return None
+    if not judge.algebra:
+        raise NeedsAlgebra
+    return algebra.number_of(tree)
+
+
+def _rounds_to(exact: Any, decimal: Tree, least: int = 1) -> bool:
+    """Whether a number, rounded to the places of a decimal, is that decimal."""
+    places = len(decimal.mark.partition(".")[2]) if decimal.kind == "number" else 0
+    if exact is None or places < least or decimal.kind != "number":
+        return False
+    return abs(Fraction(exact) - decimal.parts[0]) <= Fraction(1, 2 * 10**places)
+
+
+def is_estimate(exact: Tree, estimate: Tree, judge: Judge) -> bool:
+    """Whether the right side of an approximate equality is the left side, rounded."""
+    exact, estimate = (t.parts[0] if t.kind == "quantity" else t for t in (exact, estimate))
+    return _rounds_to(_number(exact, judge), estimate, least=0)
+
+
+def _rounded(given: Tree, wanted: Tree, judge: Judge) -> bool:
+    """Whether one value is the other, rounded, as far as the rules allow."""
+    if judge.rules.rounding == "none":
+        return False
+    one, other = _number(given, judge), _number(wanted, judge)
+    if one is None or other is None:
+        return False
+    if _rounds_to(one, wanted):
+        return True
+    return judge.rules.rounding == "both" and _rounds_to(other, given, LEAST_PLACES)
+
+
+def leaves(tree: Tree) -> Iterable[Tree]:
+    if not tree.parts or not isinstance(tree.parts[0], Tree):
+        yield tree
+    for part in tree.parts:
+        if isinstance(part, Tree):
+            yield from leaves(part)
+
+
+def symbols(tree: Tree) -> set[str]:
+    """The letters of an expression, its constants left out."""
+    found = {t.parts[0] for t in leaves(tree) if t.kind in ("symbol", "run")}
+    return found - {"pi", "e", "i", "infty"}
+
+
+def is_constant(tree: Tree) -> bool:
+    return not any(t.kind in ("word", "text", "nothing") for t in leaves(tree)) and not symbols(
+        tree
+    )
+
+
+def computed(compare: Any, *arguments: Any) -> bool:
+    """Runs computer algebra; whatever sympy raises leaves the question undecided."""
+    try:
+        return bool(compare(*arguments))
+    except (MemoryError, RecursionError, Undecided):
+        raise
+    except Exception as error:  # any of dozens of kinds, by what a model happened to write
+        raise Undecided(f"sympy: {type(error).__name__}") from error

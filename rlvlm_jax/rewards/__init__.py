@@ -3,9 +3,9 @@
 """Rewards by rule: text in, number out.
 
 `judge` and `judge_batch` say whether an answer is right, `score` adds the other rewards, and
-`check_golds` finds the solutions by which nothing can be judged. `boxes` finds the answer, `math` is
-the strict judge, `faithful` has two published ones, `text_rules` the rest, `custom` the user's own;
-`pool` holds the worker processes. Nothing here loads JAX, and importing it loads no computer
+`check_golds` finds the solutions by which nothing can be judged. `boxes` finds the answer, `math`
+is the strict judge, `faithful` has two published ones, `text_rules` the rest, `custom` the user's
+own; `pool` holds the worker processes. Nothing here loads JAX, and importing it loads no computer
 algebra.
 """
 

@@ -32,6 +32,11 @@ _LOG = logging.getLogger(__name__)
 def judge(response: str, solution: str, style: Style = "strict") -> Verdict:
     r"""Judges one response; `judge_batch` of one.
 
+    Strict: what follows the last `</think>` is read, and in it the last `\boxed{}` with balanced
+    braces decides. No box, an empty or a cut-off one, or a `<think>` without a `</think>` after it
+    is wrong, "no_answer". Equivalent forms are right; the conventions are at the head of
+    `rewards.math`. What cannot be decided is wrong: "unparsable", or "timeout" past the deadline.
+
     Example:
         >>> judge(r"It is \boxed{\frac{1}{2}}", r"\boxed{0.5}")
         Verdict(correct=True, status='ok')
@@ -88,7 +93,7 @@ def judge_batch(
 
 
 def gold_problem(solution: str, style: Style = "strict") -> str | None:
-    """Says why a solution cannot be judged, or None; of "strict" at once, else see `check_golds`."""
+    """Says why a solution cannot be judged, or None; "strict" at once, else see `check_golds`."""
     _check_style(style)
     if style == "strict":
         return math.problem(last_box(solution))

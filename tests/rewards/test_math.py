@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The strict judge by rule: the table of conventions, every letter and macro, every kind at fault."""
+"""The strict judge by rule: the conventions, every letter and macro, every kind at fault."""
 
 import re
 import string

@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""The strict judge: is the answer in a box equal to the reference?
 
-`tokens` cuts LaTeX, `parse` makes a typed tree of it, `compare` compares two trees kind by kind,
-`algebra` says whether expressions are equal, `units` knows units and words. The table of conventions
-has pairs of a reference and an answer that is right (~) or wrong (!); the tests read them here.
+`tokens` cuts LaTeX, `parse` and `expression` make a typed tree of it, `compare` compares two trees
+kind by kind, by `relations`, `values`, `ratio` and `algebra`; `units` knows units and words.
+
+The conventions. Each pair is a reference and an answer that is right (~) or wrong (!); the tests
+read them here.
 
 Numbers: exact; a decimal to 1e-6 of the reference; nothing is rounded unless `Rules` say so.
     `1/2` ~ `0.5`; `6\sqrt5` ! `13.4`; `2^{100}` ! `2^{100}-1`

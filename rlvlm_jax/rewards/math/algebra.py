@@ -54,9 +54,9 @@ def symbolic(tree: Tree, radians: bool = False) -> Any:
     if kind not in ("sum", "product", "quotient", "power", "call"):
         raise Undecided(f"a {kind} in a formula")
     inside = [symbolic(part, radians or tree.mark in TRIGONOMETRY) for part in parts]
-    if any(part.has(sympy.oo, sympy.nan, sympy.zoo) for part in inside) and kind != "series":
-        if kind != "product" or len(inside) != 2 or inside[0] != -1:
-            raise Undecided("arithmetic with infinity")
+    minus = kind == "product" and len(inside) == 2 and inside[0] == -1
+    if not minus and any(part.has(sympy.oo, sympy.nan, sympy.zoo) for part in inside):
+        raise Undecided("arithmetic with infinity")
     if kind == "sum":
         return sympy.Add(*inside)
     if kind == "product":

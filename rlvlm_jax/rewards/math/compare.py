@@ -177,9 +177,9 @@ def _as_parts(tree: Tree, partner: Tree) -> Tree:
     """Writes what stands for several parts as a list, where its partner is one."""
     if partner.kind not in _MANY:
         return tree
-    if tree.kind == "run" and len(set(tree.parts[0])) == len(tree.parts[0]):
-        if CHOICES.issuperset(tree.parts[0]) and all(_letter(part) for part in partner.parts):
-            return Tree("list", tuple(Tree("symbol", (c,)) for c in tree.parts[0]), ",")
+    lettered = tree.kind == "run" and len(set(tree.parts[0]) & CHOICES) == len(tree.parts[0])
+    if lettered and all(_letter(part) for part in partner.parts):
+        return Tree("list", tuple(Tree("symbol", (c,)) for c in tree.parts[0]), ",")
     if tree.kind == "bracket" and all(_named(part) for part in partner.parts):
         names = [_named(part) for part in partner.parts]
         pairs = zip(sorted(names), tree.parts, strict=False)

@@ -97,13 +97,14 @@ def is_vector(tree: Tree) -> bool:
 
 
 def number(digits: str) -> Tree:
+    """The number that these digits write."""
     return Tree("number", (Fraction(digits.rstrip(".")),), digits if "." in digits else "")
 
 
 _END = Token("end")
 
 
-class Expression:
+class _Expression:
     """Reads tokens by precedence; `whole` gives the tree of all of them."""
 
     def __init__(self, tokens: Tokens):
@@ -184,7 +185,7 @@ class Expression:
             token = self.next()
             if token.kind == "sup":
                 self.at += 1
-                base = Tree("power", (base, Expression(token.args[0]).whole()))
+                base = Tree("power", (base, _Expression(token.args[0]).whole()))
             elif token.kind == "sub" and base.kind == "symbol":
                 self.at += 1
                 base = Tree("symbol", (f"{base.parts[0]}_{flat(token.args[0])}",))
@@ -217,9 +218,9 @@ class Expression:
             above, below = map(flat, token.args)
             if _DERIVATIVE.fullmatch(above) and re.match(r"d\\?[A-Za-z]|\\partial", below):
                 return (Tree("symbol", (rf"{above}/{below}",)),)
-            return (Tree("quotient", tuple(Expression(part).whole() for part in token.args)),)
+            return (Tree("quotient", tuple(_Expression(part).whole() for part in token.args)),)
         if token.kind in ("binom", "root"):
-            parts = tuple(Expression(part).whole() for part in token.args if part)
+            parts = tuple(_Expression(part).whole() for part in token.args if part)
             self.check(bool(token.args[0]))
             return (Tree("call", parts, token.kind),)
         if token.kind == "accent":
@@ -284,14 +285,14 @@ class Expression:
         if sign in ("lfloor", "lceil"):
             self.at = closing(self.tokens, start - 1) + 1
             self.check(self.at > start)
-            return Tree("call", (Expression(self.tokens[start : self.at - 1]).whole(),), sign[1:])
+            return Tree("call", (_Expression(self.tokens[start : self.at - 1]).whole(),), sign[1:])
         if sign in ("|", "norm"):
             end = next(
                 (i for i in range(start, len(self.tokens)) if self.tokens[i].value == sign), 0
             )
             self.check(end > start)
             self.at = end + 1
-            inside = Expression(self.tokens[start:end]).whole()
+            inside = _Expression(self.tokens[start:end]).whole()
             segment = inside.kind == "symbol" and re.fullmatch("[A-Z]{2}", inside.parts[0])
             return (
                 inside
@@ -317,7 +318,7 @@ class Expression:
         while self.next().kind in ("sup", "sub"):
             token = self.next()
             self.at += 1
-            inside = Expression(token.args[0]).whole()
+            inside = _Expression(token.args[0]).whole()
             power, base = (inside, base) if token.kind == "sup" else (power, inside)
         if power == Tree("number", (Fraction(-1),)) and name in ("sin", "cos", "tan"):
             name, power = f"arc{name}", None
@@ -350,7 +351,7 @@ class Expression:
         self.check(end > start and self.next().value in ("(", "lbrace"))
         self.at = end + 1
         parts, _ = split(self.tokens[start + 1 : end], frozenset({","}))
-        return tuple(Expression(part).whole() for part in parts)
+        return tuple(_Expression(part).whole() for part in parts)
 
     def series(self, name: str) -> Tree:
         """A sum, product, integral or limit: (body, variable, low, high)."""
@@ -363,7 +364,7 @@ class Expression:
             if token.kind == "sub" and name != "int":
                 self.check(len(inside) > 2 and inside[1].value in ("=", "to"))
                 variable, inside = flat(inside[:1]), inside[2:]
-            bound = Expression(inside).whole()
+            bound = _Expression(inside).whole()
             low, high = (low, bound) if token.kind == "sup" else (bound, high)
         if name != "int":
             self.check(bool(variable))
@@ -374,15 +375,16 @@ class Expression:
             if re.fullmatch("d[a-z]", self.tokens[i].value)
         ]
         self.check(bool(ends))
-        body = Expression(self.tokens[self.at : ends[0]]).whole()
+        body = _Expression(self.tokens[self.at : ends[0]]).whole()
         variable = self.tokens[ends[0]].value[1]
         self.at = ends[0] + 1
         return Tree("series", (body, Tree("symbol", (variable,)), low, high), name)
 
 
 def grouped(tokens: Tokens) -> Tree:
+    r"""Reads an expression, which may be `a \over b`; raises Unreadable."""
     parts, _ = split(tokens, frozenset({"over"}))
-    trees = tuple(Expression(part).whole() for part in parts)
+    trees = tuple(_Expression(part).whole() for part in parts)
     return Tree("quotient", trees) if len(trees) == 2 else trees[0]
 
 

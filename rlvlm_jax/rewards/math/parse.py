@@ -10,7 +10,6 @@ not known here.
 import functools
 import itertools
 import re
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 from rlvlm_jax.rewards.math import tokens as lexer
@@ -158,9 +157,9 @@ def _joined(trees: tuple[Tree, ...], mark: str) -> Tree:
         for low, high in (trees, trees[::-1]):
             if low.kind == high.kind == "relation" and len(low.parts) == len(high.parts) == 2:
                 signs = f"{low.mark} {high.mark}"
-                if low.parts[1] == high.parts[0] and set(signs.split()) <= {"<", "le"}:
-                    if low.parts[1].kind == "symbol":
-                        return Tree("relation", (*low.parts, high.parts[1]), signs)
+                one_letter = low.parts[1] == high.parts[0] and low.parts[1].kind == "symbol"
+                if one_letter and set(signs.split()) <= {"<", "le"}:
+                    return Tree("relation", (*low.parts, high.parts[1]), signs)
     return Tree("list", trees, mark)
 
 
@@ -189,7 +188,7 @@ def _single(tokens: Tokens, depth: int) -> Tree:
 
 
 def _term(tokens: Tokens, depth: int) -> Tree:
-    """Reads one side of a relation, which may be a name such as `P(A)` or `m\angle A`."""
+    r"""Reads one side of a relation, which may be a name such as `P(A)` or `m\angle A`."""
     tokens = _trim_groups(tokens)
     if flat(tokens[:2]) == r"m\angle" or (
         flat(tokens[:1]) == "m" and tokens[1:2] and tokens[1].value == "hat"
@@ -262,9 +261,10 @@ def _set(inside: Tokens, depth: int) -> Tree:
     if not inside:
         return Tree("symbol", ("emptyset",))
     bar = next((i for i, t in enumerate(inside) if t.value in ("|", ":") and i), 0)
-    if bar and inside[0].kind in ("run", "symbol") and (bar == 1 or inside[1].value == "in"):
-        if inside[0].value in {token.value for token in inside[bar + 1 :]}:
-            return _answer(inside[bar + 1 :], depth + 1)
+    condition = inside[bar + 1 :]
+    member = inside[0].kind in ("run", "symbol") and (bar == 1 or inside[1].value == "in")
+    if bar and member and inside[0].value in {token.value for token in condition}:
+        return _answer(condition, depth + 1)
     parts = [part for part in split(inside, _COMMAS | {";"})[0] if part]
     trees = [_answer(part, depth + 1) for part in parts]
     trees = [t for tree in trees for t in (tree.parts if tree.kind == "list" else (tree,))]
@@ -404,12 +404,12 @@ def _quantity(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
         (i for i, t in enumerate(tokens) if t.text and t.kind in ("run", "han") or t.value == "Ω"),
         0,
     )
-    for start in dict.fromkeys((start, textual, textual - 1)):
-        if not 0 < start < len(tokens):
+    for at in dict.fromkeys((start, textual, textual - 1)):
+        if not 0 < at < len(tokens):
             continue
-        value, tail = tokens[:start], tokens[start:]
+        value, tail = tokens[:at], tokens[at:]
         if value[-1].value in ("/", "(", "-", "+", "^"):
-            value, tail = value[:-1], tokens[start - 1 :]
+            value, tail = value[:-1], tokens[at - 1 :]
         tree = value and _with_tail(value, tail, depth, alone)
         if tree:
             return tree
@@ -424,7 +424,7 @@ def _with_tail(value: Tokens, tail: Tokens, depth: int, alone: bool) -> Tree | N
             return compound
     scale = units.number_words(["1", line.lower()])
     if scale and scale[1] == 2 and scale[0] != 1:
-        return grouped(value)._replace() and _scaled(value, scale[0])
+        return Tree("product", (grouped(value), Tree("number", (scale[0],))))
     unit = units.unit(line, spaced=tail[0].space or tail[0].text)
     if unit and unit not in ("'", '"'):
         runs = [token for token in every(tail) if token.kind in ("run", "symbol")]
@@ -443,10 +443,6 @@ def _with_tail(value: Tokens, tail: Tokens, depth: int, alone: bool) -> Tree | N
         if noun:
             return _measured(value, noun, depth)
     return None
-
-
-def _scaled(value: Tokens, scale: Fraction) -> Tree:
-    return Tree("product", (grouped(value), Tree("number", (scale,))))
 
 
 def _measured(value: Tokens, unit: str, depth: int) -> Tree | None:

@@ -264,7 +264,7 @@ _FUNCTIONS: dict[str, Callable[..., float]] = {
     "sin": math.sin, "cos": math.cos, "tan": math.tan, "cot": lambda x: 1 / math.tan(x),
     "sec": lambda x: 1 / math.cos(x), "csc": lambda x: 1 / math.sin(x), "arcsin": math.asin,
     "arccos": math.acos, "arctan": math.atan, "sinh": math.sinh, "cosh": math.cosh,
-    "tanh": math.tanh, "ln": math.log, "lg": math.log10, "log": lambda x, base=10: math.log(x, base),
+    "tanh": math.tanh, "ln": math.log, "lg": math.log10, "log": lambda x, b=10: math.log(x, b),
     "root": lambda x, n=2: x ** (1 / n), "abs": abs, "max": max, "min": min, "degree": lambda x: x,
 }  # fmt: skip
 _LARGE = 1e9  # beyond it a float's last digits may hide a difference

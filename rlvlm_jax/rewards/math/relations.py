@@ -14,7 +14,7 @@ from rlvlm_jax.rewards.math.verdict import Judge
 
 
 class _Chain(NamedTuple):
-    """`AB = BC = 10/2 = 5 \\approx ...`: names, and the value; no value where a link is false."""
+    """`AB = BC = 10/2 = 5`: names, and the value; no value where a link is false."""
 
     names: tuple[Tree, ...]
     value: Tree | None
@@ -80,10 +80,12 @@ def _droppable(chain: _Chain) -> bool:
 
 
 def is_variable(tree: Tree) -> bool:
+    """Whether it is a letter that stands for a number, or the one left out in `> 5`."""
     return tree == NOTHING or (tree.kind == "symbol" and bool(symbols(tree)))
 
 
 def equal_relations(given: Tree, wanted: Tree, judge: Judge) -> bool:
+    """Compares two answers of which one is a relation at least."""
     if given.kind != "relation":
         return equal_to_relation(given, wanted, judge)
     if wanted.kind != "relation":
@@ -232,7 +234,7 @@ def is_solved_domain(tree: Tree) -> bool:
 
 
 def _equal_domains(given: Tree, wanted: Tree, judge: Judge) -> bool:
-    """Compares `x \\in [1, 2)` with another relation on x."""
+    r"""Compares `x \in [1, 2)` with another relation on x."""
     sides, names = [], []
     for tree in (given, wanted):
         member = tree.mark == "in"
@@ -244,6 +246,7 @@ def _equal_domains(given: Tree, wanted: Tree, judge: Judge) -> bool:
 
 
 def same_solutions(given: Tree, wanted: Tree, judge: Judge) -> bool:
+    """Whether two answers are the same set of real numbers."""
     if not judge.algebra:
         raise NeedsAlgebra
     return computed(algebra.same_solutions, given, wanted)

@@ -53,7 +53,8 @@ sign: le=leq=leqslant=leqq ge=geq=geqslant=geqq ne=neq approx=thickapprox=textas
   ldots=dots=cdots=dotsc=dotsb therefore because Rightarrow=implies=Longrightarrow=Leftrightarrow
   angle=measuredangle triangle=bigtriangleup=vartriangle or=lor=vee and=land=wedge over odot
   checkmark square star bmod pmod forall exists frown <=lt >=gt |=mid=vert=lvert=rvert %=% _=_ #=#
-  norm=lVert=rVert=Vert=| *=ast °=degree=degrees=textdegree ＄=textdollar=$ :=colon [=lbrack ]=rbrack
+  norm=lVert=rVert=Vert=| *=ast °=degree=degrees=textdegree ＄=textdollar=$ :=colon [=lbrack
+  ]=rbrack
 blank: , ; : > / quad qquad thinspace enspace hfill nobreak space medspace
 dropped: ! left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr bigm rm
   displaystyle textstyle scriptstyle limits nolimits bf it sf tt bfseries itshape mathstrut hline
@@ -82,26 +83,8 @@ def names(kind: str) -> frozenset[str]:
 
 
 SYMBOLS, FUNCTIONS = names("symbol"), names("function") | {"sqrt"}
-RELATIONS = frozenset(
-    [
-        "=",
-        "<",
-        ">",
-        "le",
-        "ge",
-        "ne",
-        "approx",
-        "in",
-        "notin",
-        "sim",
-        "cong",
-        "parallel",
-        "perp",
-        "equiv",
-        "subset",
-        "subseteq",
-    ]
-)
+RELATIONS = frozenset(("=", "<", ">", "le", "ge", "ne", "approx", "in", "notin", "sim", "cong"))
+RELATIONS |= {"parallel", "perp", "equiv", "subset", "subseteq"}
 LINES = frozenset(("cases", "rcases", "dcases", "array", "aligned", "align", "gathered", "split"))
 MATRICES = frozenset(f"{kind}matrix" for kind in ("", "p", "b", "B", "v", "V", "small")) | {"array"}
 SPELLED = frozenset(("pi", "theta", "alpha", "beta", "gamma", "lambda", "omega", "sigma", "infty"))
@@ -165,7 +148,8 @@ _TO_REWRITE = re.compile(
 # What may stand around or before an answer and adds nothing to it
 _DECORATION = re.compile(r"(\*\*|`+|\")(?P<inside>(?:(?!\1).)+)\1", re.DOTALL)
 _LEAD = re.compile(
-    r"^(?:\*\*)?(?:\\text\{)?\s*(?:(?:the )?(?:final |correct )?answer\s*(?:is(?![A-Za-z])\s*:?|[:=])"
+    r"^(?:\*\*)?(?:\\text\{)?\s*"
+    r"(?:(?:the )?(?:final |correct )?answer\s*(?:is(?![A-Za-z])\s*:?|[:=])"
     r"|答案\s*(?:是|为)?\s*:?)\s*(?P<close>\}?)(?:\*\*)?\s*(?=\S)",
     re.IGNORECASE,
 )

@@ -84,10 +84,11 @@ _SCALES = {
     "dollars": {"dollar": 100, "cent": 1},
     "calendar": {"year": 12, "month": 1},
 }
-_SCALE = {unit: (family, size) for family, sizes in _SCALES.items() for unit, size in sizes.items()}
+_SCALE = {name: (scale, size) for scale, sizes in _SCALES.items() for name, size in sizes.items()}
 _ONE_UNIT = re.compile(
-    r"(?:(?P<shape>square|cubic|sq|cu)\.? ?|(?P<han>平方|立方))?(?P<name>[A-Za-z]+|[kμµ]?\W?[A-Za-zΩ%¢'\"]+"
-    r"|[°%Ω¢'\"]|[\u4e00-\u9fff]{1,4})(?:\^\{(?P<power>[23])\}|(?P<digit>[23])| (?P<word>squared|cubed))?"
+    r"(?:(?P<shape>square|cubic|sq|cu)\.? ?|(?P<han>平方|立方))?"
+    r"(?P<name>[kμµ°]?[A-Za-zΩ%¢'\"]+|°|[\u4e00-\u9fff]{1,4})"
+    r"(?:\^\{(?P<power>[23])\}|(?P<digit>[23])| (?P<word>squared|cubed))?"
 )
 
 # Plurals without the letter s

@@ -18,6 +18,7 @@ _EXPRESSIONS = {"number", "symbol", "sum", "product", "quotient", "power", "call
 
 
 def equal_quantities(given: Tree, wanted: Tree, judge: Judge) -> bool:
+    """Compares values of which one has a unit at least."""
     if "compound" in (given.kind, wanted.kind):
         return _equal_compounds(given, wanted) or judge.no("another compound")
     (value, unit), (expected, expected_unit) = (
@@ -166,6 +167,7 @@ _ARTICLE = re.compile(r"(?:an?|the) (?=[a-z-]{3})", re.IGNORECASE)
 
 
 def equal_words(given: Tree, wanted: Tree, judge: Judge) -> bool:
+    """Compares words, sentences and runs of letters."""
     prose = ("word", "text")
     if given.kind in prose and wanted.kind in prose:
         lines = [_ARTICLE.sub("", tree.parts[0], count=1) for tree in (given, wanted)]
@@ -201,6 +203,7 @@ def _is_expression(tree: Tree) -> bool:
 
 
 def equal_values(given: Tree, wanted: Tree, judge: Judge) -> bool:
+    """Compares expressions: in normal form, by a difference in floats, or by computer algebra."""
     if not (_is_expression(given) and _is_expression(wanted)):
         return judge.no(f"a {given.kind}, not a {wanted.kind}")
     if given == wanted:
@@ -279,6 +282,7 @@ def _rounded(given: Tree, wanted: Tree, judge: Judge) -> bool:
 
 
 def leaves(tree: Tree) -> Iterable[Tree]:
+    """The trees that are made of no others."""
     if not tree.parts or not isinstance(tree.parts[0], Tree):
         yield tree
     for part in tree.parts:
@@ -293,6 +297,7 @@ def symbols(tree: Tree) -> set[str]:
 
 
 def is_constant(tree: Tree) -> bool:
+    """Whether it has neither letters nor words."""
     return not any(t.kind in ("word", "text", "nothing") for t in leaves(tree)) and not symbols(
         tree
     )

@@ -66,6 +66,7 @@ class Judge(NamedTuple):
         return True
 
     def no(self, reason: str) -> bool:
+        """False, and remembers why."""
         self.reasons.append(reason)
         return False
 

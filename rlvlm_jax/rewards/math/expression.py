@@ -50,14 +50,16 @@ _WORDS = frozenset(
     ten net one two six sin cos tan log cot sec csc max min mod gcd lcm exp cat act tac odd add dad
     yes day may was saw now won own tip pit top pot top opt ear are era eat tea ate dog god end den
     arc car rat art tar bat tab tub but bus sub cub big gib red set all non and dan the any few low
-    owl kg""".split()  # noqa: SIM905 (a list is hard to read)
+    owl who raw gel nap pat tan nut its sap pea dab dam lap map lip rim oat
+    ram rot lit tie use ago gas ii iii iv vi ix xi kg""".split()  # noqa: SIM905 (a list is hard to read)
 )
 _ROMAN = frozenset({"IV", "VI", "IX", "XI"})
-_DERIVATIVE = re.compile(r"d(?:\^\{\d\})?\\?[A-Za-z]*|\\partial.*")
 
 
 def letters(run: str) -> tuple[Tree, ...]:
     """Reads a run of letters in mathematics: a segment, points in order, or a product."""
+    if re.fullmatch("d[xyztuvrs]", run):
+        return (Tree("symbol", (run,)),)  # a differential
     if run.isupper() and len(run) == 2:
         return (Tree("symbol", (run if run in _ROMAN else "".join(sorted(run)),)),)
     if run.isupper() and len(run) > 2 or run in _WORDS:
@@ -92,7 +94,9 @@ def negative(tree: Tree) -> Tree:
 def is_vector(tree: Tree) -> bool:
     """Whether a factor is a vector, so that a cross product is none of numbers."""
     if tree.kind == "symbol":
-        return tree.parts[0].startswith("vec ")
+        return tree.parts[0].startswith(("vec ", "hat ")) or tree.parts[0] == "nabla"
+    if tree.mark == "cross":
+        return True
     return tree.kind in ("sum", "product") and any(map(is_vector, tree.parts))
 
 
@@ -102,6 +106,7 @@ def number(digits: str) -> Tree:
 
 
 _END = Token("end")
+_CALLED = frozenset(("f", "g", "h", "F", "G", "P"))
 
 
 class _Expression:
@@ -109,7 +114,7 @@ class _Expression:
 
     def __init__(self, tokens: Tokens):
         self.tokens = tokens
-        self.at = self.functions = 0
+        self.at = self.functions = self.bars = 0
 
     def whole(self) -> Tree:
         if not self.tokens:
@@ -152,14 +157,20 @@ class _Expression:
             self.check(chained < MAX_CHAIN)
             if sign := self.take("times", "cdot", "*"):
                 factor = self.signed()
-                cross = sign == "times" and is_vector(value) and is_vector(factor)
-                chained += cross
-                value = Tree("call", (value, factor), "cross") if cross else product(value, factor)
+                operator = Tree("symbol", ("nabla",)) in (value, factor)
+                vectors = is_vector(value) and is_vector(factor) or (operator and sign == "times")
+                chained += vectors
+                if vectors and sign == "times":
+                    value = Tree("call", (value, factor), "cross")
+                elif vectors:
+                    value = Tree("call", tuple(sorted((value, factor), key=repr)), "dot")
+                else:
+                    value = product(value, factor)
             elif self.take("/", "div"):
                 chained += 1
                 value = Tree("quotient", (value, self.signed()))
             elif self.starts_factor():
-                self.check(self.next().kind != "number")
+                self.check(self.next().kind != "number" or self.after_power())
                 value = product(value, self.factor())
             else:
                 return value
@@ -171,12 +182,14 @@ class _Expression:
         token = self.next()
         if token.kind == "sign":
             return token.value in ("(", "[", "angle", "triangle", "lfloor", "lceil", "odot") or (
-                token.value in ("|", "norm") and self.bars_ahead()
+                token.value in ("|", "norm") and not self.bars
             )
         return token.kind not in ("end", "sup", "sub", "han", "circled", "table")
 
-    def bars_ahead(self) -> bool:
-        return any(t.value == self.next().value for t in self.tokens[self.at + 2 :])
+    def after_power(self) -> bool:
+        """Whether a number may be a factor here: 2^n 3^m, but not 2 3."""
+        before = self.tokens[self.at - 1]
+        return before.kind in ("sup", "root", "group") or before.value in ("!", ")", "]")
 
     def factor(self) -> Tree:
         """A factor with its powers; of a run of letters, the last one has them."""
@@ -190,6 +203,7 @@ class _Expression:
                 self.at += 1
                 base = Tree("symbol", (f"{base.parts[0]}_{flat(token.args[0])}",))
             elif self.take("!"):
+                self.check(self.next().value != "!")  # a double factorial
                 base = Tree("call", (base,), "factorial")
             elif self.take("°"):
                 base = Tree("call", (base,), "degree")
@@ -215,9 +229,11 @@ class _Expression:
         if token.kind in ("function", "series"):
             return (getattr(self, token.kind)(token.value),)
         if token.kind == "frac":
-            above, below = map(flat, token.args)
-            if _DERIVATIVE.fullmatch(above) and re.match(r"d\\?[A-Za-z]|\\partial", below):
-                return (Tree("symbol", (rf"{above}/{below}",)),)
+            above, below = (flat(part).replace(" ", "") for part in token.args)
+            if re.match(r"d(?![_+-])|\\partial", above) and re.match(
+                r"d\\?[A-Za-z]|\\partial", below
+            ):
+                return (self.derivative(f"{above}/{below}", above),)
             return (Tree("quotient", tuple(_Expression(part).whole() for part in token.args)),)
         if token.kind in ("binom", "root"):
             parts = tuple(_Expression(part).whole() for part in token.args if part)
@@ -231,9 +247,20 @@ class _Expression:
         self.check(False)
         raise AssertionError
 
+    def derivative(self, name: str, above: str) -> Tree:
+        """A derivative; an operator such as d/dx takes the factors after it along."""
+        if re.fullmatch(r"d(?:\^\{\d\})?|\\partial(?:\^\{\d\})?", above):
+            start = self.at
+            while self.starts_factor():
+                self.factor()
+            name += flat(self.tokens[start : self.at])
+        return Tree("symbol", (name,))
+
     def decimal(self, digits: str) -> Tree:
         value = number(digits)
         token = self.next()
+        ahead = flat(self.tokens[self.at : self.at + 3])
+        self.check("." not in digits or not re.fullmatch(r"\(\d+\)", ahead))  # 0.1(6)
         if token.kind == "accent" and "." in digits:  # 0.1\overline{6}
             period = ""
             while self.next().kind in ("accent", "number"):
@@ -267,44 +294,60 @@ class _Expression:
             return (Tree("symbol", (run,)),)
         if token.text and len(run) > 1:
             raise Unreadable(f"the word {run!r} in a formula")
-        call = run in ("f", "g", "h") and self.next().value == "("
-        if call and closing(self.tokens, self.at) == self.at + 2:
-            self.at += 3
-            return (Tree("symbol", (f"{run}({flat(self.tokens[self.at - 2 : self.at - 1])})",)),)
+        start = self.at + (self.next().kind == "sup")
+        if run in _CALLED and self.tokens[start : start + 1] and self.tokens[start].value == "(":
+            end = closing(self.tokens, start)
+            if run in ("f", "F", "P") or start > self.at or end == start + 2:
+                self.check(end > 0)
+                name = run + flat(self.tokens[self.at : end + 1])
+                self.at = end + 1
+                return (Tree("symbol", (name,)),)
+        if run.isupper() and (points := self.points(run)):
+            return (Tree("symbol", (points,)),)
         if self.next().kind == "sub" and len(run) > 1:
             return (*letters(run[:-1]), Tree("symbol", (run[-1],)))
         return letters(run)
 
+    def points(self, run: str, least: int = 2) -> str:
+        """The name of a segment or figure by points such as A' or B_1; empty for anything else."""
+        found, at = list(run), self.at
+        while at < len(self.tokens):
+            token = self.tokens[at]
+            if token.kind == "sub" or token.value in ("'", '"'):
+                found[-1] += flat((token,))
+            elif token.kind == "run" and token.value.isupper() and not token.text:
+                found += token.value
+            else:
+                break
+            at += 1
+        if len(found) < least or all(len(point) == 1 for point in found):
+            return ""
+        self.at = at
+        return "".join(
+            sorted(found) if len(found) == 2 else min(found, found[::-1]) if least == 1 else found
+        )
+
     def enclosed(self, sign: str) -> Tree:
         """What stands in brackets or bars, or what an angle is named by."""
         start = self.at
-        if sign in ("(", "["):
+        if sign in ("(", "[", "lfloor", "lceil"):
             self.at = closing(self.tokens, start - 1) + 1
             self.check(self.at > start)
-            return grouped(self.tokens[start : self.at - 1])
-        if sign in ("lfloor", "lceil"):
-            self.at = closing(self.tokens, start - 1) + 1
-            self.check(self.at > start)
-            return Tree("call", (_Expression(self.tokens[start : self.at - 1]).whole(),), sign[1:])
+            inside = grouped(self.tokens[start : self.at - 1])
+            return inside if len(sign) == 1 else Tree("call", (inside,), sign[1:])
         if sign in ("|", "norm"):
-            end = next(
-                (i for i in range(start, len(self.tokens)) if self.tokens[i].value == sign), 0
-            )
-            self.check(end > start)
-            self.at = end + 1
-            inside = _Expression(self.tokens[start:end]).whole()
-            segment = inside.kind == "symbol" and re.fullmatch("[A-Z]{2}", inside.parts[0])
-            return (
-                inside
-                if segment
-                else Tree("call", (inside,), "norm" if is_vector(inside) else "abs")
-            )
-        self.check(
-            sign in ("angle", "triangle", "odot")
-            and self.next().kind in ("run", "number", "symbol")
-        )
-        name = self.next().value
+            self.bars += 1
+            inside = self.sum()
+            self.bars -= 1
+            self.check(bool(self.take(sign)))
+            if inside.kind == "symbol" and re.fullmatch("[A-Z]{2}", inside.parts[0]):
+                return inside  # the length of a segment
+            return Tree("call", (inside,), "norm" if is_vector(inside) else "abs")
+        name = flat(self.tokens[start : start + 1])
+        self.check(sign in ("angle", "triangle", "odot") and bool(re.fullmatch(r"\\?\w+", name)))
         self.at += 1
+        if self.tokens[start].kind == "run" and (points := self.points(name, least=1)):
+            return Tree("symbol", (f"{sign} {points}",))
         if sign == "angle" and len(name) == 3:
             name = min(name, name[::-1])
         return Tree("symbol", (f"{sign} {name}",))
@@ -320,7 +363,14 @@ class _Expression:
             self.at += 1
             inside = _Expression(token.args[0]).whole()
             power, base = (inside, base) if token.kind == "sup" else (power, inside)
-        if power == Tree("number", (Fraction(-1),)) and name in ("sin", "cos", "tan"):
+        if power == Tree("number", (Fraction(-1),)) and name[:3] in (
+            "sin",
+            "cos",
+            "tan",
+            "cot",
+            "sec",
+            "csc",
+        ):
             name, power = f"arc{name}", None
         arguments = self.arguments() if name in ("max", "min", "gcd", "lcm") else (self.argument(),)
         if name == "exp":
@@ -369,15 +419,12 @@ class _Expression:
         if name != "int":
             self.check(bool(variable))
             return Tree("series", (self.term(), Tree("symbol", (variable,)), low, high), name)
-        ends = [
-            i
-            for i in range(self.at, len(self.tokens))
-            if re.fullmatch("d[a-z]", self.tokens[i].value)
-        ]
-        self.check(bool(ends))
-        body = _Expression(self.tokens[self.at : ends[0]]).whole()
-        variable = self.tokens[ends[0]].value[1]
-        self.at = ends[0] + 1
+        rest = [token.value for token in self.tokens[self.at :]]
+        end = next((i for i, run in enumerate(rest) if re.fullmatch("d[a-z]?", run)), -1)
+        self.check(end > 0 and "".join(rest[end:])[1:2].isalpha())
+        body = _Expression(self.tokens[self.at : self.at + end]).whole()
+        variable = "".join(rest[end:])[1]
+        self.at += end + (1 if len(rest[end]) == 2 else 2)
         return Tree("series", (body, Tree("symbol", (variable,)), low, high), name)
 
 
@@ -389,7 +436,7 @@ def grouped(tokens: Tokens) -> Tree:
 
 
 def _accented(accent: str, tokens: Tokens) -> Tree:
-    name = flat(tokens)
+    name = flat(tokens).replace(" ", "")
     if accent in ("bar", "hat") and re.fullmatch("[A-Z]{2}", name):
         name = "".join(sorted(name))
         return Tree("symbol", (name if accent == "bar" else f"arc {name}",))

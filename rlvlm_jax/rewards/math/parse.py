@@ -262,8 +262,8 @@ def _set(inside: Tokens, depth: int) -> Tree:
         return Tree("symbol", ("emptyset",))
     bar = next((i for i, t in enumerate(inside) if t.value in ("|", ":") and i), 0)
     condition = inside[bar + 1 :]
-    member = inside[0].kind in ("run", "symbol") and (bar == 1 or inside[1].value == "in")
-    if bar and member and inside[0].value in {token.value for token in condition}:
+    member = bar and inside[0].kind in ("run", "symbol") and (bar == 1 or inside[1].value == "in")
+    if member and inside[0].value in {token.value for token in condition}:
         return _answer(condition, depth + 1)
     parts = [part for part in split(inside, _COMMAS | {";"})[0] if part]
     trees = [_answer(part, depth + 1) for part in parts]

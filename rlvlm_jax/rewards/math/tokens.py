@@ -47,26 +47,26 @@ symbol: alpha beta gamma delta epsilon=varepsilon zeta eta theta=vartheta iota k
   Upsilon Phi Psi Omega Pi pi=textpi infty=infin emptyset=varnothing ell hbar partial nabla
 function: sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp max min gcd lcm
 series: sum prod int lim
-sign: le=leq=leqslant=leqq ge=geq=geqslant=geqq ne=neq approx=thickapprox=textasciitilde in notin
-  sim=backsim cong parallel perp equiv subset subseteq times cdot div pm mp to=rightarrow cup cap
-  to=longrightarrow setminus lbrace={ rbrace=} langle rangle lfloor rfloor lceil rceil prime circ
+sign: le=leq=leqslant=leqq ge=geq=geqslant=geqq ne=neq approx=simeq=thickapprox=textasciitilde in notin
+  sim=backsim cong parallel perp equiv subset subseteq times cdot div pm mp to=rightarrow cup=bigcup cap=bigcap
+  to=longrightarrow setminus=backslash lbrace={ rbrace=} langle rangle lfloor rfloor lceil rceil prime circ
   ldots=dots=cdots=dotsc=dotsb therefore because Rightarrow=implies=Longrightarrow=Leftrightarrow
   angle=measuredangle triangle=bigtriangleup=vartriangle or=lor=vee and=land=wedge over odot
-  checkmark square star bmod pmod forall exists frown <=lt >=gt |=mid=vert=lvert=rvert %=% _=_ #=#
+  checkmark square star bmod=mod pmod £=pounds forall exists frown <=lt >=gt |=mid=vert=lvert=rvert %=% _=_ #=#
   norm=lVert=rVert=Vert=| *=ast °=degree=degrees=textdegree ＄=textdollar=$ :=colon [=lbrack
   ]=rbrack
 blank: , ; : > / quad qquad thinspace enspace hfill nobreak space medspace
 dropped: ! left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr bigm rm
   displaystyle textstyle scriptstyle limits nolimits bf it sf tt bfseries itshape mathstrut hline
-  tiny small footnotesize normalsize large Large LARGE huge Huge boldmath thinmuskip negthinspace
+  tiny scriptsize nonumber notag allowbreak small footnotesize normalsize large Large LARGE huge Huge boldmath thinmuskip negthinspace
 text: text textrm textbf textit textsf texttt textnormal textup textmd mbox hbox unit si emph mathrm
 font: mathbf mathit mathsf mathtt mathnormal boldsymbol bm bold mathcal mathscr mathfrak underline
-  operatorname fbox boxed ensuremath number num underbrace overbrace
+  operatorname fbox framebox pmb textsc mathop mathord mathrel boxed ensuremath number num underbrace overbrace
 frac: frac dfrac tfrac cfrac nicefrac sfrac flatfrac
 binom: binom dbinom tbinom
 root: sqrt surd
 accent: vec=overrightarrow bar=overline dot tilde hat=widehat=overarc=wideparen
-other: color textcolor tag mathbb circled=textcircled overset=stackrel qty=SI=quantity
+other: color textcolor tag mathbb=Bbb circled=textcircled overset=stackrel qty=SI=quantity hspace=vspace
 """
 _MACROS: dict[str, tuple[str, str]] = {"\\": ("sign", "\n"), " ": ("blank", "")}  # kind, one name
 for _line in re.sub(r"\n  ", " ", _TABLE.strip()).split("\n"):
@@ -99,7 +99,7 @@ _UNICODE = """α:alpha β:beta γ:gamma δ:delta ε:epsilon ζ:zeta η:eta θ:th
 ≧:ge ≠:ne ≈:approx ∥:parallel ⊥:perp ∞:infty ∪:cup ∩:cap →:to ∈:in ∅:emptyset ∠:angle △:triangle
 ∴:therefore ∵:because ⇒:Rightarrow √:surd ∑:sum ∫:int ≅:cong ≌:cong ∽:sim ∼:sim ∧:wedge ∨:vee
 ⊂:subset ⊆:subseteq ∉:notin ⌊:lfloor ⌋:rfloor ⌈:lceil ⌉:rceil ✓:checkmark …:ldots ⋯:ldots ⟨:langle
-⟩:rangle 〈:langle 〉:rangle ℝ:mathbb{R} ½:frac12 ⅓:frac13 ⅔:frac23 ¼:frac14 ¾:frac34"""
+⟩:rangle 〈:langle 〉:rangle ℝ:mathbb{R} ℤ:mathbb{Z} ℕ:mathbb{N} ½:frac12 ⅓:frac13 ⅔:frac23 ¼:frac14 ¾:frac34"""
 _CHARS: dict[int, Any] = {0xFF01 + i: 0x21 + i for i in range(93)}  # full-width forms of ASCII
 _CHARS |= {ord(pair[0]): rf"\{pair[2:]} " for pair in _UNICODE.split()}
 _CHARS |= {0x2460 + i: rf"\circled{{{i + 1}}}" for i in range(10)}  # ①
@@ -114,7 +114,7 @@ for _code in range(0x3380, 0x33E0):  # ㎝, ㎡
     _CHARS[_code] = re.sub(r"^(\D+)(\d?)$", r"\\text{ \1}^{\2}", _unit).removesuffix("^{}")
 _SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ₀₁₂₃₄₅₆₇₈₉ₙ", "0123456789+-n0123456789n")
 
-_THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
+_THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _SPACED_THOUSANDS = re.compile(r"\s*[-+]?\d{1,3}(?: \d{3})+(?:\.\d*)?\s*")
 _GROUPING = re.compile(r"[\\{}]")
 _BRACKET = re.compile(r"\\(?:begin|end)(?![A-Za-z])|[()\[\]{}]")
@@ -130,16 +130,21 @@ _REWRITES: list[tuple[re.Pattern[str], Any]] = [
         (r"\$?\\?text\s*degrees?(?![A-Za-z])", "°"),
         (r"(?<=\d)\s*(?:\{,\s*\}|\\,|,\s*\\!|\\!\s*,|\\thinspace)\s*(?=\d{3}(?!\d))", ""),
         (r"(?<!\\)%", r"\\%"),
+        (r"\\not\s*(?:=|\\in(?![A-Za-z]))", lambda m: r"\ne " if "=" in m[0] else r"\notin "),
+        (r"(?<=\d)(\s*)''", r'\1"'),
         (r"<=", r"\\le "),
         (r">=", r"\\ge "),
-        (r"(?<![\d)\s])!=|(?<=\s)!=", r"\\ne "),
+        (r"(?<=[\sxyz])!=", r"\\ne "),
         (r"\+/-|\+-", r"\\pm "),
         (r"->", r"\\to "),
         (r"(?<!\*)\*\*(?=[\w({-])", "^"),
         (r"\.(?:\s*\.)+", r"\\ldots "),
         (r"(?<=[,;])\s*\?", r"\\ldots "),
         (r"(\d) ?[xX] ?(?=10\^)", r"\1\\times "),
-        (r"(?<![A-Za-z\\])(\d+(?:\.\d*)?)[eE]([-+]?\d{1,3})(?![\w.])", r"\1\\times 10^{\2}"),
+        (
+            r"(?<![A-Za-z\\])(\d+(?:\.\d*)?)[eE](\d{1,3}|[-+]\d\d\d?)(?![\w.])",
+            r"\1\\times 10^{\2}",
+        ),
     )
 ]
 _TO_REWRITE = re.compile(
@@ -188,7 +193,7 @@ def join_thousands(text: str) -> str:
     """Takes the commas out of 1,234; not inside brackets, where they part coordinates."""
     depths, depth = [], 0
     for char in text:
-        depth += (char in "([") - (char in ")]")
+        depth += (char in "([{") - (char in ")]}")
         depths.append(depth)
 
     def joined(match: re.Match[str]) -> str:
@@ -240,10 +245,18 @@ def _lex(items: list[Item], text: bool = False, depth: int = 0) -> Tokens:
     for token in _lexed(items[::-1], text, depth):
         if token.kind == "blank":
             blank = True
+            continue
+        before = tokens[-1] if tokens else token
+        if blank and _is_point(before) and _is_point(token) and before is not token:
+            tokens[-1] = before._replace(value=before.value + token.value)  # A B C
         else:
             tokens.append(token._replace(space=blank))
-            blank = False
+        blank = False
     return tuple(tokens)
+
+
+def _is_point(token: Token) -> bool:
+    return token.kind == "run" and not token.text and bool(re.fullmatch("[A-Z]+", token.value))
 
 
 def _lexed(queue: list[Item], text: bool, depth: int) -> Iterator[Token]:
@@ -321,6 +334,8 @@ def _script(sign: str, queue: list[Item], depth: int) -> Token:
     while sign == "^" and queue and queue[-1][1] in ("-", "+"):
         signs += _next(queue, False, depth)
     inside = (*signs, *_argument(queue, False, depth, whole=True))
+    if inside and inside[-1].kind == "number":  # cm^2.
+        inside = (*inside[:-1], inside[-1]._replace(value=inside[-1].value.rstrip(".")))
     if sign == "_":
         return Token("sub", "", (inside,))
     if all(token.value in ("circ", "°") for token in inside):
@@ -352,19 +367,26 @@ def _macro(name: str, queue: list[Item], text: bool, depth: int) -> list[Token]:
         raise Unreadable(rf"\{name}")
     kind, same = _MACROS[name]
     if kind == "dropped":
-        if name in ("left", "right") and queue and queue[-1] == ("chars", "."):
-            queue.pop()
+        if name in ("left", "right") and queue and queue[-1][1][:1] == ".":
+            queue[-1:] = [("chars", queue[-1][1][1:])] * (len(queue[-1][1]) > 1)
         return []
     if kind in ("blank", "sign", "symbol", "function", "series"):
+        if same == "log" and len(queue) > 1 and queue[-1][1] == "_" and len(queue[-2][1]) > 1:
+            _argument_ahead = queue[-2][1]
+            if queue[-2][0] == "chars":  # \log_23 is the logarithm of 3
+                queue[-2:-1] = [("chars", _argument_ahead[1:]), ("chars", _argument_ahead[0])]
         return [Token(kind, same)]
     if kind == "root":
         index = _bracketed(queue, text, depth, "]") if queue and queue[-1][1] == "[" else ()
-        return [Token("root", "", (_argument(queue, text, depth, whole=name == "surd"), index))]
+        whole = name == "surd" or (bool(queue) and queue[-1][1] == "(")
+        return [Token("root", "", (_argument(queue, text, depth, whole), index))]
     if kind in ("text", "font") and queue and queue[-1][0] == "group":
-        return list(_lexed(queue.pop()[1][::-1], text or kind == "text", depth + 1))
+        inside = queue.pop()[1][::-1]
+        first = tuple(_lexed(inside, text or kind == "text", depth + 1))
+        return _bold(name, first)
     first = _argument(queue, text or kind in ("text", "other"), depth)
     if kind in ("text", "font"):
-        return list(first)
+        return _bold(name, first)
     if kind in ("frac", "binom"):
         return [Token(kind, "", (first, _argument(queue, text, depth)))]
     if kind == "accent":
@@ -374,7 +396,14 @@ def _macro(name: str, queue: list[Item], text: bool, depth: int) -> list[Token]:
         return [Token("symbol", "reals" if label == "R" else f"mathbb {label}")]
     if same == "circled":
         return [Token("circled", label)]
-    if label == "white" or (same == "overset" and label != "frown"):
+    if same == "hspace" and re.fullmatch(r"-?[\d.]*\\?[a-z]+", label):
+        return [Token("blank")]
+    if (
+        label.lower() in ("white", "transparent")
+        or (same == "tag" and len(label) > 3)
+        or same == "hspace"
+        or (same == "overset" and label != r"\frown")
+    ):
         raise Unreadable(rf"\{name}{{{label}}}")
     if same in ("color", "tag"):
         return []
@@ -382,6 +411,14 @@ def _macro(name: str, queue: list[Item], text: bool, depth: int) -> list[Token]:
     if same == "overset":
         return [Token("accent", "hat", (second,))]
     return [*first, Token("blank"), *second] if same == "qty" else list(second)
+
+
+def _bold(name: str, tokens: Tokens) -> list[Token]:
+    """A bold small letter is a vector; other fonts change nothing."""
+    bold = name in ("mathbf", "boldsymbol", "bm", "bold") and len(tokens) == 1
+    if bold and tokens[0].kind == "run" and re.fullmatch("[a-z]", tokens[0].value):
+        return [Token("accent", "vec", (tokens,))]
+    return list(tokens)
 
 
 def flat(tokens: Tokens) -> str:

@@ -44,6 +44,13 @@ _SPELLINGS = {
     '"': "",
     "%": "percent percentage pct",
     "Hz": "hertz",
+    "kHz": "",
+    "MHz": "",
+    "nm": "",
+    "kcal": "",
+    "rpm": "",
+    "kph": "",
+    "ms": "",
     "Pa": "pascal",
     "kPa": "",
     "kJ": "",
@@ -69,7 +76,7 @@ _SPELLINGS = {
     "unit": "",
     "mph": "",
     "K": "kelvin",
-    "μm": "micrometer µm",
+    "μm": "micrometer µm mum",
 }
 _UNITS = {name: unit for unit, names in _SPELLINGS.items() for name in (unit, *names.split())}
 _APART = frozenset("VAlt")  # these need a blank before them: 5t is a product
@@ -93,7 +100,9 @@ _ONE_UNIT = re.compile(
 
 # Plurals without the letter s
 _PLURALS = frozenset({"people", "children", "men", "women", "teeth", "mice", "fish", "sheep"})
-_COUNTERS = frozenset("个人种条本只次名位张台辆件棵根块支户组道")  # after a number, in Chinese
+_COUNTERS = frozenset(
+    "个人种条本只次名位张台辆件棵根块支户组道页层颗朵头双对倍岁分"
+)  # after a number, in Chinese
 # Adjectives that do not narrow what is counted
 _FILLERS = frozenset(
     """different distinct possible total whole separate unique old in ways more altogether such
@@ -106,24 +115,33 @@ DOUBTS = frozenset(
     guesses wrong incorrect false sometimes""".split()  # noqa: SIM905 (a list is hard to read)
 )
 # After a number these are no nouns either: they change its value or the claim made.
-_NO_NOUNS = DOUBTS | frozenset(
+NO_NOUNS = DOUBTS | frozenset(
     """hundred thousand million billion trillion lakh crore grand myriad dozen gross score pair
     couple half halve quarter third second fifth eighth ninth twelfth twentieth hundredth
     thousandth millionth billionth trillionth thirty forty fifty sixty seventy eighty ninety
     fraction squared cubed times plus minus over mod modulo factorial root power per
     fold and either neither with without from into the for was has does always any all infinity
     more less than least most greater fewer other above below between true correct right yes max
-    min""".split()  # noqa: SIM905 (a list is hard to read)
+    min depends fails works varies exists equals remains negatives positives inverses reciprocals trio
+    duo quartet twice double triple cannot""".split()  # noqa: SIM905 (a list is hard to read)
 )
 _ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
     fifteen sixteen seventeen eighteen nineteen"""
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _NUMBERS = {word: i for i, word in enumerate(_ONES.split())}
-_NUMBERS |= {word: 20 + 10 * i for i, word in enumerate(_TENS.split())}
+_NUMBERS |= {word: 20 + 10 * i for i, word in enumerate(_TENS)}
 _GREAT = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6}
-_PARTS |= {"seventh": 7, "eighth": 8, "ninth": 9, "tenth": 10, "hundredth": 100, "thousandth": 1000}
-_NO_NOUNS |= {word + suffix for word in _NUMBERS for suffix in ("", "th", "s")}
+_PARTS |= {
+    "seventh": 7,
+    "eighth": 8,
+    "ninth": 9,
+    "tenth": 10,
+    "twelfth": 12,
+    "hundredth": 100,
+    "thousandth": 1000,
+}
+NO_NOUNS |= {word + suffix for word in _NUMBERS for suffix in ("", "th", "s")}
 
 
 def number_words(words: Sequence[str]) -> tuple[Fraction, int] | None:
@@ -131,24 +149,35 @@ def number_words(words: Sequence[str]) -> tuple[Fraction, int] | None:
 
     Returns:
         Its value and how many words it takes; None where there is none. `thirty five` is 35,
-        `two thirds` a fraction, `2 billion` two billion.
+        `two thirds` a fraction, `2 billion` two billion; `twenty-fifth` is no number.
     """
+    if words and words[0] in ("negative", "minus"):
+        found = number_words(words[1:])
+        return found and (-found[0], found[1] + 1)
+    if words and words[0] in ("half", "quarter"):
+        return Fraction(1, _PARTS[words[0]]), 1
     value, at = Fraction(0), 0
-    while at < len(words):
-        word = words[at]
-        if word.isdecimal() and at == 0:
+    for at, word in enumerate(words):  # noqa: B007 (counts the words taken)
+        before = words[at - 1] if at else ""
+        part = _PARTS.get(word) or _PARTS.get(word.removesuffix("s"))
+        if word.isdecimal() and not at:
             value += int(word)
-        elif word in _NUMBERS and (at == 0 or (_NUMBERS[word] < 10 and words[at - 1] in _TENS)):
+        elif word in _NUMBERS and (
+            not at
+            or (before in _TENS and 0 < _NUMBERS[word] < 10)
+            or (before == "hundred" and _NUMBERS[word])
+        ):
             value += _NUMBERS[word]
-        elif word in ("a", "an") and at == 0 and words[1:2] and words[1] in (*_PARTS, *_GREAT):
+        elif word in ("a", "an") and not at and words[1:2] and words[1] in (*_PARTS, *_GREAT):
             value += 1
         elif word in _GREAT and at:
             value *= 10 ** _GREAT[word]
-        elif at and (word in _PARTS or word.removesuffix("s") in _PARTS):
-            return value / _PARTS.get(word, _PARTS.get(word.removesuffix("s"), 1)), at + 1
+        elif part and at and before not in _GREAT and (before not in _TENS or word.endswith("s")):
+            return value / part, at + 1
         else:
             break
-        at += 1
+    else:
+        at = len(words)
     return (value, at) if at else None
 
 
@@ -159,7 +188,7 @@ def unit(line: str, spaced: bool) -> str | None:
         line: as `tokens.flat` writes it.
         spaced: whether a blank stands before it, or it is set as text.
     """
-    line = line.strip()
+    line = " ".join(word for word in line.split() if word.lower() not in _FILLERS)
     line = re.sub(r"^\((.*)\)$", r"\1", line).replace("per cent", "percent").replace("\\", "")
     line = re.sub(r"^frac\{([^{}]*)\}\{(.*)\}$", r"\1/\2", line)
     if line in _APART and not spaced:
@@ -179,7 +208,9 @@ def _one_unit(text: str) -> str | None:
     if match is None:
         return None
     name = match["name"]
-    found = _UNITS.get(name) or (_UNITS.get(name.lower()) if len(name) > 1 else None)
+    found = _UNITS.get(name)
+    if found is None and (len(name) > 3 or (len(name) == 2 and name[0] != "M")):
+        found = _UNITS.get(name.lower())  # Mg is not mg
     if found is None and name.endswith("s") and len(name) > 3:
         found = _UNITS.get(name[:-1].lower())
     if found is None:
@@ -211,8 +242,8 @@ def noun(words: Sequence[str], one: bool) -> str | None:
         words: one to four of them.
         one: whether a single thing is counted, so that no plural is needed.
     """
-    if len(words) == 1 and words[0] in _COUNTERS:
-        return "counted"
+    if len(words) == 1 and words[0][0] in _COUNTERS:  # a counter, and in Chinese what it counts
+        return "counted" if len(words[0]) == 1 else f"narrowed {words[0][1:]}"
     words = [word.lower() for word in words]
     if len(words) > 4 or any(len(word) < 3 or not word.isascii() for word in words):
         return None
@@ -221,7 +252,7 @@ def noun(words: Sequence[str], one: bool) -> str | None:
         return "counted"
     *adjectives, last = kinds
     single = _singular(last)
-    if _NO_NOUNS.intersection((*kinds, single)):
+    if NO_NOUNS.intersection((*kinds, single)) or single.endswith(("illion", "tieth", "teenth")):
         return None
     several = single != last or last in _PLURALS
     return ("counted " if not adjectives and (several or one) else "narrowed ") + " ".join(

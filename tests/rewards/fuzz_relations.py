@@ -87,6 +87,7 @@ def _(rng):
 def _(rng):
     a, b, c, d = rng.sample(POINTS, 4)
     top, bottom = rng.sample((2, 3, 5, 7, 11, 13), 2)
+    bottom += 60 * (bottom > 9)  # 2:13 would be a clock time
     fraction, colon = rf"\frac{{{top}}}{{{bottom}}}", f"{top}:{bottom}"
     named = (rf"\frac{{{a}{b}}}{{{c}{d}}}={fraction}", f"{a}{b}:{c}{d}={colon}", f"S_1:S_2={colon}")
     named += (rf"\frac{{S_1}}{{S_2}}={fraction}", f"{a}{b}/{c}{d}={top}/{bottom}")
@@ -361,9 +362,8 @@ def _(rng):
         ascii_form = f"{low}{sign}{x}{inner}{high}"
         latex = f"{low}{rng.choice(macros)}{x}{'<' if inner == '<' else rng.choice(macros)}{high}"
         return either(rng, ascii_form, latex)
-    return either(
-        rng, f"{x}{rng.choice((sign, f' {sign} '))}{low}", f"{x}{rng.choice(macros)}{low}"
-    )
+    typed = f"{x} != {low}" if sign == "!=" else f"{x}{rng.choice((sign, f' {sign} '))}{low}"
+    return either(rng, typed, f"{x}{rng.choice(macros)}{low}")  # n!=5 may be a factorial
 
 
 @kind("typed characters")

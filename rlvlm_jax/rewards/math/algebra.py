@@ -11,12 +11,13 @@ imaginary unit, \Gamma as a constant and 0.25 as a float, and needs ten to a hun
 import functools
 import itertools
 import math
+import re
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
 from rlvlm_jax.rewards.math.expression import Tree
-from rlvlm_jax.rewards.math.ratio import MAX_BITS, SAMPLES, TRIGONOMETRY, names
+from rlvlm_jax.rewards.math.ratio import MAX_BITS, SAMPLES, TRIGONOMETRY, Ratio, names
 
 
 class NeedsAlgebra(Exception):  # noqa: N818 (no error: it sends an item to the workers)
@@ -28,6 +29,7 @@ class Undecided(Exception):  # noqa: N818 (an outcome: the verdict is "unparsabl
 
 
 _NAMES = {"arcsin": "asin", "arccos": "acos", "arctan": "atan", "ceil": "ceiling", "max": "Max"}
+_NAMES |= {f"arc{name}": f"a{name}" for name in ("cot", "sec", "csc", "sinh", "cosh", "tanh")}
 _NAMES |= {"min": "Min", "floor": "floor", "factorial": "factorial", "binom": "binomial"}
 
 
@@ -81,6 +83,8 @@ def symbolic(tree: Tree, radians: bool = False) -> Any:
         part.is_number and abs(part) > 5000 for part in inside
     ):
         raise Undecided("a factorial too large to compute")
+    if name in ("dot", "cap", "setminus"):
+        return sympy.Symbol(repr(tree), real=True)
     if name in ("gcd", "lcm"):
         return functools.reduce(getattr(sympy, name), inside)
     return getattr(sympy, _NAMES.get(name, name))(*inside)
@@ -108,12 +112,16 @@ def _series(tree: Tree, radians: bool) -> Any:
 
     body, variable, low, high = tree.parts
     letter = sympy.Symbol(variable.parts[0], real=True)
+    index = re.compile(rf"(?<![a-z]){re.escape(variable.parts[0])}(?![a-z])")
+    if any(index.search(name) and name != variable.parts[0] for name in names(body)):
+        raise Undecided(f"a function of {variable.parts[0]} that is not given")
     inside = symbolic(body, radians)
     if tree.mark == "lim":
-        return sympy.limit(inside, letter, symbolic(low))
+        end = symbolic(low)
+        return sympy.limit(inside, letter, end, "+-" if end.is_finite else "-")
     if tree.mark == "int":
         if "nothing" in (low.kind, high.kind):
-            return sympy.integrate(inside, letter)
+            raise Undecided("an integral without its bounds")
         return sympy.integrate(inside, (letter, symbolic(low), symbolic(high)))
     if "nothing" in (low.kind, high.kind):
         raise Undecided("a sum without bounds")
@@ -145,6 +153,11 @@ def equal_expressions(given: Tree, wanted: Tree, tolerance: float | None, radian
     if not letters:
         return _equal_constants(a, b, tolerance)
     patterns = list(itertools.islice(itertools.product((1, -1), repeat=len(letters)), 16))
+    if len(letters) > 4:  # all positive, all negative, one of each sign alone
+        patterns = [
+            [(-1) ** (i == j) for i in range(len(letters))] for j in range(len(letters) + 1)
+        ]
+        patterns.append([-1] * len(letters))
     real_somewhere = False
     for signs, shift in itertools.product(patterns, (0, 1, 2, 4)):
         numbers = itertools.islice(itertools.cycle(SAMPLES), shift, shift + len(letters))
@@ -199,6 +212,26 @@ def _equal_constants(a: Any, b: Any, tolerance: float | None) -> bool:
     if equal is None:
         raise Undecided(f"whether {difference} is zero")
     return bool(equal)
+
+
+def same_poles(given: Ratio, wanted: Ratio) -> bool:
+    """Whether two quotients that are equal elsewhere are defined for the same values."""
+    import sympy
+
+    factors = []
+    for below in (given.below, wanted.below):
+        terms = [
+            factor.numerator
+            * sympy.prod(sympy.Symbol(x, real=True) ** n for x, n in monomial)
+            / factor.denominator
+            for monomial, factor in below.items()
+        ]
+        found = sympy.factor_list(sympy.Add(*terms))[1]
+        factors.append(
+            {sympy.monic(factor, *sorted(factor.free_symbols, key=str)) for factor, _ in found}
+        )
+    only = factors[0] ^ factors[1]
+    return all(len(x.free_symbols) == 1 and not sympy.real_roots(x) for x in only)
 
 
 def number_of(tree: Tree) -> Any:
@@ -283,8 +316,13 @@ def solutions(tree: Tree) -> Any:
     if tree.kind == "set":
         return sympy.FiniteSet(*map(symbolic, tree.parts))
     if tree.kind in ("union", "list"):
+        if tree.mark == "," and not all(part.kind == "bracket" for part in tree.parts):
+            raise Undecided("conditions with a comma between them")
         combine = sympy.Intersection if tree.mark == "and" else sympy.Union
         return combine(*map(solutions, tree.parts))
+    if tree.kind == "call" and tree.mark == "setminus":
+        first, *others = map(solutions, tree.parts)
+        return functools.reduce(sympy.Complement, others, first)
     if tree.kind != "relation":
         raise Undecided(f"a {tree.kind} is no set of numbers")
     if tree.mark == "in":

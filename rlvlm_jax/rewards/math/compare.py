@@ -25,6 +25,7 @@ from rlvlm_jax.rewards.math.values import (
     equal_quantities,
     equal_values,
     equal_words,
+    symbols,
 )
 from rlvlm_jax.rewards.math.verdict import DEFAULT_RULES, Judge, Rules, Verdict
 
@@ -66,7 +67,7 @@ def problem(reference: str | None) -> str | None:
     if len(reference) > MAX_CHARS:
         return rf"its \boxed{{}} holds more than {MAX_CHARS} characters"
     try:
-        return None if readings(reference) else r"its \boxed{} is empty"
+        return None if readings(reference.rstrip(" ?\n")) else r"its \boxed{} is empty"
     except Unreadable as error:
         return f"{error} cannot be read as mathematics or as words"
 
@@ -81,6 +82,8 @@ def _judge(answer: str | None, reference: str | None, judge: Judge) -> Verdict:
     if answer is None or not answer.strip():
         judge.reasons.append(r"the answer has no complete \boxed{}")
         return Verdict(False, "no_answer")
+    if reference and reference.rstrip().endswith("?"):  # then an answer may be asked as well
+        reference, answer = (text.rstrip(" ?\n") for text in (reference, answer))
     unusable = problem(reference)
     if unusable is not None or len(answer) > MAX_CHARS:
         judge.reasons.append(
@@ -112,6 +115,8 @@ def _judge(answer: str | None, reference: str | None, judge: Judge) -> Verdict:
 def _same_answer(given: Reading, wanted: Reading, judge: Judge) -> bool:
     letter = _letter(wanted.tree) if not wanted.letter else wanted.letter
     named = given.letter or (given.tree.kind == "symbol" and given.tree.parts[0].upper())
+    if _letter(wanted.tree) and given.tree.kind == "relation":
+        return judge.no("a relation, not a choice")
     if letter and named in CHOICES:
         both_texts = given.letter and wanted.letter
         if named != letter:
@@ -149,28 +154,67 @@ def _equal_parts(given: Tree, wanted: Tree, judge: Judge) -> bool:
     given, wanted = _as_parts(given, wanted), _as_parts(wanted, given)
     for many, other in ((given, wanted), (wanted, given)):
         if many.kind in _MANY and len(many.parts) == 1 and other.kind not in _MANY:
-            pair = (many.parts[0], other) if many is given else (other, many.parts[0])
-            return equal(*pair, judge)
+            part = many.parts[0]
+            if part.kind in _MANY or part.parts == ("emptyset",):
+                return judge.no("a set in a set")
+            return equal(part, other, judge) if many is given else equal(other, part, judge)
     if given.kind not in _MANY or wanted.kind not in _MANY:
-        if given.kind == "relation" and (wanted.kind == "set" or given.mark == "in"):
+        if given.kind == "relation" and (wanted.kind == "set" or given.mark in ("in", "=")):
             return relation_equal_to(given, wanted, judge)
-        if wanted.kind == "relation" and (given.kind == "set" or wanted.mark == "in"):
+        if wanted.kind == "relation" and (given.kind == "set" or wanted.mark in ("in", "=")):
             return equal_to_relation(given, wanted, judge)
         if is_domain(given) and is_domain(wanted) and is_solved_domain(given):
             return same_solutions(given, wanted, judge)
         return judge.no("one answer has several parts, the other does not")
-    if "set" in (given.kind, wanted.kind):
-        given, wanted = (
-            _distinct(tree, judge) if tree.kind == "set" else tree for tree in (given, wanted)
-        )
-    if len(given.parts) != len(wanted.parts) or len(wanted.parts) > MAX_PARTS:
+    if max(len(given.parts), len(wanted.parts)) > MAX_PARTS:
+        return judge.no(f"more than {MAX_PARTS} parts")
+    given, wanted = (
+        _distinct(tree, judge) if tree.kind == "set" else tree for tree in (given, wanted)
+    )
+    kinds = {given.kind, wanted.kind}
+    nested = [any(part.kind in _MANY for part in tree.parts) for tree in (given, wanted)]
+    if _opposed(given, wanted) or ("set" in kinds and nested[0] != nested[1]):
+        return judge.no("parts that are joined in another way")
+    if "union" in kinds and len(kinds) == 2 and not (_is_union(given) and _is_union(wanted)):
+        return judge.no("a union, and parts that are none")
+    ordered = wanted.mark in (";", "to") or given.mark == "to" or _order_counts(given, wanted)
+    one, other = _unnumbered(given, wanted), _unnumbered(wanted, given)
+    if len(one.parts) == len(other.parts) and judge.match(one.parts, other.parts, ordered):
+        return True
+    sets = [
+        all(part.kind in ("bracket", "set", "relation") for part in t.parts)
+        for t in (given, wanted)
+    ]
+    if all(sets) and "union" in kinds and is_domain(given) and is_domain(wanted):
+        return same_solutions(given, wanted, judge)
+    if len(given.parts) != len(wanted.parts):
         return judge.no(f"{len(given.parts)} parts, not {len(wanted.parts)}")
-    related = any(part.kind == "relation" and part.mark != "=" for part in wanted.parts)
-    if {given.mark, wanted.mark} == {"and", "or"} and related:
-        return judge.no("and, or")
-    ordered = wanted.mark == ";" and wanted.kind == "list" or _order_of_names_counts(given, wanted)
-    given, wanted = _unnumbered(given, wanted), _unnumbered(wanted, given)
-    return judge.match(given.parts, wanted.parts, ordered)
+    return False
+
+
+def _opposed(given: Tree, wanted: Tree) -> bool:
+    """Whether "or" joins one side's parts, and the other side means all of them."""
+    marks = {given.mark, wanted.mark}
+    if "or" not in marks or len(marks) == 1:
+        return False
+    names = {_named(part) for part in wanted.parts} - {""}
+    if len(names) > 1 or all(map(_letter, wanted.parts)):
+        return True
+    related = [part for part in wanted.parts if part.kind == "relation" and not _named(part)]
+    if "and" in marks:
+        return bool(related) or any(map(symbols, wanted.parts)) and not names
+    return not all(is_solved_domain(part) and part.mark != "ne" for part in related)
+
+
+def _is_union(tree: Tree) -> bool:
+    """Whether parts may be intervals: points with round brackets alone are not."""
+    if tree.kind == "set" or tree.mark == "and":
+        return tree.kind == "union"
+    return tree.kind == "union" or all(
+        part.kind == "relation"
+        or (part.kind == "bracket" and ("infty" in repr(part) or part.mark != "()"))
+        for part in tree.parts
+    )
 
 
 def _as_parts(tree: Tree, partner: Tree) -> Tree:
@@ -182,7 +226,8 @@ def _as_parts(tree: Tree, partner: Tree) -> Tree:
         return Tree("list", tuple(Tree("symbol", (c,)) for c in tree.parts[0]), ",")
     if tree.kind == "bracket" and all(_named(part) for part in partner.parts):
         names = [_named(part) for part in partner.parts]
-        pairs = zip(sorted(names), tree.parts, strict=False)
+        names = sorted(names) if set(names) <= {"x", "y", "z"} else names
+        pairs = zip(names, tree.parts, strict=False)
         if len(names) == len(tree.parts) and tree.mark in ("()", "<>"):
             return Tree(
                 "list",
@@ -223,10 +268,13 @@ def _distinct(tree: Tree, judge: Judge) -> Tree:
     return tree._replace(parts=tuple(parts))
 
 
-def _order_of_names_counts(given: Tree, wanted: Tree) -> bool:
-    """True where one side says which value belongs to which letter and the other does not."""
+def _order_counts(given: Tree, wanted: Tree) -> bool:
+    """True where one side says which value belongs to which name or unit, the other does not."""
     one, other = ([_named(p).partition("_")[0] for p in tree.parts] for tree in (given, wanted))
-    return any(one) != any(other) and len({*one, *other} - {""}) > 1
+    if any(one) != any(other) and len({*one, *other} - {""}) > 1:
+        return True
+    nouns = [{p.mark for p in tree.parts if p.kind == "quantity"} for tree in (given, wanted)]
+    return min(map(len, nouns)) == 0 and max(map(len, nouns)) > 1
 
 
 def _unnumbered(tree: Tree, partner: Tree) -> Tree:

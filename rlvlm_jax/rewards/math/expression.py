@@ -21,7 +21,8 @@ from rlvlm_jax.rewards.math.tokens import (
     split,
 )
 
-MAX_CHAIN = 30  # of divisions, powers or functions in one expression: each is a level of its tree
+MAX_CHAIN = 30  # of divisions in a row: each is a level of its tree
+MAX_FUNCTIONS = 8  # in one another, and powers of one another
 
 
 class Tree(NamedTuple):
@@ -106,7 +107,7 @@ def number(digits: str) -> Tree:
 
 
 _END = Token("end")
-_CALLED = frozenset(("f", "g", "h", "F", "G", "P"))
+_CALLED = frozenset(("f", "F", "P", "Gamma", "Phi", "zeta"))  # functions before a bracket
 
 
 class _Expression:
@@ -194,7 +195,7 @@ class _Expression:
     def factor(self) -> Tree:
         """A factor with its powers; of a run of letters, the last one has them."""
         *before, base = self.base()
-        for _ in range(MAX_CHAIN):
+        for _ in range(MAX_FUNCTIONS):
             token = self.next()
             if token.kind == "sup":
                 self.at += 1
@@ -213,17 +214,27 @@ class _Expression:
                 base = Tree("symbol", (base.parts[0] + ("''" if primes == '"' else "'"),))
             else:
                 return product(*before, base)
-        raise Unreadable(f"more than {MAX_CHAIN} powers in a row")
+        raise Unreadable(f"more than {MAX_FUNCTIONS} powers in a row")
 
     def base(self) -> tuple[Tree, ...]:
         token = self.next()
         self.at += 1
         if token.kind == "number":
             return (self.decimal(token.value),)
-        if token.kind == "run":
-            return self.run(token)
         if token.kind == "group":
             return (grouped(token.args[0]),)
+        if token.value in _CALLED and self.next().value == "(":
+            end = closing(self.tokens, self.at)
+            self.check(end > 0)
+            name = token.value + flat(self.tokens[self.at : end + 1])
+            self.at = end + 1
+            return (Tree("symbol", (name,)),)
+        if token.kind == "run":
+            return self.run(token)
+        if token.value == "Delta" and re.fullmatch("[A-Z]{3}|[a-z]", self.next().value):
+            name = self.next().value
+            self.at += 1
+            return (Tree("symbol", (f"triangle {name}" if name.isupper() else f"Delta {name}",)),)
         if token.kind == "symbol":
             return (Tree("symbol", (token.value,)),)
         if token.kind in ("function", "series"):
@@ -294,14 +305,19 @@ class _Expression:
             return (Tree("symbol", (run,)),)
         if token.text and len(run) > 1:
             raise Unreadable(f"the word {run!r} in a formula")
-        start = self.at + (self.next().kind == "sup")
-        if run in _CALLED and self.tokens[start : start + 1] and self.tokens[start].value == "(":
-            end = closing(self.tokens, start)
-            if run in ("f", "F", "P") or start > self.at or end == start + 2:
-                self.check(end > 0)
-                name = run + flat(self.tokens[self.at : end + 1])
-                self.at = end + 1
-                return (Tree("symbol", (name,)),)
+        inverse = self.next().kind == "sup"
+        start = self.at + inverse
+        end = closing(self.tokens, start) if self.tokens[start : start + 1] else -1
+        single = inverse or end == start + 2  # g(x), but not g(m + M)
+        if (
+            run in ("f", "g", "h", "F", "G")
+            and end > 0
+            and self.tokens[start].value == "("
+            and single
+        ):
+            name = run + flat(self.tokens[self.at : end + 1])
+            self.at = end + 1
+            return (Tree("symbol", (name,)),)
         if run.isupper() and (points := self.points(run)):
             return (Tree("symbol", (points,)),)
         if self.next().kind == "sub" and len(run) > 1:
@@ -337,6 +353,7 @@ class _Expression:
             return inside if len(sign) == 1 else Tree("call", (inside,), sign[1:])
         if sign in ("|", "norm"):
             self.bars += 1
+            self.check(self.bars < MAX_FUNCTIONS)
             inside = self.sum()
             self.bars -= 1
             self.check(bool(self.take(sign)))
@@ -354,7 +371,7 @@ class _Expression:
 
     def function(self, name: str) -> Tree:
         self.functions += 1
-        self.check(self.functions < MAX_CHAIN)
+        self.check(self.functions < 4 * MAX_FUNCTIONS)
         if name == "sqrt":
             return Tree("call", (self.argument(),), "root")
         power = base = None
@@ -430,9 +447,13 @@ class _Expression:
 
 def grouped(tokens: Tokens) -> Tree:
     r"""Reads an expression, which may be `a \over b`; raises Unreadable."""
-    parts, _ = split(tokens, frozenset({"over"}))
+    parts, signs = split(tokens, frozenset({"over", "choose"}))
     trees = tuple(_Expression(part).whole() for part in parts)
-    return Tree("quotient", trees) if len(trees) == 2 else trees[0]
+    if len(trees) == 1:
+        return trees[0]
+    if len(trees) > 2:
+        raise Unreadable(f"{flat(tokens):.60}")
+    return Tree("quotient", trees) if signs == ["over"] else Tree("call", trees, "binom")
 
 
 def _accented(accent: str, tokens: Tokens) -> Tree:

@@ -27,6 +27,7 @@ from rlvlm_jax.rewards.math.tokens import (
 )
 
 MAX_PARTS_DEPTH = 6
+MAX_DEPTH = 100  # of a tree
 
 
 class Reading(NamedTuple):
@@ -39,21 +40,24 @@ class Reading(NamedTuple):
 REALS = Tree("symbol", ("reals",))
 _ORDERED = frozenset({";", "\n", "to"})
 _COMMAS = LIST_WORDS | {","}
-_LEADING = frozenset({"=", "therefore", "Rightarrow", "because", ",", ";", ":", "\n", "checkmark"})
-_TRAILING = frozenset({".", ",", ";", ":", "?", "\n", "checkmark"})
+_LEADING = frozenset(
+    {"=", "therefore", "Rightarrow", "to", "because", ",", ";", ":", "\n", "checkmark"}
+)
+_TRAILING = frozenset({".", ",", ";", ":", "\n", "checkmark"})
 _TURNED = {">": "<", "ge": "le"}
 _MONEY = {"＄": "dollar", "€": "euro", "£": "pound", "¥": "yuan", "₹": "rupee"}
 _SHORT_WORDS = frozenset({"yes", "no", "true", "dne"})
 _LITERAL_SIGNS = frozenset(":-/.")
 _PROSE = frozenset("-'.&?!")  # signs that may stand among words
 _NOTHING_WORDS = re.compile(
-    r"(?:there (?:is|are|exists?) )?no (?:real )?(?:solutions?|roots?|values?)(?: exists?)?"
+    r"(?:there (?:is|are|exists?) |the equation has )?no (?:real )?(?:solutions?|roots?|values?)(?: exists?)?"
     r"|(?:the )?(?:empty|null) set|无解|空集|none exist",
     re.IGNORECASE,
 )
-_NO_LIMIT = re.compile(r"dne|(?:it )?does not exist|不存在", re.IGNORECASE)
+_NO_LIMIT = re.compile(r"dne|(?:it |the limit )?does not exist|不存在", re.IGNORECASE)
 _ALL_REALS = re.compile(
-    r"(?:the set of )?(?:all )?(?:the )?real numbers?|all reals?|全体实数", re.I
+    r"(?:the set of )?(?:all )?(?:the )?real numbers|(?:any|every) real number|all reals?|全体实数|任意实数|一切实数",
+    re.I,
 )
 _TIME = re.compile(
     r"(?P<h>\d{1,2})(?::(?P<m>\d\d))?(?::(?P<s>\d\d))? ?(?:(?P<half>[ap])\.?m\.?|o'clock)?", re.I
@@ -68,12 +72,14 @@ _DATES = (
 _NUMERIC_DATE = re.compile(r"(\d{1,4})([-/.])(\d{1,2})\2(\d{1,4})")
 _DOTTED_LIST = re.compile(r"\d(?:\.\d){2,}\.?")  # the numbers of right statements, 1.3.4.
 _SCORE = re.compile(r"(\d{1,3})-(\d{1,3})")
-_BASE = re.compile(r"\(?([0-9A-F]*\d[0-9A-F]*)\)?_\{(\d{1,2}|[a-z]+)\}")
+_BASE = re.compile(
+    r"\(?([0-9A-F]*\d[0-9A-F]*)\)?_\{\(?(\d{1,2}|[a-z]+)\)?\}|([0-9A-F]+) ?base ?(\w+)"
+)
 _BARE_UNIT = re.compile(r"\\Omega|[A-Za-z](?:/[A-Za-z])?|\\frac\{[A-Za-z]\}\{[A-Za-z]\}")
 CHOICES = frozenset("ABCDEFGHIJ")
 _PLAIN_NUMBER = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{1,30})?")
 _CHOICE = re.compile(
-    r"\(([A-J])\)|([A-J])[.):]|(?:[Oo]ption|[Cc]hoice) *\(?([A-J])(?![A-Za-z])|([A-J]) (?=\d)"
+    r"\(([A-J])\)|([A-J])[.):]|(?:[Oo]ption|[Cc]hoice):? *\(?([A-J])(?![A-Za-z])|([A-J])(?= \d|[(\\])"
 )
 _CHOICE_AMONG = re.compile(r"(?<![A-Za-z\\°])(?:[A-J](?![A-Za-z])|[a-j][.)])")
 _NO_CHOICE = units.DOUBTS - {"no", "none"} | {"or", "and", "is", "if"}  # as the first word
@@ -91,9 +97,25 @@ def readings(content: str) -> tuple[Reading, ...]:
     """
     if _PLAIN_NUMBER.fullmatch(content):  # most answers are
         return (Reading(number(content)),)
+    if set(content) <= set("? .,;:"):
+        return ()
     text = lexer.plain(content)
     ways = [lexer.tokens(way) for way in dict.fromkeys((lexer.join_thousands(text), text))]
-    return tuple(_choice(way) or Reading(_answer(way)) for way in map(_trim, ways) if way)
+    found = tuple(_choice(way) or Reading(_answer(way)) for way in map(_trim, ways) if way)
+    if any(_depth(reading.tree) > MAX_DEPTH for reading in found):
+        raise Unreadable(f"an expression of more than {MAX_DEPTH} levels")
+    return found
+
+
+def _depth(tree: Tree) -> int:
+    level, depth = [tree], 0
+    while level:
+        level = [p for part in level for p in part.parts if isinstance(p, tuple) and p]
+        level = [p for p in level if isinstance(p, Tree)] + [
+            q for p in level if not isinstance(p, Tree) for q in p
+        ]
+        depth += 1
+    return depth
 
 
 def _choice(tokens: Tokens) -> Reading | None:
@@ -109,9 +131,20 @@ def _choice(tokens: Tokens) -> Reading | None:
     line = flat(rest)
     if match and match[3] and not rest:
         return Reading(Tree("symbol", (letter,)))
-    if not letter or not rest or (match[4] and not (rest[0].space and rest[0].kind == "number")):
+    if match and match[2] and not rest and flat(tokens).endswith(")"):
+        return Reading(Tree("symbol", (letter,)))
+    spaced = (
+        rest
+        and rest[0].space
+        and (rest[0].kind in ("number", "frac", "root") or rest[0].value == "(")
+    )
+    if not letter or not rest or (match[4] and not spaced):
         return None
-    if re.split(r"[^a-z]", line.lower(), maxsplit=1)[0] in _NO_CHOICE:
+    first = re.split(r"[^a-z]", line.lower(), maxsplit=1)[0]
+    words = re.findall("[a-z]+", line.lower())[bool(first) :]
+    if first in _NO_CHOICE or line.lower().startswith("no,") or "or none" in line:
+        return None
+    if units.DOUBTS.intersection(words) - {"no"}:
         return None
     if not {letter}.issuperset(_CHOICE_AMONG.findall(line)):
         return None
@@ -137,9 +170,9 @@ def _answer(tokens: Tokens, depth: int = 0) -> Tree:
             continue
         trees = tuple(_answer(part, depth + 1) for part in parts)
         if separators is _ORDERED:
-            return Tree("list", trees, ";")
-        words = {{"或": "or"}.get(sign, "and" if sign != "or" else sign) for sign in signs}
-        mark = words.pop() if len(words) == 1 and "," not in signs else ","
+            return Tree("list", trees, "to" if "to" in signs else ";")
+        words = [sign for sign in signs if sign != ","]
+        mark = ("or" if {"or", "或"} & set(words) else "and") if words else ","
         return _joined(trees, mark)
     if any(token.kind == "sign" and token.value in ("pm", "mp") for token in every(tokens)):
         both = ({"pm": "+", "mp": "-"}, {"pm": "-", "mp": "+"})
@@ -169,6 +202,10 @@ def _single(tokens: Tokens, depth: int) -> Tree:
         return _answer(tokens[0].args[0], depth + 1)
     if len(tokens) == 2 and tokens[0].value == "lbrace" and tokens[1].kind == "table":
         tokens = tokens[1:]
+    condition = _condition(tokens)
+    if condition:
+        trees = tuple(_answer(part, depth + 1) for part in (tokens[:condition], tokens[condition:]))
+        return Tree("list", trees, ",")
     parts, signs = split(tokens, lexer.RELATIONS)
     if len(tokens) == 1 and tokens[0].value in ("ldots", "checkmark", "square"):
         return Tree("word", (tokens[0].value,))
@@ -187,6 +224,18 @@ def _single(tokens: Tokens, depth: int) -> Tree:
     return Tree("relation", tuple(terms), " ".join(signs))
 
 
+def _condition(tokens: Tokens) -> int:
+    """Where the bracket of `y = 2x (0 < x < 5)` begins; 0 where there is none."""
+    level = 0
+    for i in range(len(tokens) - 1, 0, -1):
+        level += (tokens[i].value in lexer.CLOSING) - (tokens[i].value in lexer.OPENING)
+        if level == 0:
+            related = any(token.value in lexer.RELATIONS for token in tokens[i:])
+            called = tokens[i - 1].kind == "run" and tokens[i - 1].value.isupper()  # P(X > 1)
+            return i * (tokens[i].value == "(" and related and not called)
+    return 0
+
+
 def _term(tokens: Tokens, depth: int) -> Tree:
     r"""Reads one side of a relation, which may be a name such as `P(A)` or `m\angle A`."""
     tokens = _trim_groups(tokens)
@@ -196,7 +245,9 @@ def _term(tokens: Tokens, depth: int) -> Tree:
         tokens = tokens[1:]
     if len(tokens) > 2 and tokens[0].kind == "run" and len(tokens[0].value) == 1:
         opening = next((i for i, t in enumerate(tokens) if t.value == "("), 0)
-        label = all(token.kind == "sub" or token.value == "'" for token in tokens[1:opening])
+        label = all(
+            token.kind in ("sub", "sup") or token.value == "'" for token in tokens[1:opening]
+        )
         if opening and label and closing(tokens, opening) == len(tokens) - 1:
             return Tree("symbol", (flat(tokens),))
     return _value(tokens, depth, alone=False)
@@ -264,7 +315,10 @@ def _set(inside: Tokens, depth: int) -> Tree:
     condition = inside[bar + 1 :]
     member = bar and inside[0].kind in ("run", "symbol") and (bar == 1 or inside[1].value == "in")
     if member and inside[0].value in {token.value for token in condition}:
-        return _answer(condition, depth + 1)
+        tree = _answer(condition, depth + 1)
+        return tree._replace(mark="and") if tree.mark == "," else tree
+    if bar and inside[0].value == "(":  # a set of points
+        return Tree("text", (flat(inside),))
     parts = [part for part in split(inside, _COMMAS | {";"})[0] if part]
     trees = [_answer(part, depth + 1) for part in parts]
     trees = [t for tree in trees for t in (tree.parts if tree.kind == "list" else (tree,))]
@@ -272,18 +326,36 @@ def _set(inside: Tokens, depth: int) -> Tree:
 
 
 def _table(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
-    if len(tokens) == 3 and tokens[1].kind == "table" and tokens[0].value in ("(", "[", "langle"):
-        tokens = tokens[1:2]
+    bars = False
+    if (
+        len(tokens) == 3
+        and tokens[1].kind == "table"
+        and tokens[0].value in ("(", "[", "langle", "|")
+    ):
+        bars, tokens = tokens[0].value == "|", tokens[1:2]
     if len(tokens) != 1 or tokens[0].kind != "table":
         return None
     name, rows = tokens[0].value, tokens[0].args
-    lines = [tuple(token for cell in row for token in cell) for row in rows]
+    lines = [_line(row) for row in rows]
     related = all(any(token.value in lexer.RELATIONS for token in line) for line in lines)
-    if name not in lexer.MATRICES or (name == "array" and related):
+    if name not in lexer.MATRICES or related:
         trees = tuple(_answer(line, depth + 1) for line in lines)
-        return trees[0] if len(trees) == 1 else Tree("list", trees, ",")
+        return trees[0] if len(trees) == 1 else Tree("list", trees, "and")
     matrix = tuple(tuple(_answer(cell, depth + 1) for cell in row) for row in rows)
-    return Tree("matrix", matrix, "|" if name in ("vmatrix", "Vmatrix") else "")
+    return Tree("matrix", matrix, {"vmatrix": "|", "Vmatrix": "‖"}.get(name, "|" * bars))
+
+
+def _line(cells: tuple[Tokens, ...]) -> Tokens:
+    """The cells of a row of a system; a comma goes before the condition of a case."""
+    line: list[Token] = []
+    for cell in cells:
+        while cell and cell[0].value in ("if", "when", "for", "where"):
+            cell = cell[1:]
+        signs = lexer.RELATIONS | {","}
+        if line and cell and line[-1].value not in signs and cell[0].value not in signs:
+            line.append(Token("sign", ","))
+        line += cell
+    return tuple(line)
 
 
 def _literal(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
@@ -291,12 +363,15 @@ def _literal(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     if all(token.kind == "circled" for token in tokens):
         numbers = tuple(number(token.value) for token in tokens)
         return numbers[0] if len(numbers) == 1 else Tree("list", numbers, ",")
+    if any(t.value == ":" for t in tokens) and _has_words(tokens[:1]):
+        return _ratio(tokens, depth, alone)
     literal = (t.value in _LITERAL_SIGNS or t.kind in ("run", "han", "sub") for t in tokens)
     if not any(literal) and not (len(tokens) > 1 and tokens[1].kind == "number"):
         return None
     line = flat(tokens)
     time = _TIME.fullmatch(line)
-    if time and (time["half"] or (time["m"] and not time["s"]) or "clock" in line):
+    seconds = time and time["s"] and not re.search(r"(?<!\d)0\d", line)
+    if time and (time["half"] or (time["m"] and not seconds) or "clock" in line):
         hour, minute, second = (int(time[part] or 0) for part in "hms")
         if hour < 25 and minute < 60 and second < 60:
             half = (time["half"] or "").lower()
@@ -317,24 +392,29 @@ def _literal(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     if score:
         return Tree("score", (number(score[1]), number(score[2])))
     base = _BASE.fullmatch(line)
-    if (
-        base
-        and tokens[-1].kind == "sub"
-        and (
-            tokens[0].kind == "number"
-            or tokens[0].value == "("
-            or base[2].isdigit()
-            and int(base[2]) > 10
-        )
-    ):
-        radix = units.number_words([base[2]])
-        return Tree("base", (base[1].lstrip("0") or "0", str(radix[0]) if radix else base[2]))
+    if base and (base[3] or tokens[-1].kind == "sub"):
+        digits, name = (base[3], base[4]) if base[3] else (base[1], base[2])
+        radix = units.number_words([name])
+        if tokens[0].kind != "run" or (name.isdigit() and int(name) > 10):  # A_2 is a letter
+            return Tree("base", (digits.lstrip("0") or "0", str(radix[0]) if radix else name))
     return _ratio(tokens, depth, alone)
 
 
 def _ratio(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     parts, _ = split(tokens, frozenset({":"}))
-    if len(parts) < 2 or not all(parts) or any(token.text for token in tokens):
+    if len(parts) < 2 or not all(parts):
+        return None
+    label = [token for token in parts[0] if token.kind in ("run", "han")]
+    if (
+        len(parts) == 2
+        and label == list(parts[0])
+        and _has_words(parts[0])
+        and not flat(label).isupper()
+    ):
+        return Tree(
+            "relation", (Tree("text", (flat(parts[0]),)), _answer(parts[1], depth + 1)), "="
+        )
+    if any(token.text for token in tokens):
         return None
     return Tree("ratio", tuple(_value(part, depth + 1, alone=False) for part in parts))
 
@@ -360,6 +440,8 @@ def _words(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     if number and number[1] == len(words):
         return Tree("number", (number[0],))
     if len(tokens) == 1 and tokens[0].kind == "run":
+        if line == "infinity":
+            return Tree("symbol", ("infty",))
         if line in lexer.SPELLED or len(line) == 1:
             return Tree("symbol", (line,))
         several = CHOICES.issuperset(line) and len(set(line)) == len(line)
@@ -368,13 +450,18 @@ def _words(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
         if tokens[0].text or alone:
             return Tree("run", (line,), "text" if tokens[0].text else "")
     long = any(len(token.value) > 3 or token.value.lower() in _SHORT_WORDS for token in tokens)
-    if long or any(token.text for token in tokens) and not (number and number[1]):
-        return Tree("text", (line,))
-    return None
+    if number:
+        return None  # three apples
+    return Tree("text", (line,)) if long or any(token.text for token in tokens) else None
 
 
 def _quantity(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     """Reads a value with its unit, its percent sign or the noun that it counts."""
+    if tokens[0].value in ("US", "USD", "RMB", "EUR", "Rs") and len(tokens) > 1:
+        rest = tokens[1 + (tokens[1].value in _MONEY or tokens[1].value == ".") :]
+        return _measured(
+            rest, units.unit(tokens[0].value.replace("Rs", "INR"), True) or "dollar", depth
+        )
     sign = -1 if tokens[0].value == "-" else 1
     money = _MONEY.get(tokens[0].value) or (sign < 0 and tokens[1:] and _MONEY.get(tokens[1].value))
     if money and len(tokens) > 1:
@@ -387,16 +474,7 @@ def _quantity(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     arc = [token.value for token in tokens if not token.text]
     if "°" in arc and last in ("'", '"'):
         return _compound(tokens)
-    words = [token.value.lower() for token in tokens if token.kind == "run"]
-    start = 0
-    count = (
-        units.number_words(words)
-        if tokens[0].kind == "run" and not tokens[0].value.istitle()
-        else None
-    )
-    if count and count[1] and len(tokens) > count[1]:
-        tokens = (Token("number", str(count[0])), *tokens[count[1] :])
-        start = 1
+    tokens, start = _counted(tokens)
     start = start or next(
         (i for i, token in enumerate(tokens) if not _is_constant(token)), len(tokens)
     )
@@ -416,6 +494,21 @@ def _quantity(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     return None
 
 
+def _counted(tokens: Tokens) -> tuple[Tokens, int]:
+    """Writes a number in words at the start as digits: three apples, sixty-five degrees."""
+    ends, words = [], []
+    for i, token in enumerate(tokens):
+        if token.kind not in ("run", "number") and token.value != "-":
+            break
+        if token.kind == "run" or (token.kind == "number" and not i):
+            words.append(token.value.lower())
+            ends.append(i + 1)
+    count = units.number_words(words) if tokens[0].kind == "run" else None
+    if not count or ends[count[1] - 1] == len(tokens):
+        return tokens, 0
+    return (Token("number", str(count[0])), *tokens[ends[count[1] - 1] :]), 1
+
+
 def _with_tail(value: Tokens, tail: Tokens, depth: int, alone: bool) -> Tree | None:
     line = flat(tail)
     if any(token.kind == "number" for token in tail):
@@ -423,7 +516,8 @@ def _with_tail(value: Tokens, tail: Tokens, depth: int, alone: bool) -> Tree | N
         if compound:
             return compound
     scale = units.number_words(["1", line.lower()])
-    if scale and scale[1] == 2 and scale[0] != 1:
+    plural = line.lower() in units.GREAT or line.endswith("s")
+    if scale and scale[1] == 2 and plural:
         return Tree("product", (grouped(value), Tree("number", (scale[0],))))
     unit = units.unit(line, spaced=tail[0].space or tail[0].text)
     if unit and unit not in ("'", '"'):
@@ -437,7 +531,20 @@ def _with_tail(value: Tokens, tail: Tokens, depth: int, alone: bool) -> Tree | N
             )
             if not (alone and plain and _BARE_UNIT.fullmatch(line)):
                 return None
+        plain = all(token.kind == "number" or token.value in ("+", "-") for token in value)
+        if (
+            not plain
+            and not any(t.text for t in tail)
+            and runs
+            and runs[0].value in ("hr", "ha", "mg")
+        ):
+            return None
         return _measured(value, unit, depth)
+    rate = next((i for i, token in enumerate(tail) if token.value == "per"), 0)
+    per = rate and units.unit(flat(tail[rate + 1 :]), spaced=True)
+    if per and all(token.kind == "run" for token in tail[:rate]):  # words per minute
+        noun = units.noun([token.value for token in tail[:rate]], one=False)
+        return _measured(value, f"{noun} per {per}", depth) if noun else None
     if all(token.kind in ("run", "han") for token in tail):
         noun = units.noun([token.value for token in tail], one=flat(value) == "1")
         if noun:
@@ -451,9 +558,9 @@ def _measured(value: Tokens, unit: str, depth: int) -> Tree | None:
         tree = _answer(value, depth + 1)
     except Unreadable:
         return None
-    return (
-        Tree("quantity", (tree,), unit) if tree.kind not in ("text", "word", "relation") else None
-    )
+    nested = ("text", "word", "relation", "quantity", "compound", "time", "date", "choice")
+    summed = unit == "%" and tree.kind in ("sum", "score")
+    return None if tree.kind in nested or summed else Tree("quantity", (tree,), unit)
 
 
 def _compound(tokens: Tokens) -> Tree | None:
@@ -466,6 +573,8 @@ def _compound(tokens: Tokens) -> Tree | None:
         unit = units.unit(flat(tokens[at + 1 : end]), spaced=True)
         if tokens[at].kind != "number" or unit is None or not units.scale(unit):
             return None
+        if parts and parts[0].mark == "°":
+            unit = {"min": "'", "s": '"'}.get(unit, unit)
         parts.append(Tree("quantity", (number(tokens[at].value),), unit))
         at = end
     sizes = [units.scale(part.mark) for part in parts]
@@ -523,6 +632,8 @@ def _signed(tokens: Tokens, signs: dict[str, str]) -> Tokens:
 
 
 def _has_words(tokens: Tokens) -> bool:
+    if any(t.value in ("equiv", "forall", "exists", "pmod", "bmod") for t in tokens):
+        return True
     row = any(a.kind == b.kind == "number" and b.space for a, b in itertools.pairwise(tokens))
     return row or any(
         token.kind == "han"

@@ -19,7 +19,7 @@ from rlvlm_jax.rewards.math.expression import Tree
 MAX_BITS = 20_000  # of an exact number
 MAX_TERMS = 300  # of a polynomial
 MAX_POWER = 40  # of a polynomial
-MAX_RADICAND = 10**10
+MAX_RADICAND = 10**8
 Monomial = tuple[tuple[str, int], ...]  # sorted; square roots as "√2", which are independent
 Polynomial = Mapping[Monomial, Fraction]
 
@@ -31,16 +31,14 @@ class Ratio(NamedTuple):
     below: Polynomial
 
 
-_ONE: Polynomial = {(): Fraction(1)}
+ONE: Polynomial = {(): Fraction(1)}
 
 
 @functools.lru_cache(maxsize=4096)
-def ratio(tree: Tree, degrees: Fraction | None = None) -> Ratio | None:
+def ratio(tree: Tree) -> Ratio | None:
     """Brings an expression to its normal form; None where it has functions, or is too large.
 
-    Args:
-        tree: an expression.
-        degrees: what a degree stands for; None drops the sign, as a unit left out.
+    A degree sign is dropped, as a unit left out.
     """
     try:
         return _ratio(tree)
@@ -55,11 +53,11 @@ class _TooHardError(Exception):
 def _ratio(tree: Tree) -> Ratio:
     kind, parts = tree.kind, tree.parts
     if kind == "number":
-        return Ratio({(): parts[0]} if parts[0] else {}, _ONE)
+        return Ratio({(): parts[0]} if parts[0] else {}, ONE)
     if kind == "symbol":
         if parts[0] in ("infty", "emptyset", "reals"):
             raise _TooHardError
-        return Ratio({((parts[0], 1),): Fraction(1)}, _ONE)
+        return Ratio({((parts[0], 1),): Fraction(1)}, ONE)
     if kind == "sum":
         return functools.reduce(_plus, map(_ratio, parts))
     if kind == "product":
@@ -72,19 +70,19 @@ def _ratio(tree: Tree) -> Ratio:
         return _ratio(parts[0])
     if kind == "call" and tree.mark == "factorial":
         n = constant(_ratio(parts[0]))
-        if n is not None and n.denominator == 1 and 0 <= n <= 500:
-            return Ratio({(): Fraction(math.factorial(int(n)))}, _ONE)
+        if n is not None and n.denominator == 1 and 0 <= n <= 200:
+            return Ratio({(): Fraction(math.factorial(int(n)))}, ONE)
     if kind == "call" and tree.mark == "binom":
         both = [constant(_ratio(part)) for part in parts]
-        if all(n is not None and n.denominator == 1 and 0 <= n <= 500 for n in both):
-            return Ratio({(): Fraction(math.comb(*map(int, both)))}, _ONE)  # type: ignore[arg-type]
+        if all(n is not None and n.denominator == 1 and 0 <= n <= 200 for n in both):
+            return Ratio({(): Fraction(math.comb(*map(int, both)))}, ONE)  # type: ignore[arg-type]
     if kind == "call" and tree.mark == "root":
         index = constant(_ratio(parts[1])) if len(parts) > 1 else Fraction(2)
         return _root(constant(_ratio(parts[0])), index)
     if kind == "call" and tree.mark == "abs":
         value = constant(_ratio(parts[0]))
         if value is not None:
-            return Ratio({(): abs(value)}, _ONE) if value else Ratio({}, _ONE)
+            return Ratio({(): abs(value)}, ONE) if value else Ratio({}, ONE)
     raise _TooHardError
 
 
@@ -121,16 +119,16 @@ def _power(base: Ratio, exponent: Ratio) -> Ratio:
         if n.denominator > 10 or abs(n.numerator) > 10:
             raise _TooHardError
         root = _root(value, Fraction(n.denominator))
-        return _power(root, Ratio({(): Fraction(n.numerator)}, _ONE))
+        return _power(root, Ratio({(): Fraction(n.numerator)}, ONE))
     if value is not None:
         size = max(value.numerator.bit_length(), value.denominator.bit_length())
         if size * abs(n) > MAX_BITS or (value == 0 and n <= 0):
             raise _TooHardError
-        return Ratio({(): value**n} if value else {}, _ONE)
+        return Ratio({(): value**n} if value else {}, ONE)
     if abs(n) > MAX_POWER or not base.above:
         raise _TooHardError
     factor = base if n >= 0 else Ratio(base.below, base.above)
-    return functools.reduce(_times, [factor] * abs(int(n)), Ratio(_ONE, _ONE))
+    return functools.reduce(_times, [factor] * abs(int(n)), Ratio(ONE, ONE))
 
 
 def _root(value: Fraction | None, index: Fraction | None) -> Ratio:
@@ -145,7 +143,7 @@ def _root(value: Fraction | None, index: Fraction | None) -> Ratio:
     n = int(index)
     above, below = (_exact_root(part, n) for part in (value.numerator, value.denominator))
     if above is not None and below is not None:
-        return Ratio({(): Fraction(above, below)} if above else {}, _ONE)
+        return Ratio({(): Fraction(above, below)} if above else {}, ONE)
     radicand = value.numerator * value.denominator
     if n != 2 or radicand > MAX_RADICAND:
         raise _TooHardError
@@ -160,7 +158,7 @@ def _root(value: Fraction | None, index: Fraction | None) -> Ratio:
         divisor += 1
     primes += [radicand] if radicand > 1 else []
     monomial = tuple(sorted((f"√{prime}", 1) for prime in primes))
-    return Ratio({monomial: Fraction(outside, value.denominator)}, _ONE)
+    return Ratio({monomial: Fraction(outside, value.denominator)}, ONE)
 
 
 def _exact_root(n: int, index: int) -> int | None:
@@ -185,8 +183,8 @@ def _add(a: Polynomial, b: Polynomial) -> Polynomial:
 def _multiply(a: Polynomial, b: Polynomial) -> Polynomial:
     if len(a) * len(b) > MAX_TERMS:
         raise _TooHardError
-    if b == _ONE or a == _ONE:
-        return a if b == _ONE else b
+    if b == ONE or a == ONE:
+        return a if b == ONE else b
     total: dict[Monomial, Fraction] = {}
     for (one, m), (other, n) in itertools.product(a.items(), b.items()):
         powers = dict(one)
@@ -211,6 +209,21 @@ def same(a: Ratio, b: Ratio) -> bool | None:
         return _multiply(a.above, b.below) == _multiply(b.above, a.below)
     except _TooHardError:
         return None
+
+
+def poles_agree(a: Ratio, b: Ratio) -> bool:
+    """Whether two quotients have, up to a factor, the same letters below."""
+    letters = [
+        {
+            name
+            for monomial in r.below
+            for name, _ in monomial
+            if name not in _CONSTANTS and name[0] != "√"
+        }
+        for r in (a, b)
+    ]
+    plain = not (letters[0] | letters[1]) - {"i"}
+    return plain or proportional(Ratio(a.below, ONE), Ratio(b.below, ONE)) is not None
 
 
 def approximate(value: Ratio) -> float | Fraction | None:
@@ -265,26 +278,42 @@ _FUNCTIONS: dict[str, Callable[..., float]] = {
     "sec": lambda x: 1 / math.cos(x), "csc": lambda x: 1 / math.sin(x), "arcsin": math.asin,
     "arccos": math.acos, "arctan": math.atan, "sinh": math.sinh, "cosh": math.cosh,
     "tanh": math.tanh, "ln": math.log, "lg": math.log10, "log": lambda x, b=10: math.log(x, b),
-    "root": lambda x, n=2: x ** (1 / n), "abs": abs, "max": max, "min": min, "degree": lambda x: x,
+    "abs": abs, "max": max, "min": min, "degree": lambda x: x,
 }  # fmt: skip
 _LARGE = 1e9  # beyond it a float's last digits may hide a difference
 
 
 def differ(given: Tree, wanted: Tree, tolerance: float) -> bool:
-    """Whether two expressions clearly differ at some values of their letters."""
+    """Whether two expressions clearly differ at some values of their letters, or one is not real."""
     letters = sorted({*names(given), *names(wanted)})
-    for shift in (0, 3, 5):
+    for shift, turned in itertools.product((0, 3, 5), ((1,), (-1,), (1, -1))):
         numbers = itertools.islice(itertools.cycle(SAMPLES), shift, shift + len(letters))
+        signs = itertools.cycle(turned)
         point = {
-            name: float(Fraction(number)) for name, number in zip(letters, numbers, strict=True)
+            x: s * float(Fraction(n)) for x, n, s in zip(letters, numbers, signs, strict=False)
         }
         try:
-            a, b = _float(given, point), _float(wanted, point)
+            values = [_real(tree, point) for tree in (given, wanted)]
         except (ValueError, ArithmeticError, TypeError, KeyError):
             continue
+        if (values[0] is None) != (values[1] is None):
+            return True
+        a, b = (value or 0.0 for value in values)
         if abs(a - b) > max(1e-6, 2 * tolerance) * (1 + max(abs(a), abs(b))):
             return True
     return False
+
+
+def _real(tree: Tree, point: Mapping[str, float]) -> float | None:
+    """The value of an expression at a point; None where it is not real there."""
+    try:
+        return _float(tree, point)
+    except _NotRealError:
+        return None
+
+
+class _NotRealError(Exception):
+    pass
 
 
 def names(tree: Tree) -> Iterator[str]:
@@ -312,12 +341,25 @@ def _float(tree: Tree, point: Mapping[str, float], radians: bool = False) -> flo
             value = math.prod(inside)
         elif kind == "quotient":
             value = inside[0] / inside[1]
-        elif kind == "power":
-            value = inside[0] ** inside[1]
+        elif kind == "power" or tree.mark == "root":
+            index = Fraction(1, int(inside[1]) if len(inside) > 1 else 2)
+            exponent = Fraction(inside[1]).limit_denominator(99) if kind == "power" else index
+            value = _real_power(inside[0], inside[1] if kind == "power" else float(index), exponent)
         elif kind == "call" and tree.mark == "degree":
             value = math.radians(inside[0]) if radians else inside[0]
         else:
-            value = _FUNCTIONS[tree.mark](*inside)
-    if not isinstance(value, float | int) or not abs(value) < _LARGE:
+            try:
+                value = _FUNCTIONS[tree.mark](*inside)
+            except ValueError as error:
+                raise _NotRealError from error
+    if not abs(value) < _LARGE:
         raise ValueError
     return value
+
+
+def _real_power(base: float, exponent: float, fraction: Fraction) -> float:
+    if base >= 0 or exponent.is_integer():
+        return base**exponent
+    if fraction.denominator % 2 == 0 or abs(float(fraction) - exponent) > 1e-9:
+        raise _NotRealError
+    return (-1) ** fraction.numerator * (-base) ** exponent

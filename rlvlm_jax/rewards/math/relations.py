@@ -8,9 +8,23 @@ from typing import Any, NamedTuple
 from rlvlm_jax.rewards.math import algebra, units
 from rlvlm_jax.rewards.math.algebra import NeedsAlgebra
 from rlvlm_jax.rewards.math.expression import NOTHING, Tree, negative
-from rlvlm_jax.rewards.math.ratio import is_linear, proportional, ratio
-from rlvlm_jax.rewards.math.values import computed, is_constant, is_estimate, leaves, symbols
+from rlvlm_jax.rewards.math.ratio import TRIGONOMETRY, is_linear, proportional, ratio
+from rlvlm_jax.rewards.math.values import bare, computed, is_constant, is_estimate, leaves, symbols
 from rlvlm_jax.rewards.math.verdict import Judge
+
+
+# Words that change a value, so that what they stand in is no name of it
+_NO_NAMES = units.NO_NOUNS - {
+    "the",
+    "for",
+    "from",
+    "with",
+    "into",
+    "second",
+    "third",
+    "score",
+    "root",
+}
 
 
 class _Chain(NamedTuple):
@@ -36,13 +50,22 @@ def _chain(relation: Tree, judge: Judge) -> _Chain | None:
         return _Chain(tuple(n for n in names if n != NOTHING), values[0], estimate=True)
     if not names and not all(map(is_constant, values)):
         return None
-    for sign, left, right in zip(signs[count:], values, values[1:], strict=False):
-        if sign == "approx" and not is_estimate(left, right, judge):
-            return _Chain(names, None)
-        if sign == "=" and not judge.equal(left, right):
-            return _Chain(names, None)
+    units_found = {value.mark for value in values if value.kind == "quantity"}
+    links = zip(signs[count:], values, values[1:], strict=False)
+    if len(units_found - {"%", "°", "rad"}) > 1 or not all(_holds(*link, judge) for link in links):
+        return _Chain(names, None)
     exact = [*signs[count:], "approx"].index("approx")
     return _Chain(names, values[exact])
+
+
+def _holds(sign: str, left: Tree, right: Tree, judge: Judge) -> bool:
+    """Whether a link of a chain is true; there no percent or degree sign may be left out."""
+    if sign == "approx":
+        return is_estimate(left, right, judge)
+    marks = {tree.mark for tree in (left, right) if tree.kind == "quantity"}
+    if marks & {"%", "°"} and left.mark != right.mark:
+        left, right = bare(left), bare(right)
+    return judge.equal(left, right)
 
 
 def _is_name(tree: Tree) -> bool:
@@ -54,11 +77,19 @@ def _is_name(tree: Tree) -> bool:
     if tree.kind in ("word", "text", "run"):
         if tree.kind == "run" and not tree.mark and not tree.parts[0].isupper():
             return False  # a product
-        return units.DOUBTS.isdisjoint(re.split(r"\W+", tree.parts[0].lower()))
+        return _NO_NAMES.isdisjoint(re.split(r"\W+", tree.parts[0].lower()))
+    if tree.kind == "power":  # the inverse of a matrix
+        return tree.parts[0].kind == "symbol" and tree.parts[1].parts[0] == -1
+    if tree.kind == "call" and tree.mark == "abs":
+        return tree.parts[0].parts == ("z",)
     if tree.kind == "call":
-        return tree.mark not in ("abs", "root", "degree", "factorial") and all(
-            map(_is_name, tree.parts)
+        letters = [part for part in tree.parts if re.fullmatch("[a-z]", str(part.parts[0]))]
+        named = tree.mark in ("cap", "setminus", "norm", "dot", "cross")
+        return all(map(_is_name, tree.parts)) and (
+            named or (tree.mark in TRIGONOMETRY and not letters)
         )
+    if tree.kind == "bracket" and sorted(tree.parts, key=repr) != list(tree.parts):
+        return False  # (y, x) = (1, 2) is not (1, 2)
     return tree.kind in ("quotient", "ratio", "bracket", "union") and all(
         part.kind in ("symbol", "run") and _is_name(part) for part in tree.parts
     )
@@ -92,6 +123,12 @@ def equal_relations(given: Tree, wanted: Tree, judge: Judge) -> bool:
         return relation_equal_to(given, wanted, judge)
     if "in" in (given.mark, wanted.mark):
         return _equal_domains(given, wanted, judge)
+    for one, other in ((given, wanted), (wanted, given)):  # A = {x | x > 1}
+        kinds = ("relation", "bracket", "union", "set")
+        holds = one.mark == "=" and len(one.parts) == 2 and one.parts[1].kind in kinds
+        if holds and _is_name(one.parts[0]) and other.parts[-1].kind not in kinds:
+            sides = (one.parts[1], other) if one is given else (other, one.parts[1])
+            return judge.equal(*sides)
     if all(map(is_constant, wanted.parts)):
         return _written(given) == _written(wanted) or judge.no("another number sentence")
     if _same_terms(given, wanted, judge):
@@ -102,26 +139,31 @@ def equal_relations(given: Tree, wanted: Tree, judge: Judge) -> bool:
             return judge.no("a link of the chain is false")
         if one.estimate != other.estimate:
             return judge.no("an estimate is no value")
-        names, expected = ({str(n.parts[0]) for n in chain.names} for chain in (one, other))
-        functions = {name for name in names | expected if re.fullmatch(r"y|[fgh]\(x\)", name)}
-        same = bool(names & expected) or (
-            "y" in functions and len(functions) > 1 and "x" in symbols(other.value)
-        )
+        names, expected = ({*chain.names} - {NOTHING} for chain in (one, other))
+        called = {str(name.parts[0]) for name in names | expected}
+        function = "y" in called and len(called) == 2 and re.search(r"[fgh]\(x\)", " ".join(called))
+        same = expected <= names or (bool(function) and "x" in symbols(other.value))
         if same and judge.equal(one.value, other.value):
             return True
         if is_constant(other.value):
             return judge.no("another value" if same else "the value of another name")
     elif other and other.names and other.value and is_constant(other.value):
         return judge.no("the reference is solved, the answer is not")
-    if _is_solved(wanted):
+    if (
+        _is_solved(wanted)
+        or wanted.mark not in ("=", "ne")
+        and not set(wanted.mark.split()) <= {"<", "le"}
+    ):
         return judge.no("the reference is solved, the answer is not the same")
     return _equivalent(given, wanted, judge)
 
 
 def equal_to_relation(given: Tree, wanted: Tree, judge: Judge) -> bool:
     """Compares a value with a reference that is a relation."""
-    if wanted.mark == "in":
-        return judge.equal(given, wanted.parts[1])
+    held = wanted.parts[-1].kind in ("relation", "union", "set", "bracket")
+    if wanted.mark == "in" or (wanted.mark == "=" and held):
+        named = _is_name(wanted.parts[0]) and len(wanted.parts) == 2
+        return named and judge.equal(given, wanted.parts[-1])
     if is_domain(given) and wanted.mark != "=":
         interval = _as_interval(wanted)
         return judge.equal(given, interval) if interval else same_solutions(given, wanted, judge)
@@ -133,8 +175,10 @@ def equal_to_relation(given: Tree, wanted: Tree, judge: Judge) -> bool:
 
 def relation_equal_to(given: Tree, wanted: Tree, judge: Judge) -> bool:
     """Compares a relation with a reference that is a value."""
-    if given.mark == "in":
-        return judge.equal(given.parts[1], wanted)
+    held = given.parts[-1].kind in ("relation", "union", "set", "bracket")
+    if given.mark == "in" or (given.mark == "=" and held):
+        named = _is_name(given.parts[0]) and len(given.parts) == 2
+        return named and judge.equal(given.parts[-1], wanted)
     if is_domain(wanted):
         interval = _as_interval(given)
         if interval:
@@ -215,6 +259,8 @@ def _as_interval(relation: Tree) -> Tree | None:
 
 def is_domain(tree: Tree) -> bool:
     """Whether an answer may be a set of real numbers."""
+    if tree.kind == "call" and tree.mark == "setminus":
+        return all(map(is_domain, tree.parts))
     if tree.kind in ("union", "list") and len(tree.parts) > 1:
         return all(is_domain(part) or part.kind == "relation" for part in tree.parts)
     if tree.kind == "bracket":

@@ -51,7 +51,7 @@ sign: le=leq=leqslant=leqq ge=geq=geqslant=geqq ne=neq approx=simeq=thickapprox=
   sim=backsim cong parallel perp equiv subset subseteq times cdot div pm mp to=rightarrow cup=bigcup cap=bigcap
   to=longrightarrow setminus=backslash lbrace={ rbrace=} langle rangle lfloor rfloor lceil rceil prime circ
   ldots=dots=cdots=dotsc=dotsb therefore because Rightarrow=implies=Longrightarrow=Leftrightarrow
-  angle=measuredangle triangle=bigtriangleup=vartriangle or=lor=vee and=land=wedge over odot
+  angle=measuredangle triangle=bigtriangleup=vartriangle or=lor=vee and=land=wedge over choose odot
   checkmark square star bmod=mod pmod £=pounds forall exists frown <=lt >=gt |=mid=vert=lvert=rvert %=% _=_ #=#
   norm=lVert=rVert=Vert=| *=ast °=degree=degrees=textdegree ＄=textdollar=$ :=colon [=lbrack
   ]=rbrack
@@ -99,7 +99,8 @@ _UNICODE = """α:alpha β:beta γ:gamma δ:delta ε:epsilon ζ:zeta η:eta θ:th
 ≧:ge ≠:ne ≈:approx ∥:parallel ⊥:perp ∞:infty ∪:cup ∩:cap →:to ∈:in ∅:emptyset ∠:angle △:triangle
 ∴:therefore ∵:because ⇒:Rightarrow √:surd ∑:sum ∫:int ≅:cong ≌:cong ∽:sim ∼:sim ∧:wedge ∨:vee
 ⊂:subset ⊆:subseteq ∉:notin ⌊:lfloor ⌋:rfloor ⌈:lceil ⌉:rceil ✓:checkmark …:ldots ⋯:ldots ⟨:langle
-⟩:rangle 〈:langle 〉:rangle ℝ:mathbb{R} ℤ:mathbb{Z} ℕ:mathbb{N} ½:frac12 ⅓:frac13 ⅔:frac23 ¼:frac14 ¾:frac34"""
+⟩:rangle 〈:langle 〉:rangle ℝ:mathbb{R} ℤ:mathbb{Z} ℕ:mathbb{N} ½:frac12 ⅓:frac13 ⅔:frac23 ¼:frac14 ¾:frac34 ⅛:frac18 ⅜:frac38
+⅝:frac58 ⅞:frac78 ⅕:frac15 ⅖:frac25 ⅗:frac35 ⅘:frac45 ⅙:frac16 ⅚:frac56"""
 _CHARS: dict[int, Any] = {0xFF01 + i: 0x21 + i for i in range(93)}  # full-width forms of ASCII
 _CHARS |= {ord(pair[0]): rf"\{pair[2:]} " for pair in _UNICODE.split()}
 _CHARS |= {0x2460 + i: rf"\circled{{{i + 1}}}" for i in range(10)}  # ①
@@ -128,13 +129,13 @@ _REWRITES: list[tuple[re.Pattern[str], Any]] = [
         (r"(\\\\)(?:\s*\[[\d. ]*[a-z]{2}\])?|\\[()\[\]]|\$(?!textdegree)", r"\1"),
         (r"\\newline(?![A-Za-z])", r"\\\\ "),
         (r"\$?\\?text\s*degrees?(?![A-Za-z])", "°"),
-        (r"(?<=\d)\s*(?:\{,\s*\}|\\,|,\s*\\!|\\!\s*,|\\thinspace)\s*(?=\d{3}(?!\d))", ""),
+        (r"(?<=\d)\s*(?:\{,\s*\}|\\[,;]|,\s*\\!|\\!\s*,|\\thinspace)\s*(?=\d{3}(?!\d))", ""),
         (r"(?<!\\)%", r"\\%"),
         (r"\\not\s*(?:=|\\in(?![A-Za-z]))", lambda m: r"\ne " if "=" in m[0] else r"\notin "),
         (r"(?<=\d)(\s*)''", r'\1"'),
         (r"<=", r"\\le "),
         (r">=", r"\\ge "),
-        (r"(?<=[\sxyz])!=", r"\\ne "),
+        (r"(?<=[\sa-jlo-zA-Z])!=", r"\\ne "),
         (r"\+/-|\+-", r"\\pm "),
         (r"->", r"\\to "),
         (r"(?<!\*)\*\*(?=[\w({-])", "^"),
@@ -148,10 +149,10 @@ _REWRITES: list[tuple[re.Pattern[str], Any]] = [
     )
 ]
 _TO_REWRITE = re.compile(
-    r"[$%<>!?*xXeE\u00b2\u00b3\u00b9\u2070-\u209c]|\\[^A-Za-z]|\\(?:te|th|ne)|\.\s*\.|-|\+|\{,"
+    r"[$%<>!?*xXeE'\u00b2\u00b3\u00b9\u2070-\u209c]|\\[^A-Za-z]|\\(?:te|th|ne)|\.\s*\.|-|\+|\{,"
 )
 # What may stand around or before an answer and adds nothing to it
-_DECORATION = re.compile(r"(\*\*|`+|\")(?P<inside>(?:(?!\1).)+)\1", re.DOTALL)
+_DECORATION = re.compile(r"(\*\*|`{1,3}|\")(?P<inside>(?:(?!\1).)+)\1", re.DOTALL)
 _LEAD = re.compile(
     r"^(?:\*\*)?(?:\\text\{)?\s*"
     r"(?:(?:the )?(?:final |correct )?answer\s*(?:is(?![A-Za-z])\s*:?|[:=])"
@@ -170,6 +171,8 @@ _CONTEXT = LatexContextDb()  # knows no macro: `_tokens` takes the arguments
 def plain(content: str) -> str:
     """Writes typed characters as LaTeX, and takes off what only stands around an answer."""
     text = content.translate(_CHARS)
+    if len(text) > 2 * MAX_CHARS:
+        raise Unreadable(f"more than {MAX_CHARS} characters")
     while True:  # **Answer: 20** and Answer: **20**
         text = text.strip()
         decorated = _DECORATION.fullmatch(text)
@@ -184,6 +187,8 @@ def plain(content: str) -> str:
     if _TO_REWRITE.search(text):
         for pattern, replacement in _REWRITES:
             text = pattern.sub(replacement, text)
+    if len(text) > 3 * MAX_CHARS:
+        raise Unreadable(f"more than {MAX_CHARS} characters")
     if _SPACED_THOUSANDS.fullmatch(text):
         text = text.replace(" ", "")
     return text
@@ -281,7 +286,7 @@ def _next(queue: list[Item], text: bool, depth: int) -> list[Token]:
         return _macro(value, queue, text, depth)
     if value.isspace():
         return [Token("sign", "\n") if "\n" in value and not depth else Token("blank")]
-    if value[0].isdigit() or (value[0] == "." and len(value) > 1):
+    if value[0].isdecimal() or (value[0] == "." and len(value) > 1):
         if len(value) > MAX_DIGITS:
             raise Unreadable(f"a number of more than {MAX_DIGITS} digits")
         return [Token("number", value, (), text)]
@@ -354,6 +359,8 @@ def _table(name: str, items: list[Item], depth: int) -> Token:
     for item in items:
         if item == ("macro", "\\"):
             rows.append([[]])
+        elif item == ("macro", "cr"):
+            rows.append([[]])
         elif item == ("chars", "&"):
             rows[-1].append([])
         else:
@@ -394,12 +401,14 @@ def _macro(name: str, queue: list[Item], text: bool, depth: int) -> list[Token]:
     label = flat(first)
     if same == "mathbb":
         return [Token("symbol", "reals" if label == "R" else f"mathbb {label}")]
+    if same == "circled" and not (label.isdecimal() and len(label) < 3):
+        raise Unreadable(rf"\{name}{{{label}}}")
     if same == "circled":
         return [Token("circled", label)]
     if same == "hspace" and re.fullmatch(r"-?[\d.]*\\?[a-z]+", label):
         return [Token("blank")]
     if (
-        label.lower() in ("white", "transparent")
+        label.lower().startswith(("white", "transparent", "\\#f"))
         or (same == "tag" and len(label) > 3)
         or same == "hspace"
         or (same == "overset" and label != r"\frown")
@@ -415,6 +424,8 @@ def _macro(name: str, queue: list[Item], text: bool, depth: int) -> list[Token]:
 
 def _bold(name: str, tokens: Tokens) -> list[Token]:
     """A bold small letter is a vector; other fonts change nothing."""
+    if name == "mathbf" and len(tokens) == 1 and tokens[0].value in ("R", "Z", "N", "Q"):
+        return [Token("symbol", "reals" if tokens[0].value == "R" else f"mathbb {tokens[0].value}")]
     bold = name in ("mathbf", "boldsymbol", "bm", "bold") and len(tokens) == 1
     if bold and tokens[0].kind == "run" and re.fullmatch("[a-z]", tokens[0].value):
         return [Token("accent", "vec", (tokens,))]

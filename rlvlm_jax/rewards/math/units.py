@@ -38,7 +38,7 @@ _SPELLINGS = {
     "L": "liter litre l 升",
     "rad": "radian",
     "°": "degree deg 度",
-    "°C": "",
+    "°C": "摄氏度",
     "°F": "",
     "'": "",
     '"': "",
@@ -130,7 +130,7 @@ _ONES = """zero one two three four five six seven eight nine ten eleven twelve t
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _NUMBERS = {word: i for i, word in enumerate(_ONES.split())}
 _NUMBERS |= {word: 20 + 10 * i for i, word in enumerate(_TENS)}
-_GREAT = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+GREAT = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6}
 _PARTS |= {
     "seventh": 7,
@@ -168,11 +168,11 @@ def number_words(words: Sequence[str]) -> tuple[Fraction, int] | None:
             or (before == "hundred" and _NUMBERS[word])
         ):
             value += _NUMBERS[word]
-        elif word in ("a", "an") and not at and words[1:2] and words[1] in (*_PARTS, *_GREAT):
+        elif word in ("a", "an") and not at and words[1:2] and words[1] in (*_PARTS, *GREAT):
             value += 1
-        elif word in _GREAT and at:
-            value *= 10 ** _GREAT[word]
-        elif part and at and before not in _GREAT and (before not in _TENS or word.endswith("s")):
+        elif word in GREAT and at:
+            value *= 10 ** GREAT[word]
+        elif part and at and before not in GREAT and (before not in _TENS or word.endswith("s")):
             return value / part, at + 1
         else:
             break
@@ -189,6 +189,7 @@ def unit(line: str, spaced: bool) -> str | None:
         spaced: whether a blank stands before it, or it is set as text.
     """
     line = " ".join(word for word in line.split() if word.lower() not in _FILLERS)
+    line = re.sub(r"(?:degrees?|°) ?(Celsius|Fahrenheit)", lambda m: "°" + m[1][0], line)
     line = re.sub(r"^\((.*)\)$", r"\1", line).replace("per cent", "percent").replace("\\", "")
     line = re.sub(r"^frac\{([^{}]*)\}\{(.*)\}$", r"\1/\2", line)
     if line in _APART and not spaced:

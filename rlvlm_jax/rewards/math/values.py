@@ -10,7 +10,14 @@ from typing import Any
 from rlvlm_jax.rewards.math import algebra, units
 from rlvlm_jax.rewards.math.algebra import NeedsAlgebra, Undecided
 from rlvlm_jax.rewards.math.expression import NOTHING, Tree, is_word, letters, negative, product
-from rlvlm_jax.rewards.math.ratio import approximate, constant, differ, ratio, same
+from rlvlm_jax.rewards.math.ratio import (
+    approximate,
+    constant,
+    differ,
+    poles_agree,
+    ratio,
+    same,
+)
 from rlvlm_jax.rewards.math.verdict import Judge
 
 LEAST_PLACES = 2  # of an answer that may stand for an exact reference
@@ -75,6 +82,13 @@ def _power_of(name: str) -> Tree:
     return Tree("power", (symbol, Tree("number", (Fraction(power),)))) if power else symbol
 
 
+def bare(tree: Tree) -> Tree:
+    """A quantity in percent or degrees as the number that it is; other values as they are."""
+    if tree.kind == "quantity" and tree.mark == "%":
+        return Tree("quotient", (tree.parts[0], Tree("number", (Fraction(100),))))
+    return _radians(tree.parts[0]) if tree.kind == "quantity" and tree.mark == "°" else tree
+
+
 def _radians(value: Tree) -> Tree:
     half_turn = Tree("quotient", (Tree("symbol", ("pi",)), Tree("number", (Fraction(180),))))
     return product(value, half_turn)
@@ -120,14 +134,19 @@ def equal_literals(given: Tree, wanted: Tree, judge: Judge) -> bool:
     """Times, dates, scores, ratios and numbers to a base."""
     if given.kind == wanted.kind == "time":
         hours = [_hours(tree) for tree in (given, wanted)]
-        return bool(hours[0] & hours[1]) or judge.no("another time")
+        both = given.mark and wanted.mark
+        same_time = hours[0] == hours[1] if both else bool(hours[0] & hours[1])
+        return same_time or judge.no("another time")
+    if given.kind == "time" and wanted.kind != "time" and _ratio_terms(given):
+        given = Tree("ratio", _ratio_terms(given))  # no clock was asked for
     if given.kind == "score" and wanted.kind not in ("date", "time", "ratio", "base", "score"):
         given = Tree("sum", (given.parts[0], negative(given.parts[1])))
         return judge.equal(given, wanted)
     terms = [_ratio_terms(tree) for tree in (given, wanted)]
     if terms[0] and terms[1] and len(terms[0]) == len(terms[1]):
         if "time" in (given.kind, wanted.kind):  # 16:25 may be a ratio, but is not reduced
-            return judge.match(terms[0], terms[1], True)
+            ratios = "quotient" not in (given.kind, wanted.kind)
+            return ratios and judge.match(terms[0], terms[1], True)
         zero = Tree("number", (Fraction(0),))
         if any(judge.equal(term, zero) for term in (*terms[0], *terms[1])):
             return judge.match(terms[0], terms[1], True)
@@ -146,21 +165,16 @@ def equal_literals(given: Tree, wanted: Tree, judge: Judge) -> bool:
 
 
 def _ratio_terms(tree: Tree) -> tuple[Tree, ...]:
-    if tree.kind == "time" and not tree.mark:
+    if tree.kind == "time" and not tree.mark and tree.parts[1] > 9:
         return tuple(Tree("number", (Fraction(n),)) for n in tree.parts[:2])
     return tree.parts if tree.kind in ("ratio", "quotient") else ()
 
 
 def _hours(time: Tree) -> set[tuple[int, ...]]:
-    """The times of day that may be meant: with a.m. or p.m. one of 24 hours, else as written."""
+    """The times that may be meant: as written, and of a.m. and p.m. on a clock of 24 hours."""
     hour, *rest = time.parts
-    if not time.mark:
-        return (
-            {(hour, *rest, 0)} | {(hour % 12, *rest, half) for half in (1, 2)}
-            if hour < 13
-            else {(hour - 12, *rest, 2), (hour, *rest, 0)}
-        )
-    return {(hour % 12, *rest, 1 if time.mark == "a" else 2)}
+    turned = {(hour % 12 + 12 * (time.mark == "p"), *rest)} if time.mark else set()
+    return {time.parts} | turned
 
 
 _ARTICLE = re.compile(r"(?:an?|the) (?=[a-z-]{3})", re.IGNORECASE)
@@ -190,9 +204,19 @@ def equal_words(given: Tree, wanted: Tree, judge: Judge) -> bool:
 
 
 def _fold(line: str) -> str:
-    """Lower case, but not of words that mix cases, such as genotypes."""
-    ordinary = all(w.islower() or w.istitle() or w.isupper() for w in re.findall("[A-Za-z]+", line))
-    return line.lower() if ordinary else line
+    """Lower case, but not of letters alone and of genotypes such as Rr or AABB."""
+
+    def folded(match: re.Match[str]) -> str:
+        word = match[0]
+        kept = len(word) < 3 or re.fullmatch(r"(?:(\w)\1)+", word.lower())
+        ordinary = word.islower() or word.istitle() or word.isupper()
+        return (
+            word
+            if (kept and word.lower() not in ("no", "a", "an")) or not ordinary
+            else word.lower()
+        )
+
+    return re.sub("[A-Za-z]+", folded, line)
 
 
 def _is_expression(tree: Tree) -> bool:
@@ -216,6 +240,10 @@ def equal_values(given: Tree, wanted: Tree, judge: Judge) -> bool:
     radians = any(degrees) and not all(degrees) and (_has_pi(given) or _has_pi(wanted))
     one, other = (None, None) if radians else (ratio(given), ratio(wanted))
     decided = same(one, other) if one and other else None
+    if decided and one and other and not poles_agree(one, other):
+        if not judge.algebra:
+            raise NeedsAlgebra
+        decided = computed(algebra.same_poles, one, other)
     if (
         decided is None
         and judge.rules.rounding == "none"

@@ -2,8 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rewrites that keep the meaning are right, mutations that change it are wrong: 50 of each kind."""
 
+import random
+
 import pytest
 
+from rlvlm_jax.rewards import math
 from tests.rewards import fuzz, fuzz_shapes
 
 TABLES = pytest.mark.parametrize("table", [fuzz.REWRITES, fuzz.MUTATIONS], ids=["keep", "change"])
@@ -64,3 +67,80 @@ def test_kinds_draw_without_the_k12_data(monkeypatch, tmp_path):
     finally:
         for cache in caches:
             cache.cache_clear()
+
+
+PIECES = (
+    *(
+        r"\frac",
+        r"\sqrt",
+        r"\text{",
+        r"\begin{cases}",
+        r"\end{cases}",
+        r"\\",
+        "&",
+        r"\overset",
+        r"\{",
+    ),
+    *(
+        r"\sum_{n=1}^{2}",
+        r"\int_0^1",
+        "dx",
+        r"\log_",
+        r"\pm",
+        r"\vec",
+        r"\cup",
+        r"\ ",
+        "½",
+        "中",
+        "²",
+    ),
+    *(
+        "{",
+        "}",
+        "(",
+        ")",
+        "[",
+        "]",
+        "|",
+        "^",
+        "_",
+        "!",
+        "%",
+        "°",
+        "=",
+        "<",
+        ",",
+        ";",
+        ":",
+        "-",
+        "/",
+    ),
+    *("'", ".", "?", "$", "①", "\n", " or ", "12:30", "km", "5", "A", "x", "abc", "❶", "\u0663"),
+)
+
+
+def broken(rng, answers):
+    """An answer with pieces put in, taken out, and taken from another answer."""
+    text = rng.choice(answers)
+    for _ in range(rng.randint(1, 4)):
+        at = rng.randint(0, len(text))
+        other = rng.choice(answers)
+        text = text[:at] + rng.choice(
+            (rng.choice(PIECES) + text[at:], text[at + rng.randint(1, 4) :], other[at:])
+        )
+    return text
+
+
+def test_broken_answers_raise_nothing_in_the_parent():
+    rng = random.Random(0)
+    tables = (fuzz.REWRITES, fuzz.MUTATIONS)
+    kinds = [(kind, function) for table in tables for kind, function in table.items()]
+    pairs = [pair for kind, function in kinds for pair in fuzz.draw(kind, function, 1, 5)]
+    answers = [text for pair in pairs for text in pair]
+    for _ in range(4000):
+        answer, reference = broken(rng, answers), broken(rng, answers)
+        for pair in ((answer, reference), (answer, answer)):
+            try:
+                assert math.quick(*pair).status in ("ok", "unparsable", "no_answer")
+            except math.NeedsAlgebra:
+                continue

@@ -2,8 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The strict judge by rule: the conventions, every letter and macro, every kind at fault."""
 
+import json
 import re
 import string
+import subprocess
+import sys
 import time
 
 import pytest
@@ -347,3 +350,44 @@ def test_trees_keep_what_is_text_and_what_is_mathematics():
     assert readings(r"y=3\mathrm{m}")[0].tree.parts[1].kind == "quantity"
     assert readings("y=3m")[0].tree.parts[1].kind == "product"
     assert readings("") == ()
+
+
+# --------------------------------------------------------------------------------------------------
+# python -m rlvlm_jax.rewards
+# --------------------------------------------------------------------------------------------------
+
+
+def run(*arguments):
+    """The status and the text that the command gives."""
+    command = [sys.executable, "-m", "rlvlm_jax.rewards", *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Traceback" not in ran.stderr
+    return ran.returncode, ran.stdout + ran.stderr
+
+
+def test_the_command_prints_both_trees_and_the_verdict_with_its_reason():
+    status, said = run(r"\boxed{x=\frac12}", r"So \boxed{y=\frac12}.")
+    assert status == 0
+    assert "relation [=]" in said
+    assert "symbol y" in said
+    assert said.splitlines()[-1] == "wrong (ok): the value of another name"
+    assert run("20", "20")[1].splitlines()[-1] == "right (ok): they are equal"
+    assert run(r"3\phantom{2}", "3")[1].count(r"\phantom") == 3
+
+
+def test_the_command_lists_the_references_that_cannot_be_read(tmp_path):
+    data = tmp_path / "train.jsonl"
+    rows = [("a", r"\foo{3}"), ("b", "3"), ("c", "")]
+    lines = [{"id": name, "question": "q", "solution": rf"\boxed{{{box}}}"} for name, box in rows]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    status, said = run("--references", str(data))
+    assert status == 2
+    assert r"(a): \foo cannot be read" in said
+    assert "(c): its" in said
+    assert said.splitlines()[-1] == "2 of 3 solutions cannot be judged"
+
+
+def test_the_command_refuses_other_arguments():
+    assert run("1")[0] == 2
+    assert "a reference and an answer" in run("1")[1]
+    assert run("--references", "nowhere.jsonl")[0] == 2

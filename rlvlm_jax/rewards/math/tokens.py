@@ -305,7 +305,7 @@ def _next(queue: list[Item], text: bool, depth: int) -> list[Token]:
 
 def _argument(queue: list[Item], text: bool, depth: int, whole: bool = False) -> Tokens:
     """Takes the argument of a macro: a group, a sign, one digit or one letter (all if `whole`)."""
-    while queue and queue[-1][0] == "chars" and queue[-1][1].isspace():
+    while queue and _is_blank(queue[-1]):
         queue.pop()
     if not queue:
         raise Unreadable("a macro without its argument")
@@ -317,7 +317,14 @@ def _argument(queue: list[Item], text: bool, depth: int, whole: bool = False) ->
         return _bracketed(queue, text, depth)
     if kind == "chars" and len(value) > 1 and not (whole and value[0].isdigit()):
         queue[-1:] = [(kind, value[1:]), (kind, value[0])]
-    return tuple(_next(queue, text, depth + 1))
+    return tuple(t for t in _next(queue, text, depth + 1) if t.kind != "blank")
+
+
+def _is_blank(item: Item) -> bool:
+    kind, value = item
+    if kind == "macro":
+        return _MACROS.get(value, ("",))[0] in ("blank", "dropped")
+    return kind == "chars" and value.isspace()
 
 
 def _bracketed(queue: list[Item], text: bool, depth: int, closing: str = ")") -> Tokens:

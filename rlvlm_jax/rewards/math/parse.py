@@ -8,23 +8,28 @@ not known here.
 """
 
 import functools
-import itertools
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rlvlm_jax.rewards.math import tokens as lexer
 from rlvlm_jax.rewards.math import units
 from rlvlm_jax.rewards.math.expression import NOTHING, Tree, grouped, number
-from rlvlm_jax.rewards.math.tokens import (
+from rlvlm_jax.rewards.math.literals import literal
+from rlvlm_jax.rewards.math.spans import (
     LIST_WORDS,
-    Token,
-    Tokens,
-    Unreadable,
+    OPENING,
     closing,
+    condition_at,
     every,
-    flat,
+    has_words,
+    joined_row,
+    numbered,
+    signed,
     split,
+    trim,
+    trim_groups,
 )
+from rlvlm_jax.rewards.math.tokens import Token, Tokens, Unreadable, flat
 
 MAX_PARTS_DEPTH = 6
 MAX_DEPTH = 100  # of a tree
@@ -40,14 +45,9 @@ class Reading(NamedTuple):
 REALS = Tree("symbol", ("reals",))
 _ORDERED = frozenset({";", "\n", "to"})
 _COMMAS = LIST_WORDS | {","}
-_LEADING = frozenset(
-    {"=", "therefore", "Rightarrow", "to", "because", ",", ";", ":", "\n", "checkmark"}
-)
-_TRAILING = frozenset({".", ",", ";", ":", "\n", "checkmark"})
 _TURNED = {">": "<", "ge": "le"}
 _MONEY = {"＄": "dollar", "€": "euro", "£": "pound", "¥": "yuan", "₹": "rupee"}
 _SHORT_WORDS = frozenset({"yes", "no", "true", "dne"})
-_LITERAL_SIGNS = frozenset(":-/.")
 _PROSE = frozenset("-'.&?!")  # signs that may stand among words
 _NOTHING_WORDS = re.compile(
     r"(?:there (?:is|are|exists?) |the equation has )?no (?:real )?(?:solutions?|roots?|values?)(?: exists?)?"
@@ -58,22 +58,6 @@ _NO_LIMIT = re.compile(r"dne|(?:it |the limit )?does not exist|不存在", re.IG
 _ALL_REALS = re.compile(
     r"(?:the set of )?(?:all )?(?:the )?real numbers|(?:any|every) real number|all reals?|全体实数|任意实数|一切实数",
     re.I,
-)
-_TIME = re.compile(
-    r"(?P<h>\d{1,2})(?::(?P<m>\d\d))?(?::(?P<s>\d\d))? ?(?:(?P<half>[ap])\.?m\.?|o'clock)?", re.I
-)
-_MONTHS = "january february march april may june july august september october november december"
-_MONTH = {name: i + 1 for i, full in enumerate(_MONTHS.split()) for name in (full, full[:3])}
-_DATES = (
-    re.compile(r"(?P<month>[A-Za-z]{3,9})\.? ?(?P<day>\d{1,2})(?:st|nd|rd|th)?"),
-    re.compile(r"(?P<day>\d{1,2})(?:st|nd|rd|th)?(?: of)? ?(?P<month>[A-Za-z]{3,9})"),
-    re.compile(r"(?P<month>\d{1,2})月(?P<day>\d{1,2})[日号]"),
-)
-_NUMERIC_DATE = re.compile(r"(\d{1,4})([-/.])(\d{1,2})\2(\d{1,4})")
-_DOTTED_LIST = re.compile(r"\d(?:\.\d){2,}\.?")  # the numbers of right statements, 1.3.4.
-_SCORE = re.compile(r"(\d{1,3})-(\d{1,3})")
-_BASE = re.compile(
-    r"\(?([0-9A-F]*\d[0-9A-F]*)\)?_\{\(?(\d{1,2}|[a-z]+)\)?\}|([0-9A-F]+) ?base ?(\w+)"
 )
 _BARE_UNIT = re.compile(r"\\Omega|[A-Za-z](?:/[A-Za-z])?|\\frac\{[A-Za-z]\}\{[A-Za-z]\}")
 CHOICES = frozenset("ABCDEFGHIJ")
@@ -101,7 +85,7 @@ def readings(content: str) -> tuple[Reading, ...]:
         return ()
     text = lexer.plain(content)
     ways = [lexer.tokens(way) for way in dict.fromkeys((lexer.join_thousands(text), text))]
-    found = tuple(_choice(way) or Reading(_answer(way)) for way in map(_trim, ways) if way)
+    found = tuple(_choice(way) or Reading(_answer(way)) for way in map(trim, ways) if way)
     if any(_depth(reading.tree) > MAX_DEPTH for reading in found):
         raise Unreadable(f"an expression of more than {MAX_DEPTH} levels")
     return found
@@ -127,7 +111,7 @@ def _choice(tokens: Tokens) -> Reading | None:
     start = next((i for i, token in enumerate(tokens) if token.value == letter), -1) + 1
     while letter and start < len(tokens) and tokens[start].value in (")", ".", ":", ")."):
         start += 1
-    rest = _trim(tokens[start:])
+    rest = trim(tokens[start:])
     line = flat(rest)
     if match and match[3] and not rest:
         return Reading(Tree("symbol", (letter,)))
@@ -157,15 +141,15 @@ def _choice(tokens: Tokens) -> Reading | None:
 
 
 def _answer(tokens: Tokens, depth: int = 0) -> Tree:
-    tokens = _trim(tokens)
+    tokens = trim(tokens)
     if depth > MAX_PARTS_DEPTH:
         raise Unreadable(f"parts in more than {MAX_PARTS_DEPTH} levels")
-    parts = _numbered(tokens)
+    parts = numbered(tokens)
     if len(parts) > 1:
         return Tree("list", tuple(_answer(part, depth + 1) for part in parts), ";")
     for separators in (_ORDERED, _COMMAS):
         parts, signs = split(tokens, separators)
-        parts = [part for part in parts if _trim(part)]
+        parts = [part for part in parts if trim(part)]
         if len(parts) < 2:
             continue
         trees = tuple(_answer(part, depth + 1) for part in parts)
@@ -176,7 +160,7 @@ def _answer(tokens: Tokens, depth: int = 0) -> Tree:
         return _joined(trees, mark)
     if any(token.kind == "sign" and token.value in ("pm", "mp") for token in every(tokens)):
         both = ({"pm": "+", "mp": "-"}, {"pm": "-", "mp": "+"})
-        return Tree("list", tuple(_answer(_signed(tokens, s), depth + 1) for s in both), ",")
+        return Tree("list", tuple(_answer(signed(tokens, s), depth + 1) for s in both), ",")
     return _single(tokens, depth)
 
 
@@ -202,7 +186,7 @@ def _single(tokens: Tokens, depth: int) -> Tree:
         return _answer(tokens[0].args[0], depth + 1)
     if len(tokens) == 2 and tokens[0].value == "lbrace" and tokens[1].kind == "table":
         tokens = tokens[1:]
-    condition = _condition(tokens)
+    condition = condition_at(tokens)
     if condition:
         trees = tuple(_answer(part, depth + 1) for part in (tokens[:condition], tokens[condition:]))
         return Tree("list", trees, ",")
@@ -216,7 +200,7 @@ def _single(tokens: Tokens, depth: int) -> Tree:
     try:
         terms = [_term(part, depth) if part else NOTHING for part in parts]
     except Unreadable:
-        if _has_words(tokens):
+        if has_words(tokens):
             return Tree("text", (flat(tokens),))
         raise
     if set(signs) <= set(_TURNED):
@@ -224,21 +208,9 @@ def _single(tokens: Tokens, depth: int) -> Tree:
     return Tree("relation", tuple(terms), " ".join(signs))
 
 
-def _condition(tokens: Tokens) -> int:
-    """Where the bracket of `y = 2x (0 < x < 5)` begins; 0 where there is none."""
-    level = 0
-    for i in range(len(tokens) - 1, 0, -1):
-        level += (tokens[i].value in lexer.CLOSING) - (tokens[i].value in lexer.OPENING)
-        if level == 0:
-            related = any(token.value in lexer.RELATIONS for token in tokens[i:])
-            called = tokens[i - 1].kind == "run" and tokens[i - 1].value.isupper()  # P(X > 1)
-            return i * (tokens[i].value == "(" and related and not called)
-    return 0
-
-
 def _term(tokens: Tokens, depth: int) -> Tree:
     r"""Reads one side of a relation, which may be a name such as `P(A)` or `m\angle A`."""
-    tokens = _trim_groups(tokens)
+    tokens = trim_groups(tokens)
     if flat(tokens[:2]) == r"m\angle" or (
         flat(tokens[:1]) == "m" and tokens[1:2] and tokens[1].value == "hat"
     ):
@@ -254,10 +226,10 @@ def _term(tokens: Tokens, depth: int) -> Tree:
 
 
 def _value(tokens: Tokens, depth: int, alone: bool = True) -> Tree:
-    tokens = _trim_groups(tokens)
+    tokens = trim_groups(tokens)
     if not tokens:
         raise Unreadable("an empty part")
-    for read in (_bracket, _table, _literal if alone else _ratio, _words, _quantity):
+    for read in (_bracket, _table, _literal, _ratio, _words, _quantity):
         tree = read(tokens, depth, alone)
         if tree is not None:
             return tree
@@ -269,14 +241,14 @@ def _value(tokens: Tokens, depth: int, alone: bool = True) -> Tree:
     try:
         return grouped(tokens)
     except Unreadable:
-        if _has_words(tokens):
+        if has_words(tokens):
             return Tree("text", (flat(tokens),))
         raise
 
 
 def _bracket(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     first = tokens[0].value
-    if first in lexer.OPENING and first[0] in "([l" and not first.startswith(("lf", "lc")):
+    if first in OPENING and first[0] in "([l" and not first.startswith(("lf", "lc")):
         if closing(tokens, 0) != len(tokens) - 1:
             return None
         inside = tokens[1:-1]
@@ -336,7 +308,7 @@ def _table(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     if len(tokens) != 1 or tokens[0].kind != "table":
         return None
     name, rows = tokens[0].value, tokens[0].args
-    lines = [_line(row) for row in rows]
+    lines = [joined_row(row) for row in rows]
     related = all(any(token.value in lexer.RELATIONS for token in line) for line in lines)
     if name not in lexer.MATRICES or related:
         trees = tuple(_answer(line, depth + 1) for line in lines)
@@ -345,59 +317,9 @@ def _table(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     return Tree("matrix", matrix, {"vmatrix": "|", "Vmatrix": "‖"}.get(name, "|" * bars))
 
 
-def _line(cells: tuple[Tokens, ...]) -> Tokens:
-    """The cells of a row of a system; a comma goes before the condition of a case."""
-    line: list[Token] = []
-    for cell in cells:
-        while cell and cell[0].value in ("if", "when", "for", "where"):
-            cell = cell[1:]
-        signs = lexer.RELATIONS | {","}
-        if line and cell and line[-1].value not in signs and cell[0].value not in signs:
-            line.append(Token("sign", ","))
-        line += cell
-    return tuple(line)
-
-
 def _literal(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
-    """Reads what looks like arithmetic and is none: times, dates, scores, circled numbers."""
-    if all(token.kind == "circled" for token in tokens):
-        numbers = tuple(number(token.value) for token in tokens)
-        return numbers[0] if len(numbers) == 1 else Tree("list", numbers, ",")
-    if any(t.value == ":" for t in tokens) and _has_words(tokens[:1]):
-        return _ratio(tokens, depth, alone)
-    literal = (t.value in _LITERAL_SIGNS or t.kind in ("run", "han", "sub") for t in tokens)
-    if not any(literal) and not (len(tokens) > 1 and tokens[1].kind == "number"):
-        return None
-    line = flat(tokens)
-    time = _TIME.fullmatch(line)
-    seconds = time and time["s"] and not re.search(r"(?<!\d)0\d", line)
-    if time and (time["half"] or (time["m"] and not seconds) or "clock" in line):
-        hour, minute, second = (int(time[part] or 0) for part in "hms")
-        if hour < 25 and minute < 60 and second < 60:
-            half = (time["half"] or "").lower()
-            return Tree("time", (hour, minute, second), half)
-    for pattern in _DATES:
-        date = pattern.fullmatch(line)
-        month = date and (
-            _MONTH.get(date["month"].lower()) or date["month"].isdigit() and int(date["month"])
-        )
-        if month:
-            return Tree("date", (month, int(date["day"])))
-    numeric = _NUMERIC_DATE.fullmatch(line)
-    if numeric and not (numeric[2] == "." and len(numeric[1]) < 4 > len(numeric[4])):
-        return Tree("date", tuple(int(numeric[i]) for i in (1, 3, 4)), "numeric")
-    if _DOTTED_LIST.fullmatch(line):
-        return Tree("list", tuple(map(number, re.findall(r"\d", line))), ",")
-    score = _SCORE.fullmatch(line)
-    if score:
-        return Tree("score", (number(score[1]), number(score[2])))
-    base = _BASE.fullmatch(line)
-    if base and (base[3] or tokens[-1].kind == "sub"):
-        digits, name = (base[3], base[4]) if base[3] else (base[1], base[2])
-        radix = units.number_words([name])
-        if tokens[0].kind != "run" or (name.isdigit() and int(name) > 10):  # A_2 is a letter
-            return Tree("base", (digits.lstrip("0") or "0", str(radix[0]) if radix else name))
-    return _ratio(tokens, depth, alone)
+    labelled = any(token.value == ":" for token in tokens) and has_words(tokens[:1])
+    return literal(tokens) if alone and not labelled else None
 
 
 def _ratio(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
@@ -408,7 +330,7 @@ def _ratio(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     if (
         len(parts) == 2
         and label == list(parts[0])
-        and _has_words(parts[0])
+        and has_words(parts[0])
         and not flat(label).isupper()
     ):
         return Tree(
@@ -594,50 +516,3 @@ def _is_constant(token: Token) -> bool:
 # --------------------------------------------------------------------------------------------------
 # Lists of tokens
 # --------------------------------------------------------------------------------------------------
-
-
-def _trim(tokens: Tokens) -> Tokens:
-    while tokens and tokens[0].value in _LEADING and tokens[0].kind == "sign" and len(tokens) > 1:
-        tokens = tokens[1:]
-    while tokens and tokens[-1].value in _TRAILING and tokens[-1].kind == "sign":
-        tokens = tokens[:-1]
-    return tokens
-
-
-def _trim_groups(tokens: Tokens) -> Tokens:
-    while len(tokens) == 1 and tokens[0].kind == "group":
-        tokens = tokens[0].args[0]
-    return tokens
-
-
-def _numbered(tokens: Tokens) -> list[Tokens]:
-    """Parts (1) 3, (2) 5; one part where the answer is not numbered so."""
-    if tokens[:1] == () or tokens[0].value != "(":
-        return [tokens]
-    marks = [i for i in range(len(tokens) - 2) if re.fullmatch(r"\(\d\)", flat(tokens[i : i + 3]))]
-    numbers = [int(flat(tokens[i + 1 : i + 2])) for i in marks]
-    if not marks or marks[0] != 0 or numbers != list(range(1, len(numbers) + 1)):
-        return [tokens]
-    return [tokens[i + 3 : end] for i, end in zip(marks, [*marks[1:], len(tokens)], strict=True)]
-
-
-def _signed(tokens: Tokens, signs: dict[str, str]) -> Tokens:
-    def replaced(part: Any) -> Any:
-        if isinstance(part, Token):
-            value = signs.get(part.value, part.value) if part.kind == "sign" else part.value
-            return part._replace(value=value, args=replaced(part.args))
-        return tuple(map(replaced, part))
-
-    return replaced(tokens)
-
-
-def _has_words(tokens: Tokens) -> bool:
-    if any(t.value in ("equiv", "forall", "exists", "pmod", "bmod") for t in tokens):
-        return True
-    row = any(a.kind == b.kind == "number" and b.space for a, b in itertools.pairwise(tokens))
-    return row or any(
-        token.kind == "han"
-        or token.value == ":"
-        or (token.kind == "run" and (token.text or len(token.value) > 1))
-        for token in every(tokens)
-    )

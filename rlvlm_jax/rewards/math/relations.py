@@ -12,7 +12,6 @@ from rlvlm_jax.rewards.math.ratio import TRIGONOMETRY, is_linear, proportional, 
 from rlvlm_jax.rewards.math.values import bare, computed, is_constant, is_estimate, leaves, symbols
 from rlvlm_jax.rewards.math.verdict import Judge
 
-
 # Words that change a value, so that what they stand in is no name of it
 _NO_NAMES = units.NO_NOUNS - {
     "the",

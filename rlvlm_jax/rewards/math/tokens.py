@@ -88,10 +88,6 @@ RELATIONS |= {"parallel", "perp", "equiv", "subset", "subseteq"}
 LINES = frozenset(("cases", "rcases", "dcases", "array", "aligned", "align", "gathered", "split"))
 MATRICES = frozenset(f"{kind}matrix" for kind in ("", "p", "b", "B", "v", "V", "small")) | {"array"}
 SPELLED = frozenset(("pi", "theta", "alpha", "beta", "gamma", "lambda", "omega", "sigma", "infty"))
-OPENING = {"(": ")", "[": "]", "lbrace": "rbrace", "langle": "rangle"}
-OPENING |= {"lfloor": "rfloor", "lceil": "rceil"}
-LIST_WORDS = frozenset(("or", "and", "或", "和", "与", "及", "且"))
-CLOSING = frozenset(OPENING.values())
 
 _UNICODE = """α:alpha β:beta γ:gamma δ:delta ε:epsilon ζ:zeta η:eta θ:theta ι:iota κ:kappa λ:lambda
 μ:mu ν:nu ξ:xi ρ:rho σ:sigma τ:tau υ:upsilon φ:phi χ:chi ψ:psi ω:omega π:pi Γ:Gamma Δ:Delta Θ:Theta
@@ -364,9 +360,7 @@ def _table(name: str, items: list[Item], depth: int) -> Token:
         items = items[1:]
     rows: list[list[list[Item]]] = [[[]]]
     for item in items:
-        if item == ("macro", "\\"):
-            rows.append([[]])
-        elif item == ("macro", "cr"):
+        if item == ("macro", "\\") or item == ("macro", "cr"):
             rows.append([[]])
         elif item == ("chars", "&"):
             rows[-1].append([])
@@ -460,46 +454,3 @@ def flat(tokens: Tokens) -> str:
         glued = line[-1:].isalnum() and piece[:1].isalnum()
         line += " " + piece if glued and token.space else piece
     return line
-
-
-def closing(tokens: Tokens, start: int) -> int:
-    """Index of the bracket that closes the one at `start`; [0, 1) may close with another one."""
-    depth = 0
-    for i in range(start, len(tokens)):
-        depth += (tokens[i].value in OPENING) - (tokens[i].value in CLOSING)
-        if depth == 0:
-            return i
-    return -1
-
-
-def split(tokens: Tokens, separators: frozenset[str]) -> tuple[list[Tokens], list[str]]:
-    """Splits at separators outside all brackets; gives the parts and the separators."""
-    if separators.isdisjoint([token.value for token in tokens]):
-        return [tokens], []
-    parts, signs, start, depth = [], [], 0, 0
-    for i, token in enumerate(tokens):
-        depth += (token.value in OPENING) - (token.value in CLOSING)
-        if (
-            depth == 0
-            and token.value in separators
-            and (token.kind == "sign" or token.value in LIST_WORDS)
-        ):
-            parts.append(tokens[start:i])
-            signs.append(token.value)
-            start = i + 1
-    return [*parts, tokens[start:]], signs
-
-
-def every(tokens: Tokens) -> list[Token]:
-    """All tokens, those inside others too."""
-    inside = (part for token in tokens for part in token.args)
-    lists = (
-        cell
-        for part in inside
-        for cell in (
-            part
-            if part and isinstance(part[0], tuple) and not isinstance(part[0], Token)
-            else (part,)
-        )
-    )
-    return [*tokens, *(token for part in lists for token in every(part))]

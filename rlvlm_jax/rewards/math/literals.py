@@ -1,0 +1,70 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""What looks like arithmetic and is none: times, dates, scores, number bases, circled numbers.
+
+Part of reading an answer, from its tokens.
+"""
+
+import re
+
+from rlvlm_jax.rewards.math import units
+from rlvlm_jax.rewards.math.expression import Tree, number
+from rlvlm_jax.rewards.math.tokens import Tokens, flat
+
+_TIME = re.compile(
+    r"(?P<h>\d{1,2})(?::(?P<m>\d\d))?(?::(?P<s>\d\d))? ?(?:(?P<half>[ap])\.?m\.?|o'clock)?", re.I
+)
+_MONTHS = "january february march april may june july august september october november december"
+_MONTH = {name: i + 1 for i, full in enumerate(_MONTHS.split()) for name in (full, full[:3])}
+_DATES = (
+    re.compile(r"(?P<month>[A-Za-z]{3,9})\.? ?(?P<day>\d{1,2})(?:st|nd|rd|th)?"),
+    re.compile(r"(?P<day>\d{1,2})(?:st|nd|rd|th)?(?: of)? ?(?P<month>[A-Za-z]{3,9})"),
+    re.compile(r"(?P<month>\d{1,2})月(?P<day>\d{1,2})[日号]"),
+)
+_NUMERIC_DATE = re.compile(r"(\d{1,4})([-/.])(\d{1,2})\2(\d{1,4})")
+_DOTTED_LIST = re.compile(r"\d(?:\.\d){2,}\.?")  # the numbers of right statements, 1.3.4.
+_SCORE = re.compile(r"(\d{1,3})-(\d{1,3})")
+_BASE = re.compile(
+    r"\(?([0-9A-F]*\d[0-9A-F]*)\)?_\{\(?(\d{1,2}|[a-z]+)\)?\}|([0-9A-F]+) ?base ?(\w+)"
+)
+_LITERAL_SIGNS = frozenset(":-/.")
+
+
+def literal(tokens: Tokens) -> Tree | None:
+    """Reads one of these; None for anything else."""
+    if all(token.kind == "circled" for token in tokens):
+        numbers = tuple(number(token.value) for token in tokens)
+        return numbers[0] if len(numbers) == 1 else Tree("list", numbers, ",")
+    written = (t.value in _LITERAL_SIGNS or t.kind in ("run", "han", "sub") for t in tokens)
+    if not any(written) and not (len(tokens) > 1 and tokens[1].kind == "number"):
+        return None
+    line = flat(tokens)
+    time = _TIME.fullmatch(line)
+    seconds = time and time["s"] and not re.search(r"(?<!\d)0\d", line)
+    if time and (time["half"] or (time["m"] and not seconds) or "clock" in line):
+        hour, minute, second = (int(time[part] or 0) for part in "hms")
+        if hour < 25 and minute < 60 and second < 60:
+            half = (time["half"] or "").lower()
+            return Tree("time", (hour, minute, second), half)
+    for pattern in _DATES:
+        date = pattern.fullmatch(line)
+        month = date and (
+            _MONTH.get(date["month"].lower()) or date["month"].isdigit() and int(date["month"])
+        )
+        if month:
+            return Tree("date", (month, int(date["day"])))
+    numeric = _NUMERIC_DATE.fullmatch(line)
+    if numeric and not (numeric[2] == "." and len(numeric[1]) < 4 > len(numeric[4])):
+        return Tree("date", tuple(int(numeric[i]) for i in (1, 3, 4)), "numeric")
+    if _DOTTED_LIST.fullmatch(line):
+        return Tree("list", tuple(map(number, re.findall(r"\d", line))), ",")
+    score = _SCORE.fullmatch(line)
+    if score:
+        return Tree("score", (number(score[1]), number(score[2])))
+    base = _BASE.fullmatch(line)
+    if base and (base[3] or tokens[-1].kind == "sub"):
+        digits, name = (base[3], base[4]) if base[3] else (base[1], base[2])
+        radix = units.number_words([name])
+        if tokens[0].kind != "run" or (name.isdigit() and int(name) > 10):  # A_2 is a letter
+            return Tree("base", (digits.lstrip("0") or "0", str(radix[0]) if radix else name))
+    return None

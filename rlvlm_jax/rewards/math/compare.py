@@ -9,7 +9,7 @@ in any process; `strict` decides the rest as well and belongs in a worker.
 import logging
 
 from rlvlm_jax.rewards.math.algebra import Undecided
-from rlvlm_jax.rewards.math.expression import Tree
+from rlvlm_jax.rewards.math.expression import Tree, symbol
 from rlvlm_jax.rewards.math.parse import CHOICES, Reading, readings
 from rlvlm_jax.rewards.math.relations import (
     equal_relations,
@@ -223,7 +223,7 @@ def _as_parts(tree: Tree, partner: Tree) -> Tree:
         return tree
     lettered = tree.kind == "run" and len(set(tree.parts[0]) & CHOICES) == len(tree.parts[0])
     if lettered and all(_letter(part) for part in partner.parts):
-        return Tree("list", tuple(Tree("symbol", (c,)) for c in tree.parts[0]), ",")
+        return Tree("list", tuple(symbol(c) for c in tree.parts[0]), ",")
     if tree.kind == "bracket" and all(_named(part) for part in partner.parts):
         names = [_named(part) for part in partner.parts]
         names = sorted(names) if set(names) <= {"x", "y", "z"} else names
@@ -231,7 +231,7 @@ def _as_parts(tree: Tree, partner: Tree) -> Tree:
         if len(names) == len(tree.parts) and tree.mark in ("()", "<>"):
             return Tree(
                 "list",
-                tuple(Tree("relation", (Tree("symbol", (n,)), v), "=") for n, v in pairs),
+                tuple(Tree("relation", (symbol(n), v), "=") for n, v in pairs),
                 ",",
             )
     if tree.kind == "relation" and set(tree.mark.split()) == {"="}:
@@ -284,9 +284,7 @@ def _unnumbered(tree: Tree, partner: Tree) -> Tree:
     name = names.pop() if len(names) == 1 else ""
     if not name or len({*own}) != len(own) or any(n.partition("_")[0] != name for n in own):
         return tree
-    renamed = (
-        part._replace(parts=(Tree("symbol", (name,)), *part.parts[1:])) for part in tree.parts
-    )
+    renamed = (part._replace(parts=(symbol(name), *part.parts[1:])) for part in tree.parts)
     return tree._replace(parts=tuple(renamed))
 
 

@@ -38,28 +38,37 @@ class Tree(NamedTuple):
 
 NOTHING = Tree("nothing")
 # Runs of two or three letters that are words, so that their order counts; products otherwise
-_WORDS = frozenset(
-    """no on up or so to it is in at by do go we me us he an as if of am pm my ok not ton
+_WORD_LIST = """no on up or so to it is in at by do go we me us he an as if of am pm my ok not ton
     ten net one two six sin cos tan log cot sec csc max min mod gcd lcm exp cat act tac odd add dad
-    yes day may was saw now won own tip pit top pot top opt ear are era eat tea ate dog god end den
-    arc car rat art tar bat tab tub but bus sub cub big gib red set all non and dan the any few low
-    owl who raw gel nap pat tan nut its sap pea dab dam lap map lip rim oat
-    ram rot lit tie use ago gas ii iii iv vi ix xi kg""".split()  # noqa: SIM905 (a list is hard to read)
-)
+    yes day may was saw now won own tip pit top pot opt ear are era eat tea ate dog god end den arc
+    car rat art tar bat tab tub but bus sub cub big gib red set all non and dan the any few low owl
+    who raw gel nap pat nut its sap pea dab dam lap map lip rim oat ram rot lit tie use ago gas ii
+    iii iv vi ix xi kg"""
+_WORDS = frozenset(_WORD_LIST.split())
 _ROMAN = frozenset({"IV", "VI", "IX", "XI"})
+
+
+def symbol(name: str) -> Tree:
+    """A letter, or another name of a value."""
+    return Tree("symbol", (name,))
+
+
+def exact(value: Fraction | int) -> Tree:
+    """A number that is written without a decimal point."""
+    return Tree("number", (Fraction(value),))
 
 
 def letters(run: str) -> tuple[Tree, ...]:
     """Reads a run of letters in mathematics: a segment, points in order, or a product."""
     if re.fullmatch("d[xyztuvrs]", run):
-        return (Tree("symbol", (run,)),)  # a differential
+        return (symbol(run),)  # a differential
     if run.isupper() and len(run) == 2:
-        return (Tree("symbol", (run if run in _ROMAN else "".join(sorted(run)),)),)
+        return (symbol(run if run in _ROMAN else "".join(sorted(run))),)
     if run.isupper() and len(run) > 2 or run in _WORDS:
-        return (Tree("symbol", (run,)),)
+        return (symbol(run),)
     if len(run) > 3:
         raise Unreadable(f"the word {run!r} in a formula")
-    return tuple(Tree("symbol", (letter,)) for letter in run)
+    return tuple(symbol(letter) for letter in run)
 
 
 def is_word(run: str) -> bool:
@@ -69,10 +78,8 @@ def is_word(run: str) -> bool:
 
 def product(*factors: Tree) -> Tree:
     """A product without products in it."""
-    flat_factors = [
-        f for tree in factors for f in (tree.parts if tree.kind == "product" else (tree,))
-    ]
-    return flat_factors[0] if len(flat_factors) == 1 else Tree("product", tuple(flat_factors))
+    single = [f for tree in factors for f in (tree.parts if tree.kind == "product" else (tree,))]
+    return single[0] if len(single) == 1 else Tree("product", tuple(single))
 
 
 def negative(tree: Tree) -> Tree:
@@ -81,7 +88,7 @@ def negative(tree: Tree) -> Tree:
         return Tree("number", (-tree.parts[0],), tree.mark)
     if tree.kind == "product" and tree.parts[0].kind == "number":
         return Tree("product", (negative(tree.parts[0]), *tree.parts[1:]))
-    return product(Tree("number", (Fraction(-1),)), tree)
+    return product(exact(-1), tree)
 
 
 def is_vector(tree: Tree) -> bool:
@@ -98,6 +105,7 @@ def number(digits: str) -> Tree:
     return Tree("number", (Fraction(digits.rstrip(".")),), digits if "." in digits else "")
 
 
+_DERIVATIVE = r"(?:d(?![_+-])|\\partial).*/(?:d\\?[A-Za-z]|\\partial).*"
 _END = Token("end")
 _CALLED = frozenset(("f", "F", "P", "Gamma", "Phi", "zeta"))  # functions before a bracket
 
@@ -150,7 +158,7 @@ class _Expression:
             self.check(chained < MAX_CHAIN)
             if sign := self.take("times", "cdot", "*"):
                 factor = self.signed()
-                operator = Tree("symbol", ("nabla",)) in (value, factor)
+                operator = symbol("nabla") in (value, factor)
                 vectors = is_vector(value) and is_vector(factor) or (operator and sign == "times")
                 chained += vectors
                 if vectors and sign == "times":
@@ -194,7 +202,7 @@ class _Expression:
                 base = Tree("power", (base, _Expression(token.args[0]).whole()))
             elif token.kind == "sub" and base.kind == "symbol":
                 self.at += 1
-                base = Tree("symbol", (f"{base.parts[0]}_{flat(token.args[0])}",))
+                base = symbol(f"{base.parts[0]}_{flat(token.args[0])}")
             elif self.take("!"):
                 self.check(self.next().value != "!")  # a double factorial
                 base = Tree("call", (base,), "factorial")
@@ -203,7 +211,7 @@ class _Expression:
             elif self.take("%"):
                 base = Tree("quotient", (base, number("100")))
             elif base.kind == "symbol" and (primes := self.take("'", '"')):
-                base = Tree("symbol", (base.parts[0] + ("''" if primes == '"' else "'"),))
+                base = symbol(base.parts[0] + ("''" if primes == '"' else "'"))
             else:
                 return product(*before, base)
         raise Unreadable(f"more than {MAX_FUNCTIONS} powers in a row")
@@ -216,26 +224,20 @@ class _Expression:
         if token.kind == "group":
             return (grouped(token.args[0]),)
         if token.value in _CALLED and self.next().value == "(":
-            end = closing(self.tokens, self.at)
-            self.check(end > 0)
-            name = token.value + flat(self.tokens[self.at : end + 1])
-            self.at = end + 1
-            return (Tree("symbol", (name,)),)
+            return (self.called(token.value, closing(self.tokens, self.at)),)
         if token.kind == "run":
             return self.run(token)
         if token.value == "Delta" and re.fullmatch("[A-Z]{3}|[a-z]", self.next().value):
             name = self.next().value
             self.at += 1
-            return (Tree("symbol", (f"triangle {name}" if name.isupper() else f"Delta {name}",)),)
+            return (symbol(f"triangle {name}" if name.isupper() else f"Delta {name}"),)
         if token.kind == "symbol":
-            return (Tree("symbol", (token.value,)),)
+            return (symbol(token.value),)
         if token.kind in ("function", "series"):
             return (getattr(self, token.kind)(token.value),)
         if token.kind == "frac":
             above, below = (flat(part).replace(" ", "") for part in token.args)
-            if re.match(r"d(?![_+-])|\\partial", above) and re.match(
-                r"d\\?[A-Za-z]|\\partial", below
-            ):
+            if re.fullmatch(_DERIVATIVE, f"{above}/{below}"):
                 return (self.derivative(f"{above}/{below}", above),)
             return (Tree("quotient", tuple(_Expression(part).whole() for part in token.args)),)
         if token.kind in ("binom", "root"):
@@ -257,7 +259,7 @@ class _Expression:
             while self.starts_factor():
                 self.factor()
             name += flat(self.tokens[start : self.at])
-        return Tree("symbol", (name,))
+        return symbol(name)
 
     def decimal(self, digits: str) -> Tree:
         value = number(digits)
@@ -270,23 +272,21 @@ class _Expression:
                 token = self.next()
                 period += flat(token.args[0]) if token.kind == "accent" else token.value
                 self.at += 1
-            self.check(period.isdigit())
+            self.check(period.isdecimal())
             places = len(digits.partition(".")[2])
             repeated = Fraction(int(period), 10 ** len(period) - 1) / 10**places
-            return Tree("number", (value.parts[0] + repeated,))
-        part = None
+            return exact(value.parts[0] + repeated)
+        part, after = [], 0
+        rest = self.tokens[self.at : self.at + 3]
         if token.kind == "frac" and "." not in digits:
-            part = [flat(arg) for arg in token.args]
-            after = 1
-        elif token.kind == "number" and token.space and "." not in digits:  # 1 1/4
-            rest = self.tokens[self.at : self.at + 3]
-            part = (
-                [rest[0].value, rest[2].value] if len(rest) == 3 and rest[1].value == "/" else None
-            )
-            after = 3
-        if part and all(digits.isdigit() for digits in part) and 0 < int(part[0]) < int(part[1]):
+            part, after = [flat(arg) for arg in token.args], 1
+        elif (
+            token.kind == "number" and token.space and flat(rest[1:2]) == "/" and "." not in digits
+        ):
+            part, after = [rest[0].value, flat(rest[2:])], 3  # 1 1/4
+        if part and all(map(str.isdecimal, part)) and 0 < int(part[0]) < int(part[1]):
             self.at += after
-            return Tree("number", (value.parts[0] + Fraction(int(part[0]), int(part[1])),))
+            return exact(value.parts[0] + Fraction(int(part[0]), int(part[1])))
         return value
 
     def run(self, token: Token) -> tuple[Tree, ...]:
@@ -294,27 +294,26 @@ class _Expression:
         if run in FUNCTIONS and (run not in ("min", "max", "sec") or self.next().value == "("):
             return (self.function(run),)
         if run in SPELLED:
-            return (Tree("symbol", (run,)),)
+            return (symbol(run),)
         if token.text and len(run) > 1:
             raise Unreadable(f"the word {run!r} in a formula")
         inverse = self.next().kind == "sup"
         start = self.at + inverse
-        end = closing(self.tokens, start) if self.tokens[start : start + 1] else -1
-        single = inverse or end == start + 2  # g(x), but not g(m + M)
-        if (
-            run in ("f", "g", "h", "F", "G")
-            and end > 0
-            and self.tokens[start].value == "("
-            and single
-        ):
-            name = run + flat(self.tokens[self.at : end + 1])
-            self.at = end + 1
-            return (Tree("symbol", (name,)),)
+        if run in ("f", "g", "h", "F", "G") and flat(self.tokens[start : start + 1]) == "(":
+            end = closing(self.tokens, start)
+            if inverse or end == start + 2:  # g(x), but not g(m + M)
+                return (self.called(run, end),)
         if run.isupper() and (points := self.points(run)):
-            return (Tree("symbol", (points,)),)
+            return (symbol(points),)
         if self.next().kind == "sub" and len(run) > 1:
-            return (*letters(run[:-1]), Tree("symbol", (run[-1],)))
+            return (*letters(run[:-1]), symbol(run[-1]))
         return letters(run)
+
+    def called(self, name: str, end: int) -> Tree:
+        """The value of a function that is not known, up to its closing bracket."""
+        self.check(end > 0)
+        start, self.at = self.at, end + 1
+        return symbol(name + flat(self.tokens[start : end + 1]))
 
     def points(self, run: str, least: int = 2) -> str:
         """The name of a segment or figure by points such as A' or B_1; empty for anything else."""
@@ -331,9 +330,8 @@ class _Expression:
         if len(found) < least or all(len(point) == 1 for point in found):
             return ""
         self.at = at
-        return "".join(
-            sorted(found) if len(found) == 2 else min(found, found[::-1]) if least == 1 else found
-        )
+        either_way = sorted(found) if len(found) == 2 else min(found, found[::-1])
+        return "".join(either_way if len(found) == 2 or least == 1 else found)
 
     def enclosed(self, sign: str) -> Tree:
         """What stands in brackets or bars, or what an angle is named by."""
@@ -356,10 +354,10 @@ class _Expression:
         self.check(sign in ("angle", "triangle", "odot") and bool(re.fullmatch(r"\\?\w+", name)))
         self.at += 1
         if self.tokens[start].kind == "run" and (points := self.points(name, least=1)):
-            return Tree("symbol", (f"{sign} {points}",))
+            return symbol(f"{sign} {points}")
         if sign == "angle" and len(name) == 3:
             name = min(name, name[::-1])
-        return Tree("symbol", (f"{sign} {name}",))
+        return symbol(f"{sign} {name}")
 
     def function(self, name: str) -> Tree:
         self.functions += 1
@@ -372,38 +370,27 @@ class _Expression:
             self.at += 1
             inside = _Expression(token.args[0]).whole()
             power, base = (inside, base) if token.kind == "sup" else (power, inside)
-        if power == Tree("number", (Fraction(-1),)) and name[:3] in (
-            "sin",
-            "cos",
-            "tan",
-            "cot",
-            "sec",
-            "csc",
-        ):
+        if power == exact(-1) and re.match("sin|cos|tan|cot|sec|csc", name):
             name, power = f"arc{name}", None
         arguments = self.arguments() if name in ("max", "min", "gcd", "lcm") else (self.argument(),)
         if name == "exp":
-            call = Tree("power", (Tree("symbol", ("e",)), *arguments))
+            call = Tree("power", (symbol("e"), *arguments))
         else:
             call = Tree("call", (*arguments, base) if base else arguments, name)
         return Tree("power", (call, power)) if power else call
 
     def argument(self) -> Tree:
         """The argument of a function: a bracket, or the factors up to the next sign or function."""
-        value = self.factor_in_bracket()
-        if value is not None:
-            return value
+        if self.next().kind == "group" or self.next().value in ("(", "["):
+            return self.base()[0]
         value = self.signed()
-        while self.starts_factor() and self.next().kind not in ("function", "series", "number"):
-            if self.next().value in FUNCTIONS:
-                break
+        others = ("function", "series", "number")
+        while self.starts_factor() and not {self.next().kind, self.next().value} & {
+            *others,
+            *FUNCTIONS,
+        }:
             value = product(value, self.factor())
         return value
-
-    def factor_in_bracket(self) -> Tree | None:
-        if self.next().kind != "group" and self.next().value not in ("(", "["):
-            return None
-        return self.base()[0]
 
     def arguments(self) -> tuple[Tree, ...]:
         start, end = self.at, closing(self.tokens, self.at)
@@ -427,14 +414,14 @@ class _Expression:
             low, high = (low, bound) if token.kind == "sup" else (bound, high)
         if name != "int":
             self.check(bool(variable))
-            return Tree("series", (self.term(), Tree("symbol", (variable,)), low, high), name)
+            return Tree("series", (self.term(), symbol(variable), low, high), name)
         rest = [token.value for token in self.tokens[self.at :]]
         end = next((i for i, run in enumerate(rest) if re.fullmatch("d[a-z]?", run)), -1)
         self.check(end > 0 and "".join(rest[end:])[1:2].isalpha())
         body = _Expression(self.tokens[self.at : self.at + end]).whole()
         variable = "".join(rest[end:])[1]
         self.at += end + (1 if len(rest[end]) == 2 else 2)
-        return Tree("series", (body, Tree("symbol", (variable,)), low, high), name)
+        return Tree("series", (body, symbol(variable), low, high), name)
 
 
 def grouped(tokens: Tokens) -> Tree:
@@ -452,5 +439,5 @@ def _accented(accent: str, tokens: Tokens) -> Tree:
     name = flat(tokens).replace(" ", "")
     if accent in ("bar", "hat") and re.fullmatch("[A-Z]{2}", name):
         name = "".join(sorted(name))
-        return Tree("symbol", (name if accent == "bar" else f"arc {name}",))
-    return Tree("symbol", (f"{accent} {name}",))
+        return symbol(name if accent == "bar" else f"arc {name}")
+    return symbol(f"{accent} {name}")

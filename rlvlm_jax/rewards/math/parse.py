@@ -13,7 +13,14 @@ from typing import NamedTuple
 
 from rlvlm_jax.rewards.math import tokens as lexer
 from rlvlm_jax.rewards.math import units
-from rlvlm_jax.rewards.math.expression import NOTHING, Tree, grouped, number
+from rlvlm_jax.rewards.math.expression import (
+    NOTHING,
+    Tree,
+    grouped,
+    negative,
+    number,
+    symbol,
+)
 from rlvlm_jax.rewards.math.literals import literal
 from rlvlm_jax.rewards.math.spans import (
     LIST_WORDS,
@@ -42,28 +49,31 @@ class Reading(NamedTuple):
     letter: str = ""
 
 
-REALS = Tree("symbol", ("reals",))
+REALS = symbol("reals")
 _ORDERED = frozenset({";", "\n", "to"})
 _COMMAS = LIST_WORDS | {","}
 _TURNED = {">": "<", "ge": "le"}
 _MONEY = {"＄": "dollar", "€": "euro", "£": "pound", "¥": "yuan", "₹": "rupee"}
+_CURRENCIES = {"US": "dollar", "USD": "dollar", "RMB": "yuan", "EUR": "euro", "Rs": "rupee"}
 _SHORT_WORDS = frozenset({"yes", "no", "true", "dne"})
 _PROSE = frozenset("-'.&?!")  # signs that may stand among words
 _NOTHING_WORDS = re.compile(
-    r"(?:there (?:is|are|exists?) |the equation has )?no (?:real )?(?:solutions?|roots?|values?)(?: exists?)?"
-    r"|(?:the )?(?:empty|null) set|无解|空集|none exist",
+    r"(?:there (?:is|are|exists?) |the equation has )?no (?:real )?(?:solutions?|roots?|values?)"
+    r"(?: exists?)?|(?:the )?(?:empty|null) set|无解|空集|none exist",
     re.IGNORECASE,
 )
 _NO_LIMIT = re.compile(r"dne|(?:it |the limit )?does not exist|不存在", re.IGNORECASE)
 _ALL_REALS = re.compile(
-    r"(?:the set of )?(?:all )?(?:the )?real numbers|(?:any|every) real number|all reals?|全体实数|任意实数|一切实数",
-    re.I,
+    r"(?:the set of )?(?:all )?(?:the )?real numbers|(?:any|every) real number|all reals?"
+    r"|(?:全体|任意|一切)实数",
+    re.IGNORECASE,
 )
 _BARE_UNIT = re.compile(r"\\Omega|[A-Za-z](?:/[A-Za-z])?|\\frac\{[A-Za-z]\}\{[A-Za-z]\}")
 CHOICES = frozenset("ABCDEFGHIJ")
 _PLAIN_NUMBER = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{1,30})?")
 _CHOICE = re.compile(
-    r"\(([A-J])\)|([A-J])[.):]|(?:[Oo]ption|[Cc]hoice):? *\(?([A-J])(?![A-Za-z])|([A-J])(?= \d|[(\\])"
+    r"\(([A-J])\)|([A-J])[.):]|(?:[Oo]ption|[Cc]hoice):? *\(?([A-J])(?![A-Za-z])"
+    r"|([A-J])(?= \d|[(\\])"
 )
 _CHOICE_AMONG = re.compile(r"(?<![A-Za-z\\°])(?:[A-J](?![A-Za-z])|[a-j][.)])")
 _NO_CHOICE = units.DOUBTS - {"no", "none"} | {"or", "and", "is", "if"}  # as the first word
@@ -94,10 +104,9 @@ def readings(content: str) -> tuple[Reading, ...]:
 def _depth(tree: Tree) -> int:
     level, depth = [tree], 0
     while level:
-        level = [p for part in level for p in part.parts if isinstance(p, tuple) and p]
-        level = [p for p in level if isinstance(p, Tree)] + [
-            q for p in level if not isinstance(p, Tree) for q in p
-        ]
+        parts = [part for tree in level for part in tree.parts if isinstance(part, tuple)]
+        rows = [(part,) if isinstance(part, Tree) else part for part in parts]  # of matrices
+        level = [part for row in rows for part in row]
         depth += 1
     return depth
 
@@ -113,16 +122,10 @@ def _choice(tokens: Tokens) -> Reading | None:
         start += 1
     rest = trim(tokens[start:])
     line = flat(rest)
-    if match and match[3] and not rest:
-        return Reading(Tree("symbol", (letter,)))
-    if match and match[2] and not rest and flat(tokens).endswith(")"):
-        return Reading(Tree("symbol", (letter,)))
-    spaced = (
-        rest
-        and rest[0].space
-        and (rest[0].kind in ("number", "frac", "root") or rest[0].value == "(")
-    )
-    if not letter or not rest or (match[4] and not spaced):
+    if match and not rest and (match[3] or (match[2] and flat(tokens).endswith(")"))):
+        return Reading(symbol(letter))
+    begins = rest and (rest[0].kind in ("number", "frac", "root") or rest[0].value == "(")
+    if not letter or not rest or (match[4] and not (begins and rest[0].space)):
         return None
     first = re.split(r"[^a-z]", line.lower(), maxsplit=1)[0]
     words = re.findall("[a-z]+", line.lower())[bool(first) :]
@@ -211,9 +214,7 @@ def _single(tokens: Tokens, depth: int) -> Tree:
 def _term(tokens: Tokens, depth: int) -> Tree:
     r"""Reads one side of a relation, which may be a name such as `P(A)` or `m\angle A`."""
     tokens = trim_groups(tokens)
-    if flat(tokens[:2]) == r"m\angle" or (
-        flat(tokens[:1]) == "m" and tokens[1:2] and tokens[1].value == "hat"
-    ):
+    if flat(tokens[:1]) == "m" and re.match(r"\\(?:angle|hat)", flat(tokens[1:2])):
         tokens = tokens[1:]
     if len(tokens) > 2 and tokens[0].kind == "run" and len(tokens[0].value) == 1:
         opening = next((i for i, t in enumerate(tokens) if t.value == "("), 0)
@@ -221,7 +222,7 @@ def _term(tokens: Tokens, depth: int) -> Tree:
             token.kind in ("sub", "sup") or token.value == "'" for token in tokens[1:opening]
         )
         if opening and label and closing(tokens, opening) == len(tokens) - 1:
-            return Tree("symbol", (flat(tokens),))
+            return symbol(flat(tokens))
     return _value(tokens, depth, alone=False)
 
 
@@ -258,12 +259,7 @@ def _bracket(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
         parts = parts if len(parts) > 1 else split(inside, _ORDERED)[0]
         if len(parts) > 1 and all(parts):
             trees = tuple(_answer(part, depth + 1) for part in parts)
-            infinite = [str(tree.parts[:1]) for tree in trees]
-            if (
-                len(trees) == 2
-                and all("infty" in part for part in infinite)
-                and trees[0] != trees[1]
-            ):
+            if trees == (negative(symbol("infty")), symbol("infty")):
                 return REALS
             mark = {"langle": "<>"}.get(first, first + tokens[-1].value)
             return Tree("bracket", trees, mark)
@@ -276,13 +272,13 @@ def _bracket(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
         if re.fullmatch(r"[A-Z](?:_\{\w+\}|'+)?", flat(name)):
             point = _bracket(tokens[opening:], depth, alone)
             if point is not None and point.kind == "bracket":
-                return Tree("relation", (Tree("symbol", (flat(name),)), point), "=")
+                return Tree("relation", (symbol(flat(name)), point), "=")
     return None
 
 
 def _set(inside: Tokens, depth: int) -> Tree:
     if not inside:
-        return Tree("symbol", ("emptyset",))
+        return symbol("emptyset")
     bar = next((i for i, t in enumerate(inside) if t.value in ("|", ":") and i), 0)
     condition = inside[bar + 1 :]
     member = bar and inside[0].kind in ("run", "symbol") and (bar == 1 or inside[1].value == "in")
@@ -298,13 +294,9 @@ def _set(inside: Tokens, depth: int) -> Tree:
 
 
 def _table(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
-    bars = False
-    if (
-        len(tokens) == 3
-        and tokens[1].kind == "table"
-        and tokens[0].value in ("(", "[", "langle", "|")
-    ):
-        bars, tokens = tokens[0].value == "|", tokens[1:2]
+    bars = tokens[0].value == "|"
+    if len(tokens) == 3 and tokens[0].value in ("(", "[", "langle", "|"):
+        tokens = tokens[1:2]
     if len(tokens) != 1 or tokens[0].kind != "table":
         return None
     name, rows = tokens[0].value, tokens[0].args
@@ -326,16 +318,10 @@ def _ratio(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     parts, _ = split(tokens, frozenset({":"}))
     if len(parts) < 2 or not all(parts):
         return None
-    label = [token for token in parts[0] if token.kind in ("run", "han")]
-    if (
-        len(parts) == 2
-        and label == list(parts[0])
-        and has_words(parts[0])
-        and not flat(label).isupper()
-    ):
-        return Tree(
-            "relation", (Tree("text", (flat(parts[0]),)), _answer(parts[1], depth + 1)), "="
-        )
+    label = flat(parts[0])
+    words = has_words(parts[0]) and all(token.kind in ("run", "han") for token in parts[0])
+    if len(parts) == 2 and words and not label.isupper():
+        return Tree("relation", (Tree("text", (label,)), _answer(parts[1], depth + 1)), "=")
     if any(token.text for token in tokens):
         return None
     return Tree("ratio", tuple(_value(part, depth + 1, alone=False) for part in parts))
@@ -351,7 +337,7 @@ def _words(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
         return None
     line = re.sub(r"(?<=[A-Za-z]{3})!$", "", flat(tokens).rstrip("."))
     for pattern, tree in (
-        (_NOTHING_WORDS, Tree("symbol", ("emptyset",))),
+        (_NOTHING_WORDS, symbol("emptyset")),
         (_NO_LIMIT, Tree("word", ("does not exist",))),
         (_ALL_REALS, REALS),
     ):
@@ -363,9 +349,9 @@ def _words(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
         return Tree("number", (number[0],))
     if len(tokens) == 1 and tokens[0].kind == "run":
         if line == "infinity":
-            return Tree("symbol", ("infty",))
+            return symbol("infty")
         if line in lexer.SPELLED or len(line) == 1:
-            return Tree("symbol", (line,))
+            return symbol(line)
         several = CHOICES.issuperset(line) and len(set(line)) == len(line)
         if (len(line) > 3 and not several) or line.lower() in _SHORT_WORDS:
             return Tree("word", (line,))
@@ -379,15 +365,14 @@ def _words(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
 
 def _quantity(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     """Reads a value with its unit, its percent sign or the noun that it counts."""
-    if tokens[0].value in ("US", "USD", "RMB", "EUR", "Rs") and len(tokens) > 1:
+    first = tokens[0].value
+    if first in _CURRENCIES and len(tokens) > 1:
         rest = tokens[1 + (tokens[1].value in _MONEY or tokens[1].value == ".") :]
-        return _measured(
-            rest, units.unit(tokens[0].value.replace("Rs", "INR"), True) or "dollar", depth
-        )
-    sign = -1 if tokens[0].value == "-" else 1
-    money = _MONEY.get(tokens[0].value) or (sign < 0 and tokens[1:] and _MONEY.get(tokens[1].value))
-    if money and len(tokens) > 1:
-        return _measured((*tokens[: sign < 0], *tokens[1 + (sign < 0) :]), money, depth)
+        return _measured(rest, _CURRENCIES[first], depth)
+    minus = int(first == "-")
+    if len(tokens) > 1 + minus and tokens[minus].value in _MONEY:
+        rest = tokens[:minus] + tokens[minus + 1 :]
+        return _measured(rest, _MONEY[tokens[minus].value], depth)
     last = tokens[-1].value
     called = any(token.kind == "function" or token.value in lexer.FUNCTIONS for token in tokens)
     if len(tokens) > 1 and (last in _MONEY or last in ("%", "¢") or (last == "°" and not called)):
@@ -397,13 +382,10 @@ def _quantity(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     if "°" in arc and last in ("'", '"'):
         return _compound(tokens)
     tokens, start = _counted(tokens)
-    start = start or next(
-        (i for i, token in enumerate(tokens) if not _is_constant(token)), len(tokens)
-    )
-    textual = next(
-        (i for i, t in enumerate(tokens) if t.text and t.kind in ("run", "han") or t.value == "Ω"),
-        0,
-    )
+    letters = [i for i, token in enumerate(tokens) if not _is_constant(token)]
+    start = start or (letters[0] if letters else 0)
+    words = [i for i in letters if tokens[i].text or tokens[i].value == "Ω"]
+    textual = words[0] if words else 0
     for at in dict.fromkeys((start, textual, textual - 1)):
         if not 0 < at < len(tokens):
             continue
@@ -445,22 +427,12 @@ def _with_tail(value: Tokens, tail: Tokens, depth: int, alone: bool) -> Tree | N
     if unit and unit not in ("'", '"'):
         runs = [token for token in every(tail) if token.kind in ("run", "symbol")]
         letters_alone = all(t.value in ("Omega", t.value[0]) and not t.text for t in runs)
+        plain = bool(re.fullmatch(r"[+-]?[\d.]+", flat(value)))
         if runs and letters_alone and tail[0].value != "°":
-            plain = (
-                len(value) < 3
-                and value[-1].kind == "number"
-                and value[0].value in ("+", "-", value[-1].value)
-            )
             if not (alone and plain and _BARE_UNIT.fullmatch(line)):
                 return None
-        plain = all(token.kind == "number" or token.value in ("+", "-") for token in value)
-        if (
-            not plain
-            and not any(t.text for t in tail)
-            and runs
-            and runs[0].value in ("hr", "ha", "mg")
-        ):
-            return None
+        elif not plain and line in ("hr", "ha", "mg") and not tail[0].text:
+            return None  # letters, as in \pi hr
         return _measured(value, unit, depth)
     rate = next((i for i, token in enumerate(tail) if token.value == "per"), 0)
     per = rate and units.unit(flat(tail[rate + 1 :]), spaced=True)
@@ -511,8 +483,3 @@ def _is_constant(token: Token) -> bool:
     return token.value in ("pi", "times", "cdot", "div", "!") or (
         token.kind == "sign" and token.value in "+-*/().,:"
     )
-
-
-# --------------------------------------------------------------------------------------------------
-# Lists of tokens
-# --------------------------------------------------------------------------------------------------

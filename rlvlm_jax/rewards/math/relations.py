@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from rlvlm_jax.rewards.math import algebra, units
 from rlvlm_jax.rewards.math.algebra import NeedsAlgebra
-from rlvlm_jax.rewards.math.expression import NOTHING, Tree, negative
+from rlvlm_jax.rewards.math.expression import NOTHING, Tree, negative, symbol
 from rlvlm_jax.rewards.math.ratio import TRIGONOMETRY, is_linear, proportional, ratio
 from rlvlm_jax.rewards.math.values import bare, computed, is_constant, is_estimate, leaves, symbols
 from rlvlm_jax.rewards.math.verdict import Judge
@@ -240,7 +240,7 @@ def _is_distance(relation: Tree) -> bool:
 def _as_interval(relation: Tree) -> Tree | None:
     r"""Writes `1 < x \le 2` as (1, 2]; None where the relation is no interval."""
     signs, terms = relation.mark.split(), relation.parts
-    infinite = Tree("symbol", ("infty",))
+    infinite = symbol("infty")
     if not set(signs) <= {"<", "le"} or not _is_solved(relation):
         return None
     if len(terms) == 3 and is_variable(terms[1]):

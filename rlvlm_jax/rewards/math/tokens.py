@@ -42,31 +42,36 @@ Tokens = tuple[Token, ...]
 # --------------------------------------------------------------------------------------------------
 
 _TABLE = """
-symbol: alpha beta gamma delta epsilon=varepsilon zeta eta theta=vartheta iota kappa lambda mu nu xi
-  rho=varrho sigma=varsigma tau upsilon phi=varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma
-  Upsilon Phi Psi Omega Pi pi=textpi infty=infin emptyset=varnothing ell hbar partial nabla
+symbol: alpha beta gamma delta epsilon=varepsilon zeta eta theta=vartheta iota kappa lambda mu nu
+  xi rho=varrho sigma=varsigma tau upsilon phi=varphi chi psi omega Gamma Delta Theta Lambda Xi
+  Sigma Upsilon Phi Psi Omega Pi pi=textpi infty=infin emptyset=varnothing ell hbar partial nabla
 function: sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp max min gcd lcm
 series: sum prod int lim
-sign: le=leq=leqslant=leqq ge=geq=geqslant=geqq ne=neq approx=simeq=thickapprox=textasciitilde in notin
-  sim=backsim cong parallel perp equiv subset subseteq times cdot div pm mp to=rightarrow cup=bigcup cap=bigcap
-  to=longrightarrow setminus=backslash lbrace={ rbrace=} langle rangle lfloor rfloor lceil rceil prime circ
-  ldots=dots=cdots=dotsc=dotsb therefore because Rightarrow=implies=Longrightarrow=Leftrightarrow
-  angle=measuredangle triangle=bigtriangleup=vartriangle or=lor=vee and=land=wedge over choose odot
-  checkmark square star bmod=mod pmod £=pounds forall exists frown <=lt >=gt |=mid=vert=lvert=rvert %=% _=_ #=#
+sign: le=leq=leqslant=leqq ge=geq=geqslant=geqq ne=neq approx=simeq=thickapprox=textasciitilde in
+  notin sim=backsim cong parallel perp equiv subset subseteq times cdot div pm mp to=rightarrow
+  cup=bigcup cap=bigcap to=longrightarrow setminus=backslash lbrace={ rbrace=} langle rangle lfloor
+  rfloor lceil rceil prime circ ldots=dots=cdots=dotsc=dotsb therefore because
+  Rightarrow=implies=Longrightarrow=Leftrightarrow angle=measuredangle
+  triangle=bigtriangleup=vartriangle or=lor=vee and=land=wedge over choose odot checkmark square
+  star bmod=mod pmod £=pounds forall exists frown <=lt >=gt |=mid=vert=lvert=rvert %=% _=_ #=#
   norm=lVert=rVert=Vert=| *=ast °=degree=degrees=textdegree ＄=textdollar=$ :=colon [=lbrack
   ]=rbrack
 blank: , ; : > / quad qquad thinspace enspace hfill nobreak space medspace
 dropped: ! left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr bigm rm
   displaystyle textstyle scriptstyle limits nolimits bf it sf tt bfseries itshape mathstrut hline
-  tiny scriptsize nonumber notag allowbreak small footnotesize normalsize large Large LARGE huge Huge boldmath thinmuskip negthinspace
-text: text textrm textbf textit textsf texttt textnormal textup textmd mbox hbox unit si emph mathrm
+  tiny scriptsize nonumber notag allowbreak small footnotesize normalsize large Large LARGE huge
+  Huge boldmath thinmuskip negthinspace
+text: text textrm textbf textit textsf texttt textnormal textup textmd mbox hbox unit si emph
+  mathrm
 font: mathbf mathit mathsf mathtt mathnormal boldsymbol bm bold mathcal mathscr mathfrak underline
-  operatorname fbox framebox pmb textsc mathop mathord mathrel boxed ensuremath number num underbrace overbrace
+  operatorname fbox framebox pmb textsc mathop mathord mathrel boxed ensuremath number num
+  underbrace overbrace
 frac: frac dfrac tfrac cfrac nicefrac sfrac flatfrac
 binom: binom dbinom tbinom
 root: sqrt surd
 accent: vec=overrightarrow bar=overline dot tilde hat=widehat=overarc=wideparen
-other: color textcolor tag mathbb=Bbb circled=textcircled overset=stackrel qty=SI=quantity hspace=vspace
+other: color textcolor tag mathbb=Bbb circled=textcircled overset=stackrel qty=SI=quantity
+  hspace=vspace
 """
 _MACROS: dict[str, tuple[str, str]] = {"\\": ("sign", "\n"), " ": ("blank", "")}  # kind, one name
 for _line in re.sub(r"\n  ", " ", _TABLE.strip()).split("\n"):
@@ -89,14 +94,15 @@ LINES = frozenset(("cases", "rcases", "dcases", "array", "aligned", "align", "ga
 MATRICES = frozenset(f"{kind}matrix" for kind in ("", "p", "b", "B", "v", "V", "small")) | {"array"}
 SPELLED = frozenset(("pi", "theta", "alpha", "beta", "gamma", "lambda", "omega", "sigma", "infty"))
 
-_UNICODE = """α:alpha β:beta γ:gamma δ:delta ε:epsilon ζ:zeta η:eta θ:theta ι:iota κ:kappa λ:lambda
-μ:mu ν:nu ξ:xi ρ:rho σ:sigma τ:tau υ:upsilon φ:phi χ:chi ψ:psi ω:omega π:pi Γ:Gamma Δ:Delta Θ:Theta
-Λ:Lambda Σ:Sigma Φ:Phi Ψ:Psi ×:times ÷:div ·:cdot ⋅:cdot •:cdot ±:pm ∓:mp ≤:le ⩽:le ≦:le ≥:ge ⩾:ge
-≧:ge ≠:ne ≈:approx ∥:parallel ⊥:perp ∞:infty ∪:cup ∩:cap →:to ∈:in ∅:emptyset ∠:angle △:triangle
-∴:therefore ∵:because ⇒:Rightarrow √:surd ∑:sum ∫:int ≅:cong ≌:cong ∽:sim ∼:sim ∧:wedge ∨:vee
-⊂:subset ⊆:subseteq ∉:notin ⌊:lfloor ⌋:rfloor ⌈:lceil ⌉:rceil ✓:checkmark …:ldots ⋯:ldots ⟨:langle
-⟩:rangle 〈:langle 〉:rangle ℝ:mathbb{R} ℤ:mathbb{Z} ℕ:mathbb{N} ½:frac12 ⅓:frac13 ⅔:frac23 ¼:frac14 ¾:frac34 ⅛:frac18 ⅜:frac38
-⅝:frac58 ⅞:frac78 ⅕:frac15 ⅖:frac25 ⅗:frac35 ⅘:frac45 ⅙:frac16 ⅚:frac56"""
+_UNICODE = """α:alpha β:beta γ:gamma δ:delta ε:epsilon ζ:zeta η:eta θ:theta ι:iota κ:kappa
+λ:lambda μ:mu ν:nu ξ:xi ρ:rho σ:sigma τ:tau υ:upsilon φ:phi χ:chi ψ:psi ω:omega π:pi Γ:Gamma
+Δ:Delta Θ:Theta Λ:Lambda Σ:Sigma Φ:Phi Ψ:Psi ×:times ÷:div ·:cdot ⋅:cdot •:cdot ±:pm ∓:mp ≤:le
+⩽:le ≦:le ≥:ge ⩾:ge ≧:ge ≠:ne ≈:approx ∥:parallel ⊥:perp ∞:infty ∪:cup ∩:cap →:to ∈:in ∅:emptyset
+∠:angle △:triangle ∴:therefore ∵:because ⇒:Rightarrow √:surd ∑:sum ∫:int ≅:cong ≌:cong ∽:sim ∼:sim
+∧:wedge ∨:vee ⊂:subset ⊆:subseteq ∉:notin ⌊:lfloor ⌋:rfloor ⌈:lceil ⌉:rceil ✓:checkmark …:ldots
+⋯:ldots ⟨:langle ⟩:rangle 〈:langle 〉:rangle ℝ:mathbb{R} ℤ:mathbb{Z} ℕ:mathbb{N} ½:frac12 ⅓:frac13
+⅔:frac23 ¼:frac14 ¾:frac34 ⅛:frac18 ⅜:frac38 ⅝:frac58 ⅞:frac78 ⅕:frac15 ⅖:frac25 ⅗:frac35 ⅘:frac45
+⅙:frac16 ⅚:frac56"""
 _CHARS: dict[int, Any] = {0xFF01 + i: 0x21 + i for i in range(93)}  # full-width forms of ASCII
 _CHARS |= {ord(pair[0]): rf"\{pair[2:]} " for pair in _UNICODE.split()}
 _CHARS |= {0x2460 + i: rf"\circled{{{i + 1}}}" for i in range(10)}  # ①
@@ -379,10 +385,9 @@ def _macro(name: str, queue: list[Item], text: bool, depth: int) -> list[Token]:
             queue[-1:] = [("chars", queue[-1][1][1:])] * (len(queue[-1][1]) > 1)
         return []
     if kind in ("blank", "sign", "symbol", "function", "series"):
-        if same == "log" and len(queue) > 1 and queue[-1][1] == "_" and len(queue[-2][1]) > 1:
-            _argument_ahead = queue[-2][1]
-            if queue[-2][0] == "chars":  # \log_23 is the logarithm of 3
-                queue[-2:-1] = [("chars", _argument_ahead[1:]), ("chars", _argument_ahead[0])]
+        if same == "log" and len(queue) > 1 and queue[-1][1] == "_" and queue[-2][0] == "chars":
+            base = queue[-2][1]  # \log_23 is the logarithm of 3
+            queue[-2:-1] = [("chars", part) for part in (base[1:], base[0]) if part]
         return [Token(kind, same)]
     if kind == "root":
         index = _bracketed(queue, text, depth, "]") if queue and queue[-1][1] == "[" else ()

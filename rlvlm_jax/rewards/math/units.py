@@ -10,88 +10,28 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 
-_SPELLINGS = {
-    "mm": "millimeter millimetre 毫米",
-    "cm": "centimeter centimetre 厘米",
-    "dm": "decimeter decimetre 分米",
-    "m": "meter metre 米",
-    "km": "kilometer kilometre 千米 公里",
-    "in": "inch inche",
-    "ft": "foot feet",
-    "yd": "yard",
-    "mi": "mile",
-    "ha": "hectare 公顷",
-    "mg": "milligram 毫克",
-    "g": "gram 克",
-    "kg": "kilogram 千克 公斤",
-    "ton": "tonne t 吨",
-    "lb": "pound",
-    "oz": "ounce",
-    "s": "second sec 秒",
-    "min": "minute 分钟",
-    "h": "hour hr 小时 时",
-    "day": "天",
-    "week": "周",
-    "month": "",
-    "year": "年",
-    "ml": "milliliter millilitre mL 毫升",
-    "L": "liter litre l 升",
-    "rad": "radian",
-    "°": "degree deg 度",
-    "°C": "摄氏度",
-    "°F": "",
-    "'": "",
-    '"': "",
-    "%": "percent percentage pct",
-    "Hz": "hertz",
-    "kHz": "",
-    "MHz": "",
-    "nm": "",
-    "kcal": "",
-    "rpm": "",
-    "kph": "",
-    "ms": "",
-    "Pa": "pascal",
-    "kPa": "",
-    "kJ": "",
-    "J": "joule",
-    "N": "newton",
-    "kN": "",
-    "W": "watt",
-    "kW": "",
-    "kWh": "",
-    "V": "volt",
-    "kV": "",
-    "mV": "",
-    "A": "ampere amp",
-    "mA": "",
-    "Ω": "ohm Omega",
-    "kΩ": "",
-    "mol": "mole",
-    "dollar": "USD buck",
-    "cent": "¢",
-    "yuan": "RMB CNY 元",
-    "euro": "EUR",
-    "rupee": "INR",
-    "unit": "",
-    "mph": "",
-    "K": "kelvin",
-    "μm": "micrometer µm mum",
-}
-_UNITS = {name: unit for unit, names in _SPELLINGS.items() for name in (unit, *names.split())}
+# Each unit by its one name, with other spellings
+_SPELLINGS = r"""
+    mm=millimeter=millimetre=毫米 cm=centimeter=centimetre=厘米 dm=decimeter=decimetre=分米
+    m=meter=metre=米 km=kilometer=kilometre=千米=公里 in=inch=inche ft=foot=feet yd=yard mi=mile
+    ha=hectare=公顷 mg=milligram=毫克 g=gram=克 kg=kilogram=千克=公斤 ton=tonne=t=吨 lb=pound
+    oz=ounce s=second=sec=秒 min=minute=分钟 h=hour=hr=小时=时 day=天 week=周 month year=年
+    ml=milliliter=millilitre=mL=毫升 L=liter=litre=l=升 rad=radian °=degree=deg=度 °C=摄氏度 °F '
+    " %=percent=percentage=pct Hz=hertz kHz MHz nm kcal rpm kph ms Pa=pascal kPa kJ
+    J=joule N=newton kN W=watt kW kWh V=volt kV mV A=ampere=amp mA Ω=ohm=Omega kΩ
+    mol=mole dollar=USD=buck cent=¢ yuan=RMB=CNY=元 euro=EUR rupee=INR unit mph K=kelvin
+    μm=micrometer=µm=mum
+"""
+_UNITS = {name: row.split("=")[0] for row in _SPELLINGS.split() for name in row.split("=")}
 _APART = frozenset("VAlt")  # these need a blank before them: 5t is a product
-_SCALES = {
-    "time": {"day": 86400, "h": 3600, "min": 60, "s": 1},
-    "arc": {"°": 3600, "'": 60, '"': 1},
-    "imperial length": {"mi": 63360, "yd": 36, "ft": 12, "in": 1},
-    "length": {"km": 1000000, "m": 1000, "dm": 100, "cm": 10, "mm": 1},
-    "imperial weight": {"lb": 16, "oz": 1},
-    "weight": {"ton": 1000000000, "kg": 1000000, "g": 1000, "mg": 1},
-    "volume": {"L": 1000, "ml": 1},
-    "dollars": {"dollar": 100, "cent": 1},
-    "calendar": {"year": 12, "month": 1},
+_SCALES = """day=86400 h=3600 min=60 s=1, °=3600 '=60 "=1, mi=63360 yd=36 ft=12 in=1, lb=16 oz=1,
+    km=1000000 m=1000 dm=100 cm=10 mm=1, ton=1000000000 kg=1000000 g=1000 mg=1, L=1000 ml=1,
+    dollar=100 cent=1, year=12 month=1"""
+_SCALE = {
+    size.partition("=")[0]: (family, int(size.partition("=")[2]))
+    for family, sizes in enumerate(_SCALES.split(","))
+    for size in sizes.split()
 }
-_SCALE = {name: (scale, size) for scale, sizes in _SCALES.items() for name, size in sizes.items()}
 _ONE_UNIT = re.compile(
     r"(?:(?P<shape>square|cubic|sq|cu)\.? ?|(?P<han>平方|立方))?"
     r"(?P<name>[kμµ°]?[A-Za-zΩ%¢'\"]+|°|[\u4e00-\u9fff]{1,4})"
@@ -104,27 +44,23 @@ _COUNTERS = frozenset(
     "个人种条本只次名位张台辆件棵根块支户组道页层颗朵头双对倍岁分"
 )  # after a number, in Chinese
 # Adjectives that do not narrow what is counted
-_FILLERS = frozenset(
-    """different distinct possible total whole separate unique old in ways more altogether such
-    overall""".split()  # noqa: SIM905 (a list is hard to read)
-) - {"more", "in", "ways"}
+_FILLERS = frozenset(("different", "distinct", "possible", "total", "whole", "separate", "unique"))
+_FILLERS |= {"old", "altogether", "such", "overall"}
 # Words that take back what they stand beside
-DOUBTS = frozenset(
-    """not nor nope no never none but unless except maybe possibly perhaps probably presumably
+_DOUBTS = """not nor nope no never none but unless except maybe possibly perhaps probably presumably
     likely approximately approx about around roughly nearly almost circa estimated estimate guess
-    guesses wrong incorrect false sometimes""".split()  # noqa: SIM905 (a list is hard to read)
-)
+    guesses wrong incorrect false sometimes"""
+DOUBTS = frozenset(_DOUBTS.split())
 # After a number these are no nouns either: they change its value or the claim made.
-NO_NOUNS = DOUBTS | frozenset(
-    """hundred thousand million billion trillion lakh crore grand myriad dozen gross score pair
+_CLAIMS = """hundred thousand million billion trillion lakh crore grand myriad dozen gross score pair
     couple half halve quarter third second fifth eighth ninth twelfth twentieth hundredth
     thousandth millionth billionth trillionth thirty forty fifty sixty seventy eighty ninety
-    fraction squared cubed times plus minus over mod modulo factorial root power per
-    fold and either neither with without from into the for was has does always any all infinity
-    more less than least most greater fewer other above below between true correct right yes max
-    min depends fails works varies exists equals remains negatives positives inverses reciprocals trio
-    duo quartet twice double triple cannot""".split()  # noqa: SIM905 (a list is hard to read)
-)
+    fraction squared cubed times plus minus over mod modulo factorial root power per fold and either
+    neither with without from into the for was has does always any all infinity more less than least
+    most greater fewer other above below between true correct right yes max min depends fails works
+    varies exists equals remains negatives positives inverses reciprocals trio duo quartet twice
+    double triple cannot"""
+NO_NOUNS = DOUBTS | frozenset(_CLAIMS.split())
 _ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
     fifteen sixteen seventeen eighteen nineteen"""
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
@@ -223,7 +159,7 @@ def _one_unit(text: str) -> str | None:
     return f"{found}^{power}" if power else found
 
 
-def scale(name: str) -> tuple[str, int] | None:
+def scale(name: str) -> tuple[int, int] | None:
     """What family of units this one belongs to, and its size there; None for the others."""
     return _SCALE.get(name)
 

@@ -9,7 +9,16 @@ from typing import Any
 
 from rlvlm_jax.rewards.math import algebra, units
 from rlvlm_jax.rewards.math.algebra import NeedsAlgebra, Undecided
-from rlvlm_jax.rewards.math.expression import NOTHING, Tree, is_word, letters, negative, product
+from rlvlm_jax.rewards.math.expression import (
+    NOTHING,
+    Tree,
+    exact,
+    is_word,
+    letters,
+    negative,
+    product,
+    symbol,
+)
 from rlvlm_jax.rewards.math.ratio import (
     approximate,
     constant,
@@ -65,32 +74,26 @@ def _same_noun(one: str, other: str) -> bool:
 
 
 def _times_unit(value: Tree, unit: str) -> Tree:
-    above, _, below = unit.partition("/")
-    factors = [_power_of(name) for name in (above, below) if name]
-    if not factors:
-        return value
-    return (
-        Tree("quotient", (product(value, factors[0]), factors[1]))
-        if below
-        else product(value, factors[0])
-    )
+    """A value times the letters of its unit, m^2 or m/s."""
+    factors = [_letter_power(name) for name in unit.split("/") if name]
+    value = product(value, *factors[:1])
+    return Tree("quotient", (value, factors[1])) if len(factors) > 1 else value
 
 
-def _power_of(name: str) -> Tree:
+def _letter_power(name: str) -> Tree:
     letter, _, power = name.partition("^")
-    symbol = Tree("symbol", (letter,))
-    return Tree("power", (symbol, Tree("number", (Fraction(power),)))) if power else symbol
+    return Tree("power", (symbol(letter), exact(int(power)))) if power else symbol(letter)
 
 
 def bare(tree: Tree) -> Tree:
     """A quantity in percent or degrees as the number that it is; other values as they are."""
     if tree.kind == "quantity" and tree.mark == "%":
-        return Tree("quotient", (tree.parts[0], Tree("number", (Fraction(100),))))
+        return Tree("quotient", (tree.parts[0], exact(100)))
     return _radians(tree.parts[0]) if tree.kind == "quantity" and tree.mark == "°" else tree
 
 
 def _radians(value: Tree) -> Tree:
-    half_turn = Tree("quotient", (Tree("symbol", ("pi",)), Tree("number", (Fraction(180),))))
+    half_turn = Tree("quotient", (symbol("pi"), exact(180)))
     return product(value, half_turn)
 
 
@@ -105,7 +108,7 @@ def _equal_percents(
         return judge.no("a percentage has no other unit")
     if unit == expected_unit or judge.equal(value, expected):
         return judge.equal(value, expected)
-    hundred = Tree("number", (Fraction(100),))
+    hundred = exact(100)
     if unit:
         return judge.equal(Tree("quotient", (value, hundred)), expected)
     return judge.equal(value, Tree("quotient", (expected, hundred)))
@@ -147,7 +150,7 @@ def equal_literals(given: Tree, wanted: Tree, judge: Judge) -> bool:
         if "time" in (given.kind, wanted.kind):  # 16:25 may be a ratio, but is not reduced
             ratios = "quotient" not in (given.kind, wanted.kind)
             return ratios and judge.match(terms[0], terms[1], True)
-        zero = Tree("number", (Fraction(0),))
+        zero = exact(0)
         if any(judge.equal(term, zero) for term in (*terms[0], *terms[1])):
             return judge.match(terms[0], terms[1], True)
         crossed = (
@@ -166,7 +169,7 @@ def equal_literals(given: Tree, wanted: Tree, judge: Judge) -> bool:
 
 def _ratio_terms(tree: Tree) -> tuple[Tree, ...]:
     if tree.kind == "time" and not tree.mark and tree.parts[1] > 9:
-        return tuple(Tree("number", (Fraction(n),)) for n in tree.parts[:2])
+        return tuple(exact(n) for n in tree.parts[:2])
     return tree.parts if tree.kind in ("ratio", "quotient") else ()
 
 
@@ -291,10 +294,10 @@ def _rounds_to(exact: Any, decimal: Tree, least: int = 1) -> bool:
     return abs(Fraction(exact) - decimal.parts[0]) <= Fraction(1, 2 * 10**places)
 
 
-def is_estimate(exact: Tree, estimate: Tree, judge: Judge) -> bool:
+def is_estimate(value: Tree, estimate: Tree, judge: Judge) -> bool:
     """Whether the right side of an approximate equality is the left side, rounded."""
-    exact, estimate = (t.parts[0] if t.kind == "quantity" else t for t in (exact, estimate))
-    return _rounds_to(_number(exact, judge), estimate, least=0)
+    value, estimate = (t.parts[0] if t.kind == "quantity" else t for t in (value, estimate))
+    return _rounds_to(_number(value, judge), estimate, least=0)
 
 
 def _rounded(given: Tree, wanted: Tree, judge: Judge) -> bool:

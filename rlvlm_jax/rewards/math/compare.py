@@ -9,7 +9,7 @@ in any process; `strict` decides the rest as well and belongs in a worker.
 import logging
 
 from rlvlm_jax.rewards.math.algebra import Undecided
-from rlvlm_jax.rewards.math.expression import Tree, symbol
+from rlvlm_jax.rewards.math.expression import Tree, product, symbol
 from rlvlm_jax.rewards.math.parse import CHOICES, Reading, readings
 from rlvlm_jax.rewards.math.relations import (
     equal_relations,
@@ -181,11 +181,13 @@ def _equal_parts(given: Tree, wanted: Tree, judge: Judge) -> bool:
     one, other = _unnumbered(given, wanted), _unnumbered(wanted, given)
     if len(one.parts) == len(other.parts) and judge.match(one.parts, other.parts, ordered):
         return True
-    sets = [
-        all(part.kind in ("bracket", "set", "relation") for part in t.parts)
-        for t in (given, wanted)
-    ]
-    if all(sets) and "union" in kinds and is_domain(given) and is_domain(wanted):
+    part_kinds = {part.kind for part in (*given.parts, *wanted.parts)}
+    if (
+        part_kinds <= {"bracket", "set", "relation"}
+        and "union" in kinds
+        and is_domain(given)
+        and is_domain(wanted)
+    ):
         return same_solutions(given, wanted, judge)
     if len(given.parts) != len(wanted.parts):
         return judge.no(f"{len(given.parts)} parts, not {len(wanted.parts)}")
@@ -229,22 +231,16 @@ def _as_parts(tree: Tree, partner: Tree) -> Tree:
         names = sorted(names) if set(names) <= {"x", "y", "z"} else names
         pairs = zip(names, tree.parts, strict=False)
         if len(names) == len(tree.parts) and tree.mark in ("()", "<>"):
-            return Tree(
-                "list",
-                tuple(Tree("relation", (symbol(n), v), "=") for n, v in pairs),
-                ",",
-            )
+            named = (Tree("relation", (symbol(name), value), "=") for name, value in pairs)
+            return Tree("list", tuple(named), ",")
     if tree.kind == "relation" and set(tree.mark.split()) == {"="}:
         *names, value = tree.parts
         if len(names) == 1 and names[0].kind == value.kind == "bracket":
             names, values = list(names[0].parts), value.parts
         else:
             values = (value,) * len(names)
-        if (
-            len(names) > 1
-            and len(names) == len(values)
-            and all(name.kind == "symbol" for name in names)
-        ):
+        letters = all(name.kind == "symbol" for name in names)
+        if letters and 1 < len(names) == len(values):
             pairs = zip(names, values, strict=True)
             return Tree("list", tuple(Tree("relation", pair, "=") for pair in pairs), ",")
     return tree
@@ -288,8 +284,36 @@ def _unnumbered(tree: Tree, partner: Tree) -> Tree:
     return tree._replace(parts=tuple(renamed))
 
 
+def _evaluated(tree: Tree) -> Tree:
+    """Carries out sums and products of matrices, and of numbers with matrices."""
+    if tree.kind not in ("sum", "product"):
+        return tree
+    first, *others = map(_evaluated, tree.parts)
+    for other in others:
+        a, b = first.parts, other.parts
+        matrices = first.kind == other.kind == "matrix"
+        if matrices and tree.kind == "sum" and list(map(len, a)) == list(map(len, b)):
+            rows = zip(a, b, strict=True)
+            cells = [[Tree("sum", pair) for pair in zip(*row, strict=True)] for row in rows]
+        elif matrices and tree.kind == "product" and all(len(row) == len(b) for row in a):
+            columns = list(zip(*b, strict=True))
+            dots = [[list(map(product, row, column)) for column in columns] for row in a]
+            cells = [[Tree("sum", tuple(dot)) for dot in row] for row in dots]
+        elif tree.kind == "product" and "matrix" in (first.kind, other.kind) and not matrices:
+            factor, rows = (first, b) if other.kind == "matrix" else (other, a)
+            cells = [[product(factor, cell) for cell in row] for row in rows]
+        elif tree.kind == "product" and not matrices:
+            first = product(first, other)
+            continue
+        else:
+            return tree
+        first = Tree("matrix", tuple(map(tuple, cells)))
+    return first
+
+
 def _equal_brackets(given: Tree, wanted: Tree, judge: Judge) -> bool:
     """Tuples, points, intervals, vectors and matrices."""
+    given, wanted = _evaluated(given), _evaluated(wanted)
     if given.kind == wanted.kind == "matrix":
         shapes = [[len(row) for row in tree.parts] for tree in (given, wanted)]
         if shapes[0] != shapes[1] or given.mark != wanted.mark:

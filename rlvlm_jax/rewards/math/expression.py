@@ -185,7 +185,7 @@ class _Expression:
             return token.value in ("(", "[", "angle", "triangle", "lfloor", "lceil", "odot") or (
                 token.value in ("|", "norm") and not self.bars
             )
-        return token.kind not in ("end", "sup", "sub", "han", "circled", "table")
+        return token.kind not in ("end", "sup", "sub", "han", "circled")
 
     def after_power(self) -> bool:
         """Whether a number may be a factor here: 2^n 3^m, but not 2 3."""
@@ -244,6 +244,9 @@ class _Expression:
             parts = tuple(_Expression(part).whole() for part in token.args if part)
             self.check(bool(token.args[0]))
             return (Tree("call", parts, token.kind),)
+        if token.kind == "table" and "matrix" in token.value and "v" not in token.value.lower():
+            rows = tuple(tuple(grouped(cell) for cell in row) for row in token.args)
+            return (Tree("matrix", rows),)
         if token.kind == "accent":
             return (_accented(token.value, token.args[0]),)
         if token.kind == "sign":

@@ -125,6 +125,7 @@ def _choice(tokens: Tokens) -> Reading | None:
     if match and not rest and (match[3] or (match[2] and flat(tokens).endswith(")"))):
         return Reading(symbol(letter))
     begins = rest and (rest[0].kind in ("number", "frac", "root") or rest[0].value == "(")
+    begins = begins and not (rest[0].value == "(" and "," in line)  # the point A (4, -1)
     if not letter or not rest or (match[4] and not (begins and rest[0].space)):
         return None
     first = re.split(r"[^a-z]", line.lower(), maxsplit=1)[0]

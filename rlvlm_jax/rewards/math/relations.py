@@ -13,17 +13,8 @@ from rlvlm_jax.rewards.math.values import bare, computed, is_constant, is_estima
 from rlvlm_jax.rewards.math.verdict import Judge
 
 # Words that change a value, so that what they stand in is no name of it
-_NO_NAMES = units.NO_NOUNS - {
-    "the",
-    "for",
-    "from",
-    "with",
-    "into",
-    "second",
-    "third",
-    "score",
-    "root",
-}
+_IN_NAMES = ("the", "for", "from", "with", "into", "second", "third", "score", "root")
+_NO_NAMES = units.NO_NOUNS.difference(_IN_NAMES)
 
 
 class _Chain(NamedTuple):
@@ -148,11 +139,7 @@ def equal_relations(given: Tree, wanted: Tree, judge: Judge) -> bool:
             return judge.no("another value" if same else "the value of another name")
     elif other and other.names and other.value and is_constant(other.value):
         return judge.no("the reference is solved, the answer is not")
-    if (
-        _is_solved(wanted)
-        or wanted.mark not in ("=", "ne")
-        and not set(wanted.mark.split()) <= {"<", "le"}
-    ):
+    if _is_solved(wanted) or not set(wanted.mark.split()) <= {"=", "ne", "<", "le"}:
         return judge.no("the reference is solved, the answer is not the same")
     return _equivalent(given, wanted, judge)
 
@@ -206,14 +193,8 @@ def _written(tree: Tree) -> Any:
 def _same_terms(given: Tree, wanted: Tree, judge: Judge) -> bool:
     if given.mark != wanted.mark or len(given.parts) != len(wanted.parts):
         return False
-    symmetric = len(given.parts) == 2 and wanted.mark not in (
-        "<",
-        "le",
-        "in",
-        "notin",
-        "subset",
-        "subseteq",
-    )
+    one_way = ("<", "le", "in", "notin", "subset", "subseteq")
+    symmetric = len(given.parts) == 2 and wanted.mark not in one_way
     for terms in (given.parts, given.parts[::-1])[: 1 + symmetric]:
         pairs = list(zip(terms, wanted.parts, strict=True))
         if all(
@@ -251,9 +232,8 @@ def _as_interval(relation: Tree) -> Tree | None:
         low, high, opening, end = terms[0], infinite, signs[0], "<"
     else:
         return None
-    return Tree(
-        "bracket", (low, high), ("(" if opening == "<" else "[") + (")" if end == "<" else "]")
-    )
+    brackets = ("(" if opening == "<" else "[") + (")" if end == "<" else "]")
+    return Tree("bracket", (low, high), brackets)
 
 
 def is_domain(tree: Tree) -> bool:
@@ -270,11 +250,8 @@ def is_domain(tree: Tree) -> bool:
 def is_solved_domain(tree: Tree) -> bool:
     """Whether an answer names its set of numbers, as against x^2 < 4."""
     if tree.kind == "relation":
-        return (
-            tree.mark == "ne"
-            or bool(_as_interval(tree))
-            or (tree.mark != "=" and _is_distance(tree))
-        )
+        distance = tree.mark != "=" and _is_distance(tree)
+        return tree.mark == "ne" or distance or _as_interval(tree) is not None
     return tree.kind != "list" or all(map(is_solved_domain, tree.parts))
 
 
@@ -299,11 +276,10 @@ def same_solutions(given: Tree, wanted: Tree, judge: Judge) -> bool:
 
 def _equivalent(given: Tree, wanted: Tree, judge: Judge) -> bool:
     """Whether two relations with variables say the same."""
-    sides = [
-        tree for tree in (given, wanted) if len(tree.parts) == 2 and tree.mark in ("=", "<", "le")
-    ]
-    if len(sides) == 2 and given.mark == wanted.mark and NOTHING not in given.parts + wanted.parts:
-        ratios = [ratio(Tree("sum", (t.parts[1], negative(t.parts[0])))) for t in sides]
+    plain = len(given.parts) == len(wanted.parts) == 2 and NOTHING not in given.parts + wanted.parts
+    if plain and given.mark == wanted.mark and wanted.mark in ("=", "<", "le"):
+        sides = (Tree("sum", (t.parts[1], negative(t.parts[0]))) for t in (given, wanted))
+        ratios = [ratio(side) for side in sides]
         if ratios[0] and ratios[1]:
             factor = proportional(ratios[0], ratios[1])
             if factor and (factor > 0 or wanted.mark == "="):

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""The strict judge: is the answer in a box equal to the reference?
 
-`tokens` cuts LaTeX, `parse` and `expression` make a typed tree of it, `compare` compares two trees
-kind by kind, by `relations`, `values`, `ratio` and `algebra`; `units` knows units and words.
+`spelling` and `tokens` cut LaTeX, `parse`, `literals` and `expression` make a typed tree of it,
+`compare` compares two trees kind by kind, with `relations`, `values`, `ratio` and `algebra`;
+`units` knows units and words.
 
 The conventions. Each pair is a reference and an answer that is right (~) or wrong (!); the tests
 read them here.
@@ -91,7 +92,7 @@ from rlvlm_jax.rewards.math.algebra import NeedsAlgebra
 from rlvlm_jax.rewards.math.compare import explain, problem, quick, strict, warm_up
 from rlvlm_jax.rewards.math.expression import Tree
 from rlvlm_jax.rewards.math.parse import readings
-from rlvlm_jax.rewards.math.tokens import Unreadable
+from rlvlm_jax.rewards.math.spelling import Unreadable
 from rlvlm_jax.rewards.math.verdict import DEFAULT_RULES, Rounding, Rules, Verdict
 
 # The version of the conventions above; 1 was not written down.

@@ -19,7 +19,7 @@ from rlvlm_jax.rewards.math.relations import (
     relation_equal_to,
     same_solutions,
 )
-from rlvlm_jax.rewards.math.tokens import MAX_CHARS, Unreadable
+from rlvlm_jax.rewards.math.spelling import MAX_CHARS, Unreadable
 from rlvlm_jax.rewards.math.values import (
     equal_literals,
     equal_quantities,

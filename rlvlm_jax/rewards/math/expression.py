@@ -11,7 +11,8 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from rlvlm_jax.rewards.math.spans import closing, split
-from rlvlm_jax.rewards.math.tokens import FUNCTIONS, SPELLED, Token, Tokens, Unreadable, flat
+from rlvlm_jax.rewards.math.spelling import Unreadable
+from rlvlm_jax.rewards.math.tokens import FUNCTIONS, SPELLED, Token, Tokens, flat
 
 MAX_CHAIN = 30  # of divisions in a row: each is a level of its tree
 MAX_FUNCTIONS = 8  # in one another, and powers of one another

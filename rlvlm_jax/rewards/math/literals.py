@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What looks like arithmetic and is none: times, dates, scores, number bases, circled numbers.
+"""What is no arithmetic: times, dates, scores, number bases, compounds, numbers in words.
 
 Part of reading an answer, from its tokens.
 """
@@ -9,7 +9,8 @@ import re
 
 from rlvlm_jax.rewards.math import units
 from rlvlm_jax.rewards.math.expression import Tree, number
-from rlvlm_jax.rewards.math.tokens import Tokens, flat
+from rlvlm_jax.rewards.math.spans import every
+from rlvlm_jax.rewards.math.tokens import Token, Tokens, flat
 
 _TIME = re.compile(
     r"(?P<h>\d{1,2})(?::(?P<m>\d\d))?(?::(?P<s>\d\d))? ?(?:(?P<half>[ap])\.?m\.?|o'clock)?", re.I
@@ -68,3 +69,47 @@ def literal(tokens: Tokens) -> Tree | None:
         if tokens[0].kind != "run" or (name.isdigit() and int(name) > 10):  # A_2 is a letter
             return Tree("base", (digits.lstrip("0") or "0", str(radix[0]) if radix else name))
     return None
+
+
+def counted(tokens: Tokens) -> tuple[Tokens, int]:
+    """Writes a number in words at the start as digits: three apples, sixty-five degrees."""
+    ends, words = [], []
+    for i, token in enumerate(tokens):
+        if token.kind not in ("run", "number") and token.value != "-":
+            break
+        if token.kind == "run" or (token.kind == "number" and not i):
+            words.append(token.value.lower())
+            ends.append(i + 1)
+    count = units.number_words(words) if tokens[0].kind == "run" else None
+    if not count or ends[count[1] - 1] == len(tokens):
+        return tokens, 0
+    return (Token("number", str(count[0])), *tokens[ends[count[1] - 1] :]), 1
+
+
+def compound(tokens: Tokens) -> Tree | None:
+    """Reads 1 hour 20 minutes or 40°30'."""
+    parts, at = [], 0
+    while at < len(tokens):
+        end = at + 1
+        while end < len(tokens) and tokens[end].kind != "number":
+            end += 1
+        unit = units.unit(flat(tokens[at + 1 : end]), spaced=True)
+        if tokens[at].kind != "number" or unit is None or not units.scale(unit):
+            return None
+        if parts and parts[0].mark == "°":
+            unit = {"min": "'", "s": '"'}.get(unit, unit)
+        parts.append(Tree("quantity", (number(tokens[at].value),), unit))
+        at = end
+    sizes = [units.scale(part.mark) for part in parts]
+    one_scale = all(units.same_scale(parts[0].mark, part.mark) for part in parts)
+    ordered = one_scale and all(a[1] > b[1] for a, b in zip(sizes, sizes[1:], strict=False))
+    return Tree("compound", tuple(parts)) if ordered and len(parts) > 1 else None
+
+
+def is_constant(token: Token) -> bool:
+    """Whether a token may be part of a number without a unit."""
+    if token.kind in ("number", "frac", "root", "sup", "group"):
+        return not any(t.kind in ("run", "han") for part in token.args for t in every(part))
+    return token.value in ("pi", "times", "cdot", "div", "!") or (
+        token.kind == "sign" and token.value in "+-*/().,:"
+    )

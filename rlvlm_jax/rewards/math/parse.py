@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the tokens of an answer into a typed tree.
 
-Second step of the strict judge, between `tokens` and `compare`: finds parts, relations, brackets,
+Between `tokens` and `compare`: finds parts, relations, brackets,
 units and words by what parts them, and leaves the rest to `expression`. Which trees are equal is
 not known here.
 """
@@ -11,8 +11,8 @@ import functools
 import re
 from typing import NamedTuple
 
+from rlvlm_jax.rewards.math import spelling, units
 from rlvlm_jax.rewards.math import tokens as lexer
-from rlvlm_jax.rewards.math import units
 from rlvlm_jax.rewards.math.expression import (
     NOTHING,
     Tree,
@@ -21,7 +21,7 @@ from rlvlm_jax.rewards.math.expression import (
     number,
     symbol,
 )
-from rlvlm_jax.rewards.math.literals import literal
+from rlvlm_jax.rewards.math.literals import compound, counted, is_constant, literal
 from rlvlm_jax.rewards.math.spans import (
     LIST_WORDS,
     OPENING,
@@ -36,7 +36,8 @@ from rlvlm_jax.rewards.math.spans import (
     trim,
     trim_groups,
 )
-from rlvlm_jax.rewards.math.tokens import Token, Tokens, Unreadable, flat
+from rlvlm_jax.rewards.math.spelling import Unreadable
+from rlvlm_jax.rewards.math.tokens import Tokens, flat
 
 MAX_PARTS_DEPTH = 6
 MAX_DEPTH = 100  # of a tree
@@ -93,8 +94,8 @@ def readings(content: str) -> tuple[Reading, ...]:
         return (Reading(number(content)),)
     if set(content) <= set("? .,;:"):
         return ()
-    text = lexer.plain(content)
-    ways = [lexer.tokens(way) for way in dict.fromkeys((lexer.join_thousands(text), text))]
+    text = spelling.plain(content)
+    ways = [lexer.tokens(way) for way in dict.fromkeys((spelling.join_thousands(text), text))]
     found = tuple(_choice(way) or Reading(_answer(way)) for way in map(trim, ways) if way)
     if any(_depth(reading.tree) > MAX_DEPTH for reading in found):
         raise Unreadable(f"an expression of more than {MAX_DEPTH} levels")
@@ -381,9 +382,9 @@ def _quantity(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
         return _measured(tokens[:-1], unit, depth)
     arc = [token.value for token in tokens if not token.text]
     if "°" in arc and last in ("'", '"'):
-        return _compound(tokens)
-    tokens, start = _counted(tokens)
-    letters = [i for i, token in enumerate(tokens) if not _is_constant(token)]
+        return compound(tokens)
+    tokens, start = counted(tokens)
+    letters = [i for i, token in enumerate(tokens) if not is_constant(token)]
     start = start or (letters[0] if letters else 0)
     words = [i for i in letters if tokens[i].text or tokens[i].value == "Ω"]
     textual = words[0] if words else 0
@@ -399,27 +400,12 @@ def _quantity(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     return None
 
 
-def _counted(tokens: Tokens) -> tuple[Tokens, int]:
-    """Writes a number in words at the start as digits: three apples, sixty-five degrees."""
-    ends, words = [], []
-    for i, token in enumerate(tokens):
-        if token.kind not in ("run", "number") and token.value != "-":
-            break
-        if token.kind == "run" or (token.kind == "number" and not i):
-            words.append(token.value.lower())
-            ends.append(i + 1)
-    count = units.number_words(words) if tokens[0].kind == "run" else None
-    if not count or ends[count[1] - 1] == len(tokens):
-        return tokens, 0
-    return (Token("number", str(count[0])), *tokens[ends[count[1] - 1] :]), 1
-
-
 def _with_tail(value: Tokens, tail: Tokens, depth: int, alone: bool) -> Tree | None:
     line = flat(tail)
     if any(token.kind == "number" for token in tail):
-        compound = _compound((*value, *tail))
-        if compound:
-            return compound
+        parts = compound((*value, *tail))
+        if parts:
+            return parts
     scale = units.number_words(["1", line.lower()])
     plural = line.lower() in units.GREAT or line.endswith("s")
     if scale and scale[1] == 2 and plural:
@@ -456,31 +442,3 @@ def _measured(value: Tokens, unit: str, depth: int) -> Tree | None:
     nested = ("text", "word", "relation", "quantity", "compound", "time", "date", "choice")
     summed = unit == "%" and tree.kind in ("sum", "score")
     return None if tree.kind in nested or summed else Tree("quantity", (tree,), unit)
-
-
-def _compound(tokens: Tokens) -> Tree | None:
-    """Reads 1 hour 20 minutes or 40°30'."""
-    parts, at = [], 0
-    while at < len(tokens):
-        end = at + 1
-        while end < len(tokens) and tokens[end].kind != "number":
-            end += 1
-        unit = units.unit(flat(tokens[at + 1 : end]), spaced=True)
-        if tokens[at].kind != "number" or unit is None or not units.scale(unit):
-            return None
-        if parts and parts[0].mark == "°":
-            unit = {"min": "'", "s": '"'}.get(unit, unit)
-        parts.append(Tree("quantity", (number(tokens[at].value),), unit))
-        at = end
-    sizes = [units.scale(part.mark) for part in parts]
-    one_scale = all(units.same_scale(parts[0].mark, part.mark) for part in parts)
-    ordered = one_scale and all(a[1] > b[1] for a, b in zip(sizes, sizes[1:], strict=False))
-    return Tree("compound", tuple(parts)) if ordered and len(parts) > 1 else None
-
-
-def _is_constant(token: Token) -> bool:
-    if token.kind in ("number", "frac", "root", "sup", "group"):
-        return not any(t.kind in ("run", "han") for part in token.args for t in every(part))
-    return token.value in ("pi", "times", "cdot", "div", "!") or (
-        token.kind == "sign" and token.value in "+-*/().,:"
-    )

@@ -284,7 +284,7 @@ _LARGE = 1e9  # beyond it a float's last digits may hide a difference
 
 
 def differ(given: Tree, wanted: Tree, tolerance: float) -> bool:
-    """Whether two expressions clearly differ at some values of their letters, or one is not real."""
+    """Whether two expressions clearly differ somewhere, or one of them alone is real there."""
     letters = sorted({*names(given), *names(wanted)})
     for shift, turned in itertools.product((0, 3, 5), ((1,), (-1,), (1, -1))):
         numbers = itertools.islice(itertools.cycle(SAMPLES), shift, shift + len(letters))

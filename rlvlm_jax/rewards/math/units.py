@@ -52,8 +52,8 @@ _DOUBTS = """not nor nope no never none but unless except maybe possibly perhaps
     guesses wrong incorrect false sometimes"""
 DOUBTS = frozenset(_DOUBTS.split())
 # After a number these are no nouns either: they change its value or the claim made.
-_CLAIMS = """hundred thousand million billion trillion lakh crore grand myriad dozen gross score pair
-    couple half halve quarter third second fifth eighth ninth twelfth twentieth hundredth
+_CLAIMS = """hundred thousand million billion trillion lakh crore grand myriad dozen gross score
+    pair couple half halve quarter third second fifth eighth ninth twelfth twentieth hundredth
     thousandth millionth billionth trillionth thirty forty fifty sixty seventy eighty ninety
     fraction squared cubed times plus minus over mod modulo factorial root power per fold and either
     neither with without from into the for was has does always any all infinity more less than least

@@ -56,8 +56,8 @@ def equal_quantities(given: Tree, wanted: Tree, judge: Judge) -> bool:
     if unit != expected_unit and not (unit and expected_unit):
         if unit.startswith("narrowed"):
             return judge.no(f"{unit.removeprefix('narrowed ')} says more than the number")
-        bare, letter = (value, expected_unit) if not unit else (expected, unit)
-        if symbols(bare) and re.fullmatch(r"[A-Za-z](?:\^\d)?(?:/[A-Za-z](?:\^\d)?)?", letter):
+        alone, letter = (value, expected_unit) if not unit else (expected, unit)
+        if symbols(alone) and re.fullmatch(r"[A-Za-z](?:\^\d)?(?:/[A-Za-z](?:\^\d)?)?", letter):
             spelled = [_times_unit(v, u) for v, u in ((value, unit), (expected, expected_unit))]
             if symbols(spelled[0]) == symbols(spelled[1]):
                 return judge.equal(spelled[0], spelled[1])
@@ -66,11 +66,8 @@ def equal_quantities(given: Tree, wanted: Tree, judge: Judge) -> bool:
 
 def _same_noun(one: str, other: str) -> bool:
     words = [unit.partition(" ")[2] for unit in (one, other)]
-    return (
-        words[0] == words[1] != ""
-        or "counted" in (one, other)
-        and all(u.startswith(("counted", "narrowed")) for u in (one, other))
-    )
+    counted = all(unit.startswith(("counted", "narrowed")) for unit in (one, other))
+    return words[0] == words[1] != "" or (counted and "counted" in (one, other))
 
 
 def _times_unit(value: Tree, unit: str) -> Tree:
@@ -329,9 +326,8 @@ def symbols(tree: Tree) -> set[str]:
 
 def is_constant(tree: Tree) -> bool:
     """Whether it has neither letters nor words."""
-    return not any(t.kind in ("word", "text", "nothing") for t in leaves(tree)) and not symbols(
-        tree
-    )
+    words = any(leaf.kind in ("word", "text", "nothing") for leaf in leaves(tree))
+    return not words and not symbols(tree)
 
 
 def computed(compare: Any, *arguments: Any) -> bool:

@@ -32,9 +32,9 @@ Solved: a solved reference asks for a solved answer; other relations are equal w
     same real solutions, some but not all numbers.
     `x=5` ! `x+7=12`; `x^2=4` ~ `2x^2=8`; `x^2+4=0` ! `x^2+9=0`
 
-Expressions: letters are real; equal where both are real, and real for the same values but for
-    single points.
-    `\sqrt{1/n}` ~ `1/\sqrt n`; `\sqrt{x^2}` ~ `|x|`; `\sqrt{x^2}` ! `x`
+Expressions: letters are real; two are equal where they are real for the same values, and equal
+    there.
+    `\sqrt{1/n}` ~ `1/\sqrt n`; `\sqrt{x^2}` ~ `|x|`; `\sqrt{x^2}` ! `x`; `1` ! `\frac{x}{x}`
 
 Units: one side may omit its unit; two must be the same, nothing is converted.
     `5` ~ `5\text{ cm}`; `5\text{ m}` ! `5\text{ cm}`
@@ -88,12 +88,11 @@ Words: up to case and a leading article.
     `\text{a rhombus}` ~ `Rhombus`; `\text{no solution}` ~ `\emptyset`
 """
 
-from rlvlm_jax.rewards.math.algebra import NeedsAlgebra
 from rlvlm_jax.rewards.math.compare import explain, problem, quick, strict, warm_up
 from rlvlm_jax.rewards.math.expression import Tree
 from rlvlm_jax.rewards.math.parse import readings
 from rlvlm_jax.rewards.math.spelling import Unreadable
-from rlvlm_jax.rewards.math.verdict import DEFAULT_RULES, Rounding, Rules, Verdict
+from rlvlm_jax.rewards.math.verdict import DEFAULT_RULES, NeedsAlgebra, Rounding, Rules, Verdict
 
 # The version of the conventions above; 1 was not written down.
 JUDGE_VERSION = 2

@@ -20,10 +20,6 @@ from rlvlm_jax.rewards.math.expression import Tree
 from rlvlm_jax.rewards.math.ratio import MAX_BITS, SAMPLES, TRIGONOMETRY, Ratio, names
 
 
-class NeedsAlgebra(Exception):  # noqa: N818 (no error: it sends an item to the workers)
-    """Raised by the quick comparison where only computer algebra can decide."""
-
-
 class Undecided(Exception):  # noqa: N818 (an outcome: the verdict is "unparsable")
     """Raised where neither equality nor difference can be shown."""
 
@@ -73,6 +69,8 @@ def symbolic(tree: Tree, radians: bool = False) -> Any:
         return _odd_root(*inside) if odd else sympy.root(inside[0], *inside[1:] or (2,))
     if name == "degree":
         return inside[0] * sympy.pi / 180 if radians else inside[0]
+    if name == "abs" and inside[0].has(sympy.I) and inside[0].free_symbols:
+        raise Undecided("a letter that may be complex")
     if name == "abs":
         return sympy.Abs(inside[0])
     if name in ("log", "lg"):
@@ -84,6 +82,8 @@ def symbolic(tree: Tree, radians: bool = False) -> Any:
     ):
         raise Undecided("a factorial too large to compute")
     if name in ("dot", "cap", "setminus"):
+        return sympy.Symbol(repr(tree), real=True)
+    if name in ("gcd", "lcm") and any(part.free_symbols for part in inside):
         return sympy.Symbol(repr(tree), real=True)
     if name in ("gcd", "lcm"):
         return functools.reduce(getattr(sympy, name), inside)
@@ -250,7 +250,9 @@ def equal_relations(given: Tree, wanted: Tree) -> bool:
 
     if len(given.parts) == len(wanted.parts) == 2 and given.mark == wanted.mark:
         a, b = (symbolic(tree.parts[1]) - symbolic(tree.parts[0]) for tree in (given, wanted))
-        quotient = sympy.simplify(a / b) if b != 0 else sympy.nan
+        if not a.free_symbols or not b.free_symbols:
+            raise Undecided("a relation whose letters drop out")
+        quotient = sympy.simplify(a / b)
         if quotient.is_number and quotient.is_finite and quotient != 0:
             return bool(quotient > 0) or wanted.mark in ("=", "ne")
         letters = a.free_symbols

@@ -10,7 +10,8 @@ import logging
 
 from rlvlm_jax.rewards.math.algebra import Undecided
 from rlvlm_jax.rewards.math.expression import Tree, product, symbol
-from rlvlm_jax.rewards.math.parse import CHOICES, Reading, readings
+from rlvlm_jax.rewards.math.literals import CHOICES
+from rlvlm_jax.rewards.math.parse import Reading, readings
 from rlvlm_jax.rewards.math.relations import (
     equal_relations,
     equal_to_relation,
@@ -43,17 +44,17 @@ def quick(answer: str | None, reference: str | None, rules: Rules = DEFAULT_RULE
     Raises:
         NeedsAlgebra: the item has to go to `strict`.
     """
-    return _judge(answer, reference, Judge(rules, False, [], equal))
+    return _judge(answer, reference, Judge(rules, False, [], equal, []))
 
 
 def strict(answer: str | None, reference: str | None, rules: Rules = DEFAULT_RULES) -> Verdict:
     """Judges like `quick`, by computer algebra where needed; call it in a worker only."""
-    return _judge(answer, reference, Judge(rules, True, [], equal))
+    return _judge(answer, reference, Judge(rules, True, [], equal, []))
 
 
 def explain(answer: str | None, reference: str | None) -> tuple[Verdict, str]:
     """Judges like `strict` and says why: what differs, or what cannot be read."""
-    judge = Judge(DEFAULT_RULES, True, [], equal)
+    judge = Judge(DEFAULT_RULES, True, [], equal, [])
     verdict = _judge(answer, reference, judge)
     if verdict.correct:
         return verdict, "they are equal"
@@ -115,7 +116,7 @@ def _judge(answer: str | None, reference: str | None, judge: Judge) -> Verdict:
 def _same_answer(given: Reading, wanted: Reading, judge: Judge) -> bool:
     letter = _letter(wanted.tree) if not wanted.letter else wanted.letter
     named = given.letter or (given.tree.kind == "symbol" and given.tree.parts[0].upper())
-    if _letter(wanted.tree) and given.tree.kind == "relation":
+    if _letter(wanted.tree) and given.tree.kind == "relation" and not given.letter:
         return judge.no("a relation, not a choice")
     if letter and named in CHOICES:
         both_texts = given.letter and wanted.letter
@@ -155,7 +156,8 @@ def _equal_parts(given: Tree, wanted: Tree, judge: Judge) -> bool:
     for many, other in ((given, wanted), (wanted, given)):
         if many.kind in _MANY and len(many.parts) == 1 and other.kind not in _MANY:
             part = many.parts[0]
-            if part.kind in _MANY or part.parts == ("emptyset",):
+            interval = part.kind == "bracket" and many.kind == "set" and part.mark != "()"
+            if part.kind in _MANY or interval or part.parts == ("emptyset",):
                 return judge.no("a set in a set")
             return equal(part, other, judge) if many is given else equal(other, part, judge)
     if given.kind not in _MANY or wanted.kind not in _MANY:
@@ -163,7 +165,10 @@ def _equal_parts(given: Tree, wanted: Tree, judge: Judge) -> bool:
             return relation_equal_to(given, wanted, judge)
         if wanted.kind == "relation" and (given.kind == "set" or wanted.mark in ("in", "=")):
             return equal_to_relation(given, wanted, judge)
-        if is_domain(given) and is_domain(wanted) and is_solved_domain(given):
+        joined = all(
+            tree.kind != "list" or _is_union(tree) or tree.mark != "," for tree in (given, wanted)
+        )
+        if joined and is_domain(given) and is_domain(wanted) and is_solved_domain(given):
             return same_solutions(given, wanted, judge)
         return judge.no("one answer has several parts, the other does not")
     if max(len(given.parts), len(wanted.parts)) > MAX_PARTS:
@@ -177,7 +182,9 @@ def _equal_parts(given: Tree, wanted: Tree, judge: Judge) -> bool:
         return judge.no("parts that are joined in another way")
     if "union" in kinds and len(kinds) == 2 and not (_is_union(given) and _is_union(wanted)):
         return judge.no("a union, and parts that are none")
-    ordered = wanted.mark in (";", "to") or given.mark == "to" or _order_counts(given, wanted)
+    if "to" in (given.mark, wanted.mark) and given.mark != wanted.mark:
+        return judge.no("an order, and parts without one")
+    ordered = wanted.mark in (";", "to") or _order_counts(given, wanted)
     one, other = _unnumbered(given, wanted), _unnumbered(wanted, given)
     if len(one.parts) == len(other.parts) and judge.match(one.parts, other.parts, ordered):
         return True
@@ -203,6 +210,10 @@ def _opposed(given: Tree, wanted: Tree) -> bool:
     if len(names) > 1 or all(map(_letter, wanted.parts)):
         return True
     related = [part for part in wanted.parts if part.kind == "relation" and not _named(part)]
+    if len({frozenset(symbols(part)) for part in related}) > 1:
+        return True
+    if "and" in marks and any(part.kind in ("word", "text", "run") for part in wanted.parts):
+        return True
     if "and" in marks:
         return bool(related) or any(map(symbols, wanted.parts)) and not names
     return not all(is_solved_domain(part) and part.mark != "ne" for part in related)
@@ -259,18 +270,26 @@ def _named(tree: Tree) -> str:
 def _distinct(tree: Tree, judge: Judge) -> Tree:
     parts: list[Tree] = []
     for part in tree.parts:
-        if not any(equal(part, other, judge) for other in parts):
+        if part not in parts and not any(judge.equal(part, other) for other in parts):
             parts.append(part)
     return tree._replace(parts=tuple(parts))
 
 
 def _order_counts(given: Tree, wanted: Tree) -> bool:
     """True where one side says which value belongs to which name or unit, the other does not."""
-    one, other = ([_named(p).partition("_")[0] for p in tree.parts] for tree in (given, wanted))
+    one, other = ([_label(part) for part in tree.parts] for tree in (given, wanted))
     if any(one) != any(other) and len({*one, *other} - {""}) > 1:
         return True
     nouns = [{p.mark for p in tree.parts if p.kind == "quantity"} for tree in (given, wanted)]
     return min(map(len, nouns)) == 0 and max(map(len, nouns)) > 1
+
+
+def _label(tree: Tree) -> str:
+    """What stands before an equals sign; the index of a root x_1 does not count."""
+    name = _named(tree)
+    if name:
+        return name.partition("_")[0] if name[0] in "xytzkmn" else name
+    return repr(tree.parts[0]) if tree.kind == "relation" and tree.mark == "=" else ""
 
 
 def _unnumbered(tree: Tree, partner: Tree) -> Tree:

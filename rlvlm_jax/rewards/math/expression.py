@@ -39,12 +39,13 @@ class Tree(NamedTuple):
 
 NOTHING = Tree("nothing")
 # Runs of two or three letters that are words, so that their order counts; products otherwise
-_WORD_LIST = """no on up or so to it is in at by do go we me us he an as if of am pm my ok not ton
-    ten net one two six sin cos tan log cot sec csc max min mod gcd lcm exp cat act tac odd add dad
-    yes day may was saw now won own tip pit top pot opt ear are era eat tea ate dog god end den arc
-    car rat art tar bat tab tub but bus sub cub big gib red set all non and dan the any few low owl
-    who raw gel nap pat nut its sap pea dab dam lap map lip rim oat ram rot lit tie use ago gas ii
-    iii iv vi ix xi kg"""
+_WORD_LIST = """no on up or so to it is in at by do go we me us he an as if of am pm my ok not
+    ton ten net one two six sin cos tan log cot sec csc max min mod gcd lcm exp cat act tac odd
+    add dad yes day may was saw now won own tip pit top pot opt ear are era eat tea ate dog god
+    end den arc car rat art tar bat tab tub but bus sub cub big gib red set all non and dan the
+    any few low owl pin gum bin bag run dim who raw gel nap pat nut its sap pea dab dam lap map
+    lip rim oat ram rot lit tie use ago gas ii iii iv vi ix xi kg bud tug pay pen bed boy her
+    him our out sum son sun hot off fed hay tax wet rob tin bag"""
 _WORDS = frozenset(_WORD_LIST.split())
 _ROMAN = frozenset({"IV", "VI", "IX", "XI"})
 
@@ -159,7 +160,10 @@ class _Expression:
             self.check(chained < MAX_CHAIN)
             if sign := self.take("times", "cdot", "*"):
                 factor = self.signed()
-                operator = symbol("nabla") in (value, factor)
+                operator = symbol("nabla") in (value, factor) or any(
+                    is_vector(one) and re.fullmatch("[A-Z]", str(other.parts[0]))
+                    for one, other in ((value, factor), (factor, value))
+                )
                 vectors = is_vector(value) and is_vector(factor) or (operator and sign == "times")
                 chained += vectors
                 if vectors and sign == "times":
@@ -252,9 +256,7 @@ class _Expression:
             return (_accented(token.value, token.args[0]),)
         if token.kind == "sign":
             return (self.enclosed(token.value),)
-        self.at -= 1
-        self.check(False)
-        raise AssertionError
+        raise Unreadable(f"{flat(self.tokens):.60}")
 
     def derivative(self, name: str, above: str) -> Tree:
         """A derivative; an operator such as d/dx takes the factors after it along."""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What is no arithmetic: times, dates, scores, number bases, compounds, numbers in words.
+"""What is no arithmetic: times, dates, scores, number bases, compounds, choices.
 
 Part of reading an answer, from its tokens.
 """
@@ -9,7 +9,7 @@ import re
 
 from rlvlm_jax.rewards.math import units
 from rlvlm_jax.rewards.math.expression import Tree, number
-from rlvlm_jax.rewards.math.spans import every
+from rlvlm_jax.rewards.math.spans import every, trim
 from rlvlm_jax.rewards.math.tokens import Token, Tokens, flat
 
 _TIME = re.compile(
@@ -23,11 +23,25 @@ _DATES = (
     re.compile(r"(?P<month>\d{1,2})月(?P<day>\d{1,2})[日号]"),
 )
 _NUMERIC_DATE = re.compile(r"(\d{1,4})([-/.])(\d{1,2})\2(\d{1,4})")
-_DOTTED_LIST = re.compile(r"\d(?:\.\d){2,}\.?")  # the numbers of right statements, 1.3.4.
+_DOTTED_LIST = re.compile(
+    r"\d(?:\.\d){2,}\.?|(?:\(\d\)){2,}"
+)  # the numbers of right statements, 1.3.4.
 _SCORE = re.compile(r"(\d{1,3})-(\d{1,3})")
 _BASE = re.compile(
     r"\(?([0-9A-F]*\d[0-9A-F]*)\)?_\{\(?(\d{1,2}|[a-z]+)\)?\}|([0-9A-F]+) ?base ?(\w+)"
 )
+_CHOICE = re.compile(
+    r"\(([A-J])\)|([A-J])[.):]|(?:[Oo]ption|[Cc]hoice):? *\(?([A-J])(?![A-Za-z])"
+    r"|([A-J])(?= \d|[(\\])"
+)
+# Another choice, or what takes the letter back
+_OTHER_CHOICE = re.compile(
+    r"\([A-J]\)|(?<![A-Za-z\\])[A-J][.):](?!\w)|(?:or|and) [a-j][.)]|or none|n't|invalid"
+    r"|(?i:^(?:or|and|is|if|but|unless|except|maybe|perhaps|possibly|probably|likely))(?!\w)|(?i:^no,)"
+    r"|(?i:(?:is|are|was) ?(?:not|wrong|incorrect|false)|not (?:right|correct|sure))"
+    r"|^(?:不对|不是|错误|不正确)$"
+)
+CHOICES = frozenset("ABCDEFGHIJ")
 _LITERAL_SIGNS = frozenset(":-/.")
 
 
@@ -36,6 +50,8 @@ def literal(tokens: Tokens) -> Tree | None:
     if all(token.kind == "circled" for token in tokens):
         numbers = tuple(number(token.value) for token in tokens)
         return numbers[0] if len(numbers) == 1 else Tree("list", numbers, ",")
+    if _DOTTED_LIST.fullmatch(flat(tokens)):
+        return Tree("list", tuple(map(number, re.findall(r"\d", flat(tokens)))), ",")
     written = (t.value in _LITERAL_SIGNS or t.kind in ("run", "han", "sub") for t in tokens)
     if not any(written) and not (len(tokens) > 1 and tokens[1].kind == "number"):
         return None
@@ -57,8 +73,6 @@ def literal(tokens: Tokens) -> Tree | None:
     numeric = _NUMERIC_DATE.fullmatch(line)
     if numeric and not (numeric[2] == "." and len(numeric[1]) < 4 > len(numeric[4])):
         return Tree("date", tuple(int(numeric[i]) for i in (1, 3, 4)), "numeric")
-    if _DOTTED_LIST.fullmatch(line):
-        return Tree("list", tuple(map(number, re.findall(r"\d", line))), ",")
     score = _SCORE.fullmatch(line)
     if score:
         return Tree("score", (number(score[1]), number(score[2])))
@@ -113,3 +127,23 @@ def is_constant(token: Token) -> bool:
     return token.value in ("pi", "times", "cdot", "div", "!") or (
         token.kind == "sign" and token.value in "+-*/().,:"
     )
+
+
+def choice(tokens: Tokens) -> tuple[str, Tokens] | None:
+    """The letter of a choice and its text, as `B. 12 cm`; None where another letter follows."""
+    if tokens[0].value not in CHOICES and tokens[0].value.lower() not in ("(", "option", "choice"):
+        return None
+    match = _CHOICE.match(flat(tokens))
+    letter = match and (match[1] or match[2] or match[3] or match[4])
+    start = next((i for i, token in enumerate(tokens) if token.value == letter), -1) + 1
+    while letter and start < len(tokens) and tokens[start].value in (")", ".", ":", ")."):
+        start += 1
+    rest = trim(tokens[start:])
+    line = flat(rest)
+    if match and letter and not rest and (match[3] or (match[2] and flat(tokens).endswith(")"))):
+        return letter, ()
+    begins = rest and (rest[0].kind in ("number", "frac", "root") or rest[0].value == "(")
+    begins = begins and not (rest[0].value == "(" and "," in line)  # the point A (4, -1)
+    if not match or not letter or not rest or (match[4] and not (begins and rest[0].space)):
+        return None
+    return None if _OTHER_CHOICE.search(line) else (letter, rest)

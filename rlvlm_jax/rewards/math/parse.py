@@ -16,12 +16,13 @@ from rlvlm_jax.rewards.math import tokens as lexer
 from rlvlm_jax.rewards.math.expression import (
     NOTHING,
     Tree,
+    exact,
     grouped,
     negative,
     number,
     symbol,
 )
-from rlvlm_jax.rewards.math.literals import compound, counted, is_constant, literal
+from rlvlm_jax.rewards.math.literals import CHOICES, choice, compound, counted, is_constant, literal
 from rlvlm_jax.rewards.math.spans import (
     LIST_WORDS,
     OPENING,
@@ -56,7 +57,7 @@ _COMMAS = LIST_WORDS | {","}
 _TURNED = {">": "<", "ge": "le"}
 _MONEY = {"＄": "dollar", "€": "euro", "£": "pound", "¥": "yuan", "₹": "rupee"}
 _CURRENCIES = {"US": "dollar", "USD": "dollar", "RMB": "yuan", "EUR": "euro", "Rs": "rupee"}
-_SHORT_WORDS = frozenset({"yes", "no", "true", "dne"})
+_SHORT_WORDS = frozenset({"yes", "no", "true", "dne", "ray"})
 _PROSE = frozenset("-'.&?!")  # signs that may stand among words
 _NOTHING_WORDS = re.compile(
     r"(?:there (?:is|are|exists?) |the equation has )?no (?:real )?(?:solutions?|roots?|values?)"
@@ -70,14 +71,7 @@ _ALL_REALS = re.compile(
     re.IGNORECASE,
 )
 _BARE_UNIT = re.compile(r"\\Omega|[A-Za-z](?:/[A-Za-z])?|\\frac\{[A-Za-z]\}\{[A-Za-z]\}")
-CHOICES = frozenset("ABCDEFGHIJ")
 _PLAIN_NUMBER = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{1,30})?")
-_CHOICE = re.compile(
-    r"\(([A-J])\)|([A-J])[.):]|(?:[Oo]ption|[Cc]hoice):? *\(?([A-J])(?![A-Za-z])"
-    r"|([A-J])(?= \d|[(\\])"
-)
-_CHOICE_AMONG = re.compile(r"(?<![A-Za-z\\°])(?:[A-J](?![A-Za-z])|[a-j][.)])")
-_NO_CHOICE = units.DOUBTS - {"no", "none"} | {"or", "and", "is", "if"}  # as the first word
 
 
 @functools.lru_cache(maxsize=4096)
@@ -96,10 +90,23 @@ def readings(content: str) -> tuple[Reading, ...]:
         return ()
     text = spelling.plain(content)
     ways = [lexer.tokens(way) for way in dict.fromkeys((spelling.join_thousands(text), text))]
-    found = tuple(_choice(way) or Reading(_answer(way)) for way in map(trim, ways) if way)
+    found = tuple(_reading(way) for way in map(trim, ways) if way)
     if any(_depth(reading.tree) > MAX_DEPTH for reading in found):
         raise Unreadable(f"an expression of more than {MAX_DEPTH} levels")
     return found
+
+
+def _reading(tokens: Tokens) -> Reading:
+    found = choice(tokens)
+    if found is None:
+        return Reading(_answer(tokens))
+    letter, rest = found
+    if not rest:
+        return Reading(symbol(letter))
+    try:
+        return Reading(_answer(rest), letter)
+    except Unreadable:  # the text of a choice need not be read
+        return Reading(Tree("text", (flat(rest),)), letter)
 
 
 def _depth(tree: Tree) -> int:
@@ -110,34 +117,6 @@ def _depth(tree: Tree) -> int:
         level = [part for row in rows for part in row]
         depth += 1
     return depth
-
-
-def _choice(tokens: Tokens) -> Reading | None:
-    """Reads the letter of a choice and its text; None where another letter or a doubt follows."""
-    if tokens[0].value not in CHOICES and tokens[0].value.lower() not in ("(", "option", "choice"):
-        return None
-    match = _CHOICE.match(flat(tokens))
-    letter = match and (match[1] or match[2] or match[3] or match[4])
-    start = next((i for i, token in enumerate(tokens) if token.value == letter), -1) + 1
-    while letter and start < len(tokens) and tokens[start].value in (")", ".", ":", ")."):
-        start += 1
-    rest = trim(tokens[start:])
-    line = flat(rest)
-    if match and not rest and (match[3] or (match[2] and flat(tokens).endswith(")"))):
-        return Reading(symbol(letter))
-    begins = rest and (rest[0].kind in ("number", "frac", "root") or rest[0].value == "(")
-    begins = begins and not (rest[0].value == "(" and "," in line)  # the point A (4, -1)
-    if not letter or not rest or (match[4] and not (begins and rest[0].space)):
-        return None
-    first = re.split(r"[^a-z]", line.lower(), maxsplit=1)[0]
-    words = re.findall("[a-z]+", line.lower())[bool(first) :]
-    if first in _NO_CHOICE or line.lower().startswith("no,") or "or none" in line:
-        return None
-    if units.DOUBTS.intersection(words) - {"no"}:
-        return None
-    if not {letter}.issuperset(_CHOICE_AMONG.findall(line)):
-        return None
-    return Reading(_answer(rest), letter)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -155,6 +134,14 @@ def _answer(tokens: Tokens, depth: int = 0) -> Tree:
     for separators in (_ORDERED, _COMMAS):
         parts, signs = split(tokens, separators)
         parts = [part for part in parts if trim(part)]
+        words = [flat((token,)).lower() for token in tokens if token.kind == "run"]
+        mixed = units.mixed_words(words) if len(words) == len(tokens) else None
+        if mixed is not None:  # one hundred and five
+            return exact(mixed)
+        cases = split(tokens, frozenset({"or", "或"}))[0] if {"or", "或"} & set(signs) else []
+        sizes = {len(split(case, _COMMAS)[0]) for case in cases}
+        if len(cases) > 1 and ("and" in signs or (len(sizes) == 1 and sizes != {1})):
+            return Tree("list", tuple(_answer(case, depth + 1) for case in cases), "or")
         if len(parts) < 2:
             continue
         trees = tuple(_answer(part, depth + 1) for part in parts)
@@ -257,7 +244,7 @@ def _bracket(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
         inside = tokens[1:-1]
         if first == "lbrace":
             return _set(inside, depth)
-        parts = split(inside, _COMMAS)[0]
+        parts = split(inside, frozenset({","}))[0]
         parts = parts if len(parts) > 1 else split(inside, _ORDERED)[0]
         if len(parts) > 1 and all(parts):
             trees = tuple(_answer(part, depth + 1) for part in parts)
@@ -265,6 +252,8 @@ def _bracket(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
                 return REALS
             mark = {"langle": "<>"}.get(first, first + tokens[-1].value)
             return Tree("bracket", trees, mark)
+        if first == "[" and len(parts) == 1 and inside and inside[0].kind != "table":
+            return Tree("text", (flat(tokens),))
         if first == "(" and tokens[-1].value == ")" and inside:
             return _answer(inside, depth + 1)
         return None
@@ -286,7 +275,18 @@ def _set(inside: Tokens, depth: int) -> Tree:
     member = bar and inside[0].kind in ("run", "symbol") and (bar == 1 or inside[1].value == "in")
     if member and inside[0].value in {token.value for token in condition}:
         tree = _answer(condition, depth + 1)
-        return tree._replace(mark="and") if tree.mark == "," else tree
+        tree = tree._replace(mark="and") if tree.mark == "," else tree
+        if (
+            tree.kind == "relation"
+            and tree.mark == "="
+            and tree.parts[0] != symbol(inside[0].value)
+        ):
+            return Tree("text", (flat(inside),))
+        domain = _answer(inside[2:bar], depth + 1) if bar > 2 else REALS
+        if domain == REALS:
+            return tree
+        member = Tree("relation", (symbol(inside[0].value), domain), "in")
+        return Tree("list", (member, tree), "and")
     if bar and inside[0].value == "(":  # a set of points
         return Tree("text", (flat(inside),))
     parts = [part for part in split(inside, _COMMAS | {";"})[0] if part]
@@ -306,7 +306,7 @@ def _table(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     related = all(any(token.value in lexer.RELATIONS for token in line) for line in lines)
     if name not in lexer.MATRICES or related:
         trees = tuple(_answer(line, depth + 1) for line in lines)
-        return trees[0] if len(trees) == 1 else Tree("list", trees, "and")
+        return trees[0] if len(trees) == 1 else Tree("list", trees, "and" if related else ";")
     matrix = tuple(tuple(_answer(cell, depth + 1) for cell in row) for row in rows)
     return Tree("matrix", matrix, {"vmatrix": "|", "Vmatrix": "‖"}.get(name, "|" * bars))
 
@@ -421,6 +421,8 @@ def _with_tail(value: Tokens, tail: Tokens, depth: int, alone: bool) -> Tree | N
         elif not plain and line in ("hr", "ha", "mg") and not tail[0].text:
             return None  # letters, as in \pi hr
         return _measured(value, unit, depth)
+    if tail[0].value == "per" and units.unit(flat(tail[1:]), spaced=True):
+        return _measured(value, f"per {units.unit(flat(tail[1:]), spaced=True)}", depth)
     rate = next((i for i, token in enumerate(tail) if token.value == "per"), 0)
     per = rate and units.unit(flat(tail[rate + 1 :]), spaced=True)
     if per and all(token.kind == "run" for token in tail[:rate]):  # words per minute
@@ -439,6 +441,8 @@ def _measured(value: Tokens, unit: str, depth: int) -> Tree | None:
         tree = _answer(value, depth + 1)
     except Unreadable:
         return None
+    if tree.kind == "quantity" and tree.mark.startswith("per "):
+        return Tree("quantity", tree.parts, f"{unit} {tree.mark}")  # $4 per hour
     nested = ("text", "word", "relation", "quantity", "compound", "time", "date", "choice")
     summed = unit == "%" and tree.kind in ("sum", "score")
     return None if tree.kind in nested or summed else Tree("quantity", (tree,), unit)

@@ -342,9 +342,9 @@ def _float(tree: Tree, point: Mapping[str, float], radians: bool = False) -> flo
         elif kind == "quotient":
             value = inside[0] / inside[1]
         elif kind == "power" or tree.mark == "root":
-            index = Fraction(1, int(inside[1]) if len(inside) > 1 else 2)
-            exponent = Fraction(inside[1]).limit_denominator(99) if kind == "power" else index
-            value = _real_power(inside[0], inside[1] if kind == "power" else float(index), exponent)
+            index = inside[1] if len(inside) > 1 else 2.0
+            exponent = index if kind == "power" else 1 / index
+            value = _real_power(inside[0], exponent)
         elif kind == "call" and tree.mark == "degree":
             value = math.radians(inside[0]) if radians else inside[0]
         else:
@@ -357,9 +357,10 @@ def _float(tree: Tree, point: Mapping[str, float], radians: bool = False) -> flo
     return value
 
 
-def _real_power(base: float, exponent: float, fraction: Fraction) -> float:
-    if base >= 0 or exponent.is_integer():
+def _real_power(base: float, exponent: float) -> float:
+    if base >= 0 or float(exponent).is_integer():
         return base**exponent
+    fraction = Fraction(exponent).limit_denominator(99)
     if fraction.denominator % 2 == 0 or abs(float(fraction) - exponent) > 1e-9:
         raise _NotRealError
     return (-1) ** fraction.numerator * (-base) ** exponent

@@ -6,14 +6,14 @@ import re
 from typing import Any, NamedTuple
 
 from rlvlm_jax.rewards.math import algebra, units
-from rlvlm_jax.rewards.math.algebra import NeedsAlgebra
 from rlvlm_jax.rewards.math.expression import NOTHING, Tree, negative, symbol
 from rlvlm_jax.rewards.math.ratio import TRIGONOMETRY, is_linear, proportional, ratio
 from rlvlm_jax.rewards.math.values import bare, computed, is_constant, is_estimate, leaves, symbols
-from rlvlm_jax.rewards.math.verdict import Judge
+from rlvlm_jax.rewards.math.verdict import Judge, NeedsAlgebra
 
 # Words that change a value, so that what they stand in is no name of it
-_IN_NAMES = ("the", "for", "from", "with", "into", "second", "third", "score", "root")
+_IN_NAMES = ("the", "for", "from", "with", "into", "second", "third", "score", "root", "max", "min")
+_IN_NAMES += ("least", "most", "greatest", "all", "per", "power")  # but not "at least"
 _NO_NAMES = units.NO_NOUNS.difference(_IN_NAMES)
 
 
@@ -67,9 +67,12 @@ def _is_name(tree: Tree) -> bool:
     if tree.kind in ("word", "text", "run"):
         if tree.kind == "run" and not tree.mark and not tree.parts[0].isupper():
             return False  # a product
-        return _NO_NAMES.isdisjoint(re.split(r"\W+", tree.parts[0].lower()))
+        line = tree.parts[0].lower()
+        bound = re.search(r"at (?:least|most)|not|[不非半倍约]|大于|小于", line)
+        return not bound and _NO_NAMES.isdisjoint(re.split(r"\W+", line))
     if tree.kind == "power":  # the inverse of a matrix
-        return tree.parts[0].kind == "symbol" and tree.parts[1].parts[0] == -1
+        capital = re.fullmatch("[A-Z]", str(tree.parts[0].parts[0]))
+        return capital is not None and tree.parts[1].parts[0] == -1
     if tree.kind == "call" and tree.mark == "abs":
         return tree.parts[0].parts == ("z",)
     if tree.kind == "call":
@@ -260,7 +263,7 @@ def _equal_domains(given: Tree, wanted: Tree, judge: Judge) -> bool:
     sides, names = [], []
     for tree in (given, wanted):
         member = tree.mark == "in"
-        names.append(symbols(tree.parts[0] if member else tree))
+        names.append({tree.parts[0]} if member else set(map(symbol, symbols(tree))))
         sides.append(tree.parts[1] if member else _as_interval(tree) or tree)
     if all(names) and names[0] != names[1]:
         return judge.no("the domain of another name")
@@ -282,7 +285,7 @@ def _equivalent(given: Tree, wanted: Tree, judge: Judge) -> bool:
         ratios = [ratio(side) for side in sides]
         if ratios[0] and ratios[1]:
             factor = proportional(ratios[0], ratios[1])
-            if factor and (factor > 0 or wanted.mark == "="):
+            if factor and set(ratios[0].above) != {()} and (factor > 0 or wanted.mark == "="):
                 return True
             if all(is_linear(ratio) for ratio in ratios if ratio):
                 return judge.no("relations that do not say the same")

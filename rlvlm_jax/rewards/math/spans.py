@@ -86,7 +86,8 @@ def numbered(tokens: Tokens) -> list[Tokens]:
         return [tokens]
     marks = [i for i in range(len(tokens) - 2) if re.fullmatch(r"\(\d\)", flat(tokens[i : i + 3]))]
     numbers = [int(flat(tokens[i + 1 : i + 2])) for i in marks]
-    if not marks or marks[0] != 0 or numbers != list(range(1, len(numbers) + 1)):
+    empty = any(b - a == 3 for a, b in itertools.pairwise([*marks, len(tokens)]))
+    if not marks or empty or marks[0] != 0 or numbers != list(range(1, len(numbers) + 1)):
         return [tokens]
     return [tokens[i + 3 : end] for i, end in zip(marks, [*marks[1:], len(tokens)], strict=True)]
 

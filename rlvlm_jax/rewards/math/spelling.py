@@ -17,14 +17,15 @@ class Unreadable(Exception):  # noqa: N818 (an outcome; its text names the const
 
 
 _UNICODE = """α:alpha β:beta γ:gamma δ:delta ε:epsilon ζ:zeta η:eta θ:theta ι:iota κ:kappa
-λ:lambda μ:mu ν:nu ξ:xi ρ:rho σ:sigma τ:tau υ:upsilon φ:phi χ:chi ψ:psi ω:omega π:pi Γ:Gamma
-Δ:Delta Θ:Theta Λ:Lambda Σ:Sigma Φ:Phi Ψ:Psi ×:times ÷:div ·:cdot ⋅:cdot •:cdot ±:pm ∓:mp ≤:le
-⩽:le ≦:le ≥:ge ⩾:ge ≧:ge ≠:ne ≈:approx ∥:parallel ⊥:perp ∞:infty ∪:cup ∩:cap →:to ∈:in ∅:emptyset
-∠:angle △:triangle ∴:therefore ∵:because ⇒:Rightarrow √:surd ∑:sum ∫:int ≅:cong ≌:cong ∽:sim ∼:sim
-∧:wedge ∨:vee ⊂:subset ⊆:subseteq ∉:notin ⌊:lfloor ⌋:rfloor ⌈:lceil ⌉:rceil ✓:checkmark …:ldots
-⋯:ldots ⟨:langle ⟩:rangle 〈:langle 〉:rangle ℝ:mathbb{R} ℤ:mathbb{Z} ℕ:mathbb{N} ½:frac12 ⅓:frac13
-⅔:frac23 ¼:frac14 ¾:frac34 ⅛:frac18 ⅜:frac38 ⅝:frac58 ⅞:frac78 ⅕:frac15 ⅖:frac25 ⅗:frac35 ⅘:frac45
-⅙:frac16 ⅚:frac56"""
+    λ:lambda μ:mu ν:nu ξ:xi ρ:rho σ:sigma τ:tau υ:upsilon φ:phi χ:chi ψ:psi ω:omega π:pi
+    Γ:Gamma Δ:Delta Θ:Theta Λ:Lambda Σ:Sigma Φ:Phi Ψ:Psi ×:times ÷:div ·:cdot ⋅:cdot •:cdot
+    ±:pm ∓:mp ≤:le ⩽:le ≦:le ≥:ge ⩾:ge ≧:ge ≠:ne ≈:approx ∥:parallel ⊥:perp ∞:infty ∪:cup ∩:cap
+    →:to ∈:in ∅:emptyset ∠:angle △:triangle ∴:therefore ∵:because ∃:exists ∀:forall
+    ⇒:Rightarrow √:surd ∑:sum ∫:int ≅:cong ≌:cong ∽:sim ∼:sim ∧:wedge ∨:vee ⊂:subset ⊆:subseteq
+    ∉:notin ⌊:lfloor ⌋:rfloor ⌈:lceil ⌉:rceil ✓:checkmark …:ldots ⋯:ldots ⟨:langle ⟩:rangle
+    〈:langle 〉:rangle ℝ:mathbb{R} ℤ:mathbb{Z} ℕ:mathbb{N} ½:frac12 ⅓:frac13 ⅔:frac23 ¼:frac14
+    ¾:frac34 ⅛:frac18 ⅜:frac38 ⅝:frac58 ⅞:frac78 ⅕:frac15 ⅖:frac25 ⅗:frac35 ⅘:frac45 ⅙:frac16
+    ⅚:frac56"""
 _CHARS: dict[int, Any] = {0xFF01 + i: 0x21 + i for i in range(93)}  # full-width forms of ASCII
 _CHARS |= {ord(pair[0]): rf"\{pair[2:]} " for pair in _UNICODE.split()}
 _CHARS |= {0x2460 + i: rf"\circled{{{i + 1}}}" for i in range(10)}  # ①

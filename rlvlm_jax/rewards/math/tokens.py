@@ -307,8 +307,9 @@ def _macro(name: str, queue: list[Item], text: bool, depth: int) -> list[Token]:
     if same == "hspace" and re.fullmatch(r"-?[\d.]*\\?[a-z]+", label):
         return [Token("blank")]
     if (
-        label.lower().startswith(("white", "transparent", "\\#f"))
-        or (same == "tag" and len(label) > 3)
+        (same == "color" or same == "textcolor")
+        and re.match("white|transparent|#f|.*!", label.lower())
+        or (same == "tag" and not re.fullmatch(r"\d*|\*|[a-z]", label))
         or same == "hspace"
         or (same == "overset" and label != r"\frown")
     ):

@@ -13,14 +13,14 @@ from fractions import Fraction
 # Each unit by its one name, with other spellings
 _SPELLINGS = r"""
     mm=millimeter=millimetre=毫米 cm=centimeter=centimetre=厘米 dm=decimeter=decimetre=分米
-    m=meter=metre=米 km=kilometer=kilometre=千米=公里 in=inch=inche ft=foot=feet yd=yard mi=mile
-    ha=hectare=公顷 mg=milligram=毫克 g=gram=克 kg=kilogram=千克=公斤 ton=tonne=t=吨 lb=pound
-    oz=ounce s=second=sec=秒 min=minute=分钟 h=hour=hr=小时=时 day=天 week=周 month year=年
-    ml=milliliter=millilitre=mL=毫升 L=liter=litre=l=升 rad=radian °=degree=deg=度 °C=摄氏度 °F '
-    " %=percent=percentage=pct Hz=hertz kHz MHz nm kcal rpm kph ms Pa=pascal kPa kJ
-    J=joule N=newton kN W=watt kW kWh V=volt kV mV A=ampere=amp mA Ω=ohm=Omega kΩ
-    mol=mole dollar=USD=buck cent=¢ yuan=RMB=CNY=元 euro=EUR rupee=INR unit mph K=kelvin
-    μm=micrometer=µm=mum
+    m=meter=metre=米 km=kilometer=kilometre=千米=公里 in=inch=inche ft=foot=feet yd=yard
+    mi=mile ha=hectare=公顷 mg=milligram=毫克 g=gram=克 kg=kilogram=千克=公斤 ton=tonne=t=吨
+    lb=pound oz=ounce s=second=sec=秒 min=minute=分钟 h=hour=hr=hrs=小时=时 day=天 week=周
+    month year=年 ml=milliliter=millilitre=mL=毫升 L=liter=litre=l=升 rad=radian
+    °=degree=deg=度 °C=摄氏度 °F ' " %=percent=percentage=pct Hz=hertz kHz MHz nm kcal rpm
+    kph ms Pa=pascal kPa kJ J=joule N=newton kN W=watt kW kWh V=volt kV mV
+    A=ampere=amp mA Ω=ohm=Omega kΩ mol=mole dollar=USD=buck cent=¢ yuan=RMB=CNY=元
+    euro=EUR rupee=INR unit mph K=kelvin μm=micrometer=µm=mum
 """
 _UNITS = {name: row.split("=")[0] for row in _SPELLINGS.split() for name in row.split("=")}
 _APART = frozenset("VAlt")  # these need a blank before them: 5t is a product
@@ -41,7 +41,7 @@ _ONE_UNIT = re.compile(
 # Plurals without the letter s
 _PLURALS = frozenset({"people", "children", "men", "women", "teeth", "mice", "fish", "sheep"})
 _COUNTERS = frozenset(
-    "个人种条本只次名位张台辆件棵根块支户组道页层颗朵头双对倍岁分"
+    "个人种条本只次名位张台辆件棵根块支户组道页层颗朵头岁分"
 )  # after a number, in Chinese
 # Adjectives that do not narrow what is counted
 _FILLERS = frozenset(("different", "distinct", "possible", "total", "whole", "separate", "unique"))
@@ -52,14 +52,15 @@ _DOUBTS = """not nor nope no never none but unless except maybe possibly perhaps
     guesses wrong incorrect false sometimes"""
 DOUBTS = frozenset(_DOUBTS.split())
 # After a number these are no nouns either: they change its value or the claim made.
-_CLAIMS = """hundred thousand million billion trillion lakh crore grand myriad dozen gross score
-    pair couple half halve quarter third second fifth eighth ninth twelfth twentieth hundredth
-    thousandth millionth billionth trillionth thirty forty fifty sixty seventy eighty ninety
-    fraction squared cubed times plus minus over mod modulo factorial root power per fold and either
-    neither with without from into the for was has does always any all infinity more less than least
-    most greater fewer other above below between true correct right yes max min depends fails works
-    varies exists equals remains negatives positives inverses reciprocals trio duo quartet twice
-    double triple cannot"""
+_CLAIMS = """hundred thousand million billion trillion lakh crore grand myriad dozen gross
+    score pair couple half halve quarter third second fifth eighth ninth twelfth twentieth
+    hundredth thousandth millionth billionth trillionth thirty forty fifty sixty seventy eighty
+    ninety fraction squared cubed times plus minus over mod modulo factorial root power per
+    fold and either neither with without from into the for was has does always any all infinity
+    more less than least most greater fewer other above below between true correct right yes
+    max min depends fails works varies exists equals remains divides exceeds loses negatives
+    positives inverses reciprocals trio duo quartet twice double triple cannot opposites
+    complements logs"""
 NO_NOUNS = DOUBTS | frozenset(_CLAIMS.split())
 _ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
     fifteen sixteen seventeen eighteen nineteen"""
@@ -117,6 +118,19 @@ def number_words(words: Sequence[str]) -> tuple[Fraction, int] | None:
     return (value, at) if at else None
 
 
+def mixed_words(words: Sequence[str]) -> Fraction | None:
+    """Reads `one hundred and five` and `two and a half`; None for anything else."""
+    if words.count("and") != 1:
+        return None
+    at = list(words).index("and")
+    both = [number_words(part) for part in (words[:at], words[at + 1 :])]
+    lengths = (at, len(words) - at - 1)
+    if any(read is None or read[1] != n for read, n in zip(both, lengths, strict=True)):
+        return None
+    one, other = (read[0] for read in both if read)
+    return one + other if other < 1 or (words[at - 1] == "hundred" and other < 100) else None
+
+
 def unit(line: str, spaced: bool) -> str | None:
     r"""Gives the one name of a unit: `square meters` is m^2, `\frac{m}{s}` m/s.
 
@@ -151,6 +165,8 @@ def _one_unit(text: str) -> str | None:
     if found is None and name.endswith("s") and len(name) > 3:
         found = _UNITS.get(name[:-1].lower())
     if found is None:
+        return None
+    if found in ("%", "°", "'", '"') and (match["power"] or match["digit"]):
         return None
     shape = match["shape"] or match["han"] or match["word"]
     power = match["power"] or match["digit"]

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 
 from rlvlm_jax.rewards.math import algebra, units
-from rlvlm_jax.rewards.math.algebra import NeedsAlgebra, Undecided
+from rlvlm_jax.rewards.math.algebra import Undecided
 from rlvlm_jax.rewards.math.expression import (
     NOTHING,
     Tree,
@@ -27,7 +27,7 @@ from rlvlm_jax.rewards.math.ratio import (
     ratio,
     same,
 )
-from rlvlm_jax.rewards.math.verdict import Judge
+from rlvlm_jax.rewards.math.verdict import Judge, NeedsAlgebra
 
 LEAST_PLACES = 2  # of an answer that may stand for an exact reference
 _EXPRESSIONS = {"number", "symbol", "sum", "product", "quotient", "power", "call", "series"}
@@ -209,12 +209,8 @@ def _fold(line: str) -> str:
     def folded(match: re.Match[str]) -> str:
         word = match[0]
         kept = len(word) < 3 or re.fullmatch(r"(?:(\w)\1)+", word.lower())
-        ordinary = word.islower() or word.istitle() or word.isupper()
-        return (
-            word
-            if (kept and word.lower() not in ("no", "a", "an")) or not ordinary
-            else word.lower()
-        )
+        ordinary = word.islower() or word.istitle() or (word.isupper() and line.isupper())
+        return word if (kept and word.lower() != "no") or not ordinary else word.lower()
 
     return re.sub("[A-Za-z]+", folded, line)
 

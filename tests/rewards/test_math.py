@@ -8,6 +8,7 @@ import string
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -205,6 +206,16 @@ def test_wrong_answers_of_every_kind(reference, answers):
     assert judge(boxed(reference), boxed(reference)) == Verdict(True, "ok")
     verdicts = judged([(reference, answer) for answer in answers])
     assert [a for a, v in zip(answers, verdicts, strict=True) if v.correct] == []
+
+
+def test_what_once_deceived_the_judge_does_so_no_more():
+    path = Path(__file__).with_name("adversarial_cases.jsonl")
+    cases = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(cases) > 300
+    solutions = [case["solution"] for case in cases]
+    verdicts = judge_batch([case["response"] for case in cases], solutions)
+    pairs = zip(cases, verdicts, strict=True)
+    assert [case for case, verdict in pairs if verdict.correct is not case["correct"]] == []
 
 
 @pytest.mark.parametrize(

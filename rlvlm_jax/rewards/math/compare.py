@@ -7,6 +7,7 @@ in any process; `strict` decides the rest as well and belongs in a worker.
 """
 
 import logging
+import re
 
 from rlvlm_jax.rewards.math.algebra import Undecided
 from rlvlm_jax.rewards.math.expression import Tree, product, symbol
@@ -31,6 +32,7 @@ from rlvlm_jax.rewards.math.values import (
 from rlvlm_jax.rewards.math.verdict import DEFAULT_RULES, Judge, Rules, Verdict
 
 MAX_PARTS = 64
+_ASKED = re.compile(r"\?+(?=[\s$.)\\]*$)")
 
 
 def quick(answer: str | None, reference: str | None, rules: Rules = DEFAULT_RULES) -> Verdict:
@@ -68,7 +70,7 @@ def problem(reference: str | None) -> str | None:
     if len(reference) > MAX_CHARS:
         return rf"its \boxed{{}} holds more than {MAX_CHARS} characters"
     try:
-        return None if readings(reference.rstrip(" ?\n")) else r"its \boxed{} is empty"
+        return None if readings(_ASKED.sub("", reference)) else r"its \boxed{} is empty"
     except Unreadable as error:
         return f"{error} cannot be read as mathematics or as words"
 
@@ -83,8 +85,8 @@ def _judge(answer: str | None, reference: str | None, judge: Judge) -> Verdict:
     if answer is None or not answer.strip():
         judge.reasons.append(r"the answer has no complete \boxed{}")
         return Verdict(False, "no_answer")
-    if reference and reference.rstrip().endswith("?"):  # then an answer may be asked as well
-        reference, answer = (text.rstrip(" ?\n") for text in (reference, answer))
+    if reference and _ASKED.search(reference):  # then an answer may be asked as well
+        reference, answer = (_ASKED.sub("", text) for text in (reference, answer))
     unusable = problem(reference)
     if unusable is not None or len(answer) > MAX_CHARS:
         judge.reasons.append(

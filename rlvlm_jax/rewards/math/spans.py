@@ -66,10 +66,10 @@ def every(tokens: Tokens) -> list[Token]:
 
 def trim(tokens: Tokens) -> Tokens:
     """Takes off what may stand before or after an answer and adds nothing to it."""
-    while tokens and tokens[0].value in _LEADING and tokens[0].kind == "sign" and len(tokens) > 1:
-        tokens = tokens[1:]
     while tokens and tokens[-1].value in _TRAILING and tokens[-1].kind == "sign":
         tokens = tokens[:-1]
+    while len(tokens) > 1 and tokens[0].value in _LEADING and tokens[0].kind == "sign":
+        tokens = tokens[1:]
     return tokens
 
 

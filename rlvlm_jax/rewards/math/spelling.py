@@ -61,7 +61,7 @@ _REWRITES: list[tuple[re.Pattern[str], Any]] = [
         (r"\+/-|\+-", r"\\pm "),
         (r"->", r"\\to "),
         (r"(?<!\*)\*\*(?=[\w({-])", "^"),
-        (r"\.(?:\s*\.)+", r"\\ldots "),
+        (r"\.\s*\.(?:\s*\.)+", r"\\ldots "),
         (r"(?<=[,;])\s*\?", r"\\ldots "),
         (r"(\d) ?[xX] ?(?=10\^)", r"\1\\times "),
         (
@@ -99,6 +99,9 @@ def plain(content: str) -> str:
         if inside == text:
             break
         text = inside
+    for _ in range(8):
+        if text.startswith("{") and _closes_at_end(text):
+            text = text[1:-1].strip()
     if _TO_REWRITE.search(text):
         for pattern, replacement in _REWRITES:
             text = pattern.sub(replacement, text)
@@ -107,6 +110,16 @@ def plain(content: str) -> str:
     if _SPACED_THOUSANDS.fullmatch(text):
         text = text.replace(" ", "")
     return text
+
+
+def _closes_at_end(text: str) -> bool:
+    """Whether the brace at the start is closed by the last character."""
+    depth = 0
+    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        depth += (match[0] == "{") - (match[0] == "}")
+        if depth == 0:
+            return match.end() == len(text)
+    return False
 
 
 def join_thousands(text: str) -> str:

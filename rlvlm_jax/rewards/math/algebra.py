@@ -130,12 +130,14 @@ def _series(tree: Tree, radians: bool) -> Any:
     return make(inside.subs(letter, index), (index, symbolic(low), symbolic(high))).doit()
 
 
-def equal_expressions(given: Tree, wanted: Tree, tolerance: float | None, radians: bool) -> bool:
+def equal_expressions(
+    answer: Tree, reference: Tree, tolerance: float | None, radians: bool
+) -> bool:
     """Compares two expressions: real for the same values of their letters, and equal there.
 
     Args:
-        given: the answer.
-        wanted: the reference.
+        answer: of the response.
+        reference: of the solution.
         tolerance: greatest relative difference of constants; None where both are exact.
         radians: see `symbolic`.
 
@@ -144,7 +146,7 @@ def equal_expressions(given: Tree, wanted: Tree, tolerance: float | None, radian
     """
     import sympy
 
-    a, b = symbolic(given, radians), symbolic(wanted, radians)
+    a, b = symbolic(answer, radians), symbolic(reference, radians)
     if a.has(sympy.nan, sympy.zoo) or b.has(sympy.nan, sympy.zoo):
         raise Undecided("a value that is not defined")
     if a == b and not a.free_symbols:
@@ -214,21 +216,21 @@ def _equal_constants(a: Any, b: Any, tolerance: float | None) -> bool:
     return bool(equal)
 
 
-def same_poles(given: Ratio, wanted: Ratio) -> bool:
+def same_poles(answer: Ratio, reference: Ratio) -> bool:
     """Whether two quotients that are equal elsewhere are defined for the same values."""
     import sympy
 
     factors = []
-    for below in (given.below, wanted.below):
+    for below in (answer.below, reference.below):
         terms = [
             factor.numerator
             * sympy.prod(sympy.Symbol(x, real=True) ** n for x, n in monomial)
             / factor.denominator
             for monomial, factor in below.items()
         ]
-        found = sympy.factor_list(sympy.Add(*terms))[1]
+        powers = sympy.factor_list(sympy.Add(*terms))[1]
         factors.append(
-            {sympy.monic(factor, *sorted(factor.free_symbols, key=str)) for factor, _ in found}
+            {sympy.monic(factor, *sorted(factor.free_symbols, key=str)) for factor, _ in powers}
         )
     only = factors[0] ^ factors[1]
     return all(len(x.free_symbols) == 1 and not sympy.real_roots(x) for x in only)
@@ -240,7 +242,7 @@ def number_of(tree: Tree) -> Any:
     return Fraction(str(value)) if value.is_real and value.is_finite else None
 
 
-def equal_relations(given: Tree, wanted: Tree) -> bool:
+def equal_relations(answer: Tree, reference: Tree) -> bool:
     """Compares relations with variables: one a multiple of the other, or the same solutions.
 
     Raises:
@@ -248,19 +250,19 @@ def equal_relations(given: Tree, wanted: Tree) -> bool:
     """
     import sympy
 
-    if len(given.parts) == len(wanted.parts) == 2 and given.mark == wanted.mark:
-        a, b = (symbolic(tree.parts[1]) - symbolic(tree.parts[0]) for tree in (given, wanted))
+    if len(answer.parts) == len(reference.parts) == 2 and answer.mark == reference.mark:
+        a, b = (symbolic(tree.parts[1]) - symbolic(tree.parts[0]) for tree in (answer, reference))
         if not a.free_symbols or not b.free_symbols:
             raise Undecided("a relation whose letters drop out")
         quotient = sympy.simplify(a / b)
         if quotient.is_number and quotient.is_finite and quotient != 0:
-            return bool(quotient > 0) or wanted.mark in ("=", "ne")
+            return bool(quotient > 0) or reference.mark in ("=", "ne")
         letters = a.free_symbols
         if letters != b.free_symbols or not letters:
             return False
         if len(letters) > 1:
-            return wanted.mark == "=" and _same_curve(a, b)
-    return same_solutions(given, wanted)
+            return reference.mark == "=" and _same_curve(a, b)
+    return same_solutions(answer, reference)
 
 
 def _same_curve(a: Any, b: Any) -> bool:
@@ -286,17 +288,17 @@ def _same_curve(a: Any, b: Any) -> bool:
     raise Undecided(f"whether {a} = 0 has real solutions")
 
 
-def same_solutions(given: Tree, wanted: Tree) -> bool:
+def same_solutions(answer: Tree, reference: Tree) -> bool:
     """Compares intervals, unions and the real solutions of relations in one letter."""
     import sympy
 
-    letters = [_letters_of(tree) for tree in (given, wanted)]
+    letters = [_letters_of(tree) for tree in (answer, reference)]
     if len(letters[0] | letters[1]) > 1:
         return False
-    a, b = solutions(given), solutions(wanted)
+    a, b = solutions(answer), solutions(reference)
     empty = a in (sympy.S.EmptySet, sympy.S.Reals)
-    if empty and "relation" in (given.kind, wanted.kind) and given != wanted:
-        return a == b and {given.kind, wanted.kind} != {"relation"} and a == sympy.S.Reals
+    if empty and "relation" in (answer.kind, reference.kind) and answer != reference:
+        return a == b and {answer.kind, reference.kind} != {"relation"} and a == sympy.S.Reals
     return _same_set(a, b)
 
 
@@ -335,14 +337,14 @@ def solutions(tree: Tree) -> Any:
     letters = set().union(*(term.free_symbols for term in terms))
     if len(letters) != 1 or not set(tree.mark.split()) <= set(makers):
         raise Undecided("a relation of another kind, or in several letters")
-    found = sympy.S.Reals
+    solved = sympy.S.Reals
     for sign, left, right in zip(tree.mark.split(), terms, terms[1:], strict=False):
         relation = makers[sign](left, right)
         if relation in (True, False):
-            found = found if relation else sympy.S.EmptySet
+            solved = solved if relation else sympy.S.EmptySet
         else:
-            found &= sympy.solveset(relation, *letters, sympy.S.Reals)
-    return found
+            solved &= sympy.solveset(relation, *letters, sympy.S.Reals)
+    return solved
 
 
 def _same_set(a: Any, b: Any) -> bool:

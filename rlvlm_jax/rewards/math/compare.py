@@ -94,16 +94,16 @@ def _judge(answer: str | None, reference: str | None, judge: Judge) -> Verdict:
         )
         return Verdict(False, "unparsable")
     try:
-        given = readings(answer)
+        answers = readings(answer)
     except Unreadable as error:
         judge.reasons.append(f"{error} in the answer cannot be read")
         return Verdict(False, "unparsable")
-    if not given:
+    if not answers:
         return Verdict(False, "no_answer")
-    wanted = readings(reference or "")
+    references = readings(reference or "")
     undecided = None
     # 1,234 may be one number or two parts, but it must be read alike on both sides.
-    for pair in dict.fromkeys([(given[0], wanted[0]), (given[-1], wanted[-1])]):
+    for pair in dict.fromkeys([(answers[0], references[0]), (answers[-1], references[-1])]):
         try:
             if _same_answer(*pair, judge):
                 return Verdict(True, "ok")
@@ -115,109 +115,110 @@ def _judge(answer: str | None, reference: str | None, judge: Judge) -> Verdict:
     return Verdict(False, "ok")
 
 
-def _same_answer(given: Reading, wanted: Reading, judge: Judge) -> bool:
-    letter = _letter(wanted.tree) if not wanted.letter else wanted.letter
-    named = given.letter or (given.tree.kind == "symbol" and given.tree.parts[0].upper())
-    if _letter(wanted.tree) and given.tree.kind == "relation" and not given.letter:
+def _same_answer(answer: Reading, reference: Reading, judge: Judge) -> bool:
+    letter = _letter(reference.tree) if not reference.letter else reference.letter
+    named = answer.letter or (answer.tree.kind == "symbol" and answer.tree.parts[0].upper())
+    if _letter(reference.tree) and answer.tree.kind == "relation" and not answer.letter:
         return judge.no("a relation, not a choice")
     if letter and named in CHOICES:
-        both_texts = given.letter and wanted.letter
+        both_texts = answer.letter and reference.letter
         if named != letter:
             return judge.no(f"choice {named}, not {letter}")
-        return not both_texts or equal(given.tree, wanted.tree, judge)
-    if given.letter:
+        return not both_texts or equal(answer.tree, reference.tree, judge)
+    if answer.letter:
         return judge.no("a choice")
-    return equal(given.tree, wanted.tree, judge)
+    return equal(answer.tree, reference.tree, judge)
 
 
 _MANY = ("list", "set", "union")
 
 
-def equal(given: Tree, wanted: Tree, judge: Judge) -> bool:
+def equal(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Whether two answers are equal by the conventions."""
-    if given == wanted:
+    if answer == reference:
         return True
-    kinds = {given.kind, wanted.kind}
+    kinds = {answer.kind, reference.kind}
     if kinds & set(_MANY):
-        return _equal_parts(given, wanted, judge)
+        return _equal_parts(answer, reference, judge)
     if "relation" in kinds:
-        return equal_relations(given, wanted, judge)
+        return equal_relations(answer, reference, judge)
     if kinds & {"bracket", "matrix"}:
-        return _equal_brackets(given, wanted, judge)
+        return _equal_brackets(answer, reference, judge)
     if kinds & {"quantity", "compound"}:
-        return equal_quantities(given, wanted, judge)
+        return equal_quantities(answer, reference, judge)
     if kinds & {"time", "date", "score", "ratio", "base"}:
-        return equal_literals(given, wanted, judge)
+        return equal_literals(answer, reference, judge)
     if kinds & {"word", "text", "run"}:
-        return equal_words(given, wanted, judge)
-    return equal_values(given, wanted, judge)
+        return equal_words(answer, reference, judge)
+    return equal_values(answer, reference, judge)
 
 
-def _equal_parts(given: Tree, wanted: Tree, judge: Judge) -> bool:
-    given, wanted = _as_parts(given, wanted), _as_parts(wanted, given)
-    for many, other in ((given, wanted), (wanted, given)):
+def _equal_parts(answer: Tree, reference: Tree, judge: Judge) -> bool:
+    answer, reference = _as_parts(answer, reference), _as_parts(reference, answer)
+    for many, other in ((answer, reference), (reference, answer)):
         if many.kind in _MANY and len(many.parts) == 1 and other.kind not in _MANY:
             part = many.parts[0]
             interval = part.kind == "bracket" and many.kind == "set" and part.mark != "()"
             if part.kind in _MANY or interval or part.parts == ("emptyset",):
                 return judge.no("a set in a set")
-            return equal(part, other, judge) if many is given else equal(other, part, judge)
-    if given.kind not in _MANY or wanted.kind not in _MANY:
-        if given.kind == "relation" and (wanted.kind == "set" or given.mark in ("in", "=")):
-            return relation_equal_to(given, wanted, judge)
-        if wanted.kind == "relation" and (given.kind == "set" or wanted.mark in ("in", "=")):
-            return equal_to_relation(given, wanted, judge)
+            return equal(part, other, judge) if many is answer else equal(other, part, judge)
+    if answer.kind not in _MANY or reference.kind not in _MANY:
+        if answer.kind == "relation" and (reference.kind == "set" or answer.mark in ("in", "=")):
+            return relation_equal_to(answer, reference, judge)
+        if reference.kind == "relation" and (answer.kind == "set" or reference.mark in ("in", "=")):
+            return equal_to_relation(answer, reference, judge)
         joined = all(
-            tree.kind != "list" or _is_union(tree) or tree.mark != "," for tree in (given, wanted)
+            tree.kind != "list" or _is_union(tree) or tree.mark != ","
+            for tree in (answer, reference)
         )
-        if joined and is_domain(given) and is_domain(wanted) and is_solved_domain(given):
-            return same_solutions(given, wanted, judge)
+        if joined and is_domain(answer) and is_domain(reference) and is_solved_domain(answer):
+            return same_solutions(answer, reference, judge)
         return judge.no("one answer has several parts, the other does not")
-    if max(len(given.parts), len(wanted.parts)) > MAX_PARTS:
+    if max(len(answer.parts), len(reference.parts)) > MAX_PARTS:
         return judge.no(f"more than {MAX_PARTS} parts")
-    given, wanted = (
-        _distinct(tree, judge) if tree.kind == "set" else tree for tree in (given, wanted)
+    answer, reference = (
+        _distinct(tree, judge) if tree.kind == "set" else tree for tree in (answer, reference)
     )
-    kinds = {given.kind, wanted.kind}
-    nested = [any(part.kind in _MANY for part in tree.parts) for tree in (given, wanted)]
-    if _opposed(given, wanted) or ("set" in kinds and nested[0] != nested[1]):
+    kinds = {answer.kind, reference.kind}
+    nested = [any(part.kind in _MANY for part in tree.parts) for tree in (answer, reference)]
+    if _opposed(answer, reference) or ("set" in kinds and nested[0] != nested[1]):
         return judge.no("parts that are joined in another way")
-    if "union" in kinds and len(kinds) == 2 and not (_is_union(given) and _is_union(wanted)):
+    if "union" in kinds and len(kinds) == 2 and not (_is_union(answer) and _is_union(reference)):
         return judge.no("a union, and parts that are none")
-    if "to" in (given.mark, wanted.mark) and given.mark != wanted.mark:
+    if "to" in (answer.mark, reference.mark) and answer.mark != reference.mark:
         return judge.no("an order, and parts without one")
-    ordered = wanted.mark in (";", "to") or _order_counts(given, wanted)
-    one, other = _unnumbered(given, wanted), _unnumbered(wanted, given)
+    ordered = reference.mark in (";", "to") or _order_counts(answer, reference)
+    one, other = _unnumbered(answer, reference), _unnumbered(reference, answer)
     if len(one.parts) == len(other.parts) and judge.match(one.parts, other.parts, ordered):
         return True
-    part_kinds = {part.kind for part in (*given.parts, *wanted.parts)}
+    part_kinds = {part.kind for part in (*answer.parts, *reference.parts)}
     if (
         part_kinds <= {"bracket", "set", "relation"}
         and "union" in kinds
-        and is_domain(given)
-        and is_domain(wanted)
+        and is_domain(answer)
+        and is_domain(reference)
     ):
-        return same_solutions(given, wanted, judge)
-    if len(given.parts) != len(wanted.parts):
-        return judge.no(f"{len(given.parts)} parts, not {len(wanted.parts)}")
+        return same_solutions(answer, reference, judge)
+    if len(answer.parts) != len(reference.parts):
+        return judge.no(f"{len(answer.parts)} parts, not {len(reference.parts)}")
     return False
 
 
-def _opposed(given: Tree, wanted: Tree) -> bool:
+def _opposed(answer: Tree, reference: Tree) -> bool:
     """Whether "or" joins one side's parts, and the other side means all of them."""
-    marks = {given.mark, wanted.mark}
+    marks = {answer.mark, reference.mark}
     if "or" not in marks or len(marks) == 1:
         return False
-    names = {_named(part) for part in wanted.parts} - {""}
-    if len(names) > 1 or all(map(_letter, wanted.parts)):
+    names = {_named(part) for part in reference.parts} - {""}
+    if len(names) > 1 or all(map(_letter, reference.parts)):
         return True
-    related = [part for part in wanted.parts if part.kind == "relation" and not _named(part)]
+    related = [part for part in reference.parts if part.kind == "relation" and not _named(part)]
     if len({frozenset(symbols(part)) for part in related}) > 1:
         return True
-    if "and" in marks and any(part.kind in ("word", "text", "run") for part in wanted.parts):
+    if "and" in marks and any(part.kind in ("word", "text", "run") for part in reference.parts):
         return True
     if "and" in marks:
-        return bool(related) or any(map(symbols, wanted.parts)) and not names
+        return bool(related) or any(map(symbols, reference.parts)) and not names
     return not all(is_solved_domain(part) and part.mark != "ne" for part in related)
 
 
@@ -277,12 +278,12 @@ def _distinct(tree: Tree, judge: Judge) -> Tree:
     return tree._replace(parts=tuple(parts))
 
 
-def _order_counts(given: Tree, wanted: Tree) -> bool:
+def _order_counts(answer: Tree, reference: Tree) -> bool:
     """True where one side says which value belongs to which name or unit, the other does not."""
-    one, other = ([_label(part) for part in tree.parts] for tree in (given, wanted))
+    one, other = ([_label(part) for part in tree.parts] for tree in (answer, reference))
     if any(one) != any(other) and len({*one, *other} - {""}) > 1:
         return True
-    nouns = [{p.mark for p in tree.parts if p.kind == "quantity"} for tree in (given, wanted)]
+    nouns = [{p.mark for p in tree.parts if p.kind == "quantity"} for tree in (answer, reference)]
     return min(map(len, nouns)) == 0 and max(map(len, nouns)) > 1
 
 
@@ -332,17 +333,17 @@ def _evaluated(tree: Tree) -> Tree:
     return first
 
 
-def _equal_brackets(given: Tree, wanted: Tree, judge: Judge) -> bool:
+def _equal_brackets(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Tuples, points, intervals, vectors and matrices."""
-    given, wanted = _evaluated(given), _evaluated(wanted)
-    if given.kind == wanted.kind == "matrix":
-        shapes = [[len(row) for row in tree.parts] for tree in (given, wanted)]
-        if shapes[0] != shapes[1] or given.mark != wanted.mark:
+    answer, reference = _evaluated(answer), _evaluated(reference)
+    if answer.kind == reference.kind == "matrix":
+        shapes = [[len(row) for row in tree.parts] for tree in (answer, reference)]
+        if shapes[0] != shapes[1] or answer.mark != reference.mark:
             return judge.no("matrices of different shapes")
-        rows = zip(given.parts, wanted.parts, strict=True)
+        rows = zip(answer.parts, reference.parts, strict=True)
         return all(judge.match(one, other, True) for one, other in rows)
     sides = []
-    for tree in (given, wanted):
+    for tree in (answer, reference):
         if tree.kind == "matrix" and not tree.mark:
             column = tuple(row[0] for row in tree.parts)
             flat_matrix = all(len(row) == 1 for row in tree.parts)

@@ -283,9 +283,9 @@ _FUNCTIONS: dict[str, Callable[..., float]] = {
 _LARGE = 1e9  # beyond it a float's last digits may hide a difference
 
 
-def differ(given: Tree, wanted: Tree, tolerance: float) -> bool:
+def differ(answer: Tree, reference: Tree, tolerance: float) -> bool:
     """Whether two expressions clearly differ somewhere, or one of them alone is real there."""
-    letters = sorted({*names(given), *names(wanted)})
+    letters = sorted({*names(answer), *names(reference)})
     for shift, turned in itertools.product((0, 3, 5), ((1,), (-1,), (1, -1))):
         numbers = itertools.islice(itertools.cycle(SAMPLES), shift, shift + len(letters))
         signs = itertools.cycle(turned)
@@ -293,7 +293,7 @@ def differ(given: Tree, wanted: Tree, tolerance: float) -> bool:
             x: s * float(Fraction(n)) for x, n, s in zip(letters, numbers, signs, strict=False)
         }
         try:
-            values = [_real(tree, point) for tree in (given, wanted)]
+            values = [_real(tree, point) for tree in (answer, reference)]
         except (ValueError, ArithmeticError, TypeError, KeyError):
             continue
         if (values[0] is None) != (values[1] is None):

@@ -108,25 +108,25 @@ def is_variable(tree: Tree) -> bool:
     return tree == NOTHING or (tree.kind == "symbol" and bool(symbols(tree)))
 
 
-def equal_relations(given: Tree, wanted: Tree, judge: Judge) -> bool:
+def equal_relations(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Compares two answers of which one is a relation at least."""
-    if given.kind != "relation":
-        return equal_to_relation(given, wanted, judge)
-    if wanted.kind != "relation":
-        return relation_equal_to(given, wanted, judge)
-    if "in" in (given.mark, wanted.mark):
-        return _equal_domains(given, wanted, judge)
-    for one, other in ((given, wanted), (wanted, given)):  # A = {x | x > 1}
+    if answer.kind != "relation":
+        return equal_to_relation(answer, reference, judge)
+    if reference.kind != "relation":
+        return relation_equal_to(answer, reference, judge)
+    if "in" in (answer.mark, reference.mark):
+        return _equal_domains(answer, reference, judge)
+    for one, other in ((answer, reference), (reference, answer)):  # A = {x | x > 1}
         kinds = ("relation", "bracket", "union", "set")
         holds = one.mark == "=" and len(one.parts) == 2 and one.parts[1].kind in kinds
         if holds and _is_name(one.parts[0]) and other.parts[-1].kind not in kinds:
-            sides = (one.parts[1], other) if one is given else (other, one.parts[1])
+            sides = (one.parts[1], other) if one is answer else (other, one.parts[1])
             return judge.equal(*sides)
-    if all(map(is_constant, wanted.parts)):
-        return _written(given) == _written(wanted) or judge.no("another number sentence")
-    if _same_terms(given, wanted, judge):
+    if all(map(is_constant, reference.parts)):
+        return _written(answer) == _written(reference) or judge.no("another number sentence")
+    if _same_terms(answer, reference, judge):
         return True
-    one, other = _chain(given, judge), _chain(wanted, judge)
+    one, other = _chain(answer, judge), _chain(reference, judge)
     if one and other and one.names and other.names:
         if one.value is None or other.value is None:
             return judge.no("a link of the chain is false")
@@ -142,44 +142,46 @@ def equal_relations(given: Tree, wanted: Tree, judge: Judge) -> bool:
             return judge.no("another value" if same else "the value of another name")
     elif other and other.names and other.value and is_constant(other.value):
         return judge.no("the reference is solved, the answer is not")
-    if _is_solved(wanted) or not set(wanted.mark.split()) <= {"=", "ne", "<", "le"}:
+    if _is_solved(reference) or not set(reference.mark.split()) <= {"=", "ne", "<", "le"}:
         return judge.no("the reference is solved, the answer is not the same")
-    return _equivalent(given, wanted, judge)
+    return _equivalent(answer, reference, judge)
 
 
-def equal_to_relation(given: Tree, wanted: Tree, judge: Judge) -> bool:
+def equal_to_relation(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Compares a value with a reference that is a relation."""
-    held = wanted.parts[-1].kind in ("relation", "union", "set", "bracket")
-    if wanted.mark == "in" or (wanted.mark == "=" and held):
-        named = _is_name(wanted.parts[0]) and len(wanted.parts) == 2
-        return named and judge.equal(given, wanted.parts[-1])
-    if is_domain(given) and wanted.mark != "=":
-        interval = _as_interval(wanted)
-        return judge.equal(given, interval) if interval else same_solutions(given, wanted, judge)
-    chain = _chain(wanted, judge)
+    held = reference.parts[-1].kind in ("relation", "union", "set", "bracket")
+    if reference.mark == "in" or (reference.mark == "=" and held):
+        named = _is_name(reference.parts[0]) and len(reference.parts) == 2
+        return named and judge.equal(answer, reference.parts[-1])
+    if is_domain(answer) and reference.mark != "=":
+        interval = _as_interval(reference)
+        return (
+            judge.equal(answer, interval) if interval else same_solutions(answer, reference, judge)
+        )
+    chain = _chain(reference, judge)
     if chain is None or not (chain.names or chain.estimate) or not _droppable(chain):
         return judge.no("the reference is a relation")
-    return judge.equal(given, chain.value or NOTHING)
+    return judge.equal(answer, chain.value or NOTHING)
 
 
-def relation_equal_to(given: Tree, wanted: Tree, judge: Judge) -> bool:
+def relation_equal_to(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Compares a relation with a reference that is a value."""
-    held = given.parts[-1].kind in ("relation", "union", "set", "bracket")
-    if given.mark == "in" or (given.mark == "=" and held):
-        named = _is_name(given.parts[0]) and len(given.parts) == 2
-        return named and judge.equal(given.parts[-1], wanted)
-    if is_domain(wanted):
-        interval = _as_interval(given)
+    held = answer.parts[-1].kind in ("relation", "union", "set", "bracket")
+    if answer.mark == "in" or (answer.mark == "=" and held):
+        named = _is_name(answer.parts[0]) and len(answer.parts) == 2
+        return named and judge.equal(answer.parts[-1], reference)
+    if is_domain(reference):
+        interval = _as_interval(answer)
         if interval:
-            return judge.equal(interval, wanted)
-        if given.mark != "=" and (given.mark == "ne" or _is_distance(given)):
-            return same_solutions(given, wanted, judge)
-    chain = _chain(given, judge)
+            return judge.equal(interval, reference)
+        if answer.mark != "=" and (answer.mark == "ne" or _is_distance(answer)):
+            return same_solutions(answer, reference, judge)
+    chain = _chain(answer, judge)
     if chain is None or chain.value is None or not _droppable(chain):
         return judge.no("the answer is another relation, or one of its links is false")
-    if chain.estimate and not (wanted.kind == "number" and wanted.mark):
+    if chain.estimate and not (reference.kind == "number" and reference.mark):
         return judge.no("an estimate is no value")
-    return judge.equal(chain.value, wanted)
+    return judge.equal(chain.value, reference)
 
 
 def _written(tree: Tree) -> Any:
@@ -193,13 +195,13 @@ def _written(tree: Tree) -> Any:
     return (tree.kind, tree.mark, tuple(sorted(parts, key=repr) if free else parts))
 
 
-def _same_terms(given: Tree, wanted: Tree, judge: Judge) -> bool:
-    if given.mark != wanted.mark or len(given.parts) != len(wanted.parts):
+def _same_terms(answer: Tree, reference: Tree, judge: Judge) -> bool:
+    if answer.mark != reference.mark or len(answer.parts) != len(reference.parts):
         return False
     one_way = ("<", "le", "in", "notin", "subset", "subseteq")
-    symmetric = len(given.parts) == 2 and wanted.mark not in one_way
-    for terms in (given.parts, given.parts[::-1])[: 1 + symmetric]:
-        pairs = list(zip(terms, wanted.parts, strict=True))
+    symmetric = len(answer.parts) == 2 and reference.mark not in one_way
+    for terms in (answer.parts, answer.parts[::-1])[: 1 + symmetric]:
+        pairs = list(zip(terms, reference.parts, strict=True))
         if all(
             (NOTHING in pair and all(map(is_variable, pair)))
             or (NOTHING not in pair and judge.equal(*pair))
@@ -258,10 +260,10 @@ def is_solved_domain(tree: Tree) -> bool:
     return tree.kind != "list" or all(map(is_solved_domain, tree.parts))
 
 
-def _equal_domains(given: Tree, wanted: Tree, judge: Judge) -> bool:
+def _equal_domains(answer: Tree, reference: Tree, judge: Judge) -> bool:
     r"""Compares `x \in [1, 2)` with another relation on x."""
     sides, names = [], []
-    for tree in (given, wanted):
+    for tree in (answer, reference):
         member = tree.mark == "in"
         names.append({tree.parts[0]} if member else set(map(symbol, symbols(tree))))
         sides.append(tree.parts[1] if member else _as_interval(tree) or tree)
@@ -270,25 +272,28 @@ def _equal_domains(given: Tree, wanted: Tree, judge: Judge) -> bool:
     return judge.equal(sides[0], sides[1])
 
 
-def same_solutions(given: Tree, wanted: Tree, judge: Judge) -> bool:
+def same_solutions(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Whether two answers are the same set of real numbers."""
     if not judge.algebra:
         raise NeedsAlgebra
-    return computed(algebra.same_solutions, given, wanted)
+    return computed(algebra.same_solutions, answer, reference)
 
 
-def _equivalent(given: Tree, wanted: Tree, judge: Judge) -> bool:
+def _equivalent(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Whether two relations with variables say the same."""
-    plain = len(given.parts) == len(wanted.parts) == 2 and NOTHING not in given.parts + wanted.parts
-    if plain and given.mark == wanted.mark and wanted.mark in ("=", "<", "le"):
-        sides = (Tree("sum", (t.parts[1], negative(t.parts[0]))) for t in (given, wanted))
+    plain = (
+        len(answer.parts) == len(reference.parts) == 2
+        and NOTHING not in answer.parts + reference.parts
+    )
+    if plain and answer.mark == reference.mark and reference.mark in ("=", "<", "le"):
+        sides = (Tree("sum", (t.parts[1], negative(t.parts[0]))) for t in (answer, reference))
         ratios = [ratio(side) for side in sides]
         if ratios[0] and ratios[1]:
             factor = proportional(ratios[0], ratios[1])
-            if factor and set(ratios[0].above) != {()} and (factor > 0 or wanted.mark == "="):
+            if factor and set(ratios[0].above) != {()} and (factor > 0 or reference.mark == "="):
                 return True
             if all(is_linear(ratio) for ratio in ratios if ratio):
                 return judge.no("relations that do not say the same")
     if not judge.algebra:
         raise NeedsAlgebra
-    return computed(algebra.equal_relations, given, wanted)
+    return computed(algebra.equal_relations, answer, reference)

@@ -33,13 +33,13 @@ LEAST_PLACES = 2  # of an answer that may stand for an exact reference
 _EXPRESSIONS = {"number", "symbol", "sum", "product", "quotient", "power", "call", "series"}
 
 
-def equal_quantities(given: Tree, wanted: Tree, judge: Judge) -> bool:
+def equal_quantities(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Compares values of which one has a unit at least."""
-    if "compound" in (given.kind, wanted.kind):
-        return _equal_compounds(given, wanted) or judge.no("another compound")
+    if "compound" in (answer.kind, reference.kind):
+        return _equal_compounds(answer, reference) or judge.no("another compound")
     (value, unit), (expected, expected_unit) = (
         (tree.parts[0], tree.mark) if tree.kind == "quantity" else (tree, "")
-        for tree in (given, wanted)
+        for tree in (answer, reference)
     )
     if "%" in (unit, expected_unit):
         return _equal_percents(value, unit, expected, expected_unit, judge)
@@ -111,9 +111,9 @@ def _equal_percents(
     return judge.equal(value, Tree("quotient", (expected, hundred)))
 
 
-def _equal_compounds(given: Tree, wanted: Tree) -> bool:
+def _equal_compounds(answer: Tree, reference: Tree) -> bool:
     totals, names = [], []
-    for tree in (given, wanted):
+    for tree in (answer, reference):
         parts = tree.parts if tree.kind == "compound" else (tree,)
         if any(part.kind != "quantity" or not units.scale(part.mark) for part in parts):
             return False
@@ -127,25 +127,25 @@ def _equal_compounds(given: Tree, wanted: Tree) -> bool:
         )
         names.append({part.mark for part in parts})
     own = names[0] <= names[1] or names[1] <= names[0]
-    return totals[0] == totals[1] and (own or given.kind == wanted.kind)
+    return totals[0] == totals[1] and (own or answer.kind == reference.kind)
 
 
-def equal_literals(given: Tree, wanted: Tree, judge: Judge) -> bool:
+def equal_literals(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Times, dates, scores, ratios and numbers to a base."""
-    if given.kind == wanted.kind == "time":
-        hours = [_hours(tree) for tree in (given, wanted)]
-        both = given.mark and wanted.mark
+    if answer.kind == reference.kind == "time":
+        hours = [_hours(tree) for tree in (answer, reference)]
+        both = answer.mark and reference.mark
         same_time = hours[0] == hours[1] if both else bool(hours[0] & hours[1])
         return same_time or judge.no("another time")
-    if given.kind == "time" and wanted.kind != "time" and _ratio_terms(given):
-        given = Tree("ratio", _ratio_terms(given))  # no clock was asked for
-    if given.kind == "score" and wanted.kind not in ("date", "time", "ratio", "base", "score"):
-        given = Tree("sum", (given.parts[0], negative(given.parts[1])))
-        return judge.equal(given, wanted)
-    terms = [_ratio_terms(tree) for tree in (given, wanted)]
+    if answer.kind == "time" and reference.kind != "time" and _ratio_terms(answer):
+        answer = Tree("ratio", _ratio_terms(answer))  # no clock was asked for
+    if answer.kind == "score" and reference.kind not in ("date", "time", "ratio", "base", "score"):
+        answer = Tree("sum", (answer.parts[0], negative(answer.parts[1])))
+        return judge.equal(answer, reference)
+    terms = [_ratio_terms(tree) for tree in (answer, reference)]
     if terms[0] and terms[1] and len(terms[0]) == len(terms[1]):
-        if "time" in (given.kind, wanted.kind):  # 16:25 may be a ratio, but is not reduced
-            ratios = "quotient" not in (given.kind, wanted.kind)
+        if "time" in (answer.kind, reference.kind):  # 16:25 may be a ratio, but is not reduced
+            ratios = "quotient" not in (answer.kind, reference.kind)
             return ratios and judge.match(terms[0], terms[1], True)
         zero = exact(0)
         if any(judge.equal(term, zero) for term in (*terms[0], *terms[1])):
@@ -157,10 +157,10 @@ def equal_literals(given: Tree, wanted: Tree, judge: Judge) -> bool:
         return all(judge.equal(one, other) for one, other in crossed)
     values = [
         Tree("quotient", tree.parts) if tree.kind == "ratio" and len(tree.parts) == 2 else tree
-        for tree in (given, wanted)
+        for tree in (answer, reference)
     ]
     if {values[0].kind, values[1].kind} & {"time", "date", "score", "ratio", "base"}:
-        return judge.no(f"a {given.kind}, not a {wanted.kind}")
+        return judge.no(f"a {answer.kind}, not a {reference.kind}")
     return judge.equal(values[0], values[1])
 
 
@@ -180,26 +180,26 @@ def _hours(time: Tree) -> set[tuple[int, ...]]:
 _ARTICLE = re.compile(r"(?:an?|the) (?=[a-z-]{3})", re.IGNORECASE)
 
 
-def equal_words(given: Tree, wanted: Tree, judge: Judge) -> bool:
+def equal_words(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Compares words, sentences and runs of letters."""
     prose = ("word", "text")
-    if given.kind in prose and wanted.kind in prose:
-        lines = [_ARTICLE.sub("", tree.parts[0], count=1) for tree in (given, wanted)]
+    if answer.kind in prose and reference.kind in prose:
+        lines = [_ARTICLE.sub("", tree.parts[0], count=1) for tree in (answer, reference)]
         return _fold(lines[0]) == _fold(lines[1]) or judge.no("other words")
-    if given.kind in prose or wanted.kind in prose:
+    if answer.kind in prose or reference.kind in prose:
         return judge.no("words on one side only")
-    if given.kind == wanted.kind == "run":
-        one, other = given.parts[0], wanted.parts[0]
+    if answer.kind == reference.kind == "run":
+        one, other = answer.parts[0], reference.parts[0]
         if one == other:
             return True
-        if "text" in (given.mark, wanted.mark):
+        if "text" in (answer.mark, reference.mark):
             lower = one.lower() == other.lower() and len(one) == 3 and is_word(one)
             return lower or judge.no("letters in another order or case")
         if not one.isupper() and (is_word(one) or is_word(other)):
             return judge.no("another word")
-    if "text" in (given.mark, wanted.mark):
+    if "text" in (answer.mark, reference.mark):
         return judge.no("letters set as text")
-    sides = [product(*letters(t.parts[0])) if t.kind == "run" else t for t in (given, wanted)]
+    sides = [product(*letters(t.parts[0])) if t.kind == "run" else t for t in (answer, reference)]
     return equal_values(sides[0], sides[1], judge)
 
 
@@ -222,19 +222,19 @@ def _is_expression(tree: Tree) -> bool:
     )
 
 
-def equal_values(given: Tree, wanted: Tree, judge: Judge) -> bool:
+def equal_values(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Compares expressions: in normal form, by a difference in floats, or by computer algebra."""
-    if not (_is_expression(given) and _is_expression(wanted)):
-        return judge.no(f"a {given.kind}, not a {wanted.kind}")
-    if given == wanted:
+    if not (_is_expression(answer) and _is_expression(reference)):
+        return judge.no(f"a {answer.kind}, not a {reference.kind}")
+    if answer == reference:
         return True
     decimal = any(
-        leaf.kind == "number" and leaf.mark for side in (given, wanted) for leaf in leaves(side)
+        leaf.kind == "number" and leaf.mark for side in (answer, reference) for leaf in leaves(side)
     )
     tolerance = judge.rules.tolerance if decimal else None
-    degrees = [any(t.mark == "degree" for t in _calls(side)) for side in (given, wanted)]
-    radians = any(degrees) and not all(degrees) and (_has_pi(given) or _has_pi(wanted))
-    one, other = (None, None) if radians else (ratio(given), ratio(wanted))
+    degrees = [any(t.mark == "degree" for t in _calls(side)) for side in (answer, reference)]
+    radians = any(degrees) and not all(degrees) and (_has_pi(answer) or _has_pi(reference))
+    one, other = (None, None) if radians else (ratio(answer), ratio(reference))
     decided = same(one, other) if one and other else None
     if decided and one and other and not poles_agree(one, other):
         if not judge.algebra:
@@ -244,20 +244,20 @@ def equal_values(given: Tree, wanted: Tree, judge: Judge) -> bool:
         decided is None
         and judge.rules.rounding == "none"
         and not radians
-        and differ(given, wanted, judge.rules.tolerance)
+        and differ(answer, reference, judge.rules.tolerance)
     ):
         decided = False
     if decided is None:
         if not judge.algebra:
             raise NeedsAlgebra
-        decided = computed(algebra.equal_expressions, given, wanted, tolerance, radians)
+        decided = computed(algebra.equal_expressions, answer, reference, tolerance, radians)
     elif decided is False and tolerance is not None and one and other:
         numbers = [approximate(ratio) for ratio in (one, other)]
         if None not in numbers:
             share = Fraction(repr(tolerance))
             a, b = (Fraction(number) for number in numbers if number is not None)
             decided = bool(b) and abs(a - b) <= share * abs(b)
-    return decided or _rounded(given, wanted, judge) or judge.no("another value")
+    return decided or _rounded(answer, reference, judge) or judge.no("another value")
 
 
 def _calls(tree: Tree) -> Iterable[Tree]:
@@ -293,16 +293,16 @@ def is_estimate(value: Tree, estimate: Tree, judge: Judge) -> bool:
     return _rounds_to(_number(value, judge), estimate, least=0)
 
 
-def _rounded(given: Tree, wanted: Tree, judge: Judge) -> bool:
+def _rounded(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Whether one value is the other, rounded, as far as the rules allow."""
     if judge.rules.rounding == "none":
         return False
-    one, other = _number(given, judge), _number(wanted, judge)
+    one, other = _number(answer, judge), _number(reference, judge)
     if one is None or other is None:
         return False
-    if _rounds_to(one, wanted):
+    if _rounds_to(one, reference):
         return True
-    return judge.rules.rounding == "both" and _rounds_to(other, given, LEAST_PLACES)
+    return judge.rules.rounding == "both" and _rounds_to(other, answer, LEAST_PLACES)
 
 
 def leaves(tree: Tree) -> Iterable[Tree]:

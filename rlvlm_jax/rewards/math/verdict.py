@@ -60,12 +60,12 @@ class Judge(NamedTuple):
     compare: "Callable[[Tree, Tree, Judge], bool]"
     spent: list[int]
 
-    def match(self, given: Sequence[Tree], wanted: Sequence[Tree], ordered: bool) -> bool:
+    def match(self, answer: Sequence[Tree], reference: Sequence[Tree], ordered: bool) -> bool:
         """Whether parts, as many on both sides, are equal in order, or each to another one."""
         if ordered:
-            return all(self.equal(g, w) for g, w in zip(given, wanted, strict=True))
-        left = list(given)
-        for part in wanted:
+            return all(self.equal(g, w) for g, w in zip(answer, reference, strict=True))
+        left = list(answer)
+        for part in reference:
             match = next((i for i, g in enumerate(left) if self.equal(g, part)), None)
             if match is None:
                 return False
@@ -77,9 +77,9 @@ class Judge(NamedTuple):
         self.reasons.append(reason)
         return False
 
-    def equal(self, given: Tree, wanted: Tree) -> bool:
+    def equal(self, answer: Tree, reference: Tree) -> bool:
         """Whether two answers of any kind are equal; long work is left to the workers."""
         self.spent.append(1)
         if len(self.spent) > MAX_COMPARISONS and not self.algebra:
             raise NeedsAlgebra
-        return self.compare(given, wanted, self)
+        return self.compare(answer, reference, self)

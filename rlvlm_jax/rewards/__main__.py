@@ -38,8 +38,9 @@ def main(argv: Sequence[str]) -> int:
     answer_box = boxes.answer_box(answer) if r"\boxed" in answer else answer
     for name, box in (("reference", reference_box), ("answer", answer_box)):
         sys.stdout.write(f"{name}: {box}\n{_drawn(box)}\n")
-    found = pool.shared(1).map(math.explain, [(answer_box, reference_box)], 5.0)[0]
-    verdict, reason = found if found is not pool.LOST else (math.Verdict(False, "timeout"), "5 s")
+    explained = pool.shared(1).map(math.explain, [(answer_box, reference_box)], 5.0)[0]
+    timeout = (math.Verdict(False, "timeout"), "5 s")
+    verdict, reason = timeout if explained is pool.LOST else explained
     word = "right" if verdict.correct else "wrong"
     sys.stdout.write(f"{word} ({verdict.status}): {reason}\n")
     return cli.DONE

@@ -188,8 +188,10 @@ def _equal_parts(answer: Tree, reference: Tree, judge: Judge) -> bool:
     if "to" in (answer.mark, reference.mark) and answer.mark != reference.mark:
         return judge.no("an order, and parts without one")
     ordered = reference.mark in (";", "to") or _order_counts(answer, reference)
-    one, other = _unnumbered(answer, reference), _unnumbered(reference, answer)
-    if len(one.parts) == len(other.parts) and judge.match(one.parts, other.parts, ordered):
+    answer_list, reference_list = _unnumbered(answer, reference), _unnumbered(reference, answer)
+    if len(answer_list.parts) == len(reference_list.parts) and judge.match(
+        answer_list.parts, reference_list.parts, ordered
+    ):
         return True
     part_kinds = {part.kind for part in (*answer.parts, *reference.parts)}
     if (
@@ -280,8 +282,13 @@ def _distinct(tree: Tree, judge: Judge) -> Tree:
 
 def _order_counts(answer: Tree, reference: Tree) -> bool:
     """True where one side says which value belongs to which name or unit, the other does not."""
-    one, other = ([_label(part) for part in tree.parts] for tree in (answer, reference))
-    if any(one) != any(other) and len({*one, *other} - {""}) > 1:
+    answer_labels, reference_labels = (
+        [_label(part) for part in tree.parts] for tree in (answer, reference)
+    )
+    if (
+        any(answer_labels) != any(reference_labels)
+        and len({*answer_labels, *reference_labels} - {""}) > 1
+    ):
         return True
     nouns = [{p.mark for p in tree.parts if p.kind == "quantity"} for tree in (answer, reference)]
     return min(map(len, nouns)) == 0 and max(map(len, nouns)) > 1
@@ -352,9 +359,13 @@ def _equal_brackets(answer: Tree, reference: Tree, judge: Judge) -> bool:
         elif tree.mark == "<>":
             tree = tree._replace(mark="()")
         sides.append(tree)
-    one, other = sides
-    if is_domain(one) and is_domain(other) and "symbol" in (one.kind, other.kind):
-        return same_solutions(one, other, judge)
-    if one.kind != other.kind or one.mark != other.mark or len(one.parts) != len(other.parts):
+    answer, reference = sides
+    if is_domain(answer) and is_domain(reference) and "symbol" in (answer.kind, reference.kind):
+        return same_solutions(answer, reference, judge)
+    if (
+        answer.kind != reference.kind
+        or answer.mark != reference.mark
+        or len(answer.parts) != len(reference.parts)
+    ):
         return judge.no("brackets of different kinds or lengths")
-    return judge.match(one.parts, other.parts, True)
+    return judge.match(answer.parts, reference.parts, True)

@@ -323,21 +323,21 @@ class _Expression:
 
     def points(self, run: str, least: int = 2) -> str:
         """The name of a segment or figure by points such as A' or B_1; empty for anything else."""
-        found, at = list(run), self.at
+        points, at = list(run), self.at
         while at < len(self.tokens):
             token = self.tokens[at]
             if token.kind == "sub" or token.value in ("'", '"'):
-                found[-1] += flat((token,))
+                points[-1] += flat((token,))
             elif token.kind == "run" and token.value.isupper() and not token.text:
-                found += token.value
+                points += token.value
             else:
                 break
             at += 1
-        if len(found) < least or all(len(point) == 1 for point in found):
+        if len(points) < least or all(len(point) == 1 for point in points):
             return ""
         self.at = at
-        either_way = sorted(found) if len(found) == 2 else min(found, found[::-1])
-        return "".join(either_way if len(found) == 2 or least == 1 else found)
+        either_way = sorted(points) if len(points) == 2 else min(points, points[::-1])
+        return "".join(either_way if len(points) == 2 or least == 1 else points)
 
     def enclosed(self, sign: str) -> Tree:
         """What stands in brackets or bars, or what an angle is named by."""

@@ -90,17 +90,17 @@ def readings(content: str) -> tuple[Reading, ...]:
         return ()
     text = spelling.plain(content)
     ways = [lexer.tokens(way) for way in dict.fromkeys((spelling.join_thousands(text), text))]
-    found = tuple(_reading(way) for way in map(trim, ways) if way)
-    if any(_depth(reading.tree) > MAX_DEPTH for reading in found):
+    answers = tuple(_reading(way) for way in map(trim, ways) if way)
+    if any(_depth(reading.tree) > MAX_DEPTH for reading in answers):
         raise Unreadable(f"an expression of more than {MAX_DEPTH} levels")
-    return found
+    return answers
 
 
 def _reading(tokens: Tokens) -> Reading:
-    found = choice(tokens)
-    if found is None:
+    labelled = choice(tokens)
+    if labelled is None:
         return Reading(_answer(tokens))
-    letter, rest = found
+    letter, rest = labelled
     if not rest:
         return Reading(symbol(letter))
     try:

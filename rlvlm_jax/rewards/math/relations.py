@@ -126,21 +126,26 @@ def equal_relations(answer: Tree, reference: Tree, judge: Judge) -> bool:
         return _written(answer) == _written(reference) or judge.no("another number sentence")
     if _same_terms(answer, reference, judge):
         return True
-    one, other = _chain(answer, judge), _chain(reference, judge)
-    if one and other and one.names and other.names:
-        if one.value is None or other.value is None:
+    answer_chain, reference_chain = _chain(answer, judge), _chain(reference, judge)
+    if answer_chain and reference_chain and answer_chain.names and reference_chain.names:
+        if answer_chain.value is None or reference_chain.value is None:
             return judge.no("a link of the chain is false")
-        if one.estimate != other.estimate:
+        if answer_chain.estimate != reference_chain.estimate:
             return judge.no("an estimate is no value")
-        names, expected = ({*chain.names} - {NOTHING} for chain in (one, other))
+        names, expected = ({*chain.names} - {NOTHING} for chain in (answer_chain, reference_chain))
         called = {str(name.parts[0]) for name in names | expected}
         function = "y" in called and len(called) == 2 and re.search(r"[fgh]\(x\)", " ".join(called))
-        same = expected <= names or (bool(function) and "x" in symbols(other.value))
-        if same and judge.equal(one.value, other.value):
+        same = expected <= names or (bool(function) and "x" in symbols(reference_chain.value))
+        if same and judge.equal(answer_chain.value, reference_chain.value):
             return True
-        if is_constant(other.value):
+        if is_constant(reference_chain.value):
             return judge.no("another value" if same else "the value of another name")
-    elif other and other.names and other.value and is_constant(other.value):
+    elif (
+        reference_chain
+        and reference_chain.names
+        and reference_chain.value
+        and is_constant(reference_chain.value)
+    ):
         return judge.no("the reference is solved, the answer is not")
     if _is_solved(reference) or not set(reference.mark.split()) <= {"=", "ne", "<", "le"}:
         return judge.no("the reference is solved, the answer is not the same")
@@ -149,8 +154,8 @@ def equal_relations(answer: Tree, reference: Tree, judge: Judge) -> bool:
 
 def equal_to_relation(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Compares a value with a reference that is a relation."""
-    held = reference.parts[-1].kind in ("relation", "union", "set", "bracket")
-    if reference.mark == "in" or (reference.mark == "=" and held):
+    has_members = reference.parts[-1].kind in ("relation", "union", "set", "bracket")
+    if reference.mark == "in" or (reference.mark == "=" and has_members):
         named = _is_name(reference.parts[0]) and len(reference.parts) == 2
         return named and judge.equal(answer, reference.parts[-1])
     if is_domain(answer) and reference.mark != "=":
@@ -166,8 +171,8 @@ def equal_to_relation(answer: Tree, reference: Tree, judge: Judge) -> bool:
 
 def relation_equal_to(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Compares a relation with a reference that is a value."""
-    held = answer.parts[-1].kind in ("relation", "union", "set", "bracket")
-    if answer.mark == "in" or (answer.mark == "=" and held):
+    has_members = answer.parts[-1].kind in ("relation", "union", "set", "bracket")
+    if answer.mark == "in" or (answer.mark == "=" and has_members):
         named = _is_name(answer.parts[0]) and len(answer.parts) == 2
         return named and judge.equal(answer.parts[-1], reference)
     if is_domain(reference):

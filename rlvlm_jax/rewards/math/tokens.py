@@ -80,7 +80,7 @@ for _line in re.sub(r"\n  ", " ", _TABLE.strip()).split("\n"):
 
 def names(kind: str) -> frozenset[str]:
     """The macros of one kind, each by one name."""
-    return frozenset(name for found, name in _MACROS.values() if found == kind)
+    return frozenset(name for of_kind, name in _MACROS.values() if of_kind == kind)
 
 
 SYMBOLS, FUNCTIONS = names("symbol"), names("function") | {"sqrt"}

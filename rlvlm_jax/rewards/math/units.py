@@ -89,8 +89,8 @@ def number_words(words: Sequence[str]) -> tuple[Fraction, int] | None:
         `two thirds` a fraction, `2 billion` two billion; `twenty-fifth` is no number.
     """
     if words and words[0] in ("negative", "minus"):
-        found = number_words(words[1:])
-        return found and (-found[0], found[1] + 1)
+        positive = number_words(words[1:])
+        return positive and (-positive[0], positive[1] + 1)
     if words and words[0] in ("half", "quarter"):
         return Fraction(1, _PARTS[words[0]]), 1
     value, at = Fraction(0), 0
@@ -127,8 +127,8 @@ def mixed_words(words: Sequence[str]) -> Fraction | None:
     lengths = (at, len(words) - at - 1)
     if any(read is None or read[1] != n for read, n in zip(both, lengths, strict=True)):
         return None
-    one, other = (read[0] for read in both if read)
-    return one + other if other < 1 or (words[at - 1] == "hundred" and other < 100) else None
+    whole, rest = (read[0] for read in both if read)
+    return whole + rest if rest < 1 or (words[at - 1] == "hundred" and rest < 100) else None
 
 
 def unit(line: str, spaced: bool) -> str | None:
@@ -159,20 +159,20 @@ def _one_unit(text: str) -> str | None:
     if match is None:
         return None
     name = match["name"]
-    found = _UNITS.get(name)
-    if found is None and (len(name) > 3 or (len(name) == 2 and name[0] != "M")):
-        found = _UNITS.get(name.lower())  # Mg is not mg
-    if found is None and name.endswith("s") and len(name) > 3:
-        found = _UNITS.get(name[:-1].lower())
-    if found is None:
+    unit_name = _UNITS.get(name)
+    if unit_name is None and (len(name) > 3 or (len(name) == 2 and name[0] != "M")):
+        unit_name = _UNITS.get(name.lower())  # Mg is not mg
+    if unit_name is None and name.endswith("s") and len(name) > 3:
+        unit_name = _UNITS.get(name[:-1].lower())
+    if unit_name is None:
         return None
-    if found in ("%", "°", "'", '"') and (match["power"] or match["digit"]):
+    if unit_name in ("%", "°", "'", '"') and (match["power"] or match["digit"]):
         return None
     shape = match["shape"] or match["han"] or match["word"]
     power = match["power"] or match["digit"]
     if shape:
         power = "2" if shape[0] in "s平" else "3"
-    return f"{found}^{power}" if power else found
+    return f"{unit_name}^{power}" if power else unit_name
 
 
 def scale(name: str) -> tuple[int, int] | None:

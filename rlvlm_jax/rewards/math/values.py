@@ -64,10 +64,12 @@ def equal_quantities(answer: Tree, reference: Tree, judge: Judge) -> bool:
     return judge.equal(value, expected)
 
 
-def _same_noun(one: str, other: str) -> bool:
-    words = [unit.partition(" ")[2] for unit in (one, other)]
-    counted = all(unit.startswith(("counted", "narrowed")) for unit in (one, other))
-    return words[0] == words[1] != "" or (counted and "counted" in (one, other))
+def _same_noun(answer_unit: str, reference_unit: str) -> bool:
+    words = [unit.partition(" ")[2] for unit in (answer_unit, reference_unit)]
+    counted = all(
+        unit.startswith(("counted", "narrowed")) for unit in (answer_unit, reference_unit)
+    )
+    return words[0] == words[1] != "" or (counted and "counted" in (answer_unit, reference_unit))
 
 
 def _times_unit(value: Tree, unit: str) -> Tree:
@@ -189,13 +191,17 @@ def equal_words(answer: Tree, reference: Tree, judge: Judge) -> bool:
     if answer.kind in prose or reference.kind in prose:
         return judge.no("words on one side only")
     if answer.kind == reference.kind == "run":
-        one, other = answer.parts[0], reference.parts[0]
-        if one == other:
+        answer_run, reference_run = answer.parts[0], reference.parts[0]
+        if answer_run == reference_run:
             return True
         if "text" in (answer.mark, reference.mark):
-            lower = one.lower() == other.lower() and len(one) == 3 and is_word(one)
+            lower = (
+                answer_run.lower() == reference_run.lower()
+                and len(answer_run) == 3
+                and is_word(answer_run)
+            )
             return lower or judge.no("letters in another order or case")
-        if not one.isupper() and (is_word(one) or is_word(other)):
+        if not answer_run.isupper() and (is_word(answer_run) or is_word(reference_run)):
             return judge.no("another word")
     if "text" in (answer.mark, reference.mark):
         return judge.no("letters set as text")
@@ -234,12 +240,17 @@ def equal_values(answer: Tree, reference: Tree, judge: Judge) -> bool:
     tolerance = judge.rules.tolerance if decimal else None
     degrees = [any(t.mark == "degree" for t in _calls(side)) for side in (answer, reference)]
     radians = any(degrees) and not all(degrees) and (_has_pi(answer) or _has_pi(reference))
-    one, other = (None, None) if radians else (ratio(answer), ratio(reference))
-    decided = same(one, other) if one and other else None
-    if decided and one and other and not poles_agree(one, other):
+    answer_ratio, reference_ratio = (None, None) if radians else (ratio(answer), ratio(reference))
+    decided = same(answer_ratio, reference_ratio) if answer_ratio and reference_ratio else None
+    if (
+        decided
+        and answer_ratio
+        and reference_ratio
+        and not poles_agree(answer_ratio, reference_ratio)
+    ):
         if not judge.algebra:
             raise NeedsAlgebra
-        decided = computed(algebra.same_poles, one, other)
+        decided = computed(algebra.same_poles, answer_ratio, reference_ratio)
     if (
         decided is None
         and judge.rules.rounding == "none"
@@ -251,8 +262,8 @@ def equal_values(answer: Tree, reference: Tree, judge: Judge) -> bool:
         if not judge.algebra:
             raise NeedsAlgebra
         decided = computed(algebra.equal_expressions, answer, reference, tolerance, radians)
-    elif decided is False and tolerance is not None and one and other:
-        numbers = [approximate(ratio) for ratio in (one, other)]
+    elif decided is False and tolerance is not None and answer_ratio and reference_ratio:
+        numbers = [approximate(ratio) for ratio in (answer_ratio, reference_ratio)]
         if None not in numbers:
             share = Fraction(repr(tolerance))
             a, b = (Fraction(number) for number in numbers if number is not None)
@@ -297,12 +308,12 @@ def _rounded(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Whether one value is the other, rounded, as far as the rules allow."""
     if judge.rules.rounding == "none":
         return False
-    one, other = _number(answer, judge), _number(reference, judge)
-    if one is None or other is None:
+    answer_number, reference_number = _number(answer, judge), _number(reference, judge)
+    if answer_number is None or reference_number is None:
         return False
-    if _rounds_to(one, reference):
+    if _rounds_to(answer_number, reference):
         return True
-    return judge.rules.rounding == "both" and _rounds_to(other, answer, LEAST_PLACES)
+    return judge.rules.rounding == "both" and _rounds_to(reference_number, answer, LEAST_PLACES)
 
 
 def leaves(tree: Tree) -> Iterable[Tree]:
@@ -316,8 +327,8 @@ def leaves(tree: Tree) -> Iterable[Tree]:
 
 def symbols(tree: Tree) -> set[str]:
     """The letters of an expression, its constants left out."""
-    found = {t.parts[0] for t in leaves(tree) if t.kind in ("symbol", "run")}
-    return found - {"pi", "e", "i", "infty"}
+    names = {t.parts[0] for t in leaves(tree) if t.kind in ("symbol", "run")}
+    return names - {"pi", "e", "i", "infty"}
 
 
 def is_constant(tree: Tree) -> bool:

@@ -604,6 +604,7 @@ def _(rng):
         (rf"{p}\cdot{q}", rf"{p}\times{q}"),
         (rf"{p}\times{q}", rf"{q}\times{p}"),
         (rf"{times}{p}\cdot{q}", rf"{times}{p}\times{q}"),
+        (r"\mathbf{A}\times\mathbf{F}", r"\mathbf{F}\times\mathbf{A}"),
         (rf"{p}\cdot{q}={times}", rf"{p}\times{q}={times}"),
         (f"{times}{p}", f"{times}{a}"),
         (f"{p}+{times}{q}", f"{a}+{times}{b}"),

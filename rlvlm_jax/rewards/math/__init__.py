@@ -89,9 +89,9 @@ Words: up to case and a leading article.
 """
 
 from rlvlm_jax.rewards.math.compare import explain, problem, quick, strict, warm_up
-from rlvlm_jax.rewards.math.expression import Tree
 from rlvlm_jax.rewards.math.parse import readings
 from rlvlm_jax.rewards.math.spelling import Unreadable
+from rlvlm_jax.rewards.math.tree import Tree
 from rlvlm_jax.rewards.math.verdict import DEFAULT_RULES, NeedsAlgebra, Rounding, Rules, Verdict
 
 # The version of the conventions above; 1 was not written down.

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
-from rlvlm_jax.rewards.math.expression import Tree
-from rlvlm_jax.rewards.math.ratio import MAX_BITS, SAMPLES, TRIGONOMETRY, Ratio, names
+from rlvlm_jax.rewards.math.ratio import MAX_BITS, SAMPLES, TRIGONOMETRY, Ratio
+from rlvlm_jax.rewards.math.tree import Tree, names
 
 
 class Undecided(Exception):  # noqa: N818 (an outcome: the verdict is "unparsable")
@@ -292,7 +292,9 @@ def same_solutions(answer: Tree, reference: Tree) -> bool:
     """Compares intervals, unions and the real solutions of relations in one letter."""
     import sympy
 
-    letters = [_letters_of(tree) for tree in (answer, reference)]
+    letters = [
+        names(tree) - {"pi", "e", "i", "infty", "reals", "emptyset"} for tree in (answer, reference)
+    ]
     if len(letters[0] | letters[1]) > 1:
         return False
     a, b = solutions(answer), solutions(reference)
@@ -300,10 +302,6 @@ def same_solutions(answer: Tree, reference: Tree) -> bool:
     if empty and "relation" in (answer.kind, reference.kind) and answer != reference:
         return a == b and {answer.kind, reference.kind} != {"relation"} and a == sympy.S.Reals
     return _same_set(a, b)
-
-
-def _letters_of(tree: Tree) -> set[str]:
-    return set(names(tree)) - {"pi", "e", "i", "infty", "reals", "emptyset"}
 
 
 def solutions(tree: Tree) -> Any:
@@ -320,10 +318,15 @@ def solutions(tree: Tree) -> Any:
     if tree.kind == "set":
         return sympy.FiniteSet(*map(symbolic, tree.parts))
     if tree.kind in ("union", "list"):
-        if tree.mark == "," and not all(part.kind == "bracket" for part in tree.parts):
-            raise Undecided("conditions with a comma between them")
-        combine = sympy.Intersection if tree.mark == "and" else sympy.Union
-        return combine(*map(solutions, tree.parts))
+        sets = list(map(solutions, tree.parts))
+        conditions = tree.mark == "," and not all(part.kind == "bracket" for part in tree.parts)
+        if tree.mark == "and" or conditions:  # a comma parts conditions that can all be met
+            met = sympy.Intersection(*sets)
+            if conditions and met in sets:
+                raise Undecided("two conditions of which one is enough")
+            if tree.mark == "and" or met is not sympy.S.EmptySet:
+                return met
+        return sympy.Union(*sets)
     if tree.kind == "call" and tree.mark == "setminus":
         first, *others = map(solutions, tree.parts)
         return functools.reduce(sympy.Complement, others, first)

@@ -10,7 +10,6 @@ import logging
 import re
 
 from rlvlm_jax.rewards.math.algebra import Undecided
-from rlvlm_jax.rewards.math.expression import Tree, product, symbol
 from rlvlm_jax.rewards.math.literals import CHOICES
 from rlvlm_jax.rewards.math.parse import Reading, readings
 from rlvlm_jax.rewards.math.relations import (
@@ -22,12 +21,12 @@ from rlvlm_jax.rewards.math.relations import (
     same_solutions,
 )
 from rlvlm_jax.rewards.math.spelling import MAX_CHARS, Unreadable
+from rlvlm_jax.rewards.math.tree import Tree, product, symbol, symbols
 from rlvlm_jax.rewards.math.values import (
     equal_literals,
     equal_quantities,
     equal_values,
     equal_words,
-    symbols,
 )
 from rlvlm_jax.rewards.math.verdict import DEFAULT_RULES, Judge, Rules, Verdict
 
@@ -167,10 +166,7 @@ def _equal_parts(answer: Tree, reference: Tree, judge: Judge) -> bool:
             return relation_equal_to(answer, reference, judge)
         if reference.kind == "relation" and (answer.kind == "set" or reference.mark in ("in", "=")):
             return equal_to_relation(answer, reference, judge)
-        joined = all(
-            tree.kind != "list" or _is_union(tree) or tree.mark != ","
-            for tree in (answer, reference)
-        )
+        joined = all(tree.kind != "list" or _is_union(tree) for tree in (answer, reference))
         if joined and is_domain(answer) and is_domain(reference) and is_solved_domain(answer):
             return same_solutions(answer, reference, judge)
         return judge.no("one answer has several parts, the other does not")
@@ -183,6 +179,9 @@ def _equal_parts(answer: Tree, reference: Tree, judge: Judge) -> bool:
     nested = [any(part.kind in _MANY for part in tree.parts) for tree in (answer, reference)]
     if _opposed(answer, reference) or ("set" in kinds and nested[0] != nested[1]):
         return judge.no("parts that are joined in another way")
+    related = [part for part in reference.parts if part.kind == "relation" and not _named(part)]
+    if related and {answer.mark, reference.mark} == {"or", ","}:
+        return all(map(is_domain, (answer, reference))) and same_solutions(answer, reference, judge)
     if "union" in kinds and len(kinds) == 2 and not (_is_union(answer) and _is_union(reference)):
         return judge.no("a union, and parts that are none")
     if "to" in (answer.mark, reference.mark) and answer.mark != reference.mark:
@@ -221,7 +220,7 @@ def _opposed(answer: Tree, reference: Tree) -> bool:
         return True
     if "and" in marks:
         return bool(related) or any(map(symbols, reference.parts)) and not names
-    return not all(is_solved_domain(part) and part.mark != "ne" for part in related)
+    return not all(map(is_solved_domain, related))
 
 
 def _is_union(tree: Tree) -> bool:

@@ -8,36 +8,16 @@ function's argument and every product explicit.
 
 import re
 from fractions import Fraction
-from typing import Any, NamedTuple
 
 from rlvlm_jax.rewards.math.spans import closing, split
 from rlvlm_jax.rewards.math.spelling import Unreadable
 from rlvlm_jax.rewards.math.tokens import FUNCTIONS, SPELLED, Token, Tokens, flat
+from rlvlm_jax.rewards.math.tree import NOTHING, Tree, exact, negative, number, product, symbol
 
 MAX_CHAIN = 30  # of divisions in a row: each is a level of its tree
 MAX_FUNCTIONS = 8  # in one another, and powers of one another
 
 
-class Tree(NamedTuple):
-    """An answer, a part of it, or an expression.
-
-    Attributes:
-        kind: of answers: "list", "set", "union", "bracket" (tuple, point, interval), "matrix",
-            "relation", "ratio", "quantity" (value and unit), "compound" (of quantities), "time",
-            "date", "score", "base", "run" (letters that stand alone), "word", "text", "nothing".
-            Of expressions: "number", "symbol", "sum", "product", "quotient", "power", "call" (of a
-            function), "series" (sum, product, integral, limit).
-        parts: the trees it is made of; for a leaf its one value.
-        mark: what else tells it from others of its kind: brackets, the signs of a relation, the
-            unit, the function, the digits as written, "text" of letters set as text.
-    """
-
-    kind: str
-    parts: tuple[Any, ...] = ()
-    mark: str = ""
-
-
-NOTHING = Tree("nothing")
 # Runs of two or three letters that are words, so that their order counts; products otherwise
 _WORD_LIST = """no on up or so to it is in at by do go we me us he an as if of am pm my ok not
     ton ten net one two six sin cos tan log cot sec csc max min mod gcd lcm exp cat act tac odd
@@ -50,20 +30,10 @@ _WORDS = frozenset(_WORD_LIST.split())
 _ROMAN = frozenset({"IV", "VI", "IX", "XI"})
 
 
-def symbol(name: str) -> Tree:
-    """A letter, or another name of a value."""
-    return Tree("symbol", (name,))
-
-
-def exact(value: Fraction | int) -> Tree:
-    """A number that is written without a decimal point."""
-    return Tree("number", (Fraction(value),))
-
-
 def letters(run: str) -> tuple[Tree, ...]:
     """Reads a run of letters in mathematics: a segment, points in order, or a product."""
-    if re.fullmatch("d[xyztuvrs]", run):
-        return (symbol(run),)  # a differential
+    if re.fullmatch("[xyz]?d[xyztuvrs]", run):
+        return tuple(map(symbol, filter(None, (run[:-2], run[-2:]))))  # a differential
     if run.isupper() and len(run) == 2:
         return (symbol(run if run in _ROMAN else "".join(sorted(run))),)
     if run.isupper() and len(run) > 2 or run in _WORDS:
@@ -78,38 +48,25 @@ def is_word(run: str) -> bool:
     return any(sorted(word) == sorted(run.lower()) for word in _WORDS)
 
 
-def product(*factors: Tree) -> Tree:
-    """A product without products in it."""
-    single = [f for tree in factors for f in (tree.parts if tree.kind == "product" else (tree,))]
-    return single[0] if len(single) == 1 else Tree("product", tuple(single))
-
-
-def negative(tree: Tree) -> Tree:
-    """The tree with the other sign."""
-    if tree.kind == "number":
-        return Tree("number", (-tree.parts[0],), tree.mark)
-    if tree.kind == "product" and tree.parts[0].kind == "number":
-        return Tree("product", (negative(tree.parts[0]), *tree.parts[1:]))
-    return product(exact(-1), tree)
-
-
 def is_vector(tree: Tree) -> bool:
     """Whether a factor is a vector, so that a cross product is none of numbers."""
     if tree.kind == "symbol":
-        return tree.parts[0].startswith(("vec ", "hat ")) or tree.parts[0] == "nabla"
+        return tree.parts[0].startswith(("vec ", "hat ", "mathbb ", "reals"))
     if tree.mark == "cross":
         return True
     return tree.kind in ("sum", "product") and any(map(is_vector, tree.parts))
 
 
-def number(digits: str) -> Tree:
-    """The number that these digits write."""
-    return Tree("number", (Fraction(digits.rstrip(".")),), digits if "." in digits else "")
+def _as_vector(tree: Tree) -> Tree:
+    """A capital letter beside a vector and a cross is a vector as well."""
+    capital = tree.kind == "symbol" and re.fullmatch("[A-Z]", tree.parts[0])
+    return symbol(f"vec {tree.parts[0]}") if capital else tree
 
 
 _DERIVATIVE = r"(?:d(?![_+-])|\\partial).*/(?:d\\?[A-Za-z]|\\partial).*"
 _END = Token("end")
-_CALLED = frozenset(("f", "F", "P", "Gamma", "Phi", "zeta"))  # functions before a bracket
+_CALLED_OF_ALL = frozenset(("f", "F", "P", "Gamma", "Phi", "zeta"))  # functions before a bracket
+_CALLED = _CALLED_OF_ALL | {"p", "q", "Q", "phi", "psi", "Psi"}  # before a letter in brackets
 
 
 class _Expression:
@@ -160,11 +117,9 @@ class _Expression:
             self.check(chained < MAX_CHAIN)
             if sign := self.take("times", "cdot", "*"):
                 factor = self.signed()
-                operator = symbol("nabla") in (value, factor) or any(
-                    is_vector(one) and re.fullmatch("[A-Z]", str(other.parts[0]))
-                    for one, other in ((value, factor), (factor, value))
-                )
-                vectors = is_vector(value) and is_vector(factor) or (operator and sign == "times")
+                if sign == "times" and (is_vector(value) or is_vector(factor)):
+                    value, factor = _as_vector(value), _as_vector(factor)
+                vectors = is_vector(value) and is_vector(factor)
                 chained += vectors
                 if vectors and sign == "times":
                     value = Tree("call", (value, factor), "cross")
@@ -228,7 +183,9 @@ class _Expression:
             return (self.decimal(token.value),)
         if token.kind == "group":
             return (grouped(token.args[0]),)
-        if token.value in _CALLED and self.next().value == "(":
+        argument = flat(self.tokens[self.at + 1 : self.at + 3])
+        called = _CALLED if re.fullmatch(r"[a-z]\)", argument) else _CALLED_OF_ALL
+        if token.value in called and self.next().value == "(":
             return (self.called(token.value, closing(self.tokens, self.at)),)
         if token.kind == "run":
             return self.run(token)
@@ -236,6 +193,11 @@ class _Expression:
             name = self.next().value
             self.at += 1
             return (symbol(f"triangle {name}" if name.isupper() else f"Delta {name}"),)
+        if token.value == "nabla":  # an operator takes its argument along
+            sign = self.take("times", "cdot")
+            start = self.at
+            self.factor()
+            return (symbol(f"nabla {sign}{flat(self.tokens[start : self.at])}"),)
         if token.kind == "symbol":
             return (symbol(token.value),)
         if token.kind in ("function", "series"):
@@ -303,6 +265,8 @@ class _Expression:
             return (symbol(run),)
         if token.text and len(run) > 1:
             raise Unreadable(f"the word {run!r} in a formula")
+        if run in ("C", "A", "P") and (count := self.combinations(run)):
+            return (count,)
         inverse = self.next().kind == "sup"
         start = self.at + inverse
         if run in ("f", "g", "h", "F", "G") and flat(self.tokens[start : start + 1]) == "(":
@@ -314,6 +278,17 @@ class _Expression:
         if self.next().kind == "sub" and len(run) > 1:
             return (*letters(run[:-1]), symbol(run[-1]))
         return letters(run)
+
+    def combinations(self, name: str) -> Tree | None:
+        """C_{10}^3 chosen, A_5^2 arranged, where both are numbers."""
+        scripts = {t.kind: flat(t.args[0]) for t in self.tokens[self.at :][:2] if t.args}
+        both = [scripts.get(kind, "") for kind in ("sub", "sup")]
+        if not all(re.fullmatch(r"\d{1,3}", n) for n in both) or int(both[0]) < int(both[1]):
+            return None
+        self.at += 2
+        chosen = Tree("call", (number(both[0]), number(both[1])), "binom")
+        order = Tree("call", (number(both[1]),), "factorial")
+        return chosen if name == "C" else product(chosen, order)
 
     def called(self, name: str, end: int) -> Tree:
         """The value of a function that is not known, up to its closing bracket."""
@@ -407,7 +382,7 @@ class _Expression:
 
     def series(self, name: str) -> Tree:
         """A sum, product, integral or limit: (body, variable, low, high)."""
-        low = high = Tree("nothing")
+        low = high = NOTHING
         variable = ""
         while self.next().kind in ("sub", "sup"):
             token = self.next()

@@ -8,9 +8,9 @@ Part of reading an answer, from its tokens.
 import re
 
 from rlvlm_jax.rewards.math import units
-from rlvlm_jax.rewards.math.expression import Tree, number
 from rlvlm_jax.rewards.math.spans import every, trim
 from rlvlm_jax.rewards.math.tokens import Token, Tokens, flat
+from rlvlm_jax.rewards.math.tree import Tree, number
 
 _TIME = re.compile(
     r"(?P<h>\d{1,2})(?::(?P<m>\d\d))?(?::(?P<s>\d\d))? ?(?:(?P<half>[ap])\.?m\.?|o'clock)?", re.I

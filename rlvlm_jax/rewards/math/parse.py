@@ -13,15 +13,7 @@ from typing import NamedTuple
 
 from rlvlm_jax.rewards.math import spelling, units
 from rlvlm_jax.rewards.math import tokens as lexer
-from rlvlm_jax.rewards.math.expression import (
-    NOTHING,
-    Tree,
-    exact,
-    grouped,
-    negative,
-    number,
-    symbol,
-)
+from rlvlm_jax.rewards.math.expression import grouped
 from rlvlm_jax.rewards.math.literals import CHOICES, choice, compound, counted, is_constant, literal
 from rlvlm_jax.rewards.math.spans import (
     LIST_WORDS,
@@ -39,6 +31,7 @@ from rlvlm_jax.rewards.math.spans import (
 )
 from rlvlm_jax.rewards.math.spelling import Unreadable
 from rlvlm_jax.rewards.math.tokens import Tokens, flat
+from rlvlm_jax.rewards.math.tree import NOTHING, Tree, exact, negative, number, symbol
 
 MAX_PARTS_DEPTH = 6
 MAX_DEPTH = 100  # of a tree

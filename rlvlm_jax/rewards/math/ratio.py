@@ -10,11 +10,12 @@ floating point, but never equality.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+import operator
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import NamedTuple
 
-from rlvlm_jax.rewards.math.expression import Tree
+from rlvlm_jax.rewards.math.tree import Tree, names
 
 MAX_BITS = 20_000  # of an exact number
 MAX_TERMS = 300  # of a polynomial
@@ -22,16 +23,52 @@ MAX_POWER = 40  # of a polynomial
 MAX_RADICAND = 10**8
 Monomial = tuple[tuple[str, int], ...]  # sorted; square roots as "√2", which are independent
 Polynomial = Mapping[Monomial, Fraction]
+ONE: Polynomial = {(): Fraction(1)}
+
+
+class _TooHardError(Exception):
+    pass
 
 
 class Ratio(NamedTuple):
-    """A quotient of two polynomials, not reduced."""
+    """A quotient of two polynomials, not reduced. Its operators raise _TooHardError."""
 
     above: Polynomial
-    below: Polynomial
+    below: Polynomial = ONE
+
+    def __add__(self, other: "Ratio") -> "Ratio":  # type: ignore[override]
+        if self.below == other.below:
+            return Ratio(_add(self.above, other.above), self.below)
+        crossed = _multiply(self.above, other.below), _multiply(other.above, self.below)
+        return Ratio(_add(*crossed), _multiply(self.below, other.below))
+
+    def __mul__(self, other: "Ratio") -> "Ratio":  # type: ignore[override]
+        return Ratio(_multiply(self.above, other.above), _multiply(self.below, other.below))
+
+    def __truediv__(self, other: "Ratio") -> "Ratio":
+        if not other.above:
+            raise _TooHardError  # no number
+        return self * Ratio(other.below, other.above)
+
+    def __pow__(self, exponent: "Ratio") -> "Ratio":
+        n, value = constant(exponent), constant(self)
+        if n is None or n.denominator > 10 or (n.denominator > 1 and abs(n.numerator) > 10):
+            raise _TooHardError
+        if n.denominator > 1:
+            return _root(value, Fraction(n.denominator)) ** _rational(n.numerator)
+        if value is not None:
+            size = max(value.numerator.bit_length(), value.denominator.bit_length())
+            if size * abs(n) > MAX_BITS or (value == 0 and n <= 0):
+                raise _TooHardError
+            return _rational(value**n)
+        if abs(n) > MAX_POWER:
+            raise _TooHardError
+        power = functools.reduce(operator.mul, [self] * abs(int(n)), _rational(1))
+        return power if n >= 0 else _rational(1) / power
 
 
-ONE: Polynomial = {(): Fraction(1)}
+def _rational(value: Fraction | int) -> Ratio:
+    return Ratio({(): Fraction(value)} if value else {})
 
 
 @functools.lru_cache(maxsize=4096)
@@ -46,43 +83,31 @@ def ratio(tree: Tree) -> Ratio | None:
         return None
 
 
-class _TooHardError(Exception):
-    pass
+_OPERATORS = {"sum": operator.add, "product": operator.mul, "quotient": operator.truediv}
+_OPERATORS |= {"power": operator.pow}
 
 
 def _ratio(tree: Tree) -> Ratio:
     kind, parts = tree.kind, tree.parts
     if kind == "number":
-        return Ratio({(): parts[0]} if parts[0] else {}, ONE)
-    if kind == "symbol":
-        if parts[0] in ("infty", "emptyset", "reals"):
-            raise _TooHardError
-        return Ratio({((parts[0], 1),): Fraction(1)}, ONE)
-    if kind == "sum":
-        return functools.reduce(_plus, map(_ratio, parts))
-    if kind == "product":
-        return functools.reduce(_times, map(_ratio, parts))
-    if kind == "quotient":
-        return _over(_ratio(parts[0]), _ratio(parts[1]))
-    if kind == "power":
-        return _power(_ratio(parts[0]), _ratio(parts[1]))
-    if kind == "call" and tree.mark == "degree":
-        return _ratio(parts[0])
-    if kind == "call" and tree.mark == "factorial":
-        n = constant(_ratio(parts[0]))
-        if n is not None and n.denominator == 1 and 0 <= n <= 200:
-            return Ratio({(): Fraction(math.factorial(int(n)))}, ONE)
-    if kind == "call" and tree.mark == "binom":
-        both = [constant(_ratio(part)) for part in parts]
-        if all(n is not None and n.denominator == 1 and 0 <= n <= 200 for n in both):
-            return Ratio({(): Fraction(math.comb(*map(int, both)))}, ONE)  # type: ignore[arg-type]
-    if kind == "call" and tree.mark == "root":
-        index = constant(_ratio(parts[1])) if len(parts) > 1 else Fraction(2)
-        return _root(constant(_ratio(parts[0])), index)
-    if kind == "call" and tree.mark == "abs":
-        value = constant(_ratio(parts[0]))
-        if value is not None:
-            return Ratio({(): abs(value)}, ONE) if value else Ratio({}, ONE)
+        return _rational(parts[0])
+    if kind == "symbol" and parts[0] not in ("infty", "emptyset", "reals"):
+        return Ratio({((parts[0], 1),): Fraction(1)})
+    if kind in _OPERATORS:
+        return functools.reduce(_OPERATORS[kind], map(_ratio, parts))
+    if kind != "call" or tree.mark not in ("degree", "root", "abs", "factorial", "binom"):
+        raise _TooHardError
+    inside = [_ratio(part) for part in parts]
+    if tree.mark == "degree":
+        return inside[0]
+    values = [constant(value) for value in inside]
+    if tree.mark == "root":
+        return _root(values[0], values[1] if len(values) > 1 else Fraction(2))
+    if tree.mark == "abs" and values[0] is not None:
+        return _rational(abs(values[0]))
+    if tree.mark != "abs" and all(n is not None and n in range(201) for n in values):
+        count = math.factorial if tree.mark == "factorial" else math.comb
+        return _rational(count(*(int(n) for n in values if n is not None)))
     raise _TooHardError
 
 
@@ -93,113 +118,55 @@ def constant(value: Ratio) -> Fraction | None:
     return None
 
 
-def _plus(a: Ratio, b: Ratio) -> Ratio:
-    if a.below == b.below:
-        return Ratio(_add(a.above, b.above), a.below)
-    above = _add(_multiply(a.above, b.below), _multiply(b.above, a.below))
-    return Ratio(above, _multiply(a.below, b.below))
-
-
-def _times(a: Ratio, b: Ratio) -> Ratio:
-    return Ratio(_multiply(a.above, b.above), _multiply(a.below, b.below))
-
-
-def _over(a: Ratio, b: Ratio) -> Ratio:
-    if not b.above:
-        raise _TooHardError  # no number
-    return Ratio(_multiply(a.above, b.below), _multiply(a.below, b.above))
-
-
-def _power(base: Ratio, exponent: Ratio) -> Ratio:
-    n = constant(exponent)
-    value = constant(base)
-    if n is None:
-        raise _TooHardError
-    if n.denominator != 1:
-        if n.denominator > 10 or abs(n.numerator) > 10:
-            raise _TooHardError
-        root = _root(value, Fraction(n.denominator))
-        return _power(root, Ratio({(): Fraction(n.numerator)}, ONE))
-    if value is not None:
-        size = max(value.numerator.bit_length(), value.denominator.bit_length())
-        if size * abs(n) > MAX_BITS or (value == 0 and n <= 0):
-            raise _TooHardError
-        return Ratio({(): value**n} if value else {}, ONE)
-    if abs(n) > MAX_POWER or not base.above:
-        raise _TooHardError
-    factor = base if n >= 0 else Ratio(base.below, base.above)
-    return functools.reduce(_times, [factor] * abs(int(n)), Ratio(ONE, ONE))
-
-
 def _root(value: Fraction | None, index: Fraction | None) -> Ratio:
-    if (
-        value is None
-        or index is None
-        or index.denominator != 1
-        or not 2 <= index <= 10
-        or value < 0
-    ):
+    if value is None or value < 0 or index not in range(2, 11):
         raise _TooHardError
-    n = int(index)
-    above, below = (_exact_root(part, n) for part in (value.numerator, value.denominator))
+    above, below = (_exact_root(n, int(index)) for n in (value.numerator, value.denominator))
     if above is not None and below is not None:
-        return Ratio({(): Fraction(above, below)} if above else {}, ONE)
+        return _rational(Fraction(above, below))
     radicand = value.numerator * value.denominator
-    if n != 2 or radicand > MAX_RADICAND:
+    if index != 2 or radicand > MAX_RADICAND:
         raise _TooHardError
-    outside, primes, divisor = 1, [], 2
-    while divisor * divisor <= radicand:
+    outside, monomial, divisor = 1, [], 2
+    while radicand > 1:
+        divisor = divisor if divisor * divisor <= radicand else radicand  # a prime is left
         while radicand % (divisor * divisor) == 0:
             radicand //= divisor * divisor
             outside *= divisor
         if radicand % divisor == 0:
-            primes.append(divisor)
+            monomial.append((f"√{divisor}", 1))
             radicand //= divisor
         divisor += 1
-    primes += [radicand] if radicand > 1 else []
-    monomial = tuple(sorted((f"√{prime}", 1) for prime in primes))
-    return Ratio({monomial: Fraction(outside, value.denominator)}, ONE)
+    return Ratio({tuple(sorted(monomial)): Fraction(outside, value.denominator)})
 
 
 def _exact_root(n: int, index: int) -> int | None:
-    if n.bit_length() > 4096:
+    if n.bit_length() > 1000:
         raise _TooHardError
-    low, high = 0, 1 << (n.bit_length() // index + 1)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if middle**index <= n else (low, middle - 1)
-    return low if low**index == n else None
+    root = math.isqrt(n) if index == 2 else round(n ** (1 / index))
+    return root if root**index == n else None
 
 
 def _add(a: Polynomial, b: Polynomial) -> Polynomial:
-    total = dict(a)
-    for monomial, factor in b.items():
-        total[monomial] = total.get(monomial, Fraction(0)) + factor
-        if not total[monomial]:
-            del total[monomial]
-    return total
+    total = {monomial: a.get(monomial, 0) + b.get(monomial, 0) for monomial in {**a, **b}}
+    return {monomial: factor for monomial, factor in total.items() if factor}
 
 
 def _multiply(a: Polynomial, b: Polynomial) -> Polynomial:
     if len(a) * len(b) > MAX_TERMS:
         raise _TooHardError
-    if b == ONE or a == ONE:
+    if ONE in (a, b):
         return a if b == ONE else b
     total: dict[Monomial, Fraction] = {}
     for (one, m), (other, n) in itertools.product(a.items(), b.items()):
-        powers = dict(one)
-        factor = m * n
+        powers, factor = dict(one), m * n
         for name, power in other:
             powers[name] = powers.get(name, 0) + power
-            if name[0] == "√" and powers[name] == 2:
-                factor *= int(name[1:])
-                del powers[name]
-            elif name == "i" and powers[name] > 1:
-                factor, powers[name] = -factor, powers[name] - 2
-                if not powers[name]:
-                    del powers[name]
-        monomial = tuple(sorted(powers.items()))
-        total[monomial] = total.get(monomial, Fraction(0)) + factor
+            if powers[name] > 1 and (name == "i" or name[0] == "√"):
+                powers[name] -= 2
+                factor *= -1 if name == "i" else int(name[1:])
+        monomial = tuple(sorted((name, power) for name, power in powers.items() if power))
+        total[monomial] = total.get(monomial, 0) + factor
     return {monomial: factor for monomial, factor in total.items() if factor}
 
 
@@ -285,7 +252,7 @@ _LARGE = 1e9  # beyond it a float's last digits may hide a difference
 
 def differ(answer: Tree, reference: Tree, tolerance: float) -> bool:
     """Whether two expressions clearly differ somewhere, or one of them alone is real there."""
-    letters = sorted({*names(answer), *names(reference)})
+    letters = sorted(names(answer) | names(reference))
     for shift, turned in itertools.product((0, 3, 5), ((1,), (-1,), (1, -1))):
         numbers = itertools.islice(itertools.cycle(SAMPLES), shift, shift + len(letters))
         signs = itertools.cycle(turned)
@@ -314,15 +281,6 @@ def _real(tree: Tree, point: Mapping[str, float]) -> float | None:
 
 class _NotRealError(Exception):
     pass
-
-
-def names(tree: Tree) -> Iterator[str]:
-    """The names of all symbols in a tree."""
-    if tree.kind == "symbol":
-        yield tree.parts[0]
-    for part in tree.parts:
-        if isinstance(part, Tree):
-            yield from names(part)
 
 
 def _float(tree: Tree, point: Mapping[str, float], radians: bool = False) -> float:

@@ -6,14 +6,24 @@ import re
 from typing import Any, NamedTuple
 
 from rlvlm_jax.rewards.math import algebra, units
-from rlvlm_jax.rewards.math.expression import NOTHING, Tree, negative, symbol
 from rlvlm_jax.rewards.math.ratio import TRIGONOMETRY, is_linear, proportional, ratio
-from rlvlm_jax.rewards.math.values import bare, computed, is_constant, is_estimate, leaves, symbols
+from rlvlm_jax.rewards.math.tree import (
+    NOTHING,
+    Tree,
+    is_constant,
+    leaves,
+    negative,
+    symbol,
+    symbols,
+)
+from rlvlm_jax.rewards.math.values import bare, computed, is_estimate
 from rlvlm_jax.rewards.math.verdict import Judge, NeedsAlgebra
 
 # Words that change a value, so that what they stand in is no name of it
 _IN_NAMES = ("the", "for", "from", "with", "into", "second", "third", "score", "root", "max", "min")
 _IN_NAMES += ("least", "most", "greatest", "all", "per", "power")  # but not "at least"
+# What is no name of the value, but of what is done to it
+_CHANGED = "^(?:the )?(?:square|cube|reciprocal|inverse|opposite|negative|multiple)s? of"
 _NO_NAMES = units.NO_NOUNS.difference(_IN_NAMES)
 
 
@@ -68,7 +78,7 @@ def _is_name(tree: Tree) -> bool:
         if tree.kind == "run" and not tree.mark and not tree.parts[0].isupper():
             return False  # a product
         line = tree.parts[0].lower()
-        bound = re.search(r"at (?:least|most)|not|[不非半倍约]|大于|小于", line)
+        bound = re.search(rf"at (?:least|most)|not|[不非半倍约]|大于|小于|{_CHANGED}", line)
         return not bound and _NO_NAMES.isdisjoint(re.split(r"\W+", line))
     if tree.kind == "power":  # the inverse of a matrix
         capital = re.fullmatch("[A-Z]", str(tree.parts[0].parts[0]))

@@ -51,6 +51,7 @@ _REWRITES: list[tuple[re.Pattern[str], Any]] = [
         (r"(\\\\)(?:\s*\[[\d. ]*[a-z]{2}\])?|\\[()\[\]]|\$(?!textdegree)", r"\1"),
         (r"\\newline(?![A-Za-z])", r"\\\\ "),
         (r"\$?\\?text\s*degrees?(?![A-Za-z])", "°"),
+        (r"^(\d+) *(?:\\text\{ *to *\}|to) *(\d+)$", r"\1:\2"),
         (r"(?<=\d)\s*(?:\{,\s*\}|\\[,;]|,\s*\\!|\\!\s*,|\\thinspace)\s*(?=\d{3}(?!\d))", ""),
         (r"(?<!\\)%", r"\\%"),
         (r"\\not\s*(?:=|\\in(?![A-Za-z]))", lambda m: r"\ne " if "=" in m[0] else r"\notin "),

@@ -309,10 +309,10 @@ def _macro(name: str, queue: list[Item], text: bool, depth: int) -> list[Token]:
     if kind in ("text", "font") and queue and queue[-1][0] == "group":
         inside = queue.pop()[1][::-1]
         first = tuple(_lexed(inside, text or kind == "text", depth + 1))
-        return _bold(name, first)
+        return _bold(name, first, queue)
     first = _argument(queue, text or kind in ("text", "other"), depth)
     if kind in ("text", "font"):
-        return _bold(name, first)
+        return _bold(name, first, queue)
     if kind in ("frac", "binom"):
         return [Token(kind, "", (first, _argument(queue, text, depth)))]
     if kind == "accent":
@@ -342,12 +342,17 @@ def _macro(name: str, queue: list[Item], text: bool, depth: int) -> list[Token]:
     return [*first, Token("blank"), *second] if same == "qty" else list(second)
 
 
-def _bold(name: str, tokens: Tokens) -> list[Token]:
-    """A bold small letter is a vector; other fonts change nothing."""
+def _bold(name: str, tokens: Tokens, queue: list[Item]) -> list[Token]:
+    """A bold letter is a vector, a capital before a cross alone; other fonts change nothing."""
     if name == "mathbf" and len(tokens) == 1 and tokens[0].value in ("R", "Z", "N", "Q"):
         return [Token("symbol", "reals" if tokens[0].value == "R" else f"mathbb {tokens[0].value}")]
     bold = name in ("mathbf", "boldsymbol", "bm", "bold") and len(tokens) == 1
-    if bold and tokens[0].kind == "run" and re.fullmatch("[a-z]", tokens[0].value):
+    crossed = next((item for item in queue[::-1] if not _is_blank(item)), ()) == ("macro", "times")
+    if (
+        bold
+        and tokens[0].kind == "run"
+        and re.fullmatch(f"[a-z{'A-Z' * crossed}]", tokens[0].value)
+    ):
         return [Token("accent", "vec", (tokens,))]
     return list(tokens)
 

@@ -3,22 +3,12 @@
 """Compares single values: quantities, times, words, expressions, and what is rounded."""
 
 import re
-from collections.abc import Iterable
 from fractions import Fraction
 from typing import Any
 
 from rlvlm_jax.rewards.math import algebra, units
 from rlvlm_jax.rewards.math.algebra import Undecided
-from rlvlm_jax.rewards.math.expression import (
-    NOTHING,
-    Tree,
-    exact,
-    is_word,
-    letters,
-    negative,
-    product,
-    symbol,
-)
+from rlvlm_jax.rewards.math.expression import is_word, letters
 from rlvlm_jax.rewards.math.ratio import (
     approximate,
     constant,
@@ -26,6 +16,19 @@ from rlvlm_jax.rewards.math.ratio import (
     poles_agree,
     ratio,
     same,
+)
+from rlvlm_jax.rewards.math.tree import (
+    NOTHING,
+    Tree,
+    exact,
+    is_constant,
+    leaves,
+    names,
+    negative,
+    product,
+    symbol,
+    symbols,
+    walk,
 )
 from rlvlm_jax.rewards.math.verdict import Judge, NeedsAlgebra
 
@@ -49,7 +52,7 @@ def equal_quantities(answer: Tree, reference: Tree, judge: Judge) -> bool:
             _radians(v) if u == "°" else v for v, u in ((value, unit), (expected, expected_unit))
         ]
         plain = value if unit != "°" else expected
-        if "rad" in (unit, expected_unit) or _has_pi(plain):
+        if "rad" in (unit, expected_unit) or "pi" in names(plain):
             return judge.equal(turned[0], turned[1])
     if unit != expected_unit and unit and expected_unit and not _same_noun(unit, expected_unit):
         return judge.no(f"the units differ: {unit}, not {expected_unit}")
@@ -94,10 +97,6 @@ def bare(tree: Tree) -> Tree:
 def _radians(value: Tree) -> Tree:
     half_turn = Tree("quotient", (symbol("pi"), exact(180)))
     return product(value, half_turn)
-
-
-def _has_pi(tree: Tree) -> bool:
-    return any(leaf.parts == ("pi",) for leaf in leaves(tree))
 
 
 def _equal_percents(
@@ -238,8 +237,8 @@ def equal_values(answer: Tree, reference: Tree, judge: Judge) -> bool:
         leaf.kind == "number" and leaf.mark for side in (answer, reference) for leaf in leaves(side)
     )
     tolerance = judge.rules.tolerance if decimal else None
-    degrees = [any(t.mark == "degree" for t in _calls(side)) for side in (answer, reference)]
-    radians = any(degrees) and not all(degrees) and (_has_pi(answer) or _has_pi(reference))
+    degrees = [any(t.mark == "degree" for t in walk(side)) for side in (answer, reference)]
+    radians = any(degrees) and not all(degrees) and "pi" in names(answer) | names(reference)
     answer_ratio, reference_ratio = (None, None) if radians else (ratio(answer), ratio(reference))
     decided = same(answer_ratio, reference_ratio) if answer_ratio and reference_ratio else None
     if (
@@ -269,13 +268,6 @@ def equal_values(answer: Tree, reference: Tree, judge: Judge) -> bool:
             a, b = (Fraction(number) for number in numbers if number is not None)
             decided = bool(b) and abs(a - b) <= share * abs(b)
     return decided or _rounded(answer, reference, judge) or judge.no("another value")
-
-
-def _calls(tree: Tree) -> Iterable[Tree]:
-    yield tree
-    for part in tree.parts:
-        if isinstance(part, Tree):
-            yield from _calls(part)
 
 
 def _number(tree: Tree, judge: Judge) -> Any:
@@ -314,27 +306,6 @@ def _rounded(answer: Tree, reference: Tree, judge: Judge) -> bool:
     if _rounds_to(answer_number, reference):
         return True
     return judge.rules.rounding == "both" and _rounds_to(reference_number, answer, LEAST_PLACES)
-
-
-def leaves(tree: Tree) -> Iterable[Tree]:
-    """The trees that are made of no others."""
-    if not tree.parts or not isinstance(tree.parts[0], Tree):
-        yield tree
-    for part in tree.parts:
-        if isinstance(part, Tree):
-            yield from leaves(part)
-
-
-def symbols(tree: Tree) -> set[str]:
-    """The letters of an expression, its constants left out."""
-    names = {t.parts[0] for t in leaves(tree) if t.kind in ("symbol", "run")}
-    return names - {"pi", "e", "i", "infty"}
-
-
-def is_constant(tree: Tree) -> bool:
-    """Whether it has neither letters nor words."""
-    words = any(leaf.kind in ("word", "text", "nothing") for leaf in leaves(tree))
-    return not words and not symbols(tree)
 
 
 def computed(compare: Any, *arguments: Any) -> bool:

@@ -5,7 +5,7 @@
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from rlvlm_jax.rewards.math.expression import Tree
+from rlvlm_jax.rewards.math.tree import Tree
 
 MAX_COMPARISONS = 2000  # of one verdict outside of a worker
 

@@ -61,6 +61,8 @@ _REWRITES: list[tuple[re.Pattern[str], Any]] = [
         (r"(?<=[\sa-jlo-zA-Z])!=", r"\\ne "),
         (r"\+/-|\+-", r"\\pm "),
         (r"->", r"\\to "),
+        (r"(\\left|\\right)\.", r"\1{}"),  # no bracket
+        (r"(\\log_)(\w)", r"\1{\2}"),  # \log_23 is the logarithm of 3
         (r"(?<!\*)\*\*(?=[\w({-])", "^"),
         (r"\.\s*\.(?:\s*\.)+", r"\\ldots "),
         (r"(?<=[,;])\s*\?", r"\\ldots "),
@@ -72,7 +74,7 @@ _REWRITES: list[tuple[re.Pattern[str], Any]] = [
     )
 ]
 _TO_REWRITE = re.compile(
-    r"[$%<>!?*xXeE'\u00b2\u00b3\u00b9\u2070-\u209c]|\\[^A-Za-z]|\\(?:te|th|ne)|\.\s*\.|-|\+|\{,"
+    r"[$%<>!?*xXeE'\u00b2\u00b3\u00b9\u2070-\u209c]|\\[^A-Za-z]|\\(?:te|th|ne)|log_|right\.|\.\s*\.|-|\+|\{,"
 )
 # What may stand around or before an answer and adds nothing to it
 _DECORATION = re.compile(r"(\*\*|`{1,3}|\")(?P<inside>(?:(?!\1).)+)\1", re.DOTALL)

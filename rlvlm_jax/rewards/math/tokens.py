@@ -2,15 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Cuts the content of a box into tokens.
 
-Step of reading an answer between `spelling` and `parse`. pylatexenc finds macros, braces and
-environments; here they become one nested list of tokens that keeps what is set as text and what as
-mathematics, and in which each thing has one name. A macro or sign that is not listed makes the
-answer unreadable: nothing is skipped. Nesting is limited before anything recurses.
+Step of reading an answer between `spelling` and `parse`: first into pieces of text, then into one
+nested list of tokens that keeps what is set as text and what as mathematics, and in which each
+thing has one name. A macro or sign that is not listed makes the answer unreadable: nothing is
+skipped. Nesting is limited before anything recurses.
 """
 
 import re
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pylatexenc.latexwalker import LatexWalker, LatexWalkerEndOfStream, LatexWalkerParseError
 from pylatexenc.macrospec import LatexContextDb
@@ -49,7 +48,7 @@ sign: le=leq=leqslant=leqq ge=geq=geqslant=geqq ne=neq approx=simeq=thickapprox=
   rfloor lceil rceil prime circ ldots=dots=cdots=dotsc=dotsb therefore because
   Rightarrow=implies=Longrightarrow=Leftrightarrow angle=measuredangle
   triangle=bigtriangleup=vartriangle or=lor=vee and=land=wedge over choose odot checkmark square
-  star bmod=mod pmod £=pounds forall exists frown <=lt >=gt |=mid=vert=lvert=rvert %=% _=_ #=#
+  star bmod=mod pmod £=£=pounds forall exists frown <=lt >=gt |=mid=vert=lvert=rvert %=% _=_ #=#
   norm=lVert=rVert=Vert=| *=ast °=degree=degrees=textdegree ＄=textdollar=$ :=colon [=lbrack
   ]=rbrack
 blank: , ; : > / quad qquad thinspace enspace hfill nobreak space medspace
@@ -69,13 +68,13 @@ accent: vec=overrightarrow bar=overline dot tilde hat=widehat=overarc=wideparen
 other: color textcolor tag mathbb=Bbb circled=textcircled overset=stackrel qty=SI=quantity
   hspace=vspace
 """
-_MACROS: dict[str, tuple[str, str]] = {"\\": ("sign", "\n"), " ": ("blank", "")}  # kind, one name
-for _line in re.sub(r"\n  ", " ", _TABLE.strip()).split("\n"):
+_MACROS = {r"\\": ("sign", "\n"), "\\ ": ("blank", "")}  # kind, one name
+for _line in _TABLE.strip().replace("\n  ", " ").split("\n"):
     _kind, _, _names = _line.partition(": ")
-    for _name, *_others in (re.split(r"(?<!^)=", spelled) for spelled in _names.split()):
-        _MACROS |= dict.fromkeys(
-            (*_others, *[_name] * (_kind != "sign" or _name not in "<>*°＄")), (_kind, _name)
-        )
+    for _name, *_others in (spelled.split("=") for spelled in _names.split()):
+        if _kind != "sign" or _name.isalpha():
+            _others.append(_name)
+        _MACROS |= {rf"\{name}": (_kind, _name) for name in _others}
 
 
 def names(kind: str) -> frozenset[str]:
@@ -90,11 +89,22 @@ LINES = frozenset(("cases", "rcases", "dcases", "array", "aligned", "align", "ga
 MATRICES = frozenset(f"{kind}matrix" for kind in ("", "p", "b", "B", "v", "V", "small")) | {"array"}
 SPELLED = frozenset(("pi", "theta", "alpha", "beta", "gamma", "lambda", "omega", "sigma", "infty"))
 
-
-_GROUPING = re.compile(r"[\\{}]")
 _BRACKET = re.compile(r"\\(?:begin|end)(?![A-Za-z])|[()\[\]{}]")
-_PIECES = re.compile(r"\d+(?:\.\d*)?|\.\d+|[A-Za-z]+|[\u4e00-\u9fff]+|\s+|.", re.DOTALL)
-_CONTEXT = LatexContextDb()  # knows no macro: `_tokens` takes the arguments
+_PIECE = re.compile(r"\d+(?:\.\d*)?|\.\d+|[A-Za-z]+|[\u4e00-\u9fff]+|\s+|.", re.DOTALL)
+_MATH_SIGN = re.compile(r"[!-~°Ω€£¥₹¢＄](?<![@&#}])")
+_TEXT_SIGN = re.compile(r"[^\0-\x1f}\ud800-\udfff]")
+_LEAVES = ("number", "run", "han", "circled")
+_CLOSING = {"{": "}", "(": ")", "[": "]"}
+_NO_MACROS = LatexContextDb()
+# What may stand in the first argument of these macros
+_LABELS = {
+    "circled": r"\d{1,2}",
+    "color": r"(?!(?i:white|transparent|#f))[^!]*",
+    "textcolor": r"(?!(?i:white|transparent|#f))[^!]*",
+    "tag": r"\d*|\*|[a-z]",
+    "overset": r"\\frown",
+    "hspace": r"-?[\d.]*\\?[a-z]+",
+}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -109,272 +119,216 @@ def tokens(text: str) -> Tokens:
         depth += bracket[-1] in "([{n" or -1  # the n of \\begin
         if depth > MAX_NESTING:
             raise Unreadable(f"brackets in more than {MAX_NESTING} levels")
-    if not _GROUPING.search(text):
-        return _lex([("chars", piece) for piece in _PIECES.findall(text)])
-    return _lex(_items(text))
+    return _tokens(_pieces(text))
 
 
-Item = tuple[str, Any]
-_NOT_CLOSED = "a group or environment that is not closed"
+def _pieces(text: str) -> list[str]:
+    r"""Cuts text into numbers, letters, blanks, signs, `\name`, `\begin{name}` and `\end{name}`."""
+    walker = LatexWalker(text, latex_context=_NO_MACROS, tolerant_parsing=False)
+    pieces, at = [], 0
+    while at < len(text):
+        piece = _PIECE.match(text, at)[0]
+        at += len(piece)
+        if piece == "\\":
+            try:
+                token = walker.get_token(at - 1)
+            except LatexWalkerEndOfStream:
+                break
+            except LatexWalkerParseError:
+                raise Unreadable("an environment without a name") from None
+            at += token.len - len(token.post_space) - 1
+            environment = {"begin_environment": "begin", "end_environment": "end"}.get(token.tok)
+            piece = rf"\{environment}{{{token.arg}}}" if environment else rf"\{token.arg}"
+        pieces.append(piece)
+    return pieces
 
 
-def _items(text: str) -> list[Item]:
-    """Nests pylatexenc's tokens: ("chars", piece), ("macro", name), ("group", items), ("table", …).
-
-    They hold what pylatexenc's nodes hold, in half the time.
-    """
-    walker = LatexWalker(text, latex_context=_CONTEXT, tolerant_parsing=False)
-    state = walker.make_parsing_state()
-    items, outer, chars, at = [], [], "", 0  # outer: the opening tokens, with the items before them
-    try:
-        while True:
-            token = walker.get_token(at, parsing_state=state)
-            at = token.pos + token.len
-            chars += token.pre_space
-            if token.tok == "char":
-                chars += token.arg
-                continue
-            items += [("chars", piece) for piece in _PIECES.findall(chars)]
-            chars = ""
-            if token.tok == "macro":
-                items.append(("macro", token.arg))
-                if token.post_space:
-                    items.append(("chars", token.post_space))
-            elif token.tok in ("brace_open", "begin_environment"):
-                outer.append((token.arg, items))
-                items = []
-            elif token.tok in ("brace_close", "end_environment"):
-                name, before = outer.pop() if outer else ("", [])
-                if name != {"}": "{"}.get(token.arg, token.arg):
-                    raise Unreadable(_NOT_CLOSED)
-                before.append(("group", items) if name == "{" else ("table", (name, items)))
-                items = before
-            else:
-                raise Unreadable("a TeX construct")
-    except LatexWalkerEndOfStream as end:
-        if outer:
-            raise Unreadable(_NOT_CLOSED) from None
-        return [*items, *(("chars", piece) for piece in _PIECES.findall(chars + end.final_space))]
-    except LatexWalkerParseError:
-        raise Unreadable(_NOT_CLOSED) from None
+def _inside(queue: list[str]) -> list[str]:
+    """Takes what stands between two brackets, the opening one being next."""
+    opening = queue.pop()
+    awaited = [_CLOSING.get(opening) or opening.replace("begin", "end")]
+    inside = []
+    while queue:
+        piece = queue.pop()
+        if piece == awaited[-1]:
+            awaited.pop()
+            if not awaited:
+                return inside
+        elif piece in (opening, "{"):
+            awaited.append("}" if piece == "{" else awaited[0])
+        inside.append(piece)
+    raise Unreadable("a group, bracket or environment that is not closed")
 
 
-def _lex(items: list[Item], text: bool = False, depth: int = 0) -> Tokens:
-    tokens: list[Token] = []
+def _tokens(pieces: list[str], text: bool = False, depth: int = 0) -> Tokens:
+    return _without_blanks(_lex(pieces, text, depth))
+
+
+def _without_blanks(tokens: list[Token]) -> Tokens:
+    """The token after a blank says so; A B C is one run of letters."""
+    joined: list[Token] = []
     blank = False
-    for token in _lexed(items[::-1], text, depth):
-        if token.kind == "blank":
-            blank = True
-            continue
-        before = tokens[-1] if tokens else token
-        if blank and _is_point(before) and _is_point(token) and before is not token:
-            tokens[-1] = before._replace(value=before.value + token.value)  # A B C
-        else:
-            tokens.append(token._replace(space=blank))
-        blank = False
-    return tuple(tokens)
+    for token in tokens:
+        if blank and joined and _is_point(joined[-1]) and _is_point(token):
+            joined[-1] = joined[-1]._replace(value=joined[-1].value + token.value)
+        elif token.kind != "blank":
+            joined.append(token._replace(space=blank))
+        blank = token.kind == "blank"
+    return tuple(joined)
 
 
 def _is_point(token: Token) -> bool:
     return token.kind == "run" and not token.text and bool(re.fullmatch("[A-Z]+", token.value))
 
 
-def _lexed(queue: list[Item], text: bool, depth: int) -> Iterator[Token]:
+def _lex(pieces: list[str], text: bool, depth: int) -> list[Token]:
+    """Makes tokens of pieces, the blanks too."""
+    queue, tokens = pieces[::-1], []
     while queue:
-        if queue[-1] == ("macro", "rm"):
-            text = True
-        yield from _next(queue, text, depth)
+        text = text or queue[-1] == r"\rm"
+        tokens += _next(queue, text, depth)
+    return tokens
 
 
-def _next(queue: list[Item], text: bool, depth: int) -> list[Token]:
-    """Takes one item and its arguments off the end of the queue."""
+def _next(queue: list[str], text: bool, depth: int) -> list[Token]:
+    """Takes one piece and its arguments off the end of the queue."""
     if depth > MAX_NESTING:
         raise Unreadable(f"arguments in more than {MAX_NESTING} levels")
-    kind, value = queue.pop()
-    if kind == "group" and not value:
-        return []
-    if kind == "group":
-        return [Token("group", "", (_lex(value, text, depth + 1),), text)]
-    if kind == "table":
-        return [_table(*value, depth)]
-    if kind == "macro":
-        return _macro(value, queue, text, depth)
-    if value.isspace():
-        return [Token("sign", "\n") if "\n" in value and not depth else Token("blank")]
-    if value[0].isdecimal() or (value[0] == "." and len(value) > 1):
-        if len(value) > MAX_DIGITS:
+    if queue[-1] == "{":
+        inside = _inside(queue)
+        return [Token("group", "", (_tokens(inside, text, depth + 1),), text)] if inside else []
+    if queue[-1].startswith(r"\begin{"):
+        return [_table(queue, depth)]
+    piece = queue.pop()
+    if piece[0] == "\\":
+        return _macro(piece, queue, text, depth)
+    if piece.isspace():
+        return [Token("sign", "\n") if "\n" in piece and not depth else Token("blank")]
+    if re.search(r"\d", piece):
+        if len(piece) > MAX_DIGITS:
             raise Unreadable(f"a number of more than {MAX_DIGITS} digits")
-        return [Token("number", value, (), text)]
-    if value in ("^", "_"):
-        return [_script(value, queue, depth)]
-    if "\u4e00" <= value[0] <= "\u9fff":
-        return [Token("han", value, (), True)]
-    if value.isalpha() and value != "Ω":
-        return [Token("run", value, (), text)]
-    if not text and value in "@⊕&#\\{}" or ord(value) < 32 or 0xD800 <= ord(value) < 0xE000:
-        raise Unreadable(repr(value))
-    if not text and not value.isascii() and value not in "°Ω€£¥₹¢＄⟨⟩µ":
-        raise Unreadable(repr(value))
-    return [Token("sign", {"⟨": "langle", "⟩": "rangle"}.get(value, value), (), text)]
+        return [Token("number", piece, (), text)]
+    if piece in ("^", "_"):
+        return [_script(piece, queue, depth)]
+    if "\u4e00" <= piece[0] <= "\u9fff":
+        return [Token("han", piece, (), True)]
+    if piece.isalpha() and piece != "Ω":
+        return [Token("run", piece, (), text)]
+    if not (_TEXT_SIGN if text else _MATH_SIGN).fullmatch(piece):
+        raise Unreadable(repr(piece))
+    return [Token("sign", piece, (), text)]
 
 
-def _argument(queue: list[Item], text: bool, depth: int, whole: bool = False) -> Tokens:
+def _argument(queue: list[str], text: bool, depth: int, whole: bool = False) -> list[Token]:
     """Takes the argument of a macro: a group, a sign, one digit or one letter (all if `whole`)."""
     while queue and _is_blank(queue[-1]):
         queue.pop()
     if not queue:
         raise Unreadable("a macro without its argument")
-    kind, value = queue[-1]
-    if kind == "group":
-        queue.pop()
-        return _lex(value, text, depth + 1)
-    if kind == "chars" and value == "(" and whole:
-        return _bracketed(queue, text, depth)
-    if kind == "chars" and len(value) > 1 and not (whole and value[0].isdigit()):
-        queue[-1:] = [(kind, value[1:]), (kind, value[0])]
-    return tuple(t for t in _next(queue, text, depth + 1) if t.kind != "blank")
+    piece = queue[-1]
+    if piece == "{" or (piece == "(" and whole):
+        return _lex(_inside(queue), text, depth + 1)
+    if piece[0] != "\\" and not (whole and piece[0].isdigit()):
+        queue[-1:] = [rest for rest in (piece[1:], piece[0]) if rest]
+    return _next(queue, text, depth + 1)
 
 
-def _is_blank(item: Item) -> bool:
-    kind, value = item
-    if kind == "macro":
-        return _MACROS.get(value, ("",))[0] in ("blank", "dropped")
-    return kind == "chars" and value.isspace()
+def _is_blank(piece: str) -> bool:
+    return piece.isspace() or _MACROS.get(piece, ("",))[0] in ("blank", "dropped")
 
 
-def _bracketed(queue: list[Item], text: bool, depth: int, closing: str = ")") -> Tokens:
-    """Takes what stands between two brackets, the opening one being next."""
-    opening = queue.pop()[1]
-    items: list[Item] = []
-    level = 1
-    while queue:
-        item = queue.pop()
-        level += (item == ("chars", opening)) - (item == ("chars", closing))
-        if level == 0:
-            return _lex(items, text, depth + 1)
-        items.append(item)
-    raise Unreadable("a bracket that is not closed")
-
-
-def _script(sign: str, queue: list[Item], depth: int) -> Token:
+def _script(sign: str, queue: list[str], depth: int) -> Token:
     signs = []
-    while sign == "^" and queue and queue[-1][1] in ("-", "+"):
+    while sign == "^" and queue and queue[-1] in ("-", "+"):
         signs += _next(queue, False, depth)
-    inside = (*signs, *_argument(queue, False, depth, whole=True))
+    inside = _without_blanks(signs + _argument(queue, False, depth, whole=True))
     if inside and inside[-1].kind == "number":  # cm^2.
         inside = (*inside[:-1], inside[-1]._replace(value=inside[-1].value.rstrip(".")))
     if sign == "_":
         return Token("sub", "", (inside,))
     if all(token.value in ("circ", "°") for token in inside):
         return Token("sign", "°")
-    if inside and all(token.value in ("prime", "'") for token in inside):
-        return Token("sign", "'" * len(inside) if len(inside) < 2 else '"')
+    if all(token.value in ("prime", "'") for token in inside):
+        return Token("sign", "'" if len(inside) == 1 else '"')
     return Token("sup", "", (inside,))
 
 
-def _table(name: str, items: list[Item], depth: int) -> Token:
+def _table(queue: list[str], depth: int) -> Token:
+    name = queue[-1][len(r"\begin{") : -1]
     if name.rstrip("*") not in MATRICES | LINES:
-        raise Unreadable(rf"\begin{{{name}}}")
-    if name == "array" and items and items[0][0] == "group":
-        items = items[1:]
-    rows: list[list[list[Item]]] = [[[]]]
-    for item in items:
-        if item == ("macro", "\\") or item == ("macro", "cr"):
+        raise Unreadable(queue[-1])
+    pieces = _inside(queue)
+    if name == "array" and pieces[:1] == ["{"]:  # its columns
+        _inside(rest := pieces[::-1])
+        pieces = rest[::-1]
+    rows: list[list[list[str]]] = [[[]]]
+    level = 0
+    for piece in pieces:
+        level += piece.startswith(("{", r"\begin{")) - piece.startswith(("}", r"\end{"))
+        if level == 0 and piece in (r"\\", r"\cr"):
             rows.append([[]])
-        elif item == ("chars", "&"):
+        elif level == 0 and piece == "&":
             rows[-1].append([])
         else:
-            rows[-1][-1].append(item)
-    cells = [tuple(_lex(cell, False, depth + 1) for cell in row) for row in rows]
+            rows[-1][-1].append(piece)
+    cells = [tuple(_tokens(cell, False, depth + 1) for cell in row) for row in rows]
     return Token("table", name, tuple(row for row in cells if any(row)))
 
 
-def _macro(name: str, queue: list[Item], text: bool, depth: int) -> list[Token]:
-    if name not in _MACROS:
-        raise Unreadable(rf"\{name}")
-    kind, same = _MACROS[name]
+def _macro(piece: str, queue: list[str], text: bool, depth: int) -> list[Token]:
+    if piece not in _MACROS:
+        raise Unreadable(piece)
+    kind, name = _MACROS[piece]
     if kind == "dropped":
-        if name in ("left", "right") and queue and queue[-1][1][:1] == ".":
-            queue[-1:] = [("chars", queue[-1][1][1:])] * (len(queue[-1][1]) > 1)
         return []
     if kind in ("blank", "sign", "symbol", "function", "series"):
-        if same == "log" and len(queue) > 1 and queue[-1][1] == "_" and queue[-2][0] == "chars":
-            base = queue[-2][1]  # \log_23 is the logarithm of 3
-            queue[-2:-1] = [("chars", part) for part in (base[1:], base[0]) if part]
-        return [Token(kind, same)]
+        return [Token(kind, name)]
     if kind == "root":
-        index = _bracketed(queue, text, depth, "]") if queue and queue[-1][1] == "[" else ()
-        whole = name == "surd" or (bool(queue) and queue[-1][1] == "(")
-        return [Token("root", "", (_argument(queue, text, depth, whole), index))]
-    if kind in ("text", "font") and queue and queue[-1][0] == "group":
-        inside = queue.pop()[1][::-1]
-        first = tuple(_lexed(inside, text or kind == "text", depth + 1))
-        return _bold(name, first, queue)
-    first = _argument(queue, text or kind in ("text", "other"), depth)
-    if kind in ("text", "font"):
-        return _bold(name, first, queue)
-    if kind in ("frac", "binom"):
-        return [Token(kind, "", (first, _argument(queue, text, depth)))]
-    if kind == "accent":
-        return [Token("accent", same, (first,))]
+        index = _tokens(_inside(queue), text, depth + 1) if queue[-1:] == ["["] else ()
+        whole = name == "surd" or queue[-1:] == ["("]
+        return [Token("root", "", (_without_blanks(_argument(queue, text, depth, whole)), index))]
+    argument = _argument(queue, text or kind in ("text", "other"), depth)
+    first = _without_blanks(argument)
     label = flat(first)
-    if same == "mathbb":
+    if name in _LABELS and not re.fullmatch(_LABELS[name], label):
+        raise Unreadable(f"{piece}{{{label}}}")
+    bold = len(argument) == 1 and name in ("mathbf", "boldsymbol", "bm", "bold")
+    if name == "mathbb" or (bold and name == "mathbf" and label in ("R", "Z", "N", "Q")):
         return [Token("symbol", "reals" if label == "R" else f"mathbb {label}")]
-    if same == "circled" and not (label.isdecimal() and len(label) < 3):
-        raise Unreadable(rf"\{name}{{{label}}}")
-    if same == "circled":
+    if kind in ("text", "font"):
+        # a bold letter is a vector, a capital before a cross alone; other fonts change nothing
+        ahead = next((piece for piece in reversed(queue) if not _is_blank(piece)), "")
+        letter = "[A-Za-z]" if ahead == r"\times" else "[a-z]"
+        vector = bold and re.fullmatch(letter, label)
+        return [Token("accent", "vec", (first,))] if vector else argument
+    if kind in ("frac", "binom"):
+        return [Token(kind, "", (first, _without_blanks(_argument(queue, text, depth))))]
+    if kind == "accent":
+        return [Token("accent", name, (first,))]
+    if name == "circled":
         return [Token("circled", label)]
-    if same == "hspace" and re.fullmatch(r"-?[\d.]*\\?[a-z]+", label):
-        return [Token("blank")]
-    if (
-        (same == "color" or same == "textcolor")
-        and re.match("white|transparent|#f|.*!", label.lower())
-        or (same == "tag" and not re.fullmatch(r"\d*|\*|[a-z]", label))
-        or same == "hspace"
-        or (same == "overset" and label != r"\frown")
-    ):
-        raise Unreadable(rf"\{name}{{{label}}}")
-    if same in ("color", "tag"):
-        return []
-    second = _argument(queue, same == "qty", depth)
-    if same == "overset":
-        return [Token("accent", "hat", (second,))]
-    return [*first, Token("blank"), *second] if same == "qty" else list(second)
-
-
-def _bold(name: str, tokens: Tokens, queue: list[Item]) -> list[Token]:
-    """A bold letter is a vector, a capital before a cross alone; other fonts change nothing."""
-    if name == "mathbf" and len(tokens) == 1 and tokens[0].value in ("R", "Z", "N", "Q"):
-        return [Token("symbol", "reals" if tokens[0].value == "R" else f"mathbb {tokens[0].value}")]
-    bold = name in ("mathbf", "boldsymbol", "bm", "bold") and len(tokens) == 1
-    crossed = next((item for item in queue[::-1] if not _is_blank(item)), ()) == ("macro", "times")
-    if (
-        bold
-        and tokens[0].kind == "run"
-        and re.fullmatch(f"[a-z{'A-Z' * crossed}]", tokens[0].value)
-    ):
-        return [Token("accent", "vec", (tokens,))]
-    return list(tokens)
+    if name in ("hspace", "color", "tag"):
+        return [Token("blank")] * (name == "hspace")
+    second = _argument(queue, name == "qty", depth)
+    if name == "overset":
+        return [Token("accent", "hat", (_without_blanks(second),))]
+    return [*first, Token("blank"), *second] if name == "qty" else second
 
 
 def flat(tokens: Tokens) -> str:
     """Writes tokens as one line of text: one spelling for what looks the same."""
     line = ""
     for token in tokens:
-        inside = [flat(part) for part in token.args] if token.kind != "table" else []
         if token.kind == "table":
-            rows = ("&".join(flat(cell) for cell in row) for row in token.args)
+            rows = ("&".join(map(flat, row)) for row in token.args)
             piece = rf"\begin{{{token.value}}}" + r"\\".join(rows) + r"\end"
         elif token.kind == "group":
-            piece = inside[0]
-        elif token.kind in ("sup", "sub"):
-            piece = f"{'^' if token.kind == 'sup' else '_'}{{{inside[0]}}}"
-        elif token.kind in ("number", "run", "han", "circled") or not (
-            inside or token.value[0].isalpha()
-        ):
-            piece = token.value
+            piece = flat(token.args[0])
+        elif token.args or (token.kind not in _LEAVES and token.value[0].isalpha()):
+            name = {"sup": "^", "sub": "_"}.get(token.kind, f"\\{token.value or token.kind}")
+            piece = name + "".join(f"{{{flat(part)}}}" for part in token.args)
         else:
-            piece = f"\\{token.value or token.kind}" + "".join(f"{{{part}}}" for part in inside)
+            piece = token.value
         glued = line[-1:].isalnum() and piece[:1].isalnum()
         line += " " + piece if glued and token.space else piece
     return line

@@ -5,6 +5,7 @@
 First step of reading an answer, before `tokens`. Works on text alone.
 """
 
+import itertools
 import re
 import unicodedata
 from typing import Any
@@ -29,11 +30,10 @@ _UNICODE = """α:alpha β:beta γ:gamma δ:delta ε:epsilon ζ:zeta η:eta θ:th
 _CHARS: dict[int, Any] = {0xFF01 + i: 0x21 + i for i in range(93)}  # full-width forms of ASCII
 _CHARS |= {ord(pair[0]): rf"\{pair[2:]} " for pair in _UNICODE.split()}
 _CHARS |= {0x2460 + i: rf"\circled{{{i + 1}}}" for i in range(10)}  # ①
-_CHARS |= str.maketrans(dict.fromkeys("−﹣‐‑‒–—", "-") | dict.fromkeys("′’", "'"))
+_CHARS |= str.maketrans("−﹣‐‑‒–—′’。、￥º˚“”″∶\u2126", '-------\'\'.,¥°°""":Ω')
 _CHARS |= str.maketrans(dict.fromkeys("\u00a0\u2002\u2003\u2009\u200a\u202f\u3000\t\r~", " "))
 # no width, direction of writing, soft hyphen: nothing on the page
 _CHARS |= str.maketrans(dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad", None))
-_CHARS |= str.maketrans("。、￥º˚“”″∶\u2126", '.,¥°°""":Ω')
 _CHARS |= {ord("℃"): "°C", ord("℉"): "°F"}
 for _code in range(0x3380, 0x33E0):  # ㎝, ㎡
     _unit = unicodedata.normalize("NFKC", chr(_code))
@@ -41,98 +41,70 @@ for _code in range(0x3380, 0x33E0):  # ㎝, ㎡
 _SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ₀₁₂₃₄₅₆₇₈₉ₙ", "0123456789+-n0123456789n")
 _THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _SPACED_THOUSANDS = re.compile(r"\s*[-+]?\d{1,3}(?: \d{3})+(?:\.\d*)?\s*")
-_REWRITES: list[tuple[re.Pattern[str], Any]] = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\\\$", "＄"),
-        ("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda m: f"^{{{m[0].translate(_SMALL)}}}"),
-        ("[₀₁₂₃₄₅₆₇₈₉ₙ]+", lambda m: f"_{{{m[0].translate(_SMALL)}}}"),
-        (r"(?<=\S)\${1,2}\s+\${1,2}(?=\S)", r"\\\\ "),  # two formulas side by side: 7$$ $$10
-        (r"(\\\\)(?:\s*\[[\d. ]*[a-z]{2}\])?|\\[()\[\]]|\$(?!textdegree)", r"\1"),
-        (r"\\newline(?![A-Za-z])", r"\\\\ "),
-        (r"\$?\\?text\s*degrees?(?![A-Za-z])", "°"),
-        (r"^(\d+) *(?:\\text\{ *to *\}|to) *(\d+)$", r"\1:\2"),
-        (r"(?<=\d)\s*(?:\{,\s*\}|\\[,;]|,\s*\\!|\\!\s*,|\\thinspace)\s*(?=\d{3}(?!\d))", ""),
-        (r"(?<!\\)%", r"\\%"),
-        (r"\\not\s*(?:=|\\in(?![A-Za-z]))", lambda m: r"\ne " if "=" in m[0] else r"\notin "),
-        (r"(?<=\d)(\s*)''", r'\1"'),
-        (r"<=", r"\\le "),
-        (r">=", r"\\ge "),
-        (r"(?<=[\sa-jlo-zA-Z])!=", r"\\ne "),
-        (r"\+/-|\+-", r"\\pm "),
-        (r"->", r"\\to "),
-        (r"(\\left|\\right)\.", r"\1{}"),  # no bracket
-        (r"(\\log_)(\w)", r"\1{\2}"),  # \log_23 is the logarithm of 3
-        (r"(?<!\*)\*\*(?=[\w({-])", "^"),
-        (r"\.\s*\.(?:\s*\.)+", r"\\ldots "),
-        (r"(?<=[,;])\s*\?", r"\\ldots "),
-        (r"(\d) ?[xX] ?(?=10\^)", r"\1\\times "),
-        (
-            r"(?<![A-Za-z\\])(\d+(?:\.\d*)?)[eE](\d{1,3}|[-+]\d\d\d?)(?![\w.])",
-            r"\1\\times 10^{\2}",
-        ),
-    )
-]
-_TO_REWRITE = re.compile(
-    r"[$%<>!?*xXeE'\u00b2\u00b3\u00b9\u2070-\u209c]|\\[^A-Za-z]|\\(?:te|th|ne)|log_|right\.|\.\s*\.|-|\+|\{,"
+_REWRITES: tuple[tuple[str, Any], ...] = (
+    (r"\\\$", "＄"),
+    ("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda m: f"^{{{m[0].translate(_SMALL)}}}"),
+    ("[₀₁₂₃₄₅₆₇₈₉ₙ]+", lambda m: f"_{{{m[0].translate(_SMALL)}}}"),
+    (r"(?<=\S)\${1,2}\s+\${1,2}(?=\S)", r"\\\\ "),  # two formulas side by side: 7$$ $$10
+    (r"(\\\\)(?:\s*\[[\d. ]*[a-z]{2}\])?|\\[()\[\]]|\$(?!textdegree)", r"\1"),
+    (r"\\newline(?![A-Za-z])", r"\\\\ "),
+    (r"\$?\\?text\s*degrees?(?![A-Za-z])", "°"),
+    (r"^(\d+) *(?:\\text\{ *to *\}|to) *(\d+)$", r"\1:\2"),
+    (r"(?<=\d)\s*(?:\{,\s*\}|\\[,;]|,\s*\\!|\\!\s*,|\\thinspace)\s*(?=\d{3}(?!\d))", ""),
+    (r"(?<!\\)%", r"\\%"),
+    (r"\\not\s*(?:=|\\in(?![A-Za-z]))", lambda m: r"\ne " if "=" in m[0] else r"\notin "),
+    (r"(?<=\d)(\s*)''", r'\1"'),
+    (r"<=", r"\\le "),
+    (r">=", r"\\ge "),
+    (r"(?<=[\sa-jlo-zA-Z])!=", r"\\ne "),
+    (r"\+/-|\+-", r"\\pm "),
+    (r"->", r"\\to "),
+    (r"(\\left|\\right)\.", r"\1{}"),  # no bracket
+    (r"(\\log_)(\w)", r"\1{\2}"),  # \log_23 is the logarithm of 3
+    (r"(?<!\*)\*\*(?=[\w({-])", "^"),
+    (r"\.\s*\.(?:\s*\.)+", r"\\ldots "),
+    (r"(?<=[,;])\s*\?", r"\\ldots "),
+    (r"(\d) ?[xX] ?(?=10\^)", r"\1\\times "),
+    (r"(?<![A-Za-z\\])(\d+(?:\.\d*)?)[eE](\d{1,3}|[-+]\d\d\d?)(?![\w.])", r"\1\\times 10^{\2}"),
 )
+_TO_REWRITE = re.compile(r"[-+$%<>!?*xXeE'¹²³⁰-ₙ]|\\[^A-Za-z]|log_|right\.|\.\s*\.|\{,")
 # What may stand around or before an answer and adds nothing to it
 _DECORATION = re.compile(r"(\*\*|`{1,3}|\")(?P<inside>(?:(?!\1).)+)\1", re.DOTALL)
-_LEAD = re.compile(
-    r"^(?:\*\*)?(?:\\text\{)?\s*"
+_SAID = (
     r"(?:(?:the )?(?:final |correct )?answer\s*(?:is(?![A-Za-z])\s*:?|[:=])"
-    r"|答案\s*(?:是|为)?\s*:?)\s*(?P<close>\}?)(?:\*\*)?\s*(?=\S)",
-    re.IGNORECASE,
+    r"|答案\s*(?:是|为)?\s*:?)\s*"
+)
+_LEAD = re.compile(
+    rf"^(?:\*\*)?(?:\\text\{{\s*{_SAID}\}}|(\\text\{{)?\s*{_SAID})(?:\*\*)?\s*(?=\S)", re.IGNORECASE
 )
 
 
 def plain(content: str) -> str:
     """Writes typed characters as LaTeX, and takes off what only stands around an answer."""
-    text = content.translate(_CHARS)
-    if len(text) > 2 * MAX_CHARS:
-        raise Unreadable(f"more than {MAX_CHARS} characters")
-    while True:  # **Answer: 20** and Answer: **20**
-        text = text.strip()
+    text, before = content.translate(_CHARS).strip(), ""
+    while text != before:  # **Answer: 20** and Answer: **20**
+        before = text
         decorated = _DECORATION.fullmatch(text)
-        inside = decorated["inside"].strip() if decorated else text
-        lead = _LEAD.match(inside)
-        if lead:
-            opened = r"\text{" in lead[0] and not lead["close"]
-            inside = r"\text{" * opened + inside[lead.end() :]
-        if inside == text:
-            break
-        text = inside
+        text = _LEAD.sub(r"\1", decorated["inside"].strip() if decorated else text).strip()
     for _ in range(8):
-        if text.startswith("{") and _closes_at_end(text):
+        if text.startswith("{") and text.endswith("}") and 0 not in _depths(text)[:-1]:
             text = text[1:-1].strip()
     if _TO_REWRITE.search(text):
         for pattern, replacement in _REWRITES:
-            text = pattern.sub(replacement, text)
+            text = re.sub(pattern, replacement, text)
     if len(text) > 3 * MAX_CHARS:
         raise Unreadable(f"more than {MAX_CHARS} characters")
-    if _SPACED_THOUSANDS.fullmatch(text):
-        text = text.replace(" ", "")
-    return text
+    return text.replace(" ", "") if _SPACED_THOUSANDS.fullmatch(text) else text
 
 
-def _closes_at_end(text: str) -> bool:
-    """Whether the brace at the start is closed by the last character."""
-    depth = 0
-    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
-        depth += (match[0] == "{") - (match[0] == "}")
-        if depth == 0:
-            return match.end() == len(text)
-    return False
+def _depths(text: str) -> list[int]:
+    """How many brackets are open after each character."""
+    return list(itertools.accumulate((char in "([{") - (char in ")]}") for char in text))
 
 
 def join_thousands(text: str) -> str:
     """Takes the commas out of 1,234; not inside brackets, where they part coordinates."""
-    depths, depth = [], 0
-    for char in text:
-        depth += (char in "([{") - (char in ")]}")
-        depths.append(depth)
-
-    def joined(match: re.Match[str]) -> str:
-        return match[0].replace(",", "") if depths[match.start()] == 0 else match[0]
-
-    return _THOUSANDS.sub(joined, text)
+    depths = _depths(text)
+    return _THOUSANDS.sub(
+        lambda match: match[0] if depths[match.start()] else match[0].replace(",", ""), text
+    )

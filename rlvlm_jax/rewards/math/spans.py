@@ -15,53 +15,40 @@ OPENING = {"(": ")", "[": "]", "lbrace": "rbrace", "langle": "rangle"}
 OPENING |= {"lfloor": "rfloor", "lceil": "rceil"}
 CLOSING = frozenset(OPENING.values())
 LIST_WORDS = frozenset(("or", "and", "或", "和", "与", "及", "且"))
-_LEADING = frozenset(
-    {"=", "therefore", "Rightarrow", "to", "because", ",", ";", ":", "\n", "checkmark"}
-)
 _TRAILING = frozenset({".", ",", ";", ":", "\n", "checkmark"})
+_LEADING = _TRAILING - {"."} | {"=", "therefore", "Rightarrow", "to", "because"}
+
+
+def _depths(tokens: Tokens) -> list[int]:
+    """How many brackets are open after each token."""
+    return list(itertools.accumulate((t.value in OPENING) - (t.value in CLOSING) for t in tokens))
 
 
 def closing(tokens: Tokens, start: int) -> int:
     """Index of the bracket that closes the one at `start`; [0, 1) may close with another one."""
-    depth = 0
-    for i in range(start, len(tokens)):
-        depth += (tokens[i].value in OPENING) - (tokens[i].value in CLOSING)
-        if depth == 0:
-            return i
-    return -1
+    depths = _depths(tokens[start:])
+    return start + depths.index(0) if 0 in depths else -1
 
 
 def split(tokens: Tokens, separators: frozenset[str]) -> tuple[list[Tokens], list[str]]:
     """Splits at separators outside all brackets; gives the parts and the separators."""
     if separators.isdisjoint([token.value for token in tokens]):
         return [tokens], []
-    parts, signs, start, depth = [], [], 0, 0
-    for i, token in enumerate(tokens):
-        depth += (token.value in OPENING) - (token.value in CLOSING)
-        if (
-            depth == 0
-            and token.value in separators
-            and (token.kind == "sign" or token.value in LIST_WORDS)
-        ):
+    parts, signs, start = [], [], 0
+    for i, (token, depth) in enumerate(zip(tokens, _depths(tokens), strict=True)):
+        parting = token.value in separators and (token.kind == "sign" or token.value in LIST_WORDS)
+        if parting and depth == 0:
             parts.append(tokens[start:i])
             signs.append(token.value)
             start = i + 1
     return [*parts, tokens[start:]], signs
 
 
-def every(tokens: Tokens) -> list[Token]:
+def every(part: Any) -> list[Token]:
     """All tokens, those inside others too."""
-    inside = (part for token in tokens for part in token.args)
-    lists = (
-        cell
-        for part in inside
-        for cell in (
-            part
-            if part and isinstance(part[0], tuple) and not isinstance(part[0], Token)
-            else (part,)
-        )
-    )
-    return [*tokens, *(token for part in lists for token in every(part))]
+    inside = part.args if isinstance(part, Token) else part
+    single = [part] if isinstance(part, Token) else []
+    return [*single, *(token for inner in inside for token in every(inner))]
 
 
 def trim(tokens: Tokens) -> Tokens:
@@ -82,26 +69,21 @@ def trim_groups(tokens: Tokens) -> Tokens:
 
 def numbered(tokens: Tokens) -> list[Tokens]:
     """Parts (1) 3, (2) 5; one part where the answer is not numbered so."""
-    if tokens[:1] == () or tokens[0].value != "(":
+    if not tokens or tokens[0].value != "(":
         return [tokens]
-    marks = [i for i in range(len(tokens) - 2) if re.fullmatch(r"\(\d\)", flat(tokens[i : i + 3]))]
-    numbers = [int(flat(tokens[i + 1 : i + 2])) for i in marks]
-    empty = any(b - a == 3 for a, b in itertools.pairwise([*marks, len(tokens)]))
-    if not marks or empty or marks[0] != 0 or numbers != list(range(1, len(numbers) + 1)):
-        return [tokens]
-    return [tokens[i + 3 : end] for i, end in zip(marks, [*marks[1:], len(tokens)], strict=True)]
+    marks = [flat(tokens[i : i + 3]) for i in range(len(tokens) - 2)]
+    starts = [i for i, mark in enumerate(marks) if re.fullmatch(r"\(\d\)", mark)]
+    parts = [tokens[a + 3 : b] for a, b in itertools.pairwise([*starts, len(tokens)])]
+    in_order = [marks[i] for i in starts] == [f"({i + 1})" for i in range(len(starts))]
+    return parts if starts[:1] == [0] and in_order and all(parts) else [tokens]
 
 
-def signed(tokens: Tokens, signs: dict[str, str]) -> Tokens:
+def signed(part: Any, signs: dict[str, str]) -> Any:
     """The tokens with other signs, inside others too."""
-
-    def replaced(part: Any) -> Any:
-        if isinstance(part, Token):
-            value = signs.get(part.value, part.value) if part.kind == "sign" else part.value
-            return part._replace(value=value, args=replaced(part.args))
-        return tuple(map(replaced, part))
-
-    return replaced(tokens)
+    if isinstance(part, Token):
+        value = signs.get(part.value, part.value) if part.kind == "sign" else part.value
+        return part._replace(value=value, args=signed(part.args, signs))
+    return tuple(signed(inner, signs) for inner in part)
 
 
 def has_words(tokens: Tokens) -> bool:
@@ -132,10 +114,9 @@ def joined_row(cells: tuple[Tokens, ...]) -> Tokens:
 
 def condition_at(tokens: Tokens) -> int:
     """Where the bracket of `y = 2x (0 < x < 5)` begins; 0 where there is none."""
-    level = 0
+    depths = _depths(tokens)
     for i in range(len(tokens) - 1, 0, -1):
-        level += (tokens[i].value in CLOSING) - (tokens[i].value in OPENING)
-        if level == 0:
+        if depths[i - 1] == depths[-1]:
             related = any(token.value in RELATIONS for token in tokens[i:])
             called = tokens[i - 1].kind == "run" and tokens[i - 1].value.isupper()  # P(X > 1)
             return i * (tokens[i].value == "(" and related and not called)

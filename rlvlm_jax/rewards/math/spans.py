@@ -92,24 +92,21 @@ def has_words(tokens: Tokens) -> bool:
         return True
     row = any(a.kind == b.kind == "number" and b.space for a, b in itertools.pairwise(tokens))
     return row or any(
-        token.kind == "han"
-        or token.value == ":"
-        or (token.kind == "run" and (token.text or len(token.value) > 1))
-        for token in every(tokens)
+        t.kind == "han" or t.value == ":" or (t.kind == "run" and (t.text or len(t.value) > 1))
+        for t in every(tokens)
     )
 
 
 def joined_row(cells: tuple[Tokens, ...]) -> Tokens:
     """The cells of a row of a system; a comma goes before the condition of a case."""
-    line: list[Token] = []
+    line: Tokens = ()
     for cell in cells:
         while cell and cell[0].value in ("if", "when", "for", "where"):
             cell = cell[1:]
-        signs = RELATIONS | {","}
-        if line and cell and line[-1].value not in signs and cell[0].value not in signs:
-            line.append(Token("sign", ","))
+        if line and cell and not {line[-1].value, cell[0].value} & (RELATIONS | {","}):
+            line += (Token("sign", ","),)
         line += cell
-    return tuple(line)
+    return line
 
 
 def condition_at(tokens: Tokens) -> int:

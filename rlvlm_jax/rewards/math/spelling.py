@@ -60,6 +60,8 @@ _REWRITES: tuple[tuple[str, Any], ...] = (
     (r"\+/-|\+-", r"\\pm "),
     (r"->", r"\\to "),
     (r"(\\left|\\right)\.", r"\1{}"),  # no bracket
+    (r"(\\begin|\\end)\s+\{", r"\1{"),
+    (r"(\\begin\{array\})\{(?:[^{}]|\{[^{}]*\})*\}", r"\1"),  # without its columns
     (r"(\\log_)(\w)", r"\1{\2}"),  # \log_23 is the logarithm of 3
     (r"(?<!\*)\*\*(?=[\w({-])", "^"),
     (r"\.\s*\.(?:\s*\.)+", r"\\ldots "),
@@ -87,7 +89,7 @@ def plain(content: str) -> str:
         decorated = _DECORATION.fullmatch(text)
         text = _LEAD.sub(r"\1", decorated["inside"].strip() if decorated else text).strip()
     for _ in range(8):
-        if text.startswith("{") and text.endswith("}") and 0 not in _depths(text)[:-1]:
+        if text.startswith("{") and text.endswith("}") and 0 not in depths(text)[:-1]:
             text = text[1:-1].strip()
     if _TO_REWRITE.search(text):
         for pattern, replacement in _REWRITES:
@@ -97,14 +99,14 @@ def plain(content: str) -> str:
     return text.replace(" ", "") if _SPACED_THOUSANDS.fullmatch(text) else text
 
 
-def _depths(text: str) -> list[int]:
+def depths(text: str) -> list[int]:
     """How many brackets are open after each character."""
     return list(itertools.accumulate((char in "([{") - (char in ")]}") for char in text))
 
 
 def join_thousands(text: str) -> str:
     """Takes the commas out of 1,234; not inside brackets, where they part coordinates."""
-    depths = _depths(text)
+    open_at = depths(text)
     return _THOUSANDS.sub(
-        lambda match: match[0] if depths[match.start()] else match[0].replace(",", ""), text
+        lambda match: match[0] if open_at[match.start()] else match[0].replace(",", ""), text
     )

@@ -11,10 +11,10 @@ skipped. Nesting is limited before anything recurses.
 import re
 from typing import NamedTuple
 
-from pylatexenc.latexwalker import LatexWalker, LatexWalkerEndOfStream, LatexWalkerParseError
+from pylatexenc.latexwalker import LatexWalker
 from pylatexenc.macrospec import LatexContextDb
 
-from rlvlm_jax.rewards.math.spelling import Unreadable
+from rlvlm_jax.rewards.math.spelling import Unreadable, depths
 
 MAX_NESTING = 12  # of brackets, groups and environments
 MAX_DIGITS = 1000  # of one number
@@ -31,10 +31,6 @@ class Token(NamedTuple):
 
 
 Tokens = tuple[Token, ...]
-
-# --------------------------------------------------------------------------------------------------
-# What is known
-# --------------------------------------------------------------------------------------------------
 
 _TABLE = """
 symbol: alpha beta gamma delta epsilon=varepsilon zeta eta theta=vartheta iota kappa lambda mu nu
@@ -77,24 +73,18 @@ for _line in _TABLE.strip().replace("\n  ", " ").split("\n"):
         _MACROS |= {rf"\{name}": (_kind, _name) for name in _others}
 
 
-def names(kind: str) -> frozenset[str]:
-    """The macros of one kind, each by one name."""
-    return frozenset(name for of_kind, name in _MACROS.values() if of_kind == kind)
-
-
-SYMBOLS, FUNCTIONS = names("symbol"), names("function") | {"sqrt"}
+SYMBOLS = frozenset(name for kind, name in _MACROS.values() if kind == "symbol")
+FUNCTIONS = frozenset(name for kind, name in _MACROS.values() if kind == "function") | {"sqrt"}
 RELATIONS = frozenset(("=", "<", ">", "le", "ge", "ne", "approx", "in", "notin", "sim", "cong"))
 RELATIONS |= {"parallel", "perp", "equiv", "subset", "subseteq"}
 LINES = frozenset(("cases", "rcases", "dcases", "array", "aligned", "align", "gathered", "split"))
 MATRICES = frozenset(f"{kind}matrix" for kind in ("", "p", "b", "B", "v", "V", "small")) | {"array"}
 SPELLED = frozenset(("pi", "theta", "alpha", "beta", "gamma", "lambda", "omega", "sigma", "infty"))
 
-_BRACKET = re.compile(r"\\(?:begin|end)(?![A-Za-z])|[()\[\]{}]")
 _PIECE = re.compile(r"\d+(?:\.\d*)?|\.\d+|[A-Za-z]+|[\u4e00-\u9fff]+|\s+|.", re.DOTALL)
 _MATH_SIGN = re.compile(r"[!-~°Ω€£¥₹¢＄](?<![@&#}])")
 _TEXT_SIGN = re.compile(r"[^\0-\x1f}\ud800-\udfff]")
 _LEAVES = ("number", "run", "han", "circled")
-_CLOSING = {"{": "}", "(": ")", "[": "]"}
 _NO_MACROS = LatexContextDb()
 # What may stand in the first argument of these macros
 _LABELS = {
@@ -107,55 +97,38 @@ _LABELS = {
 }
 
 
-# --------------------------------------------------------------------------------------------------
-# From characters to tokens
-# --------------------------------------------------------------------------------------------------
-
-
 def tokens(text: str) -> Tokens:
     """Cuts the text of a box into tokens; raises Unreadable for what is not listed above."""
-    depth = 0
-    for bracket in _BRACKET.findall(text):
-        depth += bracket[-1] in "([{n" or -1  # the n of \\begin
-        if depth > MAX_NESTING:
-            raise Unreadable(f"brackets in more than {MAX_NESTING} levels")
+    if max(depths(text), default=0) > MAX_NESTING:
+        raise Unreadable(f"brackets in more than {MAX_NESTING} levels")
     return _tokens(_pieces(text))
 
 
 def _pieces(text: str) -> list[str]:
     r"""Cuts text into numbers, letters, blanks, signs, `\name`, `\begin{name}` and `\end{name}`."""
-    walker = LatexWalker(text, latex_context=_NO_MACROS, tolerant_parsing=False)
+    text += " "  # of a backslash at the end
+    walker = LatexWalker(text, latex_context=_NO_MACROS)
     pieces, at = [], 0
     while at < len(text):
         piece = _PIECE.match(text, at)[0]
-        at += len(piece)
         if piece == "\\":
-            try:
-                token = walker.get_token(at - 1)
-            except LatexWalkerEndOfStream:
-                break
-            except LatexWalkerParseError:
-                raise Unreadable("an environment without a name") from None
-            at += token.len - len(token.post_space) - 1
-            environment = {"begin_environment": "begin", "end_environment": "end"}.get(token.tok)
-            piece = rf"\{environment}{{{token.arg}}}" if environment else rf"\{token.arg}"
+            token = walker.get_token(at)
+            piece = text[at : at + token.len - len(token.post_space)]
         pieces.append(piece)
+        at += len(piece)
     return pieces
 
 
 def _inside(queue: list[str]) -> list[str]:
     """Takes what stands between two brackets, the opening one being next."""
     opening = queue.pop()
-    awaited = [_CLOSING.get(opening) or opening.replace("begin", "end")]
-    inside = []
+    closing = {"{": "}", "(": ")", "[": "]"}.get(opening) or opening.replace("begin", "end")
+    inside, level = [], 1
     while queue:
         piece = queue.pop()
-        if piece == awaited[-1]:
-            awaited.pop()
-            if not awaited:
-                return inside
-        elif piece in (opening, "{"):
-            awaited.append("}" if piece == "{" else awaited[0])
+        level += (piece == opening) - (piece == closing)
+        if level == 0:
+            return inside
         inside.append(piece)
     raise Unreadable("a group, bracket or environment that is not closed")
 
@@ -257,13 +230,9 @@ def _table(queue: list[str], depth: int) -> Token:
     name = queue[-1][len(r"\begin{") : -1]
     if name.rstrip("*") not in MATRICES | LINES:
         raise Unreadable(queue[-1])
-    pieces = _inside(queue)
-    if name == "array" and pieces[:1] == ["{"]:  # its columns
-        _inside(rest := pieces[::-1])
-        pieces = rest[::-1]
     rows: list[list[list[str]]] = [[[]]]
     level = 0
-    for piece in pieces:
+    for piece in _inside(queue):
         level += piece.startswith(("{", r"\begin{")) - piece.startswith(("}", r"\end{"))
         if level == 0 and piece in (r"\\", r"\cr"):
             rows.append([[]])

@@ -43,8 +43,8 @@ _THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _SPACED_THOUSANDS = re.compile(r"\s*[-+]?\d{1,3}(?: \d{3})+(?:\.\d*)?\s*")
 _REWRITES: tuple[tuple[str, Any], ...] = (
     (r"\\\$", "＄"),
-    ("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda m: f"^{{{m[0].translate(_SMALL)}}}"),
-    ("[₀₁₂₃₄₅₆₇₈₉ₙ]+", lambda m: f"_{{{m[0].translate(_SMALL)}}}"),
+    ("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda match: f"^{{{match[0].translate(_SMALL)}}}"),
+    ("[₀₁₂₃₄₅₆₇₈₉ₙ]+", lambda match: f"_{{{match[0].translate(_SMALL)}}}"),
     (r"(?<=\S)\${1,2}\s+\${1,2}(?=\S)", r"\\\\ "),  # two formulas side by side: 7$$ $$10
     (r"(\\\\)(?:\s*\[[\d. ]*[a-z]{2}\])?|\\[()\[\]]|\$(?!textdegree)", r"\1"),
     (r"\\newline(?![A-Za-z])", r"\\\\ "),
@@ -52,7 +52,8 @@ _REWRITES: tuple[tuple[str, Any], ...] = (
     (r"^(\d+) *(?:\\text\{ *to *\}|to) *(\d+)$", r"\1:\2"),
     (r"(?<=\d)\s*(?:\{,\s*\}|\\[,;]|,\s*\\!|\\!\s*,|\\thinspace)\s*(?=\d{3}(?!\d))", ""),
     (r"(?<!\\)%", r"\\%"),
-    (r"\\not\s*(?:=|\\in(?![A-Za-z]))", lambda m: r"\ne " if "=" in m[0] else r"\notin "),
+    (r"\\not\s*=", r"\\ne "),
+    (r"\\not\s*\\in(?![A-Za-z])", r"\\notin "),
     (r"(?<=\d)(\s*)''", r'\1"'),
     (r"<=", r"\\le "),
     (r">=", r"\\ge "),
@@ -60,6 +61,12 @@ _REWRITES: tuple[tuple[str, Any], ...] = (
     (r"\+/-|\+-", r"\\pm "),
     (r"->", r"\\to "),
     (r"(\\left|\\right)\.", r"\1{}"),  # no bracket
+    # colors and tags; white on white is a way to hide
+    (r"\\color\s*\{(?!(?i:white|transparent|#f))[^{}!]*\}|\\tag\s*\{(?:\d*|\*|[a-z])\}", "{}"),
+    (r"\\textcolor\s*\{(?!(?i:white|transparent|#f))[^{}!]*\}", r"\\mathord "),
+    (r"\\[hv]space\s*\{-?[\d.]*\\?[a-z]+\}", " "),
+    (r"\\(?:SI|qty|quantity)\s*\{((?:[^{}]|\{[^{}]*\})*)\}", r"\\text{\1} \\unit "),  # \SI{5}{cm}
+    (r"\\(?:overset|stackrel)\s*(\{\s*)?\\frown(?![A-Za-z])\s*(?(1)\})", r"\\wideparen "),
     (r"(\\begin|\\end)\s+\{", r"\1{"),
     (r"(\\begin\{array\})\{(?:[^{}]|\{[^{}]*\})*\}", r"\1"),  # without its columns
     (r"(\\log_)(\w)", r"\1{\2}"),  # \log_23 is the logarithm of 3
@@ -69,7 +76,9 @@ _REWRITES: tuple[tuple[str, Any], ...] = (
     (r"(\d) ?[xX] ?(?=10\^)", r"\1\\times "),
     (r"(?<![A-Za-z\\])(\d+(?:\.\d*)?)[eE](\d{1,3}|[-+]\d\d\d?)(?![\w.])", r"\1\\times 10^{\2}"),
 )
-_TO_REWRITE = re.compile(r"[-+$%<>!?*xXeE'¹²³⁰-ₙ]|\\[^A-Za-z]|log_|right\.|\.\s*\.|\{,")
+_TO_REWRITE = re.compile(
+    r"[-+$%<>!?*xXeE'¹²³⁰-ₙ]|\\(?:[^A-Za-z]|SI|qty|quan|tag|color|log_|right\.)|\.\s*\.|\{,"
+)
 # What may stand around or before an answer and adds nothing to it
 _DECORATION = re.compile(r"(\*\*|`{1,3}|\")(?P<inside>(?:(?!\1).)+)\1", re.DOTALL)
 _SAID = (
@@ -88,9 +97,8 @@ def plain(content: str) -> str:
         before = text
         decorated = _DECORATION.fullmatch(text)
         text = _LEAD.sub(r"\1", decorated["inside"].strip() if decorated else text).strip()
-    for _ in range(8):
-        if text.startswith("{") and text.endswith("}") and 0 not in depths(text)[:-1]:
-            text = text[1:-1].strip()
+    if text.startswith("{") and text.endswith("}") and 0 not in depths(text)[:-1]:
+        text = text[1:-1].strip()
     if _TO_REWRITE.search(text):
         for pattern, replacement in _REWRITES:
             text = re.sub(pattern, replacement, text)

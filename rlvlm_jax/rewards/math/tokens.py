@@ -51,7 +51,7 @@ blank: , ; : > / quad qquad thinspace enspace hfill nobreak space medspace
 dropped: ! left right middle big Big bigg Bigg bigl bigr Bigl Bigr biggl biggr Biggl Biggr bigm rm
   displaystyle textstyle scriptstyle limits nolimits bf it sf tt bfseries itshape mathstrut hline
   tiny scriptsize nonumber notag allowbreak small footnotesize normalsize large Large LARGE huge
-  Huge boldmath thinmuskip negthinspace
+  Huge boldmath thinmuskip negthinspace qty quantity
 text: text textrm textbf textit textsf texttt textnormal textup textmd mbox hbox unit si emph
   mathrm
 font: mathbf mathit mathsf mathtt mathnormal boldsymbol bm bold mathcal mathscr mathfrak underline
@@ -61,8 +61,7 @@ frac: frac dfrac tfrac cfrac nicefrac sfrac flatfrac
 binom: binom dbinom tbinom
 root: sqrt surd
 accent: vec=overrightarrow bar=overline dot tilde hat=widehat=overarc=wideparen
-other: color textcolor tag mathbb=Bbb circled=textcircled overset=stackrel qty=SI=quantity
-  hspace=vspace
+label: mathbb=Bbb circled=textcircled
 """
 _MACROS = {r"\\": ("sign", "\n"), "\\ ": ("blank", "")}  # kind, one name
 for _line in _TABLE.strip().replace("\n  ", " ").split("\n"):
@@ -86,15 +85,6 @@ _MATH_SIGN = re.compile(r"[!-~°Ω€£¥₹¢＄](?<![@&#}])")
 _TEXT_SIGN = re.compile(r"[^\0-\x1f}\ud800-\udfff]")
 _LEAVES = ("number", "run", "han", "circled")
 _NO_MACROS = LatexContextDb()
-# What may stand in the first argument of these macros
-_LABELS = {
-    "circled": r"\d{1,2}",
-    "color": r"(?!(?i:white|transparent|#f))[^!]*",
-    "textcolor": r"(?!(?i:white|transparent|#f))[^!]*",
-    "tag": r"\d*|\*|[a-z]",
-    "overset": r"\\frown",
-    "hspace": r"-?[\d.]*\\?[a-z]+",
-}
 
 
 def tokens(text: str) -> Tokens:
@@ -256,11 +246,9 @@ def _macro(piece: str, queue: list[str], text: bool, depth: int) -> list[Token]:
         index = _tokens(_inside(queue), text, depth + 1) if queue[-1:] == ["["] else ()
         whole = name == "surd" or queue[-1:] == ["("]
         return [Token("root", "", (_without_blanks(_argument(queue, text, depth, whole)), index))]
-    argument = _argument(queue, text or kind in ("text", "other"), depth)
+    argument = _argument(queue, text or kind in ("text", "label"), depth)
     first = _without_blanks(argument)
     label = flat(first)
-    if name in _LABELS and not re.fullmatch(_LABELS[name], label):
-        raise Unreadable(f"{piece}{{{label}}}")
     bold = len(argument) == 1 and name in ("mathbf", "boldsymbol", "bm", "bold")
     if name == "mathbb" or (bold and name == "mathbf" and label in ("R", "Z", "N", "Q")):
         return [Token("symbol", "reals" if label == "R" else f"mathbb {label}")]
@@ -274,14 +262,9 @@ def _macro(piece: str, queue: list[str], text: bool, depth: int) -> list[Token]:
         return [Token(kind, "", (first, _without_blanks(_argument(queue, text, depth))))]
     if kind == "accent":
         return [Token("accent", name, (first,))]
-    if name == "circled":
-        return [Token("circled", label)]
-    if name in ("hspace", "color", "tag"):
-        return [Token("blank")] * (name == "hspace")
-    second = _argument(queue, name == "qty", depth)
-    if name == "overset":
-        return [Token("accent", "hat", (_without_blanks(second),))]
-    return [*first, Token("blank"), *second] if name == "qty" else second
+    if not re.fullmatch(r"\d{1,2}", label):
+        raise Unreadable(f"{piece}{{{label}}}")
+    return [Token("circled", label)]
 
 
 def flat(tokens: Tokens) -> str:

@@ -71,14 +71,12 @@ _REWRITES: tuple[tuple[str, Any], ...] = (
     (r"(\\begin\{array\})\{(?:[^{}]|\{[^{}]*\})*\}", r"\1"),  # without its columns
     (r"(\\log_)(\w)", r"\1{\2}"),  # \log_23 is the logarithm of 3
     (r"(?<!\*)\*\*(?=[\w({-])", "^"),
-    (r"\.\s*\.(?:\s*\.)+", r"\\ldots "),
-    (r"(?<=[,;])\s*\?", r"\\ldots "),
+    (r"\.\s*\.(?:\s*\.)+|(?<=[,;])\s*\?", r"\\ldots "),
     (r"(\d) ?[xX] ?(?=10\^)", r"\1\\times "),
     (r"(?<![A-Za-z\\])(\d+(?:\.\d*)?)[eE](\d{1,3}|[-+]\d\d\d?)(?![\w.])", r"\1\\times 10^{\2}"),
 )
-_TO_REWRITE = re.compile(
-    r"[-+$%<>!?*xXeE'¹²³⁰-ₙ]|\\(?:[^A-Za-z]|SI|qty|quan|tag|color|log_|right\.)|\.\s*\.|\{,"
-)
+# Without one of these there is nothing to rewrite
+_TO_REWRITE = re.compile(r"[-+$%<>!?*xXeE'¹²³⁰-ₙ]|\\[^a-z]|\\q|tag|color|log_|right\.|\.\s*\.|\{,")
 # What may stand around or before an answer and adds nothing to it
 _DECORATION = re.compile(r"(\*\*|`{1,3}|\")(?P<inside>(?:(?!\1).)+)\1", re.DOTALL)
 _SAID = (

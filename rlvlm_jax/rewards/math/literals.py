@@ -5,6 +5,7 @@
 Part of reading an answer, from its tokens.
 """
 
+import itertools
 import re
 
 from rlvlm_jax.rewards.math import units
@@ -16,23 +17,24 @@ _TIME = re.compile(
     r"(?P<h>\d{1,2})(?::(?P<m>\d\d))?(?::(?P<s>\d\d))? ?(?:(?P<half>[ap])\.?m\.?|o'clock)?", re.I
 )
 _MONTHS = "january february march april may june july august september october november december"
-_MONTH = {name: i + 1 for i, full in enumerate(_MONTHS.split()) for name in (full, full[:3])}
+_MONTH = {
+    name: i + 1 for i, full in enumerate(_MONTHS.split()) for name in (full, full[:3], str(i + 1))
+}
 _DATES = (
     re.compile(r"(?P<month>[A-Za-z]{3,9})\.? ?(?P<day>\d{1,2})(?:st|nd|rd|th)?"),
     re.compile(r"(?P<day>\d{1,2})(?:st|nd|rd|th)?(?: of)? ?(?P<month>[A-Za-z]{3,9})"),
-    re.compile(r"(?P<month>\d{1,2})月(?P<day>\d{1,2})[日号]"),
+    re.compile(r"0?(?P<month>\d{1,2})月(?P<day>\d{1,2})[日号]"),
 )
-_NUMERIC_DATE = re.compile(r"(\d{1,4})([-/.])(\d{1,2})\2(\d{1,4})")
-_DOTTED_LIST = re.compile(
-    r"\d(?:\.\d){2,}\.?|(?:\(\d\)){2,}"
-)  # the numbers of right statements, 1.3.4.
+_NUMERIC_DATE = re.compile(r"(?!\d{1,3}\.\d+\.\d{1,3}$)(\d{1,4})([-/.])(\d{1,2})\2(\d{1,4})")
+_DOTTED_LIST = re.compile(r"\d(?:\.\d){2,}\.?|(?:\(\d\)){2,}")  # of right statements, 1.3.4.
 _SCORE = re.compile(r"(\d{1,3})-(\d{1,3})")
 _BASE = re.compile(
-    r"\(?([0-9A-F]*\d[0-9A-F]*)\)?_\{\(?(\d{1,2}|[a-z]+)\)?\}|([0-9A-F]+) ?base ?(\w+)"
+    r"\(?0*(?P<digits>[0-9A-F]*\d[0-9A-F]*)\)?_\{\(?(?P<radix>\d{1,2}|[a-z]+)\)?\}"
+    r"|0*(?P<spelled>[0-9A-F]+) ?base ?(?P<named>\w+)"
 )
 _CHOICE = re.compile(
     r"\(([A-J])\)|([A-J])[.):]|(?:[Oo]ption|[Cc]hoice):? *\(?([A-J])(?![A-Za-z])"
-    r"|([A-J])(?= \d|[(\\])"
+    r"|(?P<bare>[A-J])(?= \d|[(\\])"
 )
 # Another choice, or what takes the letter back
 _OTHER_CHOICE = re.compile(
@@ -42,82 +44,65 @@ _OTHER_CHOICE = re.compile(
     r"|^(?:不对|不是|错误|不正确)$"
 )
 CHOICES = frozenset("ABCDEFGHIJ")
-_LITERAL_SIGNS = frozenset(":-/.")
 
 
 def literal(tokens: Tokens) -> Tree | None:
     """Reads one of these; None for anything else."""
-    if all(token.kind == "circled" for token in tokens):
-        numbers = tuple(number(token.value) for token in tokens)
-        return numbers[0] if len(numbers) == 1 else Tree("list", numbers, ",")
-    if _DOTTED_LIST.fullmatch(flat(tokens)):
-        return Tree("list", tuple(map(number, re.findall(r"\d", flat(tokens)))), ",")
-    written = (t.value in _LITERAL_SIGNS or t.kind in ("run", "han", "sub") for t in tokens)
-    if not any(written) and not (len(tokens) > 1 and tokens[1].kind == "number"):
-        return None
     line = flat(tokens)
+    if all(token.kind == "circled" for token in tokens):
+        numbers = [token.value for token in tokens]
+    else:
+        numbers = re.findall(r"\d", line) if _DOTTED_LIST.fullmatch(line) else []
+    if numbers:
+        trees = tuple(map(number, numbers))
+        return trees[0] if len(trees) == 1 else Tree("list", trees, ",")
     time = _TIME.fullmatch(line)
     seconds = time and time["s"] and not re.search(r"(?<!\d)0\d", line)
     if time and (time["half"] or (time["m"] and not seconds) or "clock" in line):
         hour, minute, second = (int(time[part] or 0) for part in "hms")
         if hour < 25 and minute < 60 and second < 60:
-            half = (time["half"] or "").lower()
-            return Tree("time", (hour, minute, second), half)
+            return Tree("time", (hour, minute, second), (time["half"] or "").lower())
     for pattern in _DATES:
         date = pattern.fullmatch(line)
-        month = date and (
-            _MONTH.get(date["month"].lower()) or date["month"].isdigit() and int(date["month"])
-        )
-        if month:
-            return Tree("date", (month, int(date["day"])))
-    numeric = _NUMERIC_DATE.fullmatch(line)
-    if numeric and not (numeric[2] == "." and len(numeric[1]) < 4 > len(numeric[4])):
-        return Tree("date", tuple(int(numeric[i]) for i in (1, 3, 4)), "numeric")
-    score = _SCORE.fullmatch(line)
-    if score:
-        return Tree("score", (number(score[1]), number(score[2])))
-    base = _BASE.fullmatch(line)
-    if base and (base[3] or tokens[-1].kind == "sub"):
-        digits, name = (base[3], base[4]) if base[3] else (base[1], base[2])
-        radix = units.number_words([name])
+        if date and date["month"].lower() in _MONTH:
+            return Tree("date", (_MONTH[date["month"].lower()], int(date["day"])))
+    if date := _NUMERIC_DATE.fullmatch(line):
+        return Tree("date", tuple(map(int, date.group(1, 3, 4))), "numeric")
+    if score := _SCORE.fullmatch(line):
+        return Tree("score", tuple(map(number, score.groups())))
+    if base := _BASE.fullmatch(line):
+        digits, name = base["digits"] or base["spelled"], base["radix"] or base["named"]
         if tokens[0].kind != "run" or (name.isdigit() and int(name) > 10):  # A_2 is a letter
-            return Tree("base", (digits.lstrip("0") or "0", str(radix[0]) if radix else name))
+            radix = units.number_words([name])
+            return Tree("base", (digits, str(radix[0]) if radix else name))
     return None
 
 
 def counted(tokens: Tokens) -> tuple[Tokens, int]:
     """Writes a number in words at the start as digits: three apples, sixty-five degrees."""
-    ends, words = [], []
-    for i, token in enumerate(tokens):
-        if token.kind not in ("run", "number") and token.value != "-":
-            break
-        if token.kind == "run" or (token.kind == "number" and not i):
-            words.append(token.value.lower())
-            ends.append(i + 1)
-    count = units.number_words(words) if tokens[0].kind == "run" else None
-    if not count or ends[count[1] - 1] == len(tokens):
+    head = itertools.takewhile(lambda token: token.kind == "run" or token.value == "-", tokens)
+    ends = [i + 1 for i, token in enumerate(head) if token.kind == "run"]
+    count = units.number_words([tokens[end - 1].value.lower() for end in ends])
+    if not count or tokens[0].kind != "run" or ends[count[1] - 1] == len(tokens):
         return tokens, 0
     return (Token("number", str(count[0])), *tokens[ends[count[1] - 1] :]), 1
 
 
 def compound(tokens: Tokens) -> Tree | None:
     """Reads 1 hour 20 minutes or 40°30'."""
-    parts, at = [], 0
-    while at < len(tokens):
-        end = at + 1
-        while end < len(tokens) and tokens[end].kind != "number":
-            end += 1
-        unit = units.unit(flat(tokens[at + 1 : end]), spaced=True)
-        if tokens[at].kind != "number" or unit is None or not units.scale(unit):
-            return None
+    starts = [i for i, token in enumerate(tokens) if token.kind == "number"]
+    if len(starts) < 2 or starts[0]:
+        return None
+    parts: list[Tree] = []
+    for start, end in itertools.pairwise([*starts, len(tokens)]):
+        unit = units.unit(flat(tokens[start + 1 : end]), spaced=True) or ""
         if parts and parts[0].mark == "°":
             unit = {"min": "'", "s": '"'}.get(unit, unit)
-        parts.append(Tree("quantity", (number(tokens[at].value),), unit))
-        at = end
-    sizes = [units.scale(part.mark) for part in parts]
-    one_scale = all(units.same_scale(parts[0].mark, part.mark) for part in parts)
-    ordered = one_scale and all(a[1] > b[1] for a, b in zip(sizes, sizes[1:], strict=False))
-    return Tree("compound", tuple(parts)) if ordered and len(parts) > 1 else None
+        parts.append(Tree("quantity", (number(tokens[start].value),), unit))
+    sizes = [units.scale(part.mark) or ("", 0) for part in parts]
+    families = {family for family, _ in sizes}
+    descending = len(families) == 1 and sizes == sorted(set(sizes), reverse=True)
+    return Tree("compound", tuple(parts)) if descending else None
 
 
 def is_constant(token: Token) -> bool:
@@ -131,19 +116,20 @@ def is_constant(token: Token) -> bool:
 
 def choice(tokens: Tokens) -> tuple[str, Tokens] | None:
     """The letter of a choice and its text, as `B. 12 cm`; None where another letter follows."""
-    if tokens[0].value not in CHOICES and tokens[0].value.lower() not in ("(", "option", "choice"):
-        return None
     match = _CHOICE.match(flat(tokens))
-    letter = match and (match[1] or match[2] or match[3] or match[4])
-    start = next((i for i, token in enumerate(tokens) if token.value == letter), -1) + 1
-    while letter and start < len(tokens) and tokens[start].value in (")", ".", ":", ")."):
-        start += 1
-    rest = trim(tokens[start:])
-    line = flat(rest)
-    if match and letter and not rest and (match[3] or (match[2] and flat(tokens).endswith(")"))):
-        return letter, ()
-    begins = rest and (rest[0].kind in ("number", "frac", "root") or rest[0].value == "(")
-    begins = begins and not (rest[0].value == "(" and "," in line)  # the point A (4, -1)
-    if not match or not letter or not rest or (match[4] and not (begins and rest[0].space)):
+    letter = match[match.lastindex or 0] if match else ""
+    values = [token.value for token in tokens]
+    if not match or letter not in values:
         return None
-    return None if _OTHER_CHOICE.search(line) else (letter, rest)
+    after = itertools.dropwhile(
+        lambda token: token.value in (")", ".", ":"), tokens[values.index(letter) + 1 :]
+    )
+    rest = trim(tuple(after))
+    if not rest:
+        return letter, ()
+    line = flat(rest)
+    point = rest[0].value == "(" and "," in line  # the point A (4, -1)
+    begins = rest[0].kind in ("number", "frac", "root") or (rest[0].value == "(" and not point)
+    if _OTHER_CHOICE.search(line) or (match["bare"] and not (begins and rest[0].space)):
+        return None
+    return letter, rest

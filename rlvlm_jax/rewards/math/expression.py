@@ -130,7 +130,9 @@ class _Expression:
                 levels += 1
                 value = Tree("quotient", (value, self.signed()))
             elif self.starts_factor():
-                self.check(self.next().kind != "number" or self.after_power())
+                before = self.tokens[self.at - 1]  # 2^n 3^m, but not 2 3
+                ended = before.kind in ("sup", "root", "group") or before.value in ("!", ")", "]")
+                self.check(self.next().kind != "number" or ended)
                 value = product(value, self.factor())
             else:
                 return value
@@ -144,11 +146,6 @@ class _Expression:
         if token.value in ("|", "norm"):
             return not self.bars
         return token.value in _OPENING_SIGNS or token.kind not in _NO_FACTORS
-
-    def after_power(self) -> bool:
-        """Whether a number may be a factor here: 2^n 3^m, but not 2 3."""
-        before = self.tokens[self.at - 1]
-        return before.kind in ("sup", "root", "group") or before.value in ("!", ")", "]")
 
     def factor(self) -> Tree:
         """A factor with its powers; of a run of letters, the last one has them."""
@@ -191,10 +188,8 @@ class _Expression:
             return symbol(f"nabla {sign}{flat(self.tokens[start : self.at])}")
         if kind == "symbol":
             return symbol(name)
-        if kind == "function":
-            return self.function(name)
-        if kind == "series":
-            return self.series(name)
+        if kind in ("function", "series"):
+            return getattr(self, kind)(name)
         if kind == "frac":
             above, below = (flat(part).replace(" ", "") for part in args)
             derivative = f"{above}/{below}"
@@ -321,7 +316,7 @@ class _Expression:
             if inside.kind == "symbol" and re.fullmatch("[A-Z]{2}", inside.parts[0]):
                 return inside  # the length of a segment
             return Tree("call", (inside,), "norm" if is_vector(inside) else "abs")
-        name = flat((self.next(),)) if self.next() != _END else ""
+        name = flat(self.tokens[start : start + 1])
         self.check(sign in ("angle", "triangle", "odot") and bool(re.fullmatch(r"\\?\w+", name)))
         self.at += 1
         if self.tokens[start].kind == "run" and (points := self.points(name, least=1)):

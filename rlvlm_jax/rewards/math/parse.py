@@ -2,33 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the tokens of an answer into a typed tree.
 
-Between `tokens` and `compare`: finds parts, relations, brackets,
-units and words by what parts them, and leaves the rest to `expression`. Which trees are equal is
-not known here.
+Between `tokens` and `compare`: finds parts, relations, brackets, units and words by what parts
+them, and leaves the rest to `expression`. Which trees are equal is not known here.
 """
 
 import functools
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from rlvlm_jax.rewards.math import spelling, units
+from rlvlm_jax.rewards.math import spans, spelling, units
 from rlvlm_jax.rewards.math import tokens as lexer
 from rlvlm_jax.rewards.math.expression import grouped
 from rlvlm_jax.rewards.math.literals import CHOICES, choice, compound, counted, is_constant, literal
-from rlvlm_jax.rewards.math.spans import (
-    LIST_WORDS,
-    OPENING,
-    closing,
-    condition_at,
-    every,
-    has_words,
-    joined_row,
-    numbered,
-    signed,
-    split,
-    trim,
-    trim_groups,
-)
+from rlvlm_jax.rewards.math.spans import closing, every, has_words, split, trim, trim_groups
 from rlvlm_jax.rewards.math.spelling import Unreadable
 from rlvlm_jax.rewards.math.tokens import Tokens, flat
 from rlvlm_jax.rewards.math.tree import NOTHING, Tree, exact, negative, number, symbol
@@ -46,23 +33,20 @@ class Reading(NamedTuple):
 
 REALS = symbol("reals")
 _ORDERED = frozenset({";", "\n", "to"})
-_COMMAS = LIST_WORDS | {","}
+_COMMAS = spans.LIST_WORDS | {","}
+_OR = frozenset({"or", "或"})
 _TURNED = {">": "<", "ge": "le"}
-_MONEY = {"＄": "dollar", "€": "euro", "£": "pound", "¥": "yuan", "₹": "rupee"}
-_CURRENCIES = {"US": "dollar", "USD": "dollar", "RMB": "yuan", "EUR": "euro", "Rs": "rupee"}
+_MONEY = {"＄": "dollar", "€": "euro", "£": "£", "¥": "yuan", "₹": "rupee", "US": "dollar"}
+_MONEY |= {"USD": "dollar", "RMB": "yuan", "EUR": "euro", "Rs": "rupee"}
 _SHORT_WORDS = frozenset({"yes", "no", "true", "dne", "ray"})
 _PROSE = frozenset("-'.&?!")  # signs that may stand among words
-_NOTHING_WORDS = re.compile(
+_PHRASES = {
     r"(?:there (?:is|are|exists?) |the equation has )?no (?:real )?(?:solutions?|roots?|values?)"
-    r"(?: exists?)?|(?:the )?(?:empty|null) set|无解|空集|none exist",
-    re.IGNORECASE,
-)
-_NO_LIMIT = re.compile(r"dne|(?:it |the limit )?does not exist|不存在", re.IGNORECASE)
-_ALL_REALS = re.compile(
+    r"(?: exists?)?|(?:the )?(?:empty|null) set|无解|空集|none exist": symbol("emptyset"),
+    r"dne|(?:it |the limit )?does not exist|不存在": Tree("word", ("does not exist",)),
     r"(?:the set of )?(?:all )?(?:the )?real numbers|(?:any|every) real number|all reals?"
-    r"|(?:全体|任意|一切)实数",
-    re.IGNORECASE,
-)
+    r"|(?:全体|任意|一切)实数": REALS,
+}
 _BARE_UNIT = re.compile(r"\\Omega|[A-Za-z](?:/[A-Za-z])?|\\frac\{[A-Za-z]\}\{[A-Za-z]\}")
 _PLAIN_NUMBER = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{1,30})?")
 
@@ -90,16 +74,15 @@ def readings(content: str) -> tuple[Reading, ...]:
 
 
 def _reading(tokens: Tokens) -> Reading:
-    labelled = choice(tokens)
-    if labelled is None:
-        return Reading(_answer(tokens))
-    letter, rest = labelled
+    letter, rest = choice(tokens) or ("", tokens)
     if not rest:
         return Reading(symbol(letter))
     try:
         return Reading(_answer(rest), letter)
-    except Unreadable:  # the text of a choice need not be read
-        return Reading(Tree("text", (flat(rest),)), letter)
+    except Unreadable:
+        if not letter:
+            raise
+        return Reading(_text(rest), letter)  # the text of a choice need not be read
 
 
 def _depth(tree: Tree) -> int:
@@ -112,56 +95,54 @@ def _depth(tree: Tree) -> int:
     return depth
 
 
-# --------------------------------------------------------------------------------------------------
-# Parts, relations, brackets
-# --------------------------------------------------------------------------------------------------
+def _text(tokens: Tokens) -> Tree:
+    return Tree("text", (flat(tokens),))
+
+
+def _answers(parts: Iterable[Tokens], depth: int) -> tuple[Tree, ...]:
+    return tuple(_answer(part, depth + 1) for part in parts)
 
 
 def _answer(tokens: Tokens, depth: int = 0) -> Tree:
     tokens = trim(tokens)
     if depth > MAX_PARTS_DEPTH:
         raise Unreadable(f"parts in more than {MAX_PARTS_DEPTH} levels")
-    parts = numbered(tokens)
+    parts, signs = spans.numbered(tokens), [";"]
+    if len(parts) == 1:
+        parts, signs = split(tokens, _ORDERED)
+        parts = list(filter(trim, parts))
+    mixed = units.mixed_words([t.value.lower() if t.kind == "run" else "" for t in tokens])
+    if mixed is not None:  # one hundred and five
+        return exact(mixed)
     if len(parts) > 1:
-        return Tree("list", tuple(_answer(part, depth + 1) for part in parts), ";")
-    for separators in (_ORDERED, _COMMAS):
-        parts, signs = split(tokens, separators)
-        parts = [part for part in parts if trim(part)]
-        words = [flat((token,)).lower() for token in tokens if token.kind == "run"]
-        mixed = units.mixed_words(words) if len(words) == len(tokens) else None
-        if mixed is not None:  # one hundred and five
-            return exact(mixed)
-        cases = split(tokens, frozenset({"or", "或"}))[0] if {"or", "或"} & set(signs) else []
-        sizes = {len(split(case, _COMMAS)[0]) for case in cases}
-        if len(cases) > 1 and ("and" in signs or (len(sizes) == 1 and sizes != {1})):
-            return Tree("list", tuple(_answer(case, depth + 1) for case in cases), "or")
-        if len(parts) < 2:
-            continue
-        trees = tuple(_answer(part, depth + 1) for part in parts)
-        if separators is _ORDERED:
-            return Tree("list", trees, "to" if "to" in signs else ";")
-        words = [sign for sign in signs if sign != ","]
-        mark = ("or" if {"or", "或"} & set(words) else "and") if words else ","
-        return _joined(trees, mark)
+        return Tree("list", _answers(parts, depth), "to" if "to" in signs else ";")
+    parts, signs = split(tokens, _COMMAS)
+    parts = list(filter(trim, parts))
+    if _OR & set(signs):
+        cases = split(tokens, _OR)[0]
+        sizes = [len(split(case, _COMMAS)[0]) for case in cases]
+        if "and" in signs or min(sizes) == max(sizes) > 1:
+            return Tree("list", _answers(cases, depth), "or")
+    if len(parts) > 1:
+        words = set(signs) - {","}
+        mark = ("or" if _OR & words else "and") if words else ","
+        return _joined(_answers(parts, depth), mark)
     if any(token.kind == "sign" and token.value in ("pm", "mp") for token in every(tokens)):
         both = ({"pm": "+", "mp": "-"}, {"pm": "-", "mp": "+"})
-        return Tree("list", tuple(_answer(signed(tokens, s), depth + 1) for s in both), ",")
+        return Tree("list", _answers((spans.signed(tokens, way) for way in both), depth), ",")
     return _single(tokens, depth)
 
 
 def _joined(trees: tuple[Tree, ...], mark: str) -> Tree:
     """A list; `x > 1 and x < 2` is one relation, `1 hour and 20 minutes` one quantity."""
     if mark == "and" and len(trees) == 2:
-        if all(tree.kind == "quantity" for tree in trees):
-            marks = [tree.mark for tree in trees]
-            if marks[0] != marks[1] and units.scale(marks[0]) and units.same_scale(*marks):
-                return Tree("compound", trees)
+        sizes = {units.scale(tree.mark) for tree in trees if tree.kind == "quantity"} - {None}
+        if len(sizes) == 2 and len(dict(sizes)) == 1:  # two units of one scale
+            return Tree("compound", trees)
         for low, high in (trees, trees[::-1]):
-            if low.kind == high.kind == "relation" and len(low.parts) == len(high.parts) == 2:
-                signs = f"{low.mark} {high.mark}"
-                one_letter = low.parts[1] == high.parts[0] and low.parts[1].kind == "symbol"
-                if one_letter and set(signs.split()) <= {"<", "le"}:
-                    return Tree("relation", (*low.parts, high.parts[1]), signs)
+            related = low.kind == high.kind == "relation" and {low.mark, high.mark} <= {"<", "le"}
+            if related and low.parts[1] == high.parts[0] and low.parts[1].kind == "symbol":
+                return Tree("relation", (*low.parts, high.parts[1]), f"{low.mark} {high.mark}")
     return Tree("list", trees, mark)
 
 
@@ -171,40 +152,39 @@ def _single(tokens: Tokens, depth: int) -> Tree:
         return _answer(tokens[0].args[0], depth + 1)
     if len(tokens) == 2 and tokens[0].value == "lbrace" and tokens[1].kind == "table":
         tokens = tokens[1:]
-    condition = condition_at(tokens)
-    if condition:
-        trees = tuple(_answer(part, depth + 1) for part in (tokens[:condition], tokens[condition:]))
-        return Tree("list", trees, ",")
+    if condition := spans.condition_at(tokens):
+        return Tree("list", _answers((tokens[:condition], tokens[condition:]), depth), ",")
     parts, signs = split(tokens, lexer.RELATIONS)
-    if len(tokens) == 1 and tokens[0].value in ("ldots", "checkmark", "square"):
-        return Tree("word", (tokens[0].value,))
-    if len(tokens) == 1 and signs:
-        return Tree("word", ({"perp": "perpendicular"}.get(signs[0], signs[0]),))
+    if len(tokens) == 1 and (signs or tokens[0].value in ("ldots", "checkmark", "square")):
+        return Tree("word", (tokens[0].value.replace("perp", "perpendicular"),))
     if not signs:
         return _value(tokens, depth)
     try:
         terms = [_term(part, depth) if part else NOTHING for part in parts]
     except Unreadable:
         if has_words(tokens):
-            return Tree("text", (flat(tokens),))
+            return _text(tokens)
         raise
     if set(signs) <= set(_TURNED):
         terms, signs = terms[::-1], [_TURNED[sign] for sign in signs[::-1]]
     return Tree("relation", tuple(terms), " ".join(signs))
 
 
+def _last_bracket(tokens: Tokens) -> int:
+    """Where the bracket of a name such as `P(A)` begins that ends the tokens; else 0."""
+    opening = next((i for i, token in enumerate(tokens) if token.value == "("), 0)
+    return opening if closing(tokens, opening) == len(tokens) - 1 else 0
+
+
 def _term(tokens: Tokens, depth: int) -> Tree:
     r"""Reads one side of a relation, which may be a name such as `P(A)` or `m\angle A`."""
     tokens = trim_groups(tokens)
-    if flat(tokens[:1]) == "m" and re.match(r"\\(?:angle|hat)", flat(tokens[1:2])):
+    if re.match(r"m\\(?:angle|hat)", "".join(map(flat, (tokens[:1], tokens[1:2])))):
         tokens = tokens[1:]
-    if len(tokens) > 2 and tokens[0].kind == "run" and len(tokens[0].value) == 1:
-        opening = next((i for i, t in enumerate(tokens) if t.value == "("), 0)
-        label = all(
-            token.kind in ("sub", "sup") or token.value == "'" for token in tokens[1:opening]
-        )
-        if opening and label and closing(tokens, opening) == len(tokens) - 1:
-            return symbol(flat(tokens))
+    opening = _last_bracket(tokens)
+    marks = all(t.kind in ("sub", "sup") or t.value == "'" for t in tokens[1:opening])
+    if opening and marks and tokens[0].kind == "run" and len(tokens[0].value) == 1:
+        return symbol(flat(tokens))
     return _value(tokens, depth, alone=False)
 
 
@@ -225,67 +205,58 @@ def _value(tokens: Tokens, depth: int, alone: bool = True) -> Tree:
         return grouped(tokens)
     except Unreadable:
         if has_words(tokens):
-            return Tree("text", (flat(tokens),))
+            return _text(tokens)
         raise
 
 
 def _bracket(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
-    first = tokens[0].value
-    if first in OPENING and first[0] in "([l" and not first.startswith(("lf", "lc")):
-        if closing(tokens, 0) != len(tokens) - 1:
+    first, last, inside = tokens[0].value, tokens[-1].value, tokens[1:-1]
+    if first not in ("(", "[", "lbrace", "langle"):
+        opening = _last_bracket(tokens) if alone else 0
+        name = flat(tokens[:opening])
+        if not re.fullmatch(r"[A-Z](?:_\{\w+\}|')?", name):
             return None
-        inside = tokens[1:-1]
-        if first == "lbrace":
-            return _set(inside, depth)
-        parts = split(inside, frozenset({","}))[0]
-        parts = parts if len(parts) > 1 else split(inside, _ORDERED)[0]
-        if len(parts) > 1 and all(parts):
-            trees = tuple(_answer(part, depth + 1) for part in parts)
-            if trees == (negative(symbol("infty")), symbol("infty")):
-                return REALS
-            mark = {"langle": "<>"}.get(first, first + tokens[-1].value)
-            return Tree("bracket", trees, mark)
-        if first == "[" and len(parts) == 1 and inside and inside[0].kind != "table":
-            return Tree("text", (flat(tokens),))
-        if first == "(" and tokens[-1].value == ")" and inside:
-            return _answer(inside, depth + 1)
+        point = _bracket(tokens[opening:], depth, alone)
+        named = point is not None and point.kind == "bracket"
+        return Tree("relation", (symbol(name), point), "=") if named else None
+    if closing(tokens, 0) != len(tokens) - 1:
         return None
-    opening = next((i for i, token in enumerate(tokens) if token.value == "("), 0)
-    if 0 < opening < 3 and closing(tokens, opening) == len(tokens) - 1 and alone:
-        name = tokens[:opening]
-        if re.fullmatch(r"[A-Z](?:_\{\w+\}|'+)?", flat(name)):
-            point = _bracket(tokens[opening:], depth, alone)
-            if point is not None and point.kind == "bracket":
-                return Tree("relation", (symbol(flat(name)), point), "=")
-    return None
+    if first == "lbrace":
+        return _set(inside, depth)
+    parts = split(inside, frozenset({","}))[0]
+    parts = parts if len(parts) > 1 else split(inside, _ORDERED)[0]
+    if len(parts) > 1 and all(parts):
+        trees = _answers(parts, depth)
+        if trees == (negative(symbol("infty")), symbol("infty")):
+            return REALS
+        return Tree("bracket", trees, "<>" if first == "langle" else first + last)
+    if first == "[" and len(parts) == 1 and inside and inside[0].kind != "table":
+        return _text(tokens)
+    return _answer(inside, depth + 1) if (first, last) == ("(", ")") and inside else None
 
 
 def _set(inside: Tokens, depth: int) -> Tree:
     if not inside:
         return symbol("emptyset")
     bar = next((i for i, t in enumerate(inside) if t.value in ("|", ":") and i), 0)
-    condition = inside[bar + 1 :]
-    member = bar and inside[0].kind in ("run", "symbol") and (bar == 1 or inside[1].value == "in")
-    if member and inside[0].value in {token.value for token in condition}:
+    letter, condition = inside[0].value, inside[bar + 1 :]
+    member = inside[0].kind in ("run", "symbol") and (
+        bar == 1 or inside[1:][:1] and inside[1].value == "in"
+    )
+    if bar and member and letter in {token.value for token in condition}:
         tree = _answer(condition, depth + 1)
+        if tree.kind == "relation" and tree.mark == "=" and tree.parts[0] != symbol(letter):
+            return _text(inside)
         tree = tree._replace(mark="and") if tree.mark == "," else tree
-        if (
-            tree.kind == "relation"
-            and tree.mark == "="
-            and tree.parts[0] != symbol(inside[0].value)
-        ):
-            return Tree("text", (flat(inside),))
         domain = _answer(inside[2:bar], depth + 1) if bar > 2 else REALS
         if domain == REALS:
             return tree
-        member = Tree("relation", (symbol(inside[0].value), domain), "in")
-        return Tree("list", (member, tree), "and")
-    if bar and inside[0].value == "(":  # a set of points
-        return Tree("text", (flat(inside),))
-    parts = [part for part in split(inside, _COMMAS | {";"})[0] if part]
-    trees = [_answer(part, depth + 1) for part in parts]
-    trees = [t for tree in trees for t in (tree.parts if tree.kind == "list" else (tree,))]
-    return Tree("set", tuple(dict.fromkeys(trees)))
+        return Tree("list", (Tree("relation", (symbol(letter), domain), "in"), tree), "and")
+    if bar and letter == "(":  # a set of points
+        return _text(inside)
+    trees = _answers(filter(None, split(inside, _COMMAS | {";"})[0]), depth)
+    listed = [part for tree in trees for part in (tree.parts if tree.kind == "list" else (tree,))]
+    return Tree("set", tuple(dict.fromkeys(listed)))
 
 
 def _table(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
@@ -295,114 +266,85 @@ def _table(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     if len(tokens) != 1 or tokens[0].kind != "table":
         return None
     name, rows = tokens[0].value, tokens[0].args
-    lines = [joined_row(row) for row in rows]
+    lines = [spans.joined_row(row) for row in rows]
     related = all(any(token.value in lexer.RELATIONS for token in line) for line in lines)
     if name not in lexer.MATRICES or related:
-        trees = tuple(_answer(line, depth + 1) for line in lines)
+        trees = _answers(lines, depth)
         return trees[0] if len(trees) == 1 else Tree("list", trees, "and" if related else ";")
-    matrix = tuple(tuple(_answer(cell, depth + 1) for cell in row) for row in rows)
-    return Tree("matrix", matrix, {"vmatrix": "|", "Vmatrix": "‖"}.get(name, "|" * bars))
+    mark = {"vmatrix": "|", "Vmatrix": "‖"}.get(name, "|" * bars)
+    return Tree("matrix", tuple(_answers(row, depth) for row in rows), mark)
 
 
 def _literal(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
-    labelled = any(token.value == ":" for token in tokens) and has_words(tokens[:1])
-    return literal(tokens) if alone and not labelled else None
+    return literal(tokens) if alone else None
 
 
 def _ratio(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     parts, _ = split(tokens, frozenset({":"}))
     if len(parts) < 2 or not all(parts):
         return None
-    label = flat(parts[0])
+    label = _text(parts[0])
     words = has_words(parts[0]) and all(token.kind in ("run", "han") for token in parts[0])
-    if len(parts) == 2 and words and not label.isupper():
-        return Tree("relation", (Tree("text", (label,)), _answer(parts[1], depth + 1)), "=")
+    if len(parts) == 2 and words and not label.parts[0].isupper():
+        return Tree("relation", (label, _answer(parts[1], depth + 1)), "=")
     if any(token.text for token in tokens):
         return None
     return Tree("ratio", tuple(_value(part, depth + 1, alone=False) for part in parts))
-
-
-# --------------------------------------------------------------------------------------------------
-# Words and units
-# --------------------------------------------------------------------------------------------------
 
 
 def _words(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     if any(token.kind not in ("run", "han") and token.value not in _PROSE for token in tokens):
         return None
     line = re.sub(r"(?<=[A-Za-z]{3})!$", "", flat(tokens).rstrip("."))
-    for pattern, tree in (
-        (_NOTHING_WORDS, symbol("emptyset")),
-        (_NO_LIMIT, Tree("word", ("does not exist",))),
-        (_ALL_REALS, REALS),
-    ):
-        if pattern.fullmatch(line):
+    for pattern, tree in _PHRASES.items():
+        if re.fullmatch(pattern, line, re.IGNORECASE):
             return tree
     words = re.split(r"[ -]", line.lower())
     number = units.number_words(words)
     if number and number[1] == len(words):
-        return Tree("number", (number[0],))
+        return exact(number[0])
     if len(tokens) == 1 and tokens[0].kind == "run":
-        if line == "infinity":
-            return symbol("infty")
-        if line in lexer.SPELLED or len(line) == 1:
-            return symbol(line)
+        if line in lexer.SPELLED or line == "infinity" or len(line) == 1:
+            return symbol(line.replace("infinity", "infty"))
         several = CHOICES.issuperset(line) and len(set(line)) == len(line)
         if (len(line) > 3 and not several) or line.lower() in _SHORT_WORDS:
             return Tree("word", (line,))
         if tokens[0].text or alone:
             return Tree("run", (line,), "text" if tokens[0].text else "")
-    long = any(len(token.value) > 3 or token.value.lower() in _SHORT_WORDS for token in tokens)
-    if number:
-        return None  # three apples
-    return Tree("text", (line,)) if long or any(token.text for token in tokens) else None
+    long = any(len(t.value) > 3 or t.value.lower() in _SHORT_WORDS or t.text for t in tokens)
+    return Tree("text", (line,)) if long and not number else None  # three apples
 
 
 def _quantity(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     """Reads a value with its unit, its percent sign or the noun that it counts."""
-    first = tokens[0].value
-    if first in _CURRENCIES and len(tokens) > 1:
-        rest = tokens[1 + (tokens[1].value in _MONEY or tokens[1].value == ".") :]
-        return _measured(rest, _CURRENCIES[first], depth)
-    minus = int(first == "-")
-    if len(tokens) > 1 + minus and tokens[minus].value in _MONEY:
-        rest = tokens[:minus] + tokens[minus + 1 :]
-        return _measured(rest, _MONEY[tokens[minus].value], depth)
-    last = tokens[-1].value
+    minus = int(tokens[0].value == "-")
+    start = minus + 1  # of the amount of money
+    if len(tokens) > start and (currency := _MONEY.get(tokens[minus].value)):
+        start += tokens[minus].kind == "run" and tokens[start].value in (*_MONEY, ".")  # US$ 5
+        return _measured(tokens[:minus] + tokens[start:], currency, depth)
     called = any(token.kind == "function" or token.value in lexer.FUNCTIONS for token in tokens)
-    if len(tokens) > 1 and (last in _MONEY or last in ("%", "¢") or (last == "°" and not called)):
-        unit = _MONEY.get(last) or {"¢": "cent"}.get(last, last)
-        return _measured(tokens[:-1], unit, depth)
-    arc = [token.value for token in tokens if not token.text]
-    if "°" in arc and last in ("'", '"'):
-        return compound(tokens)
+    signed = tokens[-1].value in ("%", "¢", *_MONEY) or (tokens[-1].value == "°" and not called)
     tokens, start = counted(tokens)
     letters = [i for i, token in enumerate(tokens) if not is_constant(token)]
-    start = start or (letters[0] if letters else 0)
     words = [i for i in letters if tokens[i].text or tokens[i].value == "Ω"]
-    textual = words[0] if words else 0
-    for at in dict.fromkeys((start, textual, textual - 1)):
-        if not 0 < at < len(tokens):
-            continue
+    first, textual = (next(iter(places), 0) for places in (letters, words))
+    for at in dict.fromkeys(((len(tokens) - 1) * signed, start or first, textual, textual - 1)):
         value, tail = tokens[:at], tokens[at:]
-        if value[-1].value in ("/", "(", "-", "+", "^"):
-            value, tail = value[:-1], tokens[at - 1 :]
-        tree = value and _with_tail(value, tail, depth, alone)
-        if tree:
+        if at > 0 and value[-1].value in ("/", "(", "-", "+"):
+            value, tail = tokens[: at - 1], tokens[at - 1 :]
+        if at > 0 and value and (tree := _with_tail(value, tail, depth, alone)):
             return tree
     return None
 
 
 def _with_tail(value: Tokens, tail: Tokens, depth: int, alone: bool) -> Tree | None:
-    line = flat(tail)
-    if any(token.kind == "number" for token in tail):
-        parts = compound((*value, *tail))
-        if parts:
-            return parts
+    line, words = flat(tail), [token.value for token in tail]
+    if parts := compound((*value, *tail)):
+        return parts
     scale = units.number_words(["1", line.lower()])
     plural = line.lower() in units.GREAT or line.endswith("s")
     if scale and scale[1] == 2 and plural:
-        return Tree("product", (grouped(value), Tree("number", (scale[0],))))
+        return Tree("product", (grouped(value), exact(scale[0])))
     unit = units.unit(line, spaced=tail[0].space or tail[0].text)
     if unit and unit not in ("'", '"'):
         runs = [token for token in every(tail) if token.kind in ("run", "symbol")]
@@ -414,18 +356,13 @@ def _with_tail(value: Tokens, tail: Tokens, depth: int, alone: bool) -> Tree | N
         elif not plain and line in ("hr", "ha", "mg") and not tail[0].text:
             return None  # letters, as in \pi hr
         return _measured(value, unit, depth)
-    if tail[0].value == "per" and units.unit(flat(tail[1:]), spaced=True):
-        return _measured(value, f"per {units.unit(flat(tail[1:]), spaced=True)}", depth)
-    rate = next((i for i, token in enumerate(tail) if token.value == "per"), 0)
-    per = rate and units.unit(flat(tail[rate + 1 :]), spaced=True)
-    if per and all(token.kind == "run" for token in tail[:rate]):  # words per minute
-        noun = units.noun([token.value for token in tail[:rate]], one=False)
-        return _measured(value, f"{noun} per {per}", depth) if noun else None
-    if all(token.kind in ("run", "han") for token in tail):
-        noun = units.noun([token.value for token in tail], one=flat(value) == "1")
-        if noun:
-            return _measured(value, noun, depth)
-    return None
+    rate = words.index("per") if "per" in words else len(words)  # words per minute
+    per = units.unit(flat(tail[rate + 1 :]), spaced=True)
+    if any(t.kind not in ("run", "han") for t in tail[:rate]) or (rate < len(words) and not per):
+        return None
+    names = [units.noun(words[:rate], one=flat(value) == "1" and not per)] if rate else []
+    names += [f"per {per}"] if per else []
+    return _measured(value, " ".join(map(str, names)), depth) if all(names) else None
 
 
 def _measured(value: Tokens, unit: str, depth: int) -> Tree | None:

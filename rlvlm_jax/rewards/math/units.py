@@ -19,33 +19,36 @@ _SPELLINGS = r"""
     month year=年 ml=milliliter=millilitre=mL=毫升 L=liter=litre=l=升 rad=radian
     °=degree=deg=度 °C=摄氏度 °F ' " %=percent=percentage=pct Hz=hertz kHz MHz nm kcal rpm
     kph ms Pa=pascal kPa kJ J=joule N=newton kN W=watt kW kWh V=volt kV mV
-    A=ampere=amp mA Ω=ohm=Omega kΩ mol=mole dollar=USD=buck cent=¢ yuan=RMB=CNY=元
-    euro=EUR rupee=INR unit mph K=kelvin μm=micrometer=µm=mum
+    A=ampere=amp mA Ω=ohm=Omega kΩ mol=mole dollar=USD=buck=＄ cent=¢ yuan=RMB=CNY=元=¥
+    euro=EUR=€ rupee=INR=₹ £ unit mph K=kelvin μm=micrometer=µm=mum
 """
 _UNITS = {name: row.split("=")[0] for row in _SPELLINGS.split() for name in row.split("=")}
 _APART = frozenset("VAlt")  # these need a blank before them: 5t is a product
 _SCALES = """day=86400 h=3600 min=60 s=1, °=3600 '=60 "=1, mi=63360 yd=36 ft=12 in=1, lb=16 oz=1,
     km=1000000 m=1000 dm=100 cm=10 mm=1, ton=1000000000 kg=1000000 g=1000 mg=1, L=1000 ml=1,
     dollar=100 cent=1, year=12 month=1"""
+
+
+def _sizes(table: str) -> dict[str, int]:
+    return {name: int(size) for name, size in (row.split("=") for row in table.split())}
+
+
 _SCALE = {
-    size.partition("=")[0]: (family, int(size.partition("=")[2]))
-    for family, sizes in enumerate(_SCALES.split(","))
-    for size in sizes.split()
+    name: (family, size)
+    for family, table in enumerate(_SCALES.split(","))
+    for name, size in _sizes(table).items()
 }
 _ONE_UNIT = re.compile(
-    r"(?:(?P<shape>square|cubic|sq|cu)\.? ?|(?P<han>平方|立方))?"
-    r"(?P<name>[kμµ°]?[A-Za-zΩ%¢'\"]+|°|[\u4e00-\u9fff]{1,4})"
-    r"(?:\^\{(?P<power>[23])\}|(?P<digit>[23])| (?P<word>squared|cubed))?"
+    r"(?P<shape>(?:square|cubic|sq|cu)\.? ?|平方|立方)?"
+    r"(?P<name>[kμµ°]?[A-Za-zΩ%¢＄€£¥₹'\"]+|°|[\u4e00-\u9fff]{1,4})"
+    r"(?P<power>\^\{[23]\}|[23]| squared| cubed)?"
 )
 
 # Plurals without the letter s
 _PLURALS = frozenset({"people", "children", "men", "women", "teeth", "mice", "fish", "sheep"})
-_COUNTERS = frozenset(
-    "个人种条本只次名位张台辆件棵根块支户组道页层颗朵头岁分"
-)  # after a number, in Chinese
-# Adjectives that do not narrow what is counted
-_FILLERS = frozenset(("different", "distinct", "possible", "total", "whole", "separate", "unique"))
-_FILLERS |= {"old", "altogether", "such", "overall"}
+_COUNTERS = frozenset("个人种条本只次名位张台辆件棵根块支户组道页层颗朵头岁分")  # in Chinese
+_FILLERS = """different distinct possible total whole separate unique old altogether such overall"""
+_FILLERS = frozenset(_FILLERS.split())  # adjectives that do not narrow what is counted
 # Words that take back what they stand beside
 _DOUBTS = """not nor nope no never none but unless except maybe possibly perhaps probably presumably
     likely approximately approx about around roughly nearly almost circa estimated estimate guess
@@ -67,76 +70,56 @@ _ONES = """zero one two three four five six seven eight nine ten eleven twelve t
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _NUMBERS = {word: i for i, word in enumerate(_ONES.split())}
 _NUMBERS |= {word: 20 + 10 * i for i, word in enumerate(_TENS)}
-GREAT = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
-_PARTS = {"half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6}
-_PARTS |= {
-    "seventh": 7,
-    "eighth": 8,
-    "ninth": 9,
-    "tenth": 10,
-    "twelfth": 12,
-    "hundredth": 100,
-    "thousandth": 1000,
-}
+GREAT = _sizes("hundred=2 thousand=3 million=6 billion=9 trillion=12")  # powers of ten
+_PARTS = _sizes("""half=2 halves=2 third=3 quarter=4 fourth=4 fifth=5 sixth=6 seventh=7 eighth=8
+    ninth=9 tenth=10 twelfth=12 hundredth=100 thousandth=1000""")
 NO_NOUNS |= {word + suffix for word in _NUMBERS for suffix in ("", "th", "s")}
 
 
 def number_words(words: Sequence[str]) -> tuple[Fraction, int] | None:
-    """Reads a number at the start of a list of lower-case words, digits allowed.
+    """Reads a number at the start of lower-case words: its value, and how many words it takes.
 
-    Returns:
-        Its value and how many words it takes; None where there is none. `thirty five` is 35,
-        `two thirds` a fraction, `2 billion` two billion; `twenty-fifth` is no number.
+    `thirty five` is 35, `two thirds` a fraction, `2 billion` two billion; `twenty-fifth` is none.
     """
     if words and words[0] in ("negative", "minus"):
         positive = number_words(words[1:])
         return positive and (-positive[0], positive[1] + 1)
-    if words and words[0] in ("half", "quarter"):
-        return Fraction(1, _PARTS[words[0]]), 1
-    value, at = Fraction(0), 0
-    for at, word in enumerate(words):  # noqa: B007 (counts the words taken)
+    value = Fraction(0)
+    for at, word in enumerate((*words, "")):
         before = words[at - 1] if at else ""
         part = _PARTS.get(word) or _PARTS.get(word.removesuffix("s"))
+        after_ten = before in _TENS and 0 < _NUMBERS.get(word, 0) < 10
         if word.isdecimal() and not at:
-            value += int(word)
-        elif word in _NUMBERS and (
-            not at
-            or (before in _TENS and 0 < _NUMBERS[word] < 10)
-            or (before == "hundred" and _NUMBERS[word])
-        ):
-            value += _NUMBERS[word]
+            value = Fraction(word)
+        elif word in ("half", "quarter") and not at:
+            return Fraction(1, _PARTS[word]), 1
         elif word in ("a", "an") and not at and words[1:2] and words[1] in (*_PARTS, *GREAT):
-            value += 1
+            value = Fraction(1)
+        elif word in _NUMBERS and (not at or after_ten or (before == "hundred" and word != "zero")):
+            value += _NUMBERS[word]
         elif word in GREAT and at:
             value *= 10 ** GREAT[word]
         elif part and at and before not in GREAT and (before not in _TENS or word.endswith("s")):
             return value / part, at + 1
         else:
             break
-    else:
-        at = len(words)
     return (value, at) if at else None
 
 
 def mixed_words(words: Sequence[str]) -> Fraction | None:
     """Reads `one hundred and five` and `two and a half`; None for anything else."""
-    if words.count("and") != 1:
+    at = words.index("and") if words.count("and") == 1 else 0
+    whole, rest = number_words(words[:at]), number_words(words[at + 1 :])
+    if not whole or not rest or (whole[1], rest[1]) != (at, len(words) - at - 1):
         return None
-    at = list(words).index("and")
-    both = [number_words(part) for part in (words[:at], words[at + 1 :])]
-    lengths = (at, len(words) - at - 1)
-    if any(read is None or read[1] != n for read, n in zip(both, lengths, strict=True)):
-        return None
-    whole, rest = (read[0] for read in both if read)
-    return whole + rest if rest < 1 or (words[at - 1] == "hundred" and rest < 100) else None
+    hundreds = words[at - 1] == "hundred" and rest[0] < 100
+    return whole[0] + rest[0] if rest[0] < 1 or hundreds else None
 
 
 def unit(line: str, spaced: bool) -> str | None:
     r"""Gives the one name of a unit: `square meters` is m^2, `\frac{m}{s}` m/s.
 
-    Args:
-        line: as `tokens.flat` writes it.
-        spaced: whether a blank stands before it, or it is set as text.
+    The line is as `tokens.flat` writes it; `spaced` where a blank stands before it, or set as text.
     """
     line = " ".join(word for word in line.split() if word.lower() not in _FILLERS)
     line = re.sub(r"(?:degrees?|°) ?(Celsius|Fahrenheit)", lambda m: "°" + m[1][0], line)
@@ -151,28 +134,24 @@ def unit(line: str, spaced: bool) -> str | None:
 
 
 def _one_unit(text: str) -> str | None:
-    factors = text.strip().split("cdot")
-    if len(factors) > 1:
-        names = [_one_unit(factor) for factor in factors]
+    if "cdot" in text:
+        names = [_one_unit(factor) for factor in text.split("cdot")]
         return "·".join(map(str, names)) if all(names) else None
     match = _ONE_UNIT.fullmatch(text.strip().rstrip("."))
     if match is None:
         return None
-    name = match["name"]
-    unit_name = _UNITS.get(name)
-    if unit_name is None and (len(name) > 3 or (len(name) == 2 and name[0] != "M")):
-        unit_name = _UNITS.get(name.lower())  # Mg is not mg
-    if unit_name is None and name.endswith("s") and len(name) > 3:
-        unit_name = _UNITS.get(name[:-1].lower())
-    if unit_name is None:
+    name, power = match["name"], (match["shape"] or match["power"] or "").strip()
+    spellings = [name]
+    if len(name) > 3 or (len(name) == 2 and name[0] != "M"):  # Mg is not mg
+        spellings.append(name.lower())
+    if len(name) > 3:
+        spellings.append(name.removesuffix("s").lower())
+    unit_name = next((_UNITS[spelling] for spelling in spellings if spelling in _UNITS), None)
+    if unit_name is None or not power:
+        return unit_name
+    if match["power"] and not (name[0] + unit_name[0]).isalpha():
         return None
-    if unit_name in ("%", "°", "'", '"') and (match["power"] or match["digit"]):
-        return None
-    shape = match["shape"] or match["han"] or match["word"]
-    power = match["power"] or match["digit"]
-    if shape:
-        power = "2" if shape[0] in "s平" else "3"
-    return f"{unit_name}^{power}" if power else unit_name
+    return f"{unit_name}^{2 if power[0] in 's平' or '2' in power else 3}"
 
 
 def scale(name: str) -> tuple[int, int] | None:
@@ -180,20 +159,11 @@ def scale(name: str) -> tuple[int, int] | None:
     return _SCALE.get(name)
 
 
-def same_scale(one: str, other: str) -> bool:
-    """Whether two units may stand in one compound."""
-    return one in _SCALE and other in _SCALE and _SCALE[one][0] == _SCALE[other][0]
-
-
 def noun(words: Sequence[str], one: bool) -> str | None:
     """Names what is counted: "counted ball", or "narrowed red ball"; None for other words.
 
     A counted noun may stand beside a bare number or not; one that is narrowed says more than the
-    number, so an answer may not add it.
-
-    Args:
-        words: one to four of them.
-        one: whether a single thing is counted, so that no plural is needed.
+    number, so an answer may not add it. Where `one` thing is counted, no plural is needed.
     """
     if len(words) == 1 and words[0][0] in _COUNTERS:  # a counter, and in Chinese what it counts
         return "counted" if len(words[0]) == 1 else f"narrowed {words[0][1:]}"
@@ -207,10 +177,8 @@ def noun(words: Sequence[str], one: bool) -> str | None:
     single = _singular(last)
     if NO_NOUNS.intersection((*kinds, single)) or single.endswith(("illion", "tieth", "teenth")):
         return None
-    several = single != last or last in _PLURALS
-    return ("counted " if not adjectives and (several or one) else "narrowed ") + " ".join(
-        (*adjectives, single)
-    )
+    plain = not adjectives and (one or single != last or last in _PLURALS)
+    return " ".join(("counted" if plain else "narrowed", *adjectives, single))
 
 
 def _singular(word: str) -> str:
@@ -219,6 +187,5 @@ def _singular(word: str) -> str:
         return word
     if word.endswith("ies"):
         return word[:-3] + "y"
-    if word.endswith(("ses", "xes", "zes", "ches", "shes")):
-        return word[:-2]
-    return word.removesuffix("s")
+    endings = ("ses", "xes", "zes", "ches", "shes")
+    return word[:-2] if word.endswith(endings) else word.removesuffix("s")

@@ -213,8 +213,6 @@ class _Expression:
     def called(self) -> Tree | None:
         """The value of a function that is not known, whose name was taken."""
         start = self.at - 1
-        if self.next().value != "(" and self.next().kind != "sup":
-            return None
         if not _CALL.match(flat(self.tokens[start : start + 4])):
             return None
         end = closing(self.tokens, self.at + (self.next().kind == "sup"))
@@ -335,11 +333,10 @@ class _Expression:
             name, power = f"arc{name}", None
         several = name in ("max", "min", "gcd", "lcm")
         arguments = self.arguments() if several else (self.argument(),)
+        base = (scripts["sub"],) if "sub" in scripts else ()
+        call = Tree("call", (*arguments, *base), name)
         if name == "exp":
             call = Tree("power", (symbol("e"), *arguments))
-        else:
-            base = (scripts["sub"],) if "sub" in scripts else ()
-            call = Tree("call", (*arguments, *base), name)
         return Tree("power", (call, power)) if power else call
 
     def argument(self) -> Tree:

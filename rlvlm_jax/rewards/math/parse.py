@@ -55,11 +55,7 @@ _PLAIN_NUMBER = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{1,30})?")
 def readings(content: str) -> tuple[Reading, ...]:
     """Reads a box's content, both ways where a comma may part thousands or answers.
 
-    Returns:
-        No reading for an empty content, else the one with thousands first.
-
-    Raises:
-        Unreadable: with the construct that cannot be read.
+    The one with thousands is first; empty content has none. Raises Unreadable.
     """
     if _PLAIN_NUMBER.fullmatch(content):  # most answers are
         return (Reading(number(content)),)
@@ -240,10 +236,8 @@ def _set(inside: Tokens, depth: int) -> Tree:
         return symbol("emptyset")
     bar = next((i for i, t in enumerate(inside) if t.value in ("|", ":") and i), 0)
     letter, condition = inside[0].value, inside[bar + 1 :]
-    member = inside[0].kind in ("run", "symbol") and (
-        bar == 1 or inside[1:][:1] and inside[1].value == "in"
-    )
-    if bar and member and letter in {token.value for token in condition}:
+    member = bar and inside[0].kind in ("run", "symbol") and inside[1].value in ("in", "|", ":")
+    if member and letter in {token.value for token in condition}:
         tree = _answer(condition, depth + 1)
         if tree.kind == "relation" and tree.mark == "=" and tree.parts[0] != symbol(letter):
             return _text(inside)

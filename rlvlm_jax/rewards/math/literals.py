@@ -46,8 +46,10 @@ _OTHER_CHOICE = re.compile(
 CHOICES = frozenset("ABCDEFGHIJ")
 
 
-def literal(tokens: Tokens) -> Tree | None:
-    """Reads one of these; None for anything else."""
+def literal(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
+    """Reads one of these that stands alone, at any depth; None for anything else."""
+    if not alone:
+        return None
     line = flat(tokens)
     if all(token.kind == "circled" for token in tokens):
         numbers = [token.value for token in tokens]

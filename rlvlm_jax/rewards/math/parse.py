@@ -175,7 +175,7 @@ def _last_bracket(tokens: Tokens) -> int:
 def _term(tokens: Tokens, depth: int) -> Tree:
     r"""Reads one side of a relation, which may be a name such as `P(A)` or `m\angle A`."""
     tokens = trim_groups(tokens)
-    if re.match(r"m\\(?:angle|hat)", "".join(map(flat, (tokens[:1], tokens[1:2])))):
+    if re.match(r"m\\(?:angle|hat)", flat(tokens[:2])):
         tokens = tokens[1:]
     opening = _last_bracket(tokens)
     marks = all(t.kind in ("sub", "sup") or t.value == "'" for t in tokens[1:opening])
@@ -188,9 +188,8 @@ def _value(tokens: Tokens, depth: int, alone: bool = True) -> Tree:
     tokens = trim_groups(tokens)
     if not tokens:
         raise Unreadable("an empty part")
-    for read in (_bracket, _table, _literal, _ratio, _words, _quantity):
-        tree = read(tokens, depth, alone)
-        if tree is not None:
+    for read in (_bracket, _table, literal, _ratio, _words, _quantity):
+        if tree := read(tokens, depth, alone):
             return tree
     for sign in ("cup", "cap", "setminus"):
         parts = [part for part in split(tokens, frozenset({sign}))[0] if part]
@@ -269,10 +268,6 @@ def _table(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     return Tree("matrix", tuple(_answers(row, depth) for row in rows), mark)
 
 
-def _literal(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
-    return literal(tokens) if alone else None
-
-
 def _ratio(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     parts, _ = split(tokens, frozenset({":"}))
     if len(parts) < 2 or not all(parts):
@@ -343,20 +338,19 @@ def _with_tail(value: Tokens, tail: Tokens, depth: int, alone: bool) -> Tree | N
     if unit and unit not in ("'", '"'):
         runs = [token for token in every(tail) if token.kind in ("run", "symbol")]
         letters_alone = all(t.value in ("Omega", t.value[0]) and not t.text for t in runs)
+        bare = bool(runs) and letters_alone and tail[0].value != "°"
         plain = bool(re.fullmatch(r"[+-]?[\d.]+", flat(value)))
-        if runs and letters_alone and tail[0].value != "°":
-            if not (alone and plain and _BARE_UNIT.fullmatch(line)):
-                return None
-        elif not plain and line in ("hr", "ha", "mg") and not tail[0].text:
-            return None  # letters, as in \pi hr
+        letters = bare or (line in ("hr", "ha", "mg") and not tail[0].text)  # as in \pi hr
+        if (letters and not plain) or (bare and not (alone and _BARE_UNIT.fullmatch(line))):
+            return None
         return _measured(value, unit, depth)
     rate = words.index("per") if "per" in words else len(words)  # words per minute
     per = units.unit(flat(tail[rate + 1 :]), spaced=True)
     if any(t.kind not in ("run", "han") for t in tail[:rate]) or (rate < len(words) and not per):
         return None
-    names = [units.noun(words[:rate], one=flat(value) == "1" and not per)] if rate else []
-    names += [f"per {per}"] if per else []
-    return _measured(value, " ".join(map(str, names)), depth) if all(names) else None
+    noun = units.noun(words[:rate], one=flat(value) == "1" and not per) if rate else ""
+    name = f"{noun} per {per}".lstrip() if per else noun
+    return None if noun is None else _measured(value, name, depth)
 
 
 def _measured(value: Tokens, unit: str, depth: int) -> Tree | None:
@@ -367,6 +361,6 @@ def _measured(value: Tokens, unit: str, depth: int) -> Tree | None:
         return None
     if tree.kind == "quantity" and tree.mark.startswith("per "):
         return Tree("quantity", tree.parts, f"{unit} {tree.mark}")  # $4 per hour
-    nested = ("text", "word", "relation", "quantity", "compound", "time", "date", "choice")
+    nested = ("text", "word", "relation", "quantity", "compound", "time", "date")
     summed = unit == "%" and tree.kind in ("sum", "score")
     return None if tree.kind in nested or summed else Tree("quantity", (tree,), unit)

@@ -49,22 +49,17 @@ _PLURALS = frozenset({"people", "children", "men", "women", "teeth", "mice", "fi
 _COUNTERS = frozenset("个人种条本只次名位张台辆件棵根块支户组道页层颗朵头岁分")  # in Chinese
 _FILLERS = """different distinct possible total whole separate unique old altogether such overall"""
 _FILLERS = frozenset(_FILLERS.split())  # adjectives that do not narrow what is counted
-# Words that take back what they stand beside
-_DOUBTS = """not nor nope no never none but unless except maybe possibly perhaps probably presumably
+# Words that take back what they stand beside, or change its value or the claim made
+_CLAIMS = """not nor nope no never none but unless except maybe possibly perhaps probably presumably
     likely approximately approx about around roughly nearly almost circa estimated estimate guess
-    guesses wrong incorrect false sometimes"""
-DOUBTS = frozenset(_DOUBTS.split())
-# After a number these are no nouns either: they change its value or the claim made.
-_CLAIMS = """hundred thousand million billion trillion lakh crore grand myriad dozen gross
-    score pair couple half halve quarter third second fifth eighth ninth twelfth twentieth
-    hundredth thousandth millionth billionth trillionth thirty forty fifty sixty seventy eighty
-    ninety fraction squared cubed times plus minus over mod modulo factorial root power per
-    fold and either neither with without from into the for was has does always any all infinity
-    more less than least most greater fewer other above below between true correct right yes
-    max min depends fails works varies exists equals remains divides exceeds loses negatives
-    positives inverses reciprocals trio duo quartet twice double triple cannot opposites
-    complements logs"""
-NO_NOUNS = DOUBTS | frozenset(_CLAIMS.split())
+    guesses wrong incorrect false sometimes lakh crore grand myriad dozen gross score pair couple
+    half halve quarter third second fifth eighth ninth twelfth twentieth hundredth thousandth
+    millionth billionth trillionth fraction squared cubed times plus minus over mod modulo
+    factorial root power per fold and either neither with without from into the for was has does
+    always any all infinity more less than least most greater fewer other above below between
+    true correct right yes max min depends fails works varies exists equals remains divides
+    exceeds loses negatives positives inverses reciprocals trio duo quartet twice double triple
+    cannot opposites complements logs"""
 _ONES = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
     fifteen sixteen seventeen eighteen nineteen"""
 _TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
@@ -73,6 +68,7 @@ _NUMBERS |= {word: 20 + 10 * i for i, word in enumerate(_TENS)}
 GREAT = _sizes("hundred=2 thousand=3 million=6 billion=9 trillion=12")  # powers of ten
 _PARTS = _sizes("""half=2 halves=2 third=3 quarter=4 fourth=4 fifth=5 sixth=6 seventh=7 eighth=8
     ninth=9 tenth=10 twelfth=12 hundredth=100 thousandth=1000""")
+NO_NOUNS = frozenset((*_CLAIMS.split(), *GREAT))
 NO_NOUNS |= {word + suffix for word in _NUMBERS for suffix in ("", "th", "s")}
 
 

@@ -87,7 +87,10 @@ def counted(tokens: Tokens) -> tuple[Tokens, int]:
     count = units.number_words([tokens[end - 1].value.lower() for end in ends])
     if not count or tokens[0].kind != "run" or ends[count[1] - 1] == len(tokens):
         return tokens, 0
-    return (Token("number", str(count[0])), *tokens[ends[count[1] - 1] :]), 1
+    rest = tokens[ends[count[1] - 1] :]
+    if flat(rest[:3]) == f"({count[0]})":  # three (3) apples
+        rest = rest[3:]
+    return (Token("number", str(count[0])), *rest), 1
 
 
 def compound(tokens: Tokens) -> Tree | None:

@@ -146,8 +146,6 @@ def _single(tokens: Tokens, depth: int) -> Tree:
     """Reads an answer without separators: a relation or a value."""
     if len(tokens) == 1 and tokens[0].kind == "group":
         return _answer(tokens[0].args[0], depth + 1)
-    if len(tokens) == 2 and tokens[0].value == "lbrace" and tokens[1].kind == "table":
-        tokens = tokens[1:]
     if condition := spans.condition_at(tokens):
         return Tree("list", _answers((tokens[:condition], tokens[condition:]), depth), ",")
     parts, signs = split(tokens, lexer.RELATIONS)
@@ -179,7 +177,9 @@ def _term(tokens: Tokens, depth: int) -> Tree:
         tokens = tokens[1:]
     opening = _last_bracket(tokens)
     marks = all(t.kind in ("sub", "sup") or t.value == "'" for t in tokens[1:opening])
-    if opening and marks and tokens[0].kind == "run" and len(tokens[0].value) == 1:
+    letter, inside = tokens[0].value, {token.value for token in tokens[opening:]}
+    factor = letter in inside or (inside & {"+", "-"} and letter in "abckmnrxz")
+    if opening and marks and tokens[0].kind == "run" and len(letter) == 1 and not factor:
         return symbol(flat(tokens))
     return _value(tokens, depth, alone=False)
 
@@ -254,6 +254,8 @@ def _set(inside: Tokens, depth: int) -> Tree:
 
 def _table(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     bars = tokens[0].value == "|"
+    if len(tokens) == 2 and tokens[0].value == "lbrace":
+        tokens = tokens[1:]
     if len(tokens) == 3 and tokens[0].value in ("(", "[", "langle", "|"):
         tokens = tokens[1:2]
     if len(tokens) != 1 or tokens[0].kind != "table":

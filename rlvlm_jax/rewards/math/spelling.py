@@ -35,6 +35,8 @@ _CHARS |= str.maketrans(dict.fromkeys("\u00a0\u2002\u2003\u2009\u200a\u202f\u300
 # no width, direction of writing, soft hyphen: nothing on the page
 _CHARS |= str.maketrans(dict.fromkeys("\u200b\u200c\u200d\u200e\u200f\u2060\ufeff\u00ad", None))
 _CHARS |= {ord("℃"): "°C", ord("℉"): "°F"}
+for _code in range(0x1D400, 0x1D800):  # italic and bold letters
+    _CHARS[_code] = unicodedata.normalize("NFKC", chr(_code)).translate(_CHARS)
 for _code in range(0x3380, 0x33E0):  # ㎝, ㎡
     _unit = unicodedata.normalize("NFKC", chr(_code))
     _CHARS[_code] = re.sub(r"^(\D+)(\d?)$", r"\\text{ \1}^{\2}", _unit).removesuffix("^{}")
@@ -75,8 +77,6 @@ _REWRITES: tuple[tuple[str, Any], ...] = (
     (r"(\d) ?[xX] ?(?=10\^)", r"\1\\times "),
     (r"(?<![A-Za-z\\])(\d+(?:\.\d*)?)[eE](\d{1,3}|[-+]\d\d\d?)(?![\w.])", r"\1\\times 10^{\2}"),
 )
-# Without one of these there is nothing to rewrite
-_TO_REWRITE = re.compile(r"[-+$%<>!?*xXeE'¹²³⁰-ₙ]|\\[^a-z]|\\q|tag|color|log_|right\.|\.\s*\.|\{,")
 # What may stand around or before an answer and adds nothing to it
 _DECORATION = re.compile(r"(\*\*|`{1,3}|\")(?P<inside>(?:(?!\1).)+)\1", re.DOTALL)
 _SAID = (
@@ -95,11 +95,10 @@ def plain(content: str) -> str:
         before = text
         decorated = _DECORATION.fullmatch(text)
         text = _LEAD.sub(r"\1", decorated["inside"].strip() if decorated else text).strip()
-    if text.startswith("{") and text.endswith("}") and 0 not in depths(text)[:-1]:
+    while text.startswith("{") and text.endswith("}") and 0 not in depths(text)[:-1]:
         text = text[1:-1].strip()
-    if _TO_REWRITE.search(text):
-        for pattern, replacement in _REWRITES:
-            text = re.sub(pattern, replacement, text)
+    for pattern, replacement in _REWRITES:
+        text = re.sub(pattern, replacement, text)
     if len(text) > 3 * MAX_CHARS:
         raise Unreadable(f"more than {MAX_CHARS} characters")
     return text.replace(" ", "") if _SPACED_THOUSANDS.fullmatch(text) else text
@@ -112,7 +111,7 @@ def depths(text: str) -> list[int]:
 
 def join_thousands(text: str) -> str:
     """Takes the commas out of 1,234; not inside brackets, where they part coordinates."""
-    open_at = depths(text)
+    open_at = depths(re.sub(r"(?<!\\)[{}]", " ", text))  # \frac{1,234}{2}
     return _THOUSANDS.sub(
         lambda match: match[0] if open_at[match.start()] else match[0].replace(",", ""), text
     )

@@ -9,7 +9,6 @@ in any process; `strict` decides the rest as well and belongs in a worker.
 import logging
 import re
 
-from rlvlm_jax.rewards.math.algebra import Undecided
 from rlvlm_jax.rewards.math.literals import CHOICES
 from rlvlm_jax.rewards.math.parse import Reading, readings
 from rlvlm_jax.rewards.math.relations import (
@@ -28,7 +27,7 @@ from rlvlm_jax.rewards.math.values import (
     equal_values,
     equal_words,
 )
-from rlvlm_jax.rewards.math.verdict import DEFAULT_RULES, Judge, Rules, Verdict
+from rlvlm_jax.rewards.math.verdict import DEFAULT_RULES, Judge, Rules, Undecided, Verdict
 
 MAX_PARTS = 64
 _ASKED = re.compile(r"\?+(?=[\s$.)\\]*$)")
@@ -45,17 +44,17 @@ def quick(answer: str | None, reference: str | None, rules: Rules = DEFAULT_RULE
     Raises:
         NeedsAlgebra: the item has to go to `strict`.
     """
-    return _judge(answer, reference, Judge(rules, False, [], equal, []))
+    return _judge(answer, reference, Judge(rules, False, equal))
 
 
 def strict(answer: str | None, reference: str | None, rules: Rules = DEFAULT_RULES) -> Verdict:
     """Judges like `quick`, by computer algebra where needed; call it in a worker only."""
-    return _judge(answer, reference, Judge(rules, True, [], equal, []))
+    return _judge(answer, reference, Judge(rules, True, equal))
 
 
 def explain(answer: str | None, reference: str | None) -> tuple[Verdict, str]:
     """Judges like `strict` and says why: what differs, or what cannot be read."""
-    judge = Judge(DEFAULT_RULES, True, [], equal, [])
+    judge = Judge(DEFAULT_RULES, True, equal)
     verdict = _judge(answer, reference, judge)
     if verdict.correct:
         return verdict, "they are equal"

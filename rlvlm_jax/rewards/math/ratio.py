@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import NamedTuple
 
-from rlvlm_jax.rewards.math.tree import Tree, names
+from rlvlm_jax.rewards.math.tree import Tree, symbols
 
 MAX_BITS = 20_000  # of an exact number
 MAX_TERMS = 300  # of a polynomial
@@ -55,7 +55,7 @@ class Ratio(NamedTuple):
         if n is None or n.denominator > 10 or (n.denominator > 1 and abs(n.numerator) > 10):
             raise _TooHardError
         if n.denominator > 1:
-            return _root(value, Fraction(n.denominator)) ** _rational(n.numerator)
+            return _root(value, n.denominator) ** _rational(n.numerator)
         if value is not None:
             size = max(value.numerator.bit_length(), value.denominator.bit_length())
             if size * abs(n) > MAX_BITS or (value == 0 and n <= 0):
@@ -85,29 +85,29 @@ def ratio(tree: Tree) -> Ratio | None:
 
 _OPERATORS = {"sum": operator.add, "product": operator.mul, "quotient": operator.truediv}
 _OPERATORS |= {"power": operator.pow}
+_COUNTS = {"factorial": math.factorial, "binom": math.comb}
 
 
 def _ratio(tree: Tree) -> Ratio:
-    kind, parts = tree.kind, tree.parts
+    kind, parts, mark = tree
     if kind == "number":
         return _rational(parts[0])
-    if kind == "symbol" and parts[0] not in ("infty", "emptyset", "reals"):
+    if kind == "symbol" and parts[0] != "infty":
         return Ratio({((parts[0], 1),): Fraction(1)})
     if kind in _OPERATORS:
         return functools.reduce(_OPERATORS[kind], map(_ratio, parts))
-    if kind != "call" or tree.mark not in ("degree", "root", "abs", "factorial", "binom"):
+    if kind != "call" or mark not in ("degree", "root", "abs", *_COUNTS):
         raise _TooHardError
     inside = [_ratio(part) for part in parts]
-    if tree.mark == "degree":
+    if mark == "degree":
         return inside[0]
     values = [constant(value) for value in inside]
-    if tree.mark == "root":
-        return _root(values[0], values[1] if len(values) > 1 else Fraction(2))
-    if tree.mark == "abs" and values[0] is not None:
+    if mark == "root":
+        return _root(values[0], *values[1:])
+    if mark == "abs" and values[0] is not None:
         return _rational(abs(values[0]))
-    if tree.mark != "abs" and all(n is not None and n in range(201) for n in values):
-        count = math.factorial if tree.mark == "factorial" else math.comb
-        return _rational(count(*(int(n) for n in values if n is not None)))
+    if mark in _COUNTS and all(n in range(201) for n in values):
+        return _rational(_COUNTS[mark](*map(int, values)))
     raise _TooHardError
 
 
@@ -118,7 +118,7 @@ def constant(value: Ratio) -> Fraction | None:
     return None
 
 
-def _root(value: Fraction | None, index: Fraction | None) -> Ratio:
+def _root(value: Fraction | None, index: Fraction | int | None = 2) -> Ratio:
     if value is None or value < 0 or index not in range(2, 11):
         raise _TooHardError
     above, below = (_exact_root(n, int(index)) for n in (value.numerator, value.denominator))
@@ -178,44 +178,16 @@ def same(a: Ratio, b: Ratio) -> bool | None:
         return None
 
 
+def _is_letter(name: str) -> bool:
+    return name not in ("pi", "e", "i") and name[0] != "√"
+
+
 def poles_agree(a: Ratio, b: Ratio) -> bool:
     """Whether two quotients have, up to a factor, the same letters below."""
-    letters = [
-        {
-            name
-            for monomial in r.below
-            for name, _ in monomial
-            if name not in _CONSTANTS and name[0] != "√"
-        }
-        for r in (a, b)
-    ]
-    plain = not (letters[0] | letters[1]) - {"i"}
-    return plain or proportional(Ratio(a.below, ONE), Ratio(b.below, ONE)) is not None
-
-
-def approximate(value: Ratio) -> float | Fraction | None:
-    """The value of a real constant: exact where it is rational; None where it has letters."""
-    exact = constant(value)
-    if exact is not None:
-        return exact
-    both = []
-    for polynomial in value:
-        total = 0.0
-        for monomial, factor in polynomial.items():
-            if not 1e-100 < abs(factor) < 1e100:
-                return None
-            term = float(factor)
-            for name, power in monomial:
-                if name not in _CONSTANTS and name[0] != "√":
-                    return None
-                root = math.sqrt(int(name[1:])) if name[0] == "√" else _CONSTANTS[name]
-                term *= root**power
-            total += term
-        both.append(total)
-    return both[0] / both[1] if both[1] else None
-
-
-_CONSTANTS = {"pi": math.pi, "e": math.e}
+    below = {name for monomial in (*a.below, *b.below) for name, _ in monomial}
+    return (
+        not any(map(_is_letter, below)) or proportional(Ratio(a.below), Ratio(b.below)) is not None
+    )
 
 
 def proportional(a: Ratio, b: Ratio) -> Fraction | None:
@@ -232,87 +204,9 @@ def proportional(a: Ratio, b: Ratio) -> Fraction | None:
 
 def is_linear(value: Ratio) -> bool:
     """Whether it is a polynomial of the first degree in its letters, with rational factors."""
-    names = {name for monomial in value.above for name, _ in monomial}
-    plain = not any(name in _CONSTANTS or name[0] == "√" or name == "i" for name in names)
+    letters = {name for monomial in value.above for name, _ in monomial}
     degree = all(sum(power for _, power in monomial) < 2 for monomial in value.above)
-    return plain and degree and set(value.below) == {()} and bool(names)
-
-
-SAMPLES = ("1/3", "2", "5/2", "7", "1", "3", "11/5", "1/7")  # values for letters
-TRIGONOMETRY = frozenset(("sin", "cos", "tan", "cot", "sec", "csc"))
-_FUNCTIONS: dict[str, Callable[..., float]] = {
-    "sin": math.sin, "cos": math.cos, "tan": math.tan, "cot": lambda x: 1 / math.tan(x),
-    "sec": lambda x: 1 / math.cos(x), "csc": lambda x: 1 / math.sin(x), "arcsin": math.asin,
-    "arccos": math.acos, "arctan": math.atan, "sinh": math.sinh, "cosh": math.cosh,
-    "tanh": math.tanh, "ln": math.log, "lg": math.log10, "log": lambda x, b=10: math.log(x, b),
-    "abs": abs, "max": max, "min": min, "degree": lambda x: x,
-}  # fmt: skip
-_LARGE = 1e9  # beyond it a float's last digits may hide a difference
-
-
-def differ(answer: Tree, reference: Tree, tolerance: float) -> bool:
-    """Whether two expressions clearly differ somewhere, or one of them alone is real there."""
-    letters = sorted(names(answer) | names(reference))
-    for shift, turned in itertools.product((0, 3, 5), ((1,), (-1,), (1, -1))):
-        numbers = itertools.islice(itertools.cycle(SAMPLES), shift, shift + len(letters))
-        signs = itertools.cycle(turned)
-        point = {
-            x: s * float(Fraction(n)) for x, n, s in zip(letters, numbers, signs, strict=False)
-        }
-        try:
-            values = [_real(tree, point) for tree in (answer, reference)]
-        except (ValueError, ArithmeticError, TypeError, KeyError):
-            continue
-        if (values[0] is None) != (values[1] is None):
-            return True
-        a, b = (value or 0.0 for value in values)
-        if abs(a - b) > max(1e-6, 2 * tolerance) * (1 + max(abs(a), abs(b))):
-            return True
-    return False
-
-
-def _real(tree: Tree, point: Mapping[str, float]) -> float | None:
-    """The value of an expression at a point; None where it is not real there."""
-    try:
-        return _float(tree, point)
-    except _NotRealError:
-        return None
-
-
-class _NotRealError(Exception):
-    pass
-
-
-def _float(tree: Tree, point: Mapping[str, float], radians: bool = False) -> float:
-    kind, parts = tree.kind, tree.parts
-    if kind == "number":
-        value = float(parts[0])
-    elif kind == "symbol":
-        if parts[0] in ("i", "infty", "reals", "emptyset"):
-            raise ValueError
-        value = _CONSTANTS.get(parts[0]) or point[parts[0]]
-    else:
-        inside = [_float(part, point, radians or tree.mark in TRIGONOMETRY) for part in parts]
-        if kind == "sum":
-            value = math.fsum(inside)
-        elif kind == "product":
-            value = math.prod(inside)
-        elif kind == "quotient":
-            value = inside[0] / inside[1]
-        elif kind == "power" or tree.mark == "root":
-            index = inside[1] if len(inside) > 1 else 2.0
-            exponent = index if kind == "power" else 1 / index
-            value = _real_power(inside[0], exponent)
-        elif kind == "call" and tree.mark == "degree":
-            value = math.radians(inside[0]) if radians else inside[0]
-        else:
-            try:
-                value = _FUNCTIONS[tree.mark](*inside)
-            except ValueError as error:
-                raise _NotRealError from error
-    if not abs(value) < _LARGE:
-        raise ValueError
-    return value
+    return bool(letters) and all(map(_is_letter, letters)) and degree and set(value.below) == {()}
 
 
 def _real_power(base: float, exponent: float) -> float:
@@ -320,5 +214,64 @@ def _real_power(base: float, exponent: float) -> float:
         return base**exponent
     fraction = Fraction(exponent).limit_denominator(99)
     if fraction.denominator % 2 == 0 or abs(float(fraction) - exponent) > 1e-9:
-        raise _NotRealError
+        raise ValueError("not real")
     return (-1) ** fraction.numerator * (-base) ** exponent
+
+
+SAMPLES = ("1/3", "2", "5/2", "7", "1", "3", "11/5", "1/7")  # values for letters
+_CONSTANTS = {"pi": math.pi, "e": math.e}
+# In floats; a ValueError says that the value is not real
+_FUNCTIONS: dict[str, Callable[..., float]] = {
+    "sum": lambda *terms: math.fsum(terms), "product": lambda *factors: math.prod(factors),
+    "quotient": operator.truediv, "power": _real_power, "degree": lambda x: x,
+    "root": lambda x, index=2.0: _real_power(x, 1 / index),
+    "sin": math.sin, "cos": math.cos, "tan": math.tan, "cot": lambda x: 1 / math.tan(x),
+    "sec": lambda x: 1 / math.cos(x), "csc": lambda x: 1 / math.sin(x), "arcsin": math.asin,
+    "arccos": math.acos, "arctan": math.atan, "sinh": math.sinh, "cosh": math.cosh,
+    "tanh": math.tanh, "ln": math.log, "lg": math.log10, "log": lambda x, b=10: math.log(x, b),
+    "abs": abs, "max": max, "min": min,
+}  # fmt: skip
+_LARGE = 1e9  # beyond it a float's last digits may hide a difference
+UNKNOWN = (ArithmeticError, TypeError, KeyError)  # what `real` raises where it cannot tell
+
+
+def real(tree: Tree, point: Mapping[str, float] = _CONSTANTS) -> float | None:
+    """The value of an expression at a point, in floats; None where it is not real there."""
+    try:
+        return _float(tree, point)
+    except ValueError:
+        return None
+
+
+def _float(tree: Tree, point: Mapping[str, float]) -> float:
+    if tree.kind == "number":
+        value = float(tree.parts[0])
+    elif tree.kind == "symbol":
+        value = point[tree.parts[0]]
+    else:
+        function = _FUNCTIONS[tree.mark if tree.kind == "call" else tree.kind]
+        value = function(*(_float(part, point) for part in tree.parts))
+    if not abs(value) < _LARGE:
+        raise ArithmeticError
+    return value
+
+
+def differ(answer: Tree, reference: Tree, tolerance: float) -> bool:
+    """Whether two expressions clearly differ somewhere, or one of them alone is real there."""
+    letters = sorted(symbols(answer) | symbols(reference))
+    for shift, turned in itertools.product((0, 3, 5), ((1,), (-1,), (1, -1))):
+        numbers = itertools.islice(itertools.cycle(SAMPLES), shift, shift + len(letters))
+        signs = itertools.cycle(turned)
+        point = {
+            x: s * float(Fraction(n)) for x, n, s in zip(letters, numbers, signs, strict=False)
+        }
+        try:
+            values = [real(tree, _CONSTANTS | point) for tree in (answer, reference)]
+        except UNKNOWN:
+            continue
+        if (values[0] is None) != (values[1] is None):
+            return True
+        a, b = (value or 0.0 for value in values)
+        if abs(a - b) > max(1e-6, 2 * tolerance) * (1 + max(abs(a), abs(b))):
+            return True
+    return False

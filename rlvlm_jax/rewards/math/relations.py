@@ -5,10 +5,11 @@
 import re
 from typing import Any, NamedTuple
 
-from rlvlm_jax.rewards.math import algebra, units
-from rlvlm_jax.rewards.math.ratio import TRIGONOMETRY, is_linear, proportional, ratio
+from rlvlm_jax.rewards.math import units
+from rlvlm_jax.rewards.math.ratio import is_linear, proportional, ratio
 from rlvlm_jax.rewards.math.tree import (
     NOTHING,
+    TRIGONOMETRY,
     Tree,
     is_constant,
     leaves,
@@ -16,8 +17,8 @@ from rlvlm_jax.rewards.math.tree import (
     symbol,
     symbols,
 )
-from rlvlm_jax.rewards.math.values import bare, computed, is_estimate
-from rlvlm_jax.rewards.math.verdict import Judge, NeedsAlgebra
+from rlvlm_jax.rewards.math.values import bare, is_estimate
+from rlvlm_jax.rewards.math.verdict import Judge
 
 # Words that change a value, so that what they stand in is no name of it
 _IN_NAMES = ("the", "for", "from", "with", "into", "second", "third", "score", "root", "max", "min")
@@ -289,9 +290,7 @@ def _equal_domains(answer: Tree, reference: Tree, judge: Judge) -> bool:
 
 def same_solutions(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Whether two answers are the same set of real numbers."""
-    if not judge.algebra:
-        raise NeedsAlgebra
-    return computed(algebra.same_solutions, answer, reference)
+    return judge.computed("same_solutions", answer, reference)
 
 
 def _equivalent(answer: Tree, reference: Tree, judge: Judge) -> bool:
@@ -309,6 +308,4 @@ def _equivalent(answer: Tree, reference: Tree, judge: Judge) -> bool:
                 return True
             if all(is_linear(ratio) for ratio in ratios if ratio):
                 return judge.no("relations that do not say the same")
-    if not judge.algebra:
-        raise NeedsAlgebra
-    return computed(algebra.equal_relations, answer, reference)
+    return judge.computed("equal_relations", answer, reference)

@@ -27,6 +27,7 @@ class Tree(NamedTuple):
 
 
 NOTHING = Tree("nothing")
+TRIGONOMETRY = frozenset(("sin", "cos", "tan", "cot", "sec", "csc"))
 
 
 def symbol(name: str) -> Tree:
@@ -57,6 +58,20 @@ def negative(tree: Tree) -> Tree:
 def number(digits: str) -> Tree:
     """The number that these digits write."""
     return Tree("number", (Fraction(digits.rstrip(".")),), digits if "." in digits else "")
+
+
+def radians(degrees: Tree) -> Tree:
+    """An angle in degrees, as a number."""
+    return product(degrees, Tree("quotient", (symbol("pi"), exact(180))))
+
+
+def in_radians(tree: Tree, everywhere: bool = False) -> Tree:
+    """Writes degrees as radians, everywhere or in the arguments of trigonometric functions."""
+    everywhere = everywhere or tree.mark in TRIGONOMETRY
+    if not any(isinstance(part, Tree) for part in tree.parts):
+        return tree
+    parts = tuple(in_radians(part, everywhere) for part in tree.parts)
+    return radians(parts[0]) if everywhere and tree.mark == "degree" else tree._replace(parts=parts)
 
 
 def walk(tree: Tree) -> Iterator[Tree]:

@@ -3,7 +3,8 @@
 """What a verdict is, and what the comparisons share."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from rlvlm_jax.rewards.math.tree import Tree
 
@@ -15,6 +16,10 @@ Rounding = Literal["none", "reference", "both"]
 
 class NeedsAlgebra(Exception):  # noqa: N818 (no error: it sends an item to the workers)
     """Raised by the quick comparison where only computer algebra can decide."""
+
+
+class Undecided(Exception):  # noqa: N818 (an outcome: the verdict is "unparsable")
+    """Raised where neither equality nor difference can be shown."""
 
 
 class Rules(NamedTuple):
@@ -51,22 +56,29 @@ class Verdict(NamedTuple):
     status: Status
 
 
-class Judge(NamedTuple):
+@dataclass
+class Judge:
     """How to compare, and what was found to differ."""
 
     rules: Rules
     algebra: bool
-    reasons: list[str]
     compare: "Callable[[Tree, Tree, Judge], bool]"
-    spent: list[int]
+    reasons: list[str] = field(default_factory=list)
+    comparisons: int = 0
+
+    def equal(self, answer: Tree, reference: Tree) -> bool:
+        """Whether two answers of any kind are equal; long work is left to the workers."""
+        self.comparisons += 1
+        if self.comparisons > MAX_COMPARISONS and not self.algebra:
+            raise NeedsAlgebra
+        return self.compare(answer, reference, self)
 
     def match(self, answer: Sequence[Tree], reference: Sequence[Tree], ordered: bool) -> bool:
         """Whether parts, as many on both sides, are equal in order, or each to another one."""
-        if ordered:
-            return all(self.equal(g, w) for g, w in zip(answer, reference, strict=True))
         left = list(answer)
         for part in reference:
-            match = next((i for i, g in enumerate(left) if self.equal(g, part)), None)
+            tried = left[:1] if ordered else left
+            match = next((i for i, other in enumerate(tried) if self.equal(other, part)), None)
             if match is None:
                 return False
             del left[match]
@@ -77,9 +89,15 @@ class Judge(NamedTuple):
         self.reasons.append(reason)
         return False
 
-    def equal(self, answer: Tree, reference: Tree) -> bool:
-        """Whether two answers of any kind are equal; long work is left to the workers."""
-        self.spent.append(1)
-        if len(self.spent) > MAX_COMPARISONS and not self.algebra:
+    def computed(self, function: str, *arguments: Any) -> Any:
+        """What a function of `algebra` says; whatever sympy raises leaves it undecided."""
+        if not self.algebra:
             raise NeedsAlgebra
-        return self.compare(answer, reference, self)
+        from rlvlm_jax.rewards.math import algebra  # imports sympy
+
+        try:
+            return getattr(algebra, function)(*arguments)
+        except (MemoryError, RecursionError, Undecided):
+            raise
+        except Exception as error:  # any of dozens of kinds, by what a model happened to write
+            raise Undecided(f"sympy: {type(error).__name__}") from error

@@ -13,11 +13,8 @@ from rlvlm_jax.rewards.math.literals import CHOICES
 from rlvlm_jax.rewards.math.parse import Reading, readings
 from rlvlm_jax.rewards.math.relations import (
     equal_relations,
-    equal_to_relation,
     is_domain,
     is_solved_domain,
-    relation_equal_to,
-    same_solutions,
 )
 from rlvlm_jax.rewards.math.spelling import MAX_CHARS, Unreadable
 from rlvlm_jax.rewards.math.tree import Tree, product, symbol, symbols
@@ -114,16 +111,16 @@ def _judge(answer: str | None, reference: str | None, judge: Judge) -> Verdict:
 
 
 def _same_answer(answer: Reading, reference: Reading, judge: Judge) -> bool:
-    letter = _letter(reference.tree) if not reference.letter else reference.letter
+    letter = reference.letter or _letter(reference.tree)
     named = answer.letter or (answer.tree.kind == "symbol" and answer.tree.parts[0].upper())
     if _letter(reference.tree) and answer.tree.kind == "relation" and not answer.letter:
         return judge.no("a relation, not a choice")
     if letter and named in CHOICES:
-        both_texts = answer.letter and reference.letter
         if named != letter:
             return judge.no(f"choice {named}, not {letter}")
-        return not both_texts or equal(answer.tree, reference.tree, judge)
-    if answer.letter:
+        if not (answer.letter and reference.letter):
+            return True
+    elif answer.letter:
         return judge.no("a choice")
     return equal(answer.tree, reference.tree, judge)
 
@@ -152,56 +149,52 @@ def equal(answer: Tree, reference: Tree, judge: Judge) -> bool:
 
 
 def _equal_parts(answer: Tree, reference: Tree, judge: Judge) -> bool:
-    answer, reference = _as_parts(answer, reference), _as_parts(reference, answer)
-    for many, other in ((answer, reference), (reference, answer)):
+    sides = answer, reference = _as_parts(answer, reference), _as_parts(reference, answer)
+    domains = all(map(is_domain, sides))
+    for many, other in (sides, sides[::-1]):
         if many.kind in _MANY and len(many.parts) == 1 and other.kind not in _MANY:
             part = many.parts[0]
             interval = part.kind == "bracket" and many.kind == "set" and part.mark != "()"
             if part.kind in _MANY or interval or part.parts == ("emptyset",):
                 return judge.no("a set in a set")
-            return equal(part, other, judge) if many is answer else equal(other, part, judge)
-    if answer.kind not in _MANY or reference.kind not in _MANY:
-        if answer.kind == "relation" and (reference.kind == "set" or answer.mark in ("in", "=")):
-            return relation_equal_to(answer, reference, judge)
-        if reference.kind == "relation" and (answer.kind == "set" or reference.mark in ("in", "=")):
-            return equal_to_relation(answer, reference, judge)
-        joined = all(tree.kind != "list" or _is_union(tree) for tree in (answer, reference))
-        if joined and is_domain(answer) and is_domain(reference) and is_solved_domain(answer):
-            return same_solutions(answer, reference, judge)
-        return judge.no("one answer has several parts, the other does not")
+            return equal(*(part if side is many else side for side in sides), judge)
+    for many, other in (sides, sides[::-1]):
+        if many.kind in _MANY and other.kind not in _MANY:
+            if other.kind == "relation" and (many.kind == "set" or other.mark in ("in", "=")):
+                return equal_relations(answer, reference, judge)
+            joined = many.kind != "list" or _is_union(many)
+            if joined and domains and is_solved_domain(answer):
+                return judge.computed("same_solutions", answer, reference)
+            return judge.no("one answer has several parts, the other does not")
     if max(len(answer.parts), len(reference.parts)) > MAX_PARTS:
         return judge.no(f"more than {MAX_PARTS} parts")
-    answer, reference = (
-        _distinct(tree, judge) if tree.kind == "set" else tree for tree in (answer, reference)
-    )
-    kinds = {answer.kind, reference.kind}
-    nested = [any(part.kind in _MANY for part in tree.parts) for tree in (answer, reference)]
-    if _opposed(answer, reference) or ("set" in kinds and nested[0] != nested[1]):
+    sides = answer, reference = [
+        _distinct(side, judge) if side.kind == "set" else side for side in sides
+    ]
+    kinds, marks = {answer.kind, reference.kind}, {answer.mark, reference.mark}
+    nested = {any(part.kind in _MANY for part in side.parts) for side in sides}
+    if _opposed(answer, reference) or ("set" in kinds and len(nested) > 1):
         return judge.no("parts that are joined in another way")
-    related = [part for part in reference.parts if part.kind == "relation" and not _named(part)]
-    if related and {answer.mark, reference.mark} == {"or", ","}:
-        return all(map(is_domain, (answer, reference))) and same_solutions(answer, reference, judge)
-    if "union" in kinds and len(kinds) == 2 and not (_is_union(answer) and _is_union(reference)):
+    if marks == {"or", ","} and _related(reference):
+        return domains and judge.computed("same_solutions", answer, reference)
+    if "union" in kinds and len(kinds) == 2 and not all(map(_is_union, sides)):
         return judge.no("a union, and parts that are none")
-    if "to" in (answer.mark, reference.mark) and answer.mark != reference.mark:
+    if "to" in marks and len(marks) == 2:
         return judge.no("an order, and parts without one")
     ordered = reference.mark in (";", "to") or _order_counts(answer, reference)
-    answer_list, reference_list = _unnumbered(answer, reference), _unnumbered(reference, answer)
-    if len(answer_list.parts) == len(reference_list.parts) and judge.match(
-        answer_list.parts, reference_list.parts, ordered
-    ):
+    parts = _unnumbered(answer, reference).parts, _unnumbered(reference, answer).parts
+    as_many = len(parts[0]) == len(parts[1])
+    if as_many and judge.match(*parts, ordered):
         return True
-    part_kinds = {part.kind for part in (*answer.parts, *reference.parts)}
-    if (
-        part_kinds <= {"bracket", "set", "relation"}
-        and "union" in kinds
-        and is_domain(answer)
-        and is_domain(reference)
-    ):
-        return same_solutions(answer, reference, judge)
-    if len(answer.parts) != len(reference.parts):
-        return judge.no(f"{len(answer.parts)} parts, not {len(reference.parts)}")
-    return False
+    part_kinds = {part.kind for side in sides for part in side.parts}
+    if "union" in kinds and domains and part_kinds <= {"bracket", "set", "relation"}:
+        return judge.computed("same_solutions", answer, reference)
+    return not as_many and judge.no(f"{len(parts[0])} parts, not {len(parts[1])}")
+
+
+def _related(tree: Tree) -> list[Tree]:
+    """Its relations that name no value."""
+    return [part for part in tree.parts if part.kind == "relation" and not _named(part)]
 
 
 def _opposed(answer: Tree, reference: Tree) -> bool:
@@ -210,16 +203,15 @@ def _opposed(answer: Tree, reference: Tree) -> bool:
     if "or" not in marks or len(marks) == 1:
         return False
     names = {_named(part) for part in reference.parts} - {""}
+    related = _related(reference)
     if len(names) > 1 or all(map(_letter, reference.parts)):
         return True
-    related = [part for part in reference.parts if part.kind == "relation" and not _named(part)]
     if len({frozenset(symbols(part)) for part in related}) > 1:
         return True
-    if "and" in marks and any(part.kind in ("word", "text", "run") for part in reference.parts):
-        return True
-    if "and" in marks:
-        return bool(related) or any(map(symbols, reference.parts)) and not names
-    return not all(map(is_solved_domain, related))
+    if "and" not in marks:
+        return not all(map(is_solved_domain, related))
+    words = any(part.kind in ("word", "text", "run") for part in reference.parts)
+    return words or bool(related) or (any(map(symbols, reference.parts)) and not names)
 
 
 def _is_union(tree: Tree) -> bool:
@@ -237,27 +229,25 @@ def _as_parts(tree: Tree, partner: Tree) -> Tree:
     """Writes what stands for several parts as a list, where its partner is one."""
     if partner.kind not in _MANY:
         return tree
-    lettered = tree.kind == "run" and len(set(tree.parts[0]) & CHOICES) == len(tree.parts[0])
-    if lettered and all(_letter(part) for part in partner.parts):
-        return Tree("list", tuple(symbol(c) for c in tree.parts[0]), ",")
-    if tree.kind == "bracket" and all(_named(part) for part in partner.parts):
+    lettered = tree.kind == "run" and len(CHOICES.intersection(tree.parts[0])) == len(tree.parts[0])
+    if lettered and all(map(_letter, partner.parts)):
+        return Tree("list", tuple(map(symbol, tree.parts[0])), ",")
+    names: list[str] = []
+    values = tree.parts
+    if tree.kind == "bracket" and tree.mark in ("()", "<>"):
         names = [_named(part) for part in partner.parts]
         names = sorted(names) if set(names) <= {"x", "y", "z"} else names
-        pairs = zip(names, tree.parts, strict=False)
-        if len(names) == len(tree.parts) and tree.mark in ("()", "<>"):
-            named = (Tree("relation", (symbol(name), value), "=") for name, value in pairs)
-            return Tree("list", tuple(named), ",")
-    if tree.kind == "relation" and set(tree.mark.split()) == {"="}:
-        *names, value = tree.parts
-        if len(names) == 1 and names[0].kind == value.kind == "bracket":
-            names, values = list(names[0].parts), value.parts
+    elif tree.kind == "relation" and set(tree.mark.split()) == {"="}:
+        *left, value = tree.parts
+        if len(left) == 1 and left[0].kind == value.kind == "bracket":
+            left, values = left[0].parts, value.parts
         else:
-            values = (value,) * len(names)
-        letters = all(name.kind == "symbol" for name in names)
-        if letters and 1 < len(names) == len(values):
-            pairs = zip(names, values, strict=True)
-            return Tree("list", tuple(Tree("relation", pair, "=") for pair in pairs), ",")
-    return tree
+            values = (value,) * len(left)
+        names = [name.parts[0] if name.kind == "symbol" else "" for name in left]
+    if not all(names) or not 1 < len(names) == len(values):
+        return tree
+    pairs = zip(map(symbol, names), values, strict=True)
+    return Tree("list", tuple(Tree("relation", pair, "=") for pair in pairs), ",")
 
 
 def _letter(tree: Tree) -> str:
@@ -280,16 +270,12 @@ def _distinct(tree: Tree, judge: Judge) -> Tree:
 
 def _order_counts(answer: Tree, reference: Tree) -> bool:
     """True where one side says which value belongs to which name or unit, the other does not."""
-    answer_labels, reference_labels = (
-        [_label(part) for part in tree.parts] for tree in (answer, reference)
+    sides = answer, reference
+    labels = [{_label(part) for part in side.parts} - {""} for side in sides]
+    nouns = [{p.mark for p in side.parts if p.kind == "quantity"} for side in sides]
+    return any(
+        not min(marks, key=len) and len(max(marks, key=len)) > 1 for marks in (labels, nouns)
     )
-    if (
-        any(answer_labels) != any(reference_labels)
-        and len({*answer_labels, *reference_labels} - {""}) > 1
-    ):
-        return True
-    nouns = [{p.mark for p in tree.parts if p.kind == "quantity"} for tree in (answer, reference)]
-    return min(map(len, nouns)) == 0 and max(map(len, nouns)) > 1
 
 
 def _label(tree: Tree) -> str:
@@ -345,25 +331,22 @@ def _equal_brackets(answer: Tree, reference: Tree, judge: Judge) -> bool:
         shapes = [[len(row) for row in tree.parts] for tree in (answer, reference)]
         if shapes[0] != shapes[1] or answer.mark != reference.mark:
             return judge.no("matrices of different shapes")
-        rows = zip(answer.parts, reference.parts, strict=True)
-        return all(judge.match(one, other, True) for one, other in rows)
-    sides = []
-    for tree in (answer, reference):
-        if tree.kind == "matrix" and not tree.mark:
-            column = tuple(row[0] for row in tree.parts)
-            flat_matrix = all(len(row) == 1 for row in tree.parts)
-            row = tree.parts[0] if len(tree.parts) == 1 else ()
-            tree = Tree("bracket", column if flat_matrix else row, "()")
-        elif tree.mark == "<>":
-            tree = tree._replace(mark="()")
-        sides.append(tree)
-    answer, reference = sides
+        return all(
+            judge.match(*rows, True) for rows in zip(answer.parts, reference.parts, strict=True)
+        )
+    answer, reference = _as_tuple(answer), _as_tuple(reference)
     if is_domain(answer) and is_domain(reference) and "symbol" in (answer.kind, reference.kind):
-        return same_solutions(answer, reference, judge)
-    if (
-        answer.kind != reference.kind
-        or answer.mark != reference.mark
-        or len(answer.parts) != len(reference.parts)
-    ):
+        return judge.computed("same_solutions", answer, reference)
+    shapes = [(tree.kind, tree.mark, len(tree.parts)) for tree in (answer, reference)]
+    if shapes[0] != shapes[1]:
         return judge.no("brackets of different kinds or lengths")
     return judge.match(answer.parts, reference.parts, True)
+
+
+def _as_tuple(tree: Tree) -> Tree:
+    """A vector in any notation as a tuple; other brackets as they are."""
+    if tree.kind == "matrix" and not tree.mark:
+        vector = len(tree.parts) == 1 or all(len(row) == 1 for row in tree.parts)
+        cells = tuple(cell for row in tree.parts for cell in row)
+        return Tree("bracket", cells if vector else (), "()")
+    return tree._replace(mark="()") if tree.mark == "<>" else tree

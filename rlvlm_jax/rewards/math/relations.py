@@ -71,47 +71,39 @@ def _holds(sign: str, left: Tree, right: Tree, judge: Judge) -> bool:
 
 def _is_name(tree: Tree) -> bool:
     """What may stand left of an equals sign and be left out: a letter, a side, an angle, words."""
-    if tree == NOTHING:
-        return True
-    if tree.kind == "symbol":
-        return tree.parts[0] not in ("pi", "infty", "reals", "emptyset")
-    if tree.kind in ("word", "text", "run"):
-        if tree.kind == "run" and not tree.mark and not tree.parts[0].isupper():
-            return False  # a product
-        line = tree.parts[0].lower()
+    kind, parts, mark = tree
+    if kind == "symbol":
+        return parts[0] not in ("pi", "infty", "reals", "emptyset")
+    if kind == "run" and not mark and not parts[0].isupper():
+        return False  # a product
+    if kind in ("word", "text", "run"):
+        line = parts[0].lower()
         bound = re.search(rf"at (?:least|most)|not|[不非半倍约]|大于|小于|{_CHANGED}", line)
         return not bound and _NO_NAMES.isdisjoint(re.split(r"\W+", line))
-    if tree.kind == "power":  # the inverse of a matrix
-        capital = re.fullmatch("[A-Z]", str(tree.parts[0].parts[0]))
-        return capital is not None and tree.parts[1].parts[0] == -1
-    if tree.kind == "call" and tree.mark == "abs":
-        return tree.parts[0].parts == ("z",)
-    if tree.kind == "call":
-        letters = [part for part in tree.parts if re.fullmatch("[a-z]", str(part.parts[0]))]
-        named = tree.mark in ("cap", "setminus", "norm", "dot", "cross")
-        return all(map(_is_name, tree.parts)) and (
-            named or (tree.mark in TRIGONOMETRY and not letters)
-        )
-    if tree.kind == "bracket" and sorted(tree.parts, key=repr) != list(tree.parts):
+    if kind == "power":  # the inverse of a matrix
+        return bool(re.fullmatch("[A-Z]", str(parts[0].parts[0]))) and parts[1].parts[0] == -1
+    if mark == "abs":
+        return parts[0].parts == ("z",)
+    if kind == "call":
+        letters = any(re.fullmatch("[a-z]", str(part.parts[0])) for part in parts)
+        named = mark in ("cap", "setminus", "norm", "dot", "cross")
+        return (named or (mark in TRIGONOMETRY and not letters)) and all(map(_is_name, parts))
+    if kind == "bracket" and sorted(parts, key=repr) != list(parts):
         return False  # (y, x) = (1, 2) is not (1, 2)
-    return tree.kind in ("quotient", "ratio", "bracket", "union") and all(
-        part.kind in ("symbol", "run") and _is_name(part) for part in tree.parts
+    return tree == NOTHING or (
+        kind in ("quotient", "ratio", "bracket", "union")
+        and all(part.kind in ("symbol", "run") and _is_name(part) for part in parts)
     )
 
 
 def _droppable(chain: _Chain) -> bool:
     """BD in `EB = BD` is a statement about EB, not its value."""
-    if chain.value is None or chain.value == NOTHING:
+    if chain.value in (None, NOTHING):
         return False
-    single = any(
-        n.kind == "symbol" and re.match(r"[^ ]_|.$|.'|.\(|[a-z]+$|.\^", n.parts[0])
-        for n in chain.names
-    )
-    return (
-        not chain.names
-        or single
-        or any(t.kind not in ("symbol", "run") for t in leaves(chain.value))
-    )
+    plain = re.compile(r"[^ ]_|.$|.'|.\(|[a-z]+$|.\^")
+    single = any(name.kind == "symbol" and plain.match(name.parts[0]) for name in chain.names)
+    points = all(leaf.kind in ("symbol", "run") for leaf in leaves(chain.value))
+    return not chain.names or single or not points
 
 
 def is_variable(tree: Tree) -> bool:
@@ -121,83 +113,81 @@ def is_variable(tree: Tree) -> bool:
 
 def equal_relations(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Compares two answers of which one is a relation at least."""
-    if answer.kind != "relation":
-        return equal_to_relation(answer, reference, judge)
-    if reference.kind != "relation":
-        return relation_equal_to(answer, reference, judge)
+    if answer.kind != "relation" or reference.kind != "relation":
+        return _equal_to_value(answer, reference, judge)
     if "in" in (answer.mark, reference.mark):
         return _equal_domains(answer, reference, judge)
-    for one, other in ((answer, reference), (reference, answer)):  # A = {x | x > 1}
-        kinds = ("relation", "bracket", "union", "set")
-        holds = one.mark == "=" and len(one.parts) == 2 and one.parts[1].kind in kinds
-        if holds and _is_name(one.parts[0]) and other.parts[-1].kind not in kinds:
-            sides = (one.parts[1], other) if one is answer else (other, one.parts[1])
-            return judge.equal(*sides)
+    for named, other in ((answer, reference), (reference, answer)):  # A = {x | x > 1}
+        if _has_members(named) and other.parts[-1].kind not in _MEMBERS and _is_named(named):
+            return judge.equal(
+                *(side.parts[1] if side is named else side for side in (answer, reference))
+            )
     if all(map(is_constant, reference.parts)):
         return _written(answer) == _written(reference) or judge.no("another number sentence")
     if _same_terms(answer, reference, judge):
         return True
-    answer_chain, reference_chain = _chain(answer, judge), _chain(reference, judge)
-    if answer_chain and reference_chain and answer_chain.names and reference_chain.names:
-        if answer_chain.value is None or reference_chain.value is None:
+    chain, expected = _chain(answer, judge), _chain(reference, judge)
+    named = bool(expected and expected.names)
+    solved = named and expected.value is not None and is_constant(expected.value)
+    if named and chain and chain.names:
+        if chain.value is None or expected.value is None:
             return judge.no("a link of the chain is false")
-        if answer_chain.estimate != reference_chain.estimate:
+        if chain.estimate != expected.estimate:
             return judge.no("an estimate is no value")
-        names, expected = ({*chain.names} - {NOTHING} for chain in (answer_chain, reference_chain))
-        called = {str(name.parts[0]) for name in names | expected}
-        function = "y" in called and len(called) == 2 and re.search(r"[fgh]\(x\)", " ".join(called))
-        same = expected <= names or (bool(function) and "x" in symbols(reference_chain.value))
-        if same and judge.equal(answer_chain.value, reference_chain.value):
+        same_names = _same_names(chain, expected)
+        if same_names and judge.equal(chain.value, expected.value):
             return True
-        if is_constant(reference_chain.value):
-            return judge.no("another value" if same else "the value of another name")
-    elif (
-        reference_chain
-        and reference_chain.names
-        and reference_chain.value
-        and is_constant(reference_chain.value)
-    ):
-        return judge.no("the reference is solved, the answer is not")
-    if _is_solved(reference) or not set(reference.mark.split()) <= {"=", "ne", "<", "le"}:
+        if solved:
+            return judge.no("another value" if same_names else "the value of another name")
+    if solved or _is_solved(reference) or not set(reference.mark.split()) <= {"=", "ne", "<", "le"}:
         return judge.no("the reference is solved, the answer is not the same")
     return _equivalent(answer, reference, judge)
 
 
-def equal_to_relation(answer: Tree, reference: Tree, judge: Judge) -> bool:
-    """Compares a value with a reference that is a relation."""
-    has_members = reference.parts[-1].kind in ("relation", "union", "set", "bracket")
-    if reference.mark == "in" or (reference.mark == "=" and has_members):
-        named = _is_name(reference.parts[0]) and len(reference.parts) == 2
-        return named and judge.equal(answer, reference.parts[-1])
-    if is_domain(answer) and reference.mark != "=":
-        interval = _as_interval(reference)
-        return (
-            judge.equal(answer, interval) if interval else same_solutions(answer, reference, judge)
-        )
-    chain = _chain(reference, judge)
-    if chain is None or not (chain.names or chain.estimate) or not _droppable(chain):
-        return judge.no("the reference is a relation")
-    return judge.equal(answer, chain.value or NOTHING)
+def _same_names(chain: _Chain, expected: _Chain) -> bool:
+    """Whether the reference's names are all there; y and f(x) are the same."""
+    names, expected_names = ({*c.names} - {NOTHING} for c in (chain, expected))
+    called = {str(name.parts[0]) for name in names | expected_names}
+    function = "y" in called and len(called) == 2 and re.search(r"[fgh]\(x\)", " ".join(called))
+    return expected_names <= names or (bool(function) and "x" in symbols(expected.value))
 
 
-def relation_equal_to(answer: Tree, reference: Tree, judge: Judge) -> bool:
-    """Compares a relation with a reference that is a value."""
-    has_members = answer.parts[-1].kind in ("relation", "union", "set", "bracket")
-    if answer.mark == "in" or (answer.mark == "=" and has_members):
-        named = _is_name(answer.parts[0]) and len(answer.parts) == 2
-        return named and judge.equal(answer.parts[-1], reference)
-    if is_domain(reference):
-        interval = _as_interval(answer)
+_MEMBERS = ("relation", "union", "set", "bracket")
+
+
+def _has_members(relation: Tree) -> bool:
+    r"""Whether it says what is in a set: `x \in [1, 2)`, `A = {1, 2}`."""
+    return relation.mark == "in" or (relation.mark == "=" and relation.parts[-1].kind in _MEMBERS)
+
+
+def _is_named(relation: Tree) -> bool:
+    return len(relation.parts) == 2 and _is_name(relation.parts[0])
+
+
+def _equal_to_value(answer: Tree, reference: Tree, judge: Judge) -> bool:
+    """Compares a relation with a value, whichever is the reference."""
+    asked = reference.kind == "relation"
+    relation, value = (reference, answer) if asked else (answer, reference)
+
+    def same(part: Tree) -> bool:
+        return judge.equal(value, part) if asked else judge.equal(part, value)
+
+    if _has_members(relation):
+        return _is_named(relation) and same(relation.parts[-1])
+    if is_domain(value) and relation.mark != "=":
+        interval = _as_interval(relation)
         if interval:
-            return judge.equal(interval, reference)
-        if answer.mark != "=" and (answer.mark == "ne" or _is_distance(answer)):
-            return same_solutions(answer, reference, judge)
-    chain = _chain(answer, judge)
-    if chain is None or chain.value is None or not _droppable(chain):
-        return judge.no("the answer is another relation, or one of its links is false")
-    if chain.estimate and not (reference.kind == "number" and reference.mark):
+            return same(interval)
+        if asked or relation.mark == "ne" or _is_distance(relation):
+            return judge.computed("same_solutions", answer, reference)
+    chain = _chain(relation, judge)
+    if chain is None or not _droppable(chain):
+        return judge.no("another relation, or one of its links is false")
+    if asked and not (chain.names or chain.estimate):
+        return judge.no("the reference is a number sentence")
+    if chain.estimate and not asked and not (value.kind == "number" and value.mark):
         return judge.no("an estimate is no value")
-    return judge.equal(chain.value, reference)
+    return same(chain.value)
 
 
 def _written(tree: Tree) -> Any:
@@ -215,16 +205,15 @@ def _same_terms(answer: Tree, reference: Tree, judge: Judge) -> bool:
     if answer.mark != reference.mark or len(answer.parts) != len(reference.parts):
         return False
     one_way = ("<", "le", "in", "notin", "subset", "subseteq")
-    symmetric = len(answer.parts) == 2 and reference.mark not in one_way
-    for terms in (answer.parts, answer.parts[::-1])[: 1 + symmetric]:
-        pairs = list(zip(terms, reference.parts, strict=True))
-        if all(
-            (NOTHING in pair and all(map(is_variable, pair)))
-            or (NOTHING not in pair and judge.equal(*pair))
-            for pair in pairs
-        ):
-            return True
-    return False
+    turns = len(answer.parts) == 2 and reference.mark not in one_way
+
+    def same(a: Tree, b: Tree) -> bool:
+        if NOTHING in (a, b):
+            return is_variable(a) and is_variable(b)
+        return judge.equal(a, b)
+
+    ways = (answer.parts, answer.parts[::-1]) if turns else (answer.parts,)
+    return any(all(map(same, terms, reference.parts)) for terms in ways)
 
 
 def _is_solved(relation: Tree) -> bool:
@@ -245,16 +234,14 @@ def _as_interval(relation: Tree) -> Tree | None:
     infinite = symbol("infty")
     if not set(signs) <= {"<", "le"} or not _is_solved(relation):
         return None
-    if len(terms) == 3 and is_variable(terms[1]):
-        low, high, opening, end = terms[0], terms[2], signs[0], signs[1]
-    elif len(terms) == 2 and is_variable(terms[0]):
-        low, high, opening, end = negative(infinite), terms[1], "<", signs[0]
+    if len(terms) == 2 and is_variable(terms[0]):
+        signs, terms = ["<", *signs], (negative(infinite), *terms)
     elif len(terms) == 2:
-        low, high, opening, end = terms[0], infinite, signs[0], "<"
-    else:
+        signs, terms = [*signs, "<"], (*terms, infinite)
+    if len(terms) != 3 or not is_variable(terms[1]):
         return None
-    brackets = ("(" if opening == "<" else "[") + (")" if end == "<" else "]")
-    return Tree("bracket", (low, high), brackets)
+    brackets = ("(" if signs[0] == "<" else "[") + (")" if signs[1] == "<" else "]")
+    return Tree("bracket", (terms[0], terms[2]), brackets)
 
 
 def is_domain(tree: Tree) -> bool:
@@ -288,24 +275,23 @@ def _equal_domains(answer: Tree, reference: Tree, judge: Judge) -> bool:
     return judge.equal(sides[0], sides[1])
 
 
-def same_solutions(answer: Tree, reference: Tree, judge: Judge) -> bool:
-    """Whether two answers are the same set of real numbers."""
-    return judge.computed("same_solutions", answer, reference)
-
-
 def _equivalent(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Whether two relations with variables say the same."""
-    plain = (
-        len(answer.parts) == len(reference.parts) == 2
-        and NOTHING not in answer.parts + reference.parts
-    )
-    if plain and answer.mark == reference.mark and reference.mark in ("=", "<", "le"):
-        sides = (Tree("sum", (t.parts[1], negative(t.parts[0]))) for t in (answer, reference))
-        ratios = [ratio(side) for side in sides]
-        if ratios[0] and ratios[1]:
-            factor = proportional(ratios[0], ratios[1])
-            if factor and set(ratios[0].above) != {()} and (factor > 0 or reference.mark == "="):
+    terms, mark = (*answer.parts, *reference.parts), reference.mark
+    if (
+        answer.mark == mark
+        and mark in ("=", "<", "le")
+        and len(terms) == 4
+        and NOTHING not in terms
+    ):
+        ratios = [
+            ratio(Tree("sum", (tree.parts[1], negative(tree.parts[0]))))
+            for tree in (answer, reference)
+        ]
+        if None not in ratios:
+            factor = proportional(*ratios)
+            if factor and set(ratios[0].above) != {()} and (factor > 0 or mark == "="):
                 return True
-            if all(is_linear(ratio) for ratio in ratios if ratio):
+            if all(map(is_linear, ratios)):
                 return judge.no("relations that do not say the same")
     return judge.computed("equal_relations", answer, reference)

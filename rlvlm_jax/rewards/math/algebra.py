@@ -21,7 +21,7 @@ from typing import Any
 import sympy
 from sympy import S
 
-from rlvlm_jax.rewards.math.ratio import MAX_BITS, SAMPLES, Ratio
+from rlvlm_jax.rewards.math.ratio import MAX_BITS, SAMPLES, Ratio, sample
 from rlvlm_jax.rewards.math.tree import Tree, in_radians, names, symbols
 from rlvlm_jax.rewards.math.verdict import Undecided
 
@@ -135,8 +135,7 @@ def equal_expressions(answer: Tree, reference: Tree, tolerance: float | None) ->
     has_i = a.has(sympy.I) or b.has(sympy.I)
     real_somewhere = False
     for signs, shift in itertools.product(patterns, (0, 1, 2, 4)):
-        numbers = itertools.islice(itertools.cycle(SAMPLES), shift, shift + count)
-        point = {x: s * sympy.Rational(n) for x, s, n in zip(letters, signs, numbers, strict=True)}
+        point = sample(letters, signs, shift)
         values = [_value_at(x, point) for x in (a, b)]
         if None in values:
             continue  # a pole of one of them
@@ -238,7 +237,7 @@ def _same_curve(a: Any, b: Any) -> bool:
         return False
     letters = sorted(a.free_symbols, key=str)
     for letter, number in itertools.product(letters, SAMPLES):
-        point = {x: sympy.Rational(number) for x in letters if x != letter}
+        point = {x: number for x in letters if x != letter}
         if sympy.solveset(a.subs(point), letter, S.Reals) is not S.EmptySet:
             return True
     raise Undecided(f"whether {a} = 0 has real solutions")

@@ -6,6 +6,7 @@ Last step of the strict judge. `quick` decides what needs no computer algebra, i
 in any process; `strict` decides the rest as well and belongs in a worker.
 """
 
+import functools
 import logging
 import re
 
@@ -78,21 +79,18 @@ def warm_up() -> None:
 
 def _judge(answer: str | None, reference: str | None, judge: Judge) -> Verdict:
     if answer is None or not answer.strip():
-        judge.reasons.append(r"the answer has no complete \boxed{}")
-        return Verdict(False, "no_answer")
+        return Verdict(judge.no(r"the answer has no complete \boxed{}"), "no_answer")
     if reference and _ASKED.search(reference):  # then an answer may be asked as well
         reference, answer = (_ASKED.sub("", text) for text in (reference, answer))
     unusable = problem(reference)
-    if unusable is not None or len(answer) > MAX_CHARS:
-        judge.reasons.append(
-            f"the reference cannot be used: {unusable}" if unusable else "too long"
-        )
-        return Verdict(False, "unparsable")
+    if unusable:
+        return Verdict(judge.no(f"the reference cannot be used: {unusable}"), "unparsable")
+    if len(answer) > MAX_CHARS:
+        return Verdict(judge.no("too long"), "unparsable")
     try:
         answers = readings(answer)
     except Unreadable as error:
-        judge.reasons.append(f"{error} in the answer cannot be read")
-        return Verdict(False, "unparsable")
+        return Verdict(judge.no(f"{error} in the answer cannot be read"), "unparsable")
     if not answers:
         return Verdict(False, "no_answer")
     references = readings(reference or "")
@@ -105,8 +103,7 @@ def _judge(answer: str | None, reference: str | None, judge: Judge) -> Verdict:
         except (Unreadable, Undecided) as error:
             undecided = error
     if undecided is not None:
-        judge.reasons.append(f"undecided: {undecided}")
-        return Verdict(False, "unparsable")
+        return Verdict(judge.no(f"undecided: {undecided}"), "unparsable")
     return Verdict(False, "ok")
 
 
@@ -132,19 +129,9 @@ def equal(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Whether two answers are equal by the conventions."""
     if answer == reference:
         return True
-    kinds = {answer.kind, reference.kind}
-    if kinds & set(_MANY):
-        return _equal_parts(answer, reference, judge)
-    if "relation" in kinds:
-        return equal_relations(answer, reference, judge)
-    if kinds & {"bracket", "matrix"}:
-        return _equal_brackets(answer, reference, judge)
-    if kinds & {"quantity", "compound"}:
-        return equal_quantities(answer, reference, judge)
-    if kinds & {"time", "date", "score", "ratio", "base"}:
-        return equal_literals(answer, reference, judge)
-    if kinds & {"word", "text", "run"}:
-        return equal_words(answer, reference, judge)
+    for kinds, compare in _COMPARISONS:
+        if answer.kind in kinds or reference.kind in kinds:
+            return compare(answer, reference, judge)
     return equal_values(answer, reference, judge)
 
 
@@ -301,27 +288,26 @@ def _evaluated(tree: Tree) -> Tree:
     """Carries out sums and products of matrices, and of numbers with matrices."""
     if tree.kind not in ("sum", "product"):
         return tree
-    first, *others = map(_evaluated, tree.parts)
-    for other in others:
-        a, b = first.parts, other.parts
-        matrices = first.kind == other.kind == "matrix"
-        if matrices and tree.kind == "sum" and list(map(len, a)) == list(map(len, b)):
-            rows = zip(a, b, strict=True)
-            cells = [[Tree("sum", pair) for pair in zip(*row, strict=True)] for row in rows]
-        elif matrices and tree.kind == "product" and all(len(row) == len(b) for row in a):
-            columns = list(zip(*b, strict=True))
-            dots = [[list(map(product, row, column)) for column in columns] for row in a]
-            cells = [[Tree("sum", tuple(dot)) for dot in row] for row in dots]
-        elif tree.kind == "product" and "matrix" in (first.kind, other.kind) and not matrices:
-            factor, rows = (first, b) if other.kind == "matrix" else (other, a)
-            cells = [[product(factor, cell) for cell in row] for row in rows]
-        elif tree.kind == "product" and not matrices:
-            first = product(first, other)
-            continue
-        else:
-            return tree
-        first = Tree("matrix", tuple(map(tuple, cells)))
-    return first
+    return functools.reduce(functools.partial(_combined, tree.kind), map(_evaluated, tree.parts))
+
+
+def _combined(kind: str, left: Tree, right: Tree) -> Tree:
+    a, b = left.parts, right.parts
+    matrices = [left.kind, right.kind].count("matrix")
+    if matrices == 0 and kind == "product":
+        return product(left, right)
+    if matrices == 1 and kind == "product":
+        factor, rows = (left, b) if right.kind == "matrix" else (right, a)
+        cells = [[product(factor, cell) for cell in row] for row in rows]
+    elif matrices == 2 and kind == "sum" and list(map(len, a)) == list(map(len, b)):
+        pairs = [zip(*rows, strict=True) for rows in zip(a, b, strict=True)]
+        cells = [[Tree("sum", pair) for pair in row] for row in pairs]
+    elif matrices == 2 and kind == "product" and all(len(row) == len(b) for row in a):
+        columns = list(zip(*b, strict=True))
+        cells = [[Tree("sum", tuple(map(product, row, c))) for c in columns] for row in a]
+    else:
+        return Tree(kind, (left, right))
+    return Tree("matrix", tuple(map(tuple, cells)))
 
 
 def _equal_brackets(answer: Tree, reference: Tree, judge: Judge) -> bool:
@@ -350,3 +336,13 @@ def _as_tuple(tree: Tree) -> Tree:
         cells = tuple(cell for row in tree.parts for cell in row)
         return Tree("bracket", cells if vector else (), "()")
     return tree._replace(mark="()") if tree.mark == "<>" else tree
+
+
+_COMPARISONS = (  # by kind; the first one counts
+    (_MANY, _equal_parts),
+    (("relation",), equal_relations),
+    (("bracket", "matrix"), _equal_brackets),
+    (("quantity", "compound"), equal_quantities),
+    (("time", "date", "score", "ratio", "base"), equal_literals),
+    (("word", "text", "run"), equal_words),
+)

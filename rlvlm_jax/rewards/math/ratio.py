@@ -11,9 +11,9 @@ import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rlvlm_jax.rewards.math.tree import Tree, symbols
 
@@ -218,7 +218,7 @@ def _real_power(base: float, exponent: float) -> float:
     return (-1) ** fraction.numerator * (-base) ** exponent
 
 
-SAMPLES = ("1/3", "2", "5/2", "7", "1", "3", "11/5", "1/7")  # values for letters
+SAMPLES = tuple(map(Fraction, ("1/3", "2", "5/2", "7", "1", "3", "11/5", "1/7")))
 _CONSTANTS = {"pi": math.pi, "e": math.e}
 # In floats; a ValueError says that the value is not real
 _FUNCTIONS: dict[str, Callable[..., float]] = {
@@ -235,6 +235,14 @@ _LARGE = 1e9  # beyond it a float's last digits may hide a difference
 UNKNOWN = (ArithmeticError, TypeError, KeyError)  # what `real` raises where it cannot tell
 
 
+def sample(letters: Sequence[Any], signs: Sequence[int], shift: int) -> dict[Any, Fraction]:
+    """Values for letters, from the table on from an index; the signs are repeated."""
+    return {
+        x: signs[i % len(signs)] * SAMPLES[(i + shift) % len(SAMPLES)]
+        for i, x in enumerate(letters)
+    }
+
+
 def real(tree: Tree, point: Mapping[str, float] = _CONSTANTS) -> float | None:
     """The value of an expression at a point, in floats; None where it is not real there."""
     try:
@@ -247,7 +255,7 @@ def _float(tree: Tree, point: Mapping[str, float]) -> float:
     if tree.kind == "number":
         value = float(tree.parts[0])
     elif tree.kind == "symbol":
-        value = point[tree.parts[0]]
+        value = float(point[tree.parts[0]])
     else:
         function = _FUNCTIONS[tree.mark if tree.kind == "call" else tree.kind]
         value = function(*(_float(part, point) for part in tree.parts))
@@ -260,13 +268,9 @@ def differ(answer: Tree, reference: Tree, tolerance: float) -> bool:
     """Whether two expressions clearly differ somewhere, or one of them alone is real there."""
     letters = sorted(symbols(answer) | symbols(reference))
     for shift, turned in itertools.product((0, 3, 5), ((1,), (-1,), (1, -1))):
-        numbers = itertools.islice(itertools.cycle(SAMPLES), shift, shift + len(letters))
-        signs = itertools.cycle(turned)
-        point = {
-            x: s * float(Fraction(n)) for x, n, s in zip(letters, numbers, signs, strict=False)
-        }
+        point = _CONSTANTS | sample(letters, turned, shift)
         try:
-            values = [real(tree, _CONSTANTS | point) for tree in (answer, reference)]
+            values = [real(tree, point) for tree in (answer, reference)]
         except UNKNOWN:
             continue
         if (values[0] is None) != (values[1] is None):

@@ -15,7 +15,6 @@ from rlvlm_jax.rewards.math.tree import (
     exact,
     in_radians,
     is_constant,
-    leaves,
     names,
     negative,
     product,
@@ -123,11 +122,10 @@ def equal_literals(answer: Tree, reference: Tree, judge: Judge) -> bool:
         answer = Tree("ratio", _ratio_terms(answer))
     terms, expected = _ratio_terms(answer), _ratio_terms(reference)
     if terms and len(terms) == len(expected):
-        zero = exact(0)
         clock = reference.kind == "time"  # 16:25 may be a ratio, but is not reduced
         if clock and answer.kind == "quotient":
             return False
-        if clock or any(judge.equal(term, zero) for term in (*terms, *expected)):
+        if clock or any(judge.equal(term, exact(0)) for term in (*terms, *expected)):
             return judge.match(terms, expected, True)
         return all(
             judge.equal(product(a, expected[0]), product(b, terms[0]))
@@ -160,29 +158,24 @@ _ARTICLE = re.compile(r"(?:an?|the) (?=[a-z-]{3})", re.IGNORECASE)
 
 def equal_words(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Compares words, sentences and runs of letters."""
-    prose = ("word", "text")
-    if answer.kind in prose and reference.kind in prose:
-        lines = [_ARTICLE.sub("", tree.parts[0], count=1) for tree in (answer, reference)]
-        return _fold(lines[0]) == _fold(lines[1]) or judge.no("other words")
-    if answer.kind in prose or reference.kind in prose:
+    sides = answer, reference
+    prose = [side.parts[0] for side in sides if side.kind in ("word", "text")]
+    if len(prose) == 2:
+        lines = [_fold(_ARTICLE.sub("", line, count=1)) for line in prose]
+        return lines[0] == lines[1] or judge.no("other words")
+    if prose:
         return judge.no("words on one side only")
-    if answer.kind == reference.kind == "run":
-        answer_run, reference_run = answer.parts[0], reference.parts[0]
-        if answer_run == reference_run:
-            return True
-        if "text" in (answer.mark, reference.mark):
-            lower = (
-                answer_run.lower() == reference_run.lower()
-                and len(answer_run) == 3
-                and is_word(answer_run)
-            )
-            return lower or judge.no("letters in another order or case")
-        if not answer_run.isupper() and (is_word(answer_run) or is_word(reference_run)):
-            return judge.no("another word")
+    runs = [side.parts[0] for side in sides if side.kind == "run"]
+    if len(runs) == 2 and runs[0] == runs[1]:
+        return True
+    word = len(runs) == 2 and any(map(is_word, runs))
     if "text" in (answer.mark, reference.mark):
-        return judge.no("letters set as text")
-    sides = [product(*letters(t.parts[0])) if t.kind == "run" else t for t in (answer, reference)]
-    return equal_values(sides[0], sides[1], judge)
+        same_word = word and len(runs[0]) == 3 and runs[0].lower() == runs[1].lower()
+        return same_word or judge.no("letters set as text, in another order or case")
+    if word and not runs[0].isupper():
+        return judge.no("another word")
+    sides = (product(*letters(s.parts[0])) if s.kind == "run" else s for s in sides)
+    return equal_values(*sides, judge)
 
 
 def _fold(line: str) -> str:
@@ -190,9 +183,10 @@ def _fold(line: str) -> str:
 
     def folded(match: re.Match[str]) -> str:
         word = match[0]
-        kept = len(word) < 3 or re.fullmatch(r"(?:(\w)\1)+", word.lower())
+        short = len(word) < 3 and word.lower() != "no"
         ordinary = word.islower() or word.istitle() or (word.isupper() and line.isupper())
-        return word if (kept and word.lower() != "no") or not ordinary else word.lower()
+        genotype = re.fullmatch(r"(?:(\w)\1)+", word.lower())
+        return word if short or genotype or not ordinary else word.lower()
 
     return re.sub("[A-Za-z]+", folded, line)
 
@@ -211,11 +205,12 @@ def equal_values(answer: Tree, reference: Tree, judge: Judge) -> bool:
     if answer == reference:
         return True
     sides = answer, reference
-    decimal = any(leaf.kind == "number" and leaf.mark for side in sides for leaf in leaves(side))
+    decimal = any(part.kind == "number" and part.mark for side in sides for part in walk(side))
     tolerance = judge.rules.tolerance if decimal else None
     degrees = {any(part.mark == "degree" for part in walk(side)) for side in sides}
-    turned = len(degrees) > 1 and "pi" in names(answer) | names(reference)
-    sides = tuple(in_radians(side, turned) for side in sides)
+    if True in degrees:
+        turned = len(degrees) > 1 and "pi" in names(answer) | names(reference)
+        sides = tuple(in_radians(side, turned) for side in sides)
     ratios = [ratio(side) for side in sides]
     decided = None if None in ratios else same(*ratios)
     if decided and not poles_agree(*ratios):

@@ -190,8 +190,8 @@ def same_poles(answer: Ratio, reference: Ratio) -> bool:
             sympy.Rational(factor) * sympy.prod(sympy.Symbol(x, real=True) ** n for x, n in powers)
             for powers, factor in below.items()
         ]
-        found = [factor for factor, _ in sympy.factor_list(sympy.Add(*terms))[1]]
-        factors.append({sympy.monic(x, *sorted(x.free_symbols, key=str)) for x in found})
+        powers = sympy.factor_list(sympy.Add(*terms))[1]
+        factors.append({sympy.monic(x, *sorted(x.free_symbols, key=str)) for x, _ in powers})
     only = factors[0] ^ factors[1]
     return all(len(x.free_symbols) == 1 and not sympy.real_roots(x) for x in only)
 

@@ -12,11 +12,7 @@ import re
 
 from rlvlm_jax.rewards.math.literals import CHOICES
 from rlvlm_jax.rewards.math.parse import Reading, readings
-from rlvlm_jax.rewards.math.relations import (
-    equal_relations,
-    is_domain,
-    is_solved_domain,
-)
+from rlvlm_jax.rewards.math.relations import equal_relations, is_domain, is_solved_domain
 from rlvlm_jax.rewards.math.spelling import MAX_CHARS, Unreadable
 from rlvlm_jax.rewards.math.tree import Tree, product, symbol, symbols
 from rlvlm_jax.rewards.math.values import (

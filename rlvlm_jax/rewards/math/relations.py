@@ -117,17 +117,17 @@ def equal_relations(answer: Tree, reference: Tree, judge: Judge) -> bool:
         return _equal_to_value(answer, reference, judge)
     if "in" in (answer.mark, reference.mark):
         return _equal_domains(answer, reference, judge)
-    for named, other in ((answer, reference), (reference, answer)):  # A = {x | x > 1}
-        if _has_members(named) and other.parts[-1].kind not in _MEMBERS and _is_named(named):
-            return judge.equal(
-                *(side.parts[1] if side is named else side for side in (answer, reference))
-            )
+    members = [_has_members(tree) and _is_named(tree) for tree in (answer, reference)]
+    if members[0] and reference.parts[-1].kind not in _MEMBERS:  # A = {x | x > 1}
+        return judge.equal(answer.parts[1], reference)
+    if members[1] and answer.parts[-1].kind not in _MEMBERS:
+        return judge.equal(answer, reference.parts[1])
     if all(map(is_constant, reference.parts)):
         return _written(answer) == _written(reference) or judge.no("another number sentence")
     if _same_terms(answer, reference, judge):
         return True
     chain, expected = _chain(answer, judge), _chain(reference, judge)
-    named = bool(expected and expected.names)
+    named = expected is not None and bool(expected.names)
     solved = named and expected.value is not None and is_constant(expected.value)
     if named and chain and chain.names:
         if chain.value is None or expected.value is None:
@@ -265,29 +265,23 @@ def is_solved_domain(tree: Tree) -> bool:
 
 def _equal_domains(answer: Tree, reference: Tree, judge: Judge) -> bool:
     r"""Compares `x \in [1, 2)` with another relation on x."""
-    sides, names = [], []
+    names, domains = [], []
     for tree in (answer, reference):
         member = tree.mark == "in"
         names.append({tree.parts[0]} if member else set(map(symbol, symbols(tree))))
-        sides.append(tree.parts[1] if member else _as_interval(tree) or tree)
+        domains.append(tree.parts[1] if member else _as_interval(tree) or tree)
     if all(names) and names[0] != names[1]:
         return judge.no("the domain of another name")
-    return judge.equal(sides[0], sides[1])
+    return judge.equal(*domains)
 
 
 def _equivalent(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Whether two relations with variables say the same."""
     terms, mark = (*answer.parts, *reference.parts), reference.mark
-    if (
-        answer.mark == mark
-        and mark in ("=", "<", "le")
-        and len(terms) == 4
-        and NOTHING not in terms
-    ):
-        ratios = [
-            ratio(Tree("sum", (tree.parts[1], negative(tree.parts[0]))))
-            for tree in (answer, reference)
-        ]
+    pairs = len(terms) == 4 and NOTHING not in terms
+    if pairs and answer.mark == mark and mark in ("=", "<", "le"):
+        sides = ((tree.parts[1], negative(tree.parts[0])) for tree in (answer, reference))
+        ratios = [ratio(Tree("sum", side)) for side in sides]
         if None not in ratios:
             factor = proportional(*ratios)
             if factor and set(ratios[0].above) != {()} and (factor > 0 or mark == "="):

@@ -94,8 +94,8 @@ def names(tree: Tree) -> set[str]:
 
 def symbols(tree: Tree) -> set[str]:
     """The letters of an expression, its constants left out."""
-    found = {t.parts[0] for t in leaves(tree) if t.kind in ("symbol", "run")}
-    return found - {"pi", "e", "i", "infty"}
+    letters = {leaf.parts[0] for leaf in leaves(tree) if leaf.kind in ("symbol", "run")}
+    return letters - {"pi", "e", "i", "infty"}
 
 
 def is_constant(tree: Tree) -> bool:

@@ -174,7 +174,7 @@ def equal_words(answer: Tree, reference: Tree, judge: Judge) -> bool:
         return same_word or judge.no("letters set as text, in another order or case")
     if word and not runs[0].isupper():
         return judge.no("another word")
-    sides = (product(*letters(s.parts[0])) if s.kind == "run" else s for s in sides)
+    sides = (product(*letters(t.parts[0])) if t.kind == "run" else t for t in sides)
     return equal_values(*sides, judge)
 
 

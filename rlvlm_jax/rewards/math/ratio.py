@@ -202,13 +202,6 @@ def proportional(a: Ratio, b: Ratio) -> Fraction | None:
     return None if quotients else quotient * b.below[()] / a.below[()]
 
 
-def is_linear(value: Ratio) -> bool:
-    """Whether it is a polynomial of the first degree in its letters, with rational factors."""
-    letters = {name for monomial in value.above for name, _ in monomial}
-    degree = all(sum(power for _, power in monomial) < 2 for monomial in value.above)
-    return bool(letters) and all(map(_is_letter, letters)) and degree and set(value.below) == {()}
-
-
 def _real_power(base: float, exponent: float) -> float:
     if base >= 0 or float(exponent).is_integer():
         return base**exponent

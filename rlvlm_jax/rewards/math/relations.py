@@ -6,7 +6,6 @@ import re
 from typing import Any, NamedTuple
 
 from rlvlm_jax.rewards.math import units
-from rlvlm_jax.rewards.math.ratio import is_linear, proportional, ratio
 from rlvlm_jax.rewards.math.tree import (
     NOTHING,
     TRIGONOMETRY,
@@ -141,7 +140,7 @@ def equal_relations(answer: Tree, reference: Tree, judge: Judge) -> bool:
             return judge.no("another value" if same_names else "the value of another name")
     if solved or _is_solved(reference) or not set(reference.mark.split()) <= {"=", "ne", "<", "le"}:
         return judge.no("the reference is solved, the answer is not the same")
-    return _equivalent(answer, reference, judge)
+    return judge.computed("equal_relations", answer, reference)
 
 
 def _same_names(chain: _Chain, expected: _Chain) -> bool:
@@ -273,19 +272,3 @@ def _equal_domains(answer: Tree, reference: Tree, judge: Judge) -> bool:
     if all(names) and names[0] != names[1]:
         return judge.no("the domain of another name")
     return judge.equal(*domains)
-
-
-def _equivalent(answer: Tree, reference: Tree, judge: Judge) -> bool:
-    """Whether two relations with variables say the same."""
-    terms, mark = (*answer.parts, *reference.parts), reference.mark
-    pairs = len(terms) == 4 and NOTHING not in terms
-    if pairs and answer.mark == mark and mark in ("=", "<", "le"):
-        sides = ((tree.parts[1], negative(tree.parts[0])) for tree in (answer, reference))
-        ratios = [ratio(Tree("sum", side)) for side in sides]
-        if None not in ratios:
-            factor = proportional(*ratios)
-            if factor and set(ratios[0].above) != {()} and (factor > 0 or mark == "="):
-                return True
-            if all(map(is_linear, ratios)):
-                return judge.no("relations that do not say the same")
-    return judge.computed("equal_relations", answer, reference)

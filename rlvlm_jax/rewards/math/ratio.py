@@ -178,28 +178,10 @@ def same(a: Ratio, b: Ratio) -> bool | None:
         return None
 
 
-def _is_letter(name: str) -> bool:
-    return name not in ("pi", "e", "i") and name[0] != "√"
-
-
-def poles_agree(a: Ratio, b: Ratio) -> bool:
-    """Whether two quotients have, up to a factor, the same letters below."""
-    below = {name for monomial in (*a.below, *b.below) for name, _ in monomial}
-    return (
-        not any(map(_is_letter, below)) or proportional(Ratio(a.below), Ratio(b.below)) is not None
-    )
-
-
-def proportional(a: Ratio, b: Ratio) -> Fraction | None:
-    """The number that makes a polynomial out of another one; None where there is none.
-
-    For polynomials alone: None too where a letter stands below.
-    """
-    if set(a.below) != {()} or set(b.below) != {()} or set(a.above) != set(b.above) or not a.above:
-        return None
-    quotients = {a.above[monomial] / b.above[monomial] for monomial in a.above}
-    quotient = quotients.pop()
-    return None if quotients else quotient * b.below[()] / a.below[()]
+def has_poles(value: Ratio) -> bool:
+    """Whether a letter stands below."""
+    below = {name for monomial in value.below for name, _ in monomial}
+    return not all(name in ("pi", "e", "i") or name[0] == "√" for name in below)
 
 
 def _real_power(base: float, exponent: float) -> float:

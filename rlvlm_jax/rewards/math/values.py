@@ -8,7 +8,7 @@ from typing import Any
 
 from rlvlm_jax.rewards.math import units
 from rlvlm_jax.rewards.math.expression import is_word, letters
-from rlvlm_jax.rewards.math.ratio import UNKNOWN, constant, differ, poles_agree, ratio, real, same
+from rlvlm_jax.rewards.math.ratio import UNKNOWN, constant, differ, has_poles, ratio, real, same
 from rlvlm_jax.rewards.math.tree import (
     NOTHING,
     Tree,
@@ -213,7 +213,7 @@ def equal_values(answer: Tree, reference: Tree, judge: Judge) -> bool:
         sides = tuple(in_radians(side, turned) for side in sides)
     ratios = [ratio(side) for side in sides]
     decided = None if None in ratios else same(*ratios)
-    if decided and not poles_agree(*ratios):
+    if decided and any(map(has_poles, ratios)):
         decided = judge.computed("same_poles", *ratios)
     elif (
         decided is None and judge.rules.rounding == "none" and differ(*sides, judge.rules.tolerance)

@@ -682,3 +682,11 @@ def test_rounding_as_far_as_the_rules_allow(answer, reference, rounding, expecte
 def test_tolerance_of_decimals(answer, tolerance, expected):
     assert strict(answer, "20", Rules(tolerance=tolerance)).correct is expected
     assert not strict("21", "20", Rules(tolerance=0.1)).correct  # whole numbers are exact
+
+
+@pytest.mark.parametrize("rounding", ["none", "reference", "both"])
+@pytest.mark.parametrize(
+    ("reference", "answer"), [("x", r"(\sqrt x)^2"), ("x", r"e^{\ln x}"), ("1", r"\log_x x")]
+)
+def test_a_narrower_domain_is_another_answer_whatever_is_rounded(reference, answer, rounding):
+    assert not strict(answer, reference, Rules(rounding=rounding)).correct

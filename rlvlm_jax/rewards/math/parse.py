@@ -6,6 +6,7 @@ Between `tokens` and `compare`: finds parts, relations, brackets, units and word
 them, and leaves the rest to `expression`. Which trees are equal is not known here.
 """
 
+import contextlib
 import functools
 import re
 from collections.abc import Iterable
@@ -62,8 +63,11 @@ def readings(content: str) -> tuple[Reading, ...]:
     if set(content) <= set("? .,;:"):
         return ()
     text = spelling.plain(content)
-    ways = [lexer.tokens(way) for way in dict.fromkeys((spelling.join_thousands(text), text))]
-    answers = tuple(_reading(way) for way in map(trim, ways) if way)
+    joined = spelling.join_thousands(text)
+    ways = [trim(lexer.tokens(way)) for way in dict.fromkeys((joined, text))]
+    answers = tuple(_reading(way) for way in ways[:1] if way)
+    with contextlib.suppress(Unreadable):  # \frac{1,234}{2} can be read in one way only
+        answers += tuple(_reading(way) for way in ways[1:] if way)
     if any(_depth(reading.tree) > MAX_DEPTH for reading in answers):
         raise Unreadable(f"an expression of more than {MAX_DEPTH} levels")
     return answers
@@ -346,12 +350,14 @@ def _with_tail(value: Tokens, tail: Tokens, depth: int, alone: bool) -> Tree | N
         if (letters and not plain) or (bare and not (alone and _BARE_UNIT.fullmatch(line))):
             return None
         return _measured(value, unit, depth)
+    if len(line) < 4 and not (tail[0].space or tail[0].text):
+        return None  # a product such as 5xyz
     rate = words.index("per") if "per" in words else len(words)  # words per minute
     per = units.unit(flat(tail[rate + 1 :]), spaced=True)
     if any(t.kind not in ("run", "han") for t in tail[:rate]) or (rate < len(words) and not per):
         return None
     noun = units.noun(words[:rate], one=flat(value) == "1" and not per) if rate else ""
-    name = f"{noun} per {per}".lstrip() if per else noun
+    name = f"{noun}/{per}" if per else noun
     return None if noun is None else _measured(value, name, depth)
 
 
@@ -361,8 +367,8 @@ def _measured(value: Tokens, unit: str, depth: int) -> Tree | None:
         tree = _answer(value, depth + 1)
     except Unreadable:
         return None
-    if tree.kind == "quantity" and tree.mark.startswith("per "):
-        return Tree("quantity", tree.parts, f"{unit} {tree.mark}")  # $4 per hour
+    if tree.kind == "quantity" and tree.mark.startswith("/"):
+        return Tree("quantity", tree.parts, unit + tree.mark)  # $4 per hour
     nested = ("text", "word", "relation", "quantity", "compound", "time", "date")
     summed = unit == "%" and tree.kind in ("sum", "score")
     return None if tree.kind in nested or summed else Tree("quantity", (tree,), unit)

@@ -95,7 +95,7 @@ def plain(content: str) -> str:
         before = text
         decorated = _DECORATION.fullmatch(text)
         text = _LEAD.sub(r"\1", decorated["inside"].strip() if decorated else text).strip()
-    while text.startswith("{") and text.endswith("}") and 0 not in depths(text)[:-1]:
+    if text.startswith("{") and text.endswith("}") and 0 not in depths(text)[:-1]:
         text = text[1:-1].strip()
     for pattern, replacement in _REWRITES:
         text = re.sub(pattern, replacement, text)

@@ -211,13 +211,12 @@ def equal_values(answer: Tree, reference: Tree, judge: Judge) -> bool:
     if True in degrees:
         turned = len(degrees) > 1 and "pi" in names(answer) | names(reference)
         sides = tuple(in_radians(side, turned) for side in sides)
+    exact = judge.rules.rounding == "none" or any(map(symbols, sides))  # only constants are rounded
     ratios = [ratio(side) for side in sides]
     decided = None if None in ratios else same(*ratios)
     if decided and any(map(has_poles, ratios)):
         decided = judge.computed("same_poles", *ratios)
-    elif (
-        decided is None and judge.rules.rounding == "none" and differ(*sides, judge.rules.tolerance)
-    ):
+    elif decided is None and exact and differ(*sides, judge.rules.tolerance):
         decided = False
     elif decided is None:
         decided = judge.computed("equal_expressions", *sides, tolerance)

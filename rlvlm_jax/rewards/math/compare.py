@@ -244,8 +244,9 @@ def _named(tree: Tree) -> str:
 
 
 def _distinct(tree: Tree, judge: Judge) -> Tree:
-    parts: list[Tree] = []
-    for part in tree.parts:
+    exact = all(part.kind == "number" and not part.mark for part in tree.parts)
+    parts: list[Tree] = list(dict.fromkeys(tree.parts)) if exact else []
+    for part in () if exact else tree.parts:
         if part not in parts and not any(judge.equal(part, other) for other in parts):
             parts.append(part)
     return tree._replace(parts=tuple(parts))

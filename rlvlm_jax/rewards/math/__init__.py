@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""The strict judge: is the answer in a box equal to the reference?
 
-`spelling` and `tokens` cut LaTeX, `parse`, `literals` and `expression` make a typed tree of it,
+`spelling` and `tokens` cut LaTeX, `parse`, `literals` and `expression` make a typed `tree` of it,
 `compare` compares two trees kind by kind, with `relations`, `values`, `ratio` and `algebra`;
 `units` knows units and words.
 

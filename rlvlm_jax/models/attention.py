@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from rlvlm_jax.models import kernels
+from rlvlm_jax.models.exact_cpu import product, row_sum
 from rlvlm_jax.models.kernels import PLAIN, Kernel
-from rlvlm_jax.models.layers import product, row_sum
 from rlvlm_jax.types import Array
 
 # Scores of one sequence held at a time: 64 MiB of float32. More are computed in blocks of queries.
@@ -142,7 +142,7 @@ def attend_by_head(q: Array, ids: Ids, keys: list[HeadKeys]) -> Array:
     scores = []
     for run, mask in zip(keys, seen, strict=True):
         shared = run.k.ndim == 4
-        score = product(_rows(q_by_head, shared), run.k, jnp.float32, turned=run.k_turned)
+        score = product(_rows(q_by_head, shared), run.k, jnp.float32, transposed=run.k_turned)
         score = score.reshape(n, kv_heads, g, h, length, -1)
         scores.append(jnp.where(mask, score * size**-0.5, _LOWEST))
 
@@ -156,7 +156,7 @@ def attend_by_head(q: Array, ids: Ids, keys: list[HeadKeys]) -> Array:
     for run, weight in zip(keys, weights, strict=True):
         shared = run.v.ndim == 4
         weight = (weight / total).astype(run.v.dtype)
-        part = product(_rows(weight, shared), run.v, jnp.float32, turned=not run.v_turned)
+        part = product(_rows(weight, shared), run.v, jnp.float32, transposed=not run.v_turned)
         out += part.reshape(n, kv_heads, g, h, length, size)
     return out.transpose(0, 2, 4, 1, 3, 5).reshape(q.shape).astype(q.dtype)
 

@@ -4,11 +4,10 @@
 
 They lie as its products want them, so that nothing is turned around for each token. On GPUs and
 TPUs that is any way, and a slot is one piece of memory. On CPU there are two ways. In that of
-`layers.product` both factors are summed along their last axis, and XLA copies the second one before
-it multiplies. The other way around it is read as it lies, three to five times as fast. Both give
-the same bits where the products' columns (slots for scores, E for their sums of values) are a
-multiple of `LANES`, and other bits elsewhere (measured): so the faster way is taken just there, and
-sampler and trainer stay equal.
+`exact_cpu.product` both factors are summed along their last axis, and XLA copies the second one
+before it multiplies. The other way around it is read as it lies, three to five times as fast. The
+faster way is taken just where `exact_cpu` says that both give the same bits, so that sampler and
+trainer stay equal. The products' columns are slots for scores, E for their sums of values.
 """
 
 import dataclasses
@@ -18,10 +17,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rlvlm_jax.models.exact_cpu import transposed_is_exact
 from rlvlm_jax.types import Array
 
 KINDS = ("model", "bfloat16", "int8")  # "model" is the compute dtype
-LANES = 64  # columns
 
 
 @functools.partial(
@@ -55,7 +54,7 @@ class Kept:
 
 
 class Block(NamedTuple):
-    """Keys, on CPU turned where S is a multiple of `LANES`, and values, there where E is not."""
+    """Keys, on CPU turned where S fills the lanes, and values, there where E does not."""
 
     k: Kept
     v: Kept
@@ -72,8 +71,8 @@ def stored(k: Array, v: Array, kind: str, platform: str = "cpu") -> Block:
         platform: of the devices, as JAX calls it.
     """
     on_cpu, (slots, size) = platform == "cpu", k.shape[-2:]
-    k = _keep(k, kind, on_cpu and slots % LANES == 0)
-    return Block(k, _keep(v, kind, on_cpu and size % LANES != 0))
+    k = _keep(k, kind, on_cpu and transposed_is_exact(slots))
+    return Block(k, _keep(v, kind, on_cpu and not transposed_is_exact(size)))
 
 
 def empty(prompt: Block, samples: int, slots: int, platform: str = "cpu") -> Block:
@@ -86,7 +85,7 @@ def empty(prompt: Block, samples: int, slots: int, platform: str = "cpu") -> Blo
 
         return Kept(*jax.tree.map(one, (like.x, like.scale)), turned)
 
-    k_turned = platform == "cpu" and slots % LANES == 0
+    k_turned = platform == "cpu" and transposed_is_exact(slots)
     return Block(zeros(prompt.k, k_turned), zeros(prompt.v, prompt.v.turned))
 
 

@@ -3,21 +3,15 @@
 """The few pieces that the vision tower and the language model share.
 
 Parameters are float32 and computation runs in `dtype`; norms are computed in float32 either way.
-
-On CPU the usual products, sums and norms round a token otherwise when it runs alone, as in the
-sampler, than when it runs among others, as in the trainer: the order of a sum depends on the shape.
-`product`, `row_sum` and `RMSNorm` are written so that it does not. Measured in float32 on a model
-of 135M trained weights: the largest difference between the sampler's and the trainer's
-log-probability of a token falls from 3.1e-5 nats to 0.
 """
 
-import functools
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rlvlm_jax.models.exact_cpu import product, unit_rms
 from rlvlm_jax.models.lora import LEAVES as LORA
 from rlvlm_jax.types import Array
 
@@ -47,78 +41,8 @@ REMAT_POLICIES = {
 INIT = nn.initializers.normal(0.02)
 
 
-def product(x: Array, y: Array, dtype: Any, turned: bool = False) -> Array:
-    """Returns x y^T: [..., M, D] of x [..., M, C] and y [..., D, C] or [D, C], in `dtype`.
-
-    In this form, both contracted along their last axis, a row of the result has on CPU the same
-    bits whatever the number of rows, which a contraction along the first axis of `y` does not give
-    (measured for widths of 192 to 2048). So a token comes out alike alone, in the sampler, and
-    among others, in the trainer. A single row would take another path; it is computed twice.
-
-    With `turned`, `y` lies as [..., C, D]. That is faster where there are few rows, and for several
-    `y` at once has the same bits where D is a multiple of 64; see `cache`.
-    """
-    return _product(x, y, dtype, turned) if turned or y.ndim > 2 else _by_weight(x, y, dtype)
-
-
-def _product(x, y, dtype, turned=False):
-    rows = x.shape[-2] if y.ndim > 2 else x.size // x.shape[-1]
-    if rows == 1:
-        x = jnp.concatenate([x, x], axis=-2)
-    equation = "...mc,...cd->...md" if turned else "...mc,...dc->...md"
-    result = jnp.einsum(equation, x, y, preferred_element_type=dtype)
-    return result[..., :1, :] if rows == 1 else result
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _by_weight(x, y, dtype):
-    """`product` with one matrix, whose gradient turns the narrower of its two factors around.
-
-    The gradient [D, C] is a product along the rows, for which XLA on CPU first copies one factor
-    the other way round, and takes the wider one where it is given the choice. A float32 result of
-    bfloat16 factors, as the logits are, sends its gradient back in bfloat16.
-    """
-    return _product(x, y, dtype)
-
-
-def _by_weight_forward(x, y, dtype):
-    return _product(x, y, dtype), (x, y)
-
-
-def _by_weight_backward(dtype, factors, g):
-    del dtype
-    x, y = factors
-    g = g.astype(y.dtype)
-    of_x = jnp.einsum("...md,dc->...mc", g, y, preferred_element_type=x.dtype)
-    rows, pulled = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    if rows.shape[1] < pulled.shape[1]:
-        of_y = jnp.einsum("mc,md->cd", rows, pulled, preferred_element_type=y.dtype).T
-    else:
-        of_y = jnp.einsum("md,mc->dc", pulled, rows, preferred_element_type=y.dtype)
-    return of_x, of_y
-
-
-_by_weight.defvjp(_by_weight_forward, _by_weight_backward)
-
-
-def row_sum(x: Array) -> Array:
-    """Sums float32[..., M, S] along the last axis: float32[..., M, 1].
-
-    On CPU a reduction adds in an order that depends on the loop it is compiled into, so that the
-    sampler's sum and the trainer's differ; as a product with (eight) rows of ones it does not.
-    """
-
-    def by_product(x):
-        return product(x, jnp.ones((8, x.shape[-1]), x.dtype), x.dtype)[..., :1]
-
-    def by_reduction(x):
-        return jnp.sum(x, axis=-1, keepdims=True)
-
-    return jax.lax.platform_dependent(x, cpu=by_product, default=by_reduction)
-
-
 class Linear(nn.Module):
-    """x weight^T + bias, the weight stored [out, in] for the sake of `product`.
+    """x weight^T + bias, the weight stored [out, in], as `product` wants it.
 
     Where the parameters hold a low-rank adapter, its share is added; see `lora`.
 
@@ -152,11 +76,6 @@ class Linear(nn.Module):
 class RMSNorm(nn.Module):
     """x * scale / sqrt(mean(x^2) + epsilon), in float32.
 
-    Written as sqrt(D) / sqrt(sum(x^2) + D epsilon). The usual reciprocal root of a mean has, on
-    CPU, other last bits in a vectorised loop than in its remainder, so that a token's norm depends
-    on how many tokens there are; exact roots and quotients do not. The maximum, without effect,
-    keeps the compiler from making a reciprocal root of it again.
-
     Attributes:
         epsilon: added to the mean square.
         dtype: of the result.
@@ -168,12 +87,8 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Maps [..., M, D] to the same."""
-        width = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (width,))
-        x = x.astype(jnp.float32)
-        total = row_sum(jnp.square(x)) + width * self.epsilon
-        root = jnp.maximum(jnp.sqrt(total), jnp.finfo(jnp.float32).tiny)
-        return (x * (width**0.5 / root) * scale).astype(self.dtype)
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        return (unit_rms(x.astype(jnp.float32), self.epsilon) * scale).astype(self.dtype)
 
 
 class GatedMlp(nn.Module):

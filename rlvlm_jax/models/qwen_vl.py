@@ -26,8 +26,9 @@ from jax.sharding import PartitionSpec as P
 
 from rlvlm_jax.models import cache, lora
 from rlvlm_jax.models.attention import HeadKeys, Ids, Keys, attend, attend_by_head, by_head
+from rlvlm_jax.models.exact_cpu import product
 from rlvlm_jax.models.kernels import PLAIN, Kernel
-from rlvlm_jax.models.layers import INIT, GatedMlp, Linear, RMSNorm, product, stacked
+from rlvlm_jax.models.layers import INIT, GatedMlp, Linear, RMSNorm, stacked
 from rlvlm_jax.models.places import Places
 from rlvlm_jax.models.qwen_vl_config import QwenVLConfig
 from rlvlm_jax.models.rope import mrope, rotate

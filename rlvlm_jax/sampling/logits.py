@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlvlm_jax.models.layers import row_sum
+from rlvlm_jax.models.exact_cpu import row_sum
 
 
 class Policy(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import build, cache
+from rlvlm_jax.models import build, cache, exact_cpu
 
 N, K, G, E = 2, 3, 4, 8
 
@@ -27,7 +27,7 @@ def draw(*shape, seed=0):
 
 @pytest.mark.parametrize(("kind", "dtype"), [("model", "float32"), ("bfloat16", "bfloat16")])
 def test_float_kinds_keep_the_values_in_their_type(kind, dtype):
-    for slots in (5, cache.LANES):
+    for slots in (5, exact_cpu.LANES):
         k, v = draw(N, K, slots, E), draw(N, K, slots, E)
         for kept, given in zip(cache.stored(k, v, kind), (k, v), strict=True):
             assert kept.x.dtype == dtype

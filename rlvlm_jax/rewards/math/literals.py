@@ -44,11 +44,13 @@ _OTHER_CHOICE = re.compile(
     r"|^(?:不对|不是|错误|不正确)$"
 )
 CHOICES = frozenset("ABCDEFGHIJ")
+_SIGNS = frozenset(":-/.(")  # of times, scores, dates and lists
 
 
 def literal(tokens: Tokens, depth: int, alone: bool) -> Tree | None:
     """Reads one of these that stands alone, at any depth; None for anything else."""
-    if not alone:
+    spelled = any(t.value in _SIGNS or t.kind in ("run", "han", "sub", "circled") for t in tokens)
+    if not alone or not (spelled or (len(tokens) > 1 and tokens[1].kind == "number")):
         return None
     line = flat(tokens)
     if all(token.kind == "circled" for token in tokens):
@@ -121,6 +123,8 @@ def is_constant(token: Token) -> bool:
 
 def choice(tokens: Tokens) -> tuple[str, Tokens] | None:
     """The letter of a choice and its text, as `B. 12 cm`; None where another letter follows."""
+    if tokens[0].value.lower() not in ("(", "option", "choice") and tokens[0].value not in CHOICES:
+        return None
     match = _CHOICE.match(flat(tokens))
     letter = match[match.lastindex or 0] if match else ""
     values = [token.value for token in tokens]

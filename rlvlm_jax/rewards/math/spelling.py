@@ -43,39 +43,45 @@ for _code in range(0x3380, 0x33E0):  # ㎝, ㎡
 _SMALL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ₀₁₂₃₄₅₆₇₈₉ₙ", "0123456789+-n0123456789n")
 _THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
 _SPACED_THOUSANDS = re.compile(r"\s*[-+]?\d{1,3}(?: \d{3})+(?:\.\d*)?\s*")
-_REWRITES: tuple[tuple[str, Any], ...] = (
-    (r"\\\$", "＄"),
-    ("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda match: f"^{{{match[0].translate(_SMALL)}}}"),
-    ("[₀₁₂₃₄₅₆₇₈₉ₙ]+", lambda match: f"_{{{match[0].translate(_SMALL)}}}"),
-    (r"(?<=\S)\${1,2}\s+\${1,2}(?=\S)", r"\\\\ "),  # two formulas side by side: 7$$ $$10
-    (r"(\\\\)(?:\s*\[[\d. ]*[a-z]{2}\])?|\\[()\[\]]|\$(?!textdegree)", r"\1"),
-    (r"\\newline(?![A-Za-z])", r"\\\\ "),
-    (r"\$?\\?text\s*degrees?(?![A-Za-z])", "°"),
-    (r"(?<=\d)\s*(?:\{,\s*\}|\\[,;]|,\s*\\!|\\!\s*,|\\thinspace)\s*(?=\d{3}(?!\d))", ""),
-    (r"(?<!\\)%", r"\\%"),
-    (r"\\not\s*=", r"\\ne "),
-    (r"\\not\s*\\in(?![A-Za-z])", r"\\notin "),
-    (r"(?<=\d)(\s*)''", r'\1"'),
-    (r"<=", r"\\le "),
-    (r">=", r"\\ge "),
-    (r"(?<=[\sa-jlo-zA-Z])!=", r"\\ne "),
-    (r"\+/-|\+-", r"\\pm "),
-    (r"->", r"\\to "),
-    (r"(\\left|\\right)\.", r"\1{}"),  # no bracket
-    # colors and tags; white on white is a way to hide
-    (r"\\color\s*\{(?!(?i:white|transparent|#f))[^{}!]*\}|\\tag\s*\{(?:\d*|\*|[a-z])\}", "{}"),
-    (r"\\textcolor\s*\{(?!(?i:white|transparent|#f))[^{}!]*\}", r"\\mathord "),
-    (r"\\[hv]space\s*\{-?[\d.]*\\?[a-z]+\}", " "),
-    (r"\\(?:SI|qty|quantity)\s*\{((?:[^{}]|\{[^{}]*\})*)\}", r"\\text{\1} \\unit "),  # \SI{5}{cm}
-    (r"\\(?:overset|stackrel)\s*(\{\s*)?\\frown(?![A-Za-z])\s*(?(1)\})", r"\\wideparen "),
-    (r"(\\begin|\\end)\s+\{", r"\1{"),
-    (r"(\\begin\{array\})\{(?:[^{}]|\{[^{}]*\})*\}", r"\1"),  # without its columns
-    (r"(\\log_)(\w)", r"\1{\2}"),  # \log_23 is the logarithm of 3
-    (r"(?<!\*)\*\*(?=[\w({-])", "^"),
-    (r"\.\s*\.(?:\s*\.)+|(?<=[,;])\s*\?", r"\\ldots "),
-    (r"(\d) ?[xX] ?(?=10\^)", r"\1\\times "),
-    (r"(?<![A-Za-z\\])(\d+(?:\.\d*)?)[eE](\d{1,3}|[-+]\d\d\d?)(?![\w.])", r"\1\\times 10^{\2}"),
-)
+_REWRITES: list[tuple[re.Pattern[str], Any]] = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\\$", "＄"),
+        ("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ]+", lambda match: f"^{{{match[0].translate(_SMALL)}}}"),
+        ("[₀₁₂₃₄₅₆₇₈₉ₙ]+", lambda match: f"_{{{match[0].translate(_SMALL)}}}"),
+        (r"(?<=\S)\${1,2}\s+\${1,2}(?=\S)", r"\\\\ "),  # two formulas side by side: 7$$ $$10
+        (r"(\\\\)(?:\s*\[[\d. ]*[a-z]{2}\])?|\\[()\[\]]|\$(?!textdegree)", r"\1"),
+        (r"\\newline(?![A-Za-z])", r"\\\\ "),
+        (r"\$?\\?text\s*degrees?(?![A-Za-z])", "°"),
+        (r"(?<=\d)\s*(?:\{,\s*\}|\\[,;]|,\s*\\!|\\!\s*,|\\thinspace)\s*(?=\d{3}(?!\d))", ""),
+        (r"(?<!\\)%", r"\\%"),
+        (r"\\not\s*=", r"\\ne "),
+        (r"\\not\s*\\in(?![A-Za-z])", r"\\notin "),
+        (r"(?<=\d)(\s*)''", r'\1"'),
+        (r"<=", r"\\le "),
+        (r">=", r"\\ge "),
+        (r"(?<=[\sa-jlo-zA-Z])!=", r"\\ne "),
+        (r"\+/-|\+-", r"\\pm "),
+        (r"->", r"\\to "),
+        (r"(\\left|\\right)\.", r"\1{}"),  # no bracket
+        # colors and tags; white on white is a way to hide
+        (r"\\color\s*\{(?!(?i:white|transparent|#f))[^{}!]*\}|\\tag\s*\{(?:\d*|\*|[a-z])\}", "{}"),
+        (r"\\textcolor\s*\{(?!(?i:white|transparent|#f))[^{}!]*\}", r"\\mathord "),
+        (r"\\[hv]space\s*\{-?[\d.]*\\?[a-z]+\}", " "),
+        (
+            r"\\(?:SI|qty|quantity)\s*\{((?:[^{}]|\{[^{}]*\})*)\}",
+            r"\\text{\1} \\unit ",
+        ),  # \SI{5}{cm}
+        (r"\\(?:overset|stackrel)\s*(\{\s*)?\\frown(?![A-Za-z])\s*(?(1)\})", r"\\wideparen "),
+        (r"(\\begin|\\end)\s+\{", r"\1{"),
+        (r"(\\begin\{array\})\{(?:[^{}]|\{[^{}]*\})*\}", r"\1"),  # without its columns
+        (r"(\\log_)(\w)", r"\1{\2}"),  # \log_23 is the logarithm of 3
+        (r"(?<!\*)\*\*(?=[\w({-])", "^"),
+        (r"\.\s*\.(?:\s*\.)+|(?<=[,;])\s*\?", r"\\ldots "),
+        (r"(\d) ?[xX] ?(?=10\^)", r"\1\\times "),
+        (r"(?<![A-Za-z\\])(\d+(?:\.\d*)?)[eE](\d{1,3}|[-+]\d\d\d?)(?![\w.])", r"\1\\times 10^{\2}"),
+    )
+]
 # What may stand around or before an answer and adds nothing to it
 _DECORATION = re.compile(r"(\*\*|`{1,3}|\")(?P<inside>(?:(?!\1).)+)\1", re.DOTALL)
 _SAID = (
@@ -97,7 +103,7 @@ def plain(content: str) -> str:
     if text.startswith("{") and text.endswith("}") and 0 not in depths(text)[:-1]:
         text = text[1:-1].strip()
     for pattern, replacement in _REWRITES:
-        text = re.sub(pattern, replacement, text)
+        text = pattern.sub(replacement, text)
     if len(text) > 3 * MAX_CHARS:
         raise Unreadable(f"more than {MAX_CHARS} characters")
     return text.replace(" ", "") if _SPACED_THOUSANDS.fullmatch(text) else text

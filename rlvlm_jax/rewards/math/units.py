@@ -68,6 +68,7 @@ _NUMBERS |= {word: 20 + 10 * i for i, word in enumerate(_TENS)}
 GREAT = _sizes("hundred=2 thousand=3 million=6 billion=9 trillion=12")  # powers of ten
 _PARTS = _sizes("""half=2 halves=2 third=3 quarter=4 fourth=4 fifth=5 sixth=6 seventh=7 eighth=8
     ninth=9 tenth=10 twelfth=12 hundredth=100 thousandth=1000""")
+_STARTS = frozenset((*_NUMBERS, "half", "quarter", "a", "an", "negative", "minus"))
 NO_NOUNS = frozenset((*_CLAIMS.split(), *GREAT))
 NO_NOUNS |= {word + suffix for word in _NUMBERS for suffix in ("", "th", "s")}
 
@@ -77,7 +78,9 @@ def number_words(words: Sequence[str]) -> tuple[Fraction, int] | None:
 
     `thirty five` is 35, `two thirds` a fraction, `2 billion` two billion; `twenty-fifth` is none.
     """
-    if words and words[0] in ("negative", "minus"):
+    if not words or not (words[0] in _STARTS or words[0].isdecimal()):  # most are not
+        return None
+    if words[0] in ("negative", "minus"):
         positive = number_words(words[1:])
         return positive and (-positive[0], positive[1] + 1)
     value = Fraction(0)
@@ -104,7 +107,9 @@ def number_words(words: Sequence[str]) -> tuple[Fraction, int] | None:
 
 def mixed_words(words: Sequence[str]) -> Fraction | None:
     """Reads `one hundred and five` and `two and a half`; None for anything else."""
-    at = words.index("and") if words.count("and") == 1 else 0
+    if words.count("and") != 1:
+        return None
+    at = words.index("and")
     whole, rest = number_words(words[:at]), number_words(words[at + 1 :])
     if not whole or not rest or (whole[1], rest[1]) != (at, len(words) - at - 1):
         return None

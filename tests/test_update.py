@@ -5,6 +5,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from rlvlm_jax import sharding
@@ -114,7 +115,12 @@ def test_one_optimizer_step_needs_no_pass_before_it(collected, loss):
     assert trajectory.old_logprobs is None
     expected, more, judged = run(collected, **keys, algorithm__old_logprobs="trainer")
     assert judged.old_logprobs is not None
-    assert distance(state.params, expected.params) < 1e-6
+    # AdamW's first moments are a tenth of the gradients. Parameters say less: where a gradient is as
+    # small as Adam's epsilon, the step enlarges its rounding error.
+    moments = [optax.tree_utils.tree_get(s.opt_state, "mu") for s in (state, expected)]
+    largest = max(float(jnp.abs(moment).max()) for moment in jax.tree.leaves(moments[1]))
+    assert distance(*moments) < 1e-6 * largest
+    assert distance(state.params, expected.params) < 1e-5
     for name in ("loss", "entropy", "ratio_mean", "grad_norm"):
         name = f"update/{name}"
         assert float(stats[name]) == pytest.approx(float(more[name]), abs=1e-5), name

@@ -50,12 +50,12 @@ def split(params: Params, trained: Callable[[str], bool]) -> tuple[Params, Param
         Two trees of the structure of `params`, with None at the other's leaves.
     """
 
-    def those(wanted: bool) -> Params:
+    def keep(trained_leaves: bool) -> Params:
         return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf if trained(path_name(path)) == wanted else None, params
+            lambda path, leaf: leaf if trained(path_name(path)) == trained_leaves else None, params
         )
 
-    return those(True), those(False)
+    return keep(True), keep(False)
 
 
 def merge(trained: Params, frozen: Params) -> Params:
@@ -144,7 +144,7 @@ def state_shardings(
     """
     return optax.tree_map_params(
         optimizer,
-        lambda _, place: place,
+        lambda _, sharding: sharding,
         jax.eval_shape(optimizer.init, trained),
         shardings,
         transform_non_params=lambda _: scalar,

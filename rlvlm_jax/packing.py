@@ -247,27 +247,27 @@ def _pack(
 
     streams = []
     while left:
-        held: dict[int, list[int]] = {}
+        stream: dict[int, list[int]] = {}
         room = tokens
         todo = [max(left, key=size)]
         while todo:
             for group in todo:
-                held[group] = choose(group, room)
-                room -= prompts[group] + sum(responses[row] for row in held[group])
-                left[group] = [row for row in left[group] if row not in held[group]]
+                stream[group] = choose(group, room)
+                room -= prompts[group] + sum(responses[row] for row in stream[group])
+                left[group] = [row for row in left[group] if row not in stream[group]]
                 if not left[group]:
                     del left[group]
-            others = [group for group in left if group not in held]
-            if limit is not None and len(held) == limit:
+            others = [group for group in left if group not in stream]
+            if limit is not None and len(stream) == limit:
                 break
             todo = [others[number] for number in _fill([size(group) for group in others], room)]
-            todo = todo[: None if limit is None else limit - len(held)]
+            todo = todo[: None if limit is None else limit - len(stream)]
             if not todo:  # none fits whole: a part of that which leaves least room
                 parts = {group: choose(group, room) for group in others}
                 gains = {g: sum(responses[row] for row in part) for g, part in parts.items()}
                 best = max(gains, key=gains.__getitem__, default=None)
                 todo = [best] if best is not None and gains[best] else []
-        streams.append(held)
+        streams.append(stream)
     return streams
 
 

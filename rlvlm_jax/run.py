@@ -397,7 +397,7 @@ class Run:
         correct: np.ndarray,
         statuses: Sequence[str],
         parts: Mapping[str, np.ndarray],
-        gaps: np.ndarray | None,
+        logprob_diffs: np.ndarray | None,
     ) -> list[dict[str, Any]]:
         rows = []
         samples = len(responses.texts) // len(examples)
@@ -420,8 +420,8 @@ class Run:
             }
             if example.kind:
                 row["kind"] = example.kind
-            if gaps is not None and math.isfinite(gaps[b]):
-                row["logprob_gap"] = float(gaps[b])
+            if logprob_diffs is not None and math.isfinite(logprob_diffs[b]):
+                row["logprob_gap"] = float(logprob_diffs[b])
             rows.append(row)
         return rows
 
@@ -431,7 +431,7 @@ class Run:
         rounds: Sequence[Round],
         chosen: np.ndarray,
         advantages: np.ndarray,
-        gaps: np.ndarray | None,
+        logprob_diffs: np.ndarray | None,
         device_stats: Mapping[str, Any],
         watch: metrics.Stopwatch,
     ) -> None:
@@ -442,15 +442,15 @@ class Run:
             rounds: all that was sampled, also what is not trained on.
             chosen: int[N], the groups in the update's batch; see `collection.choose`.
             advantages: float32[B, R], of each of its tokens.
-            gaps: float32[B], largest difference between sampler and trainer in each of its
+            logprob_diffs: float32[B], largest difference between sampler and trainer in each of its
                 sequences, in nats, NaN where there is none; None where the passes have it.
             device_stats: name -> number, of steps III and IV.
             watch: the step's timer.
         """
         self._finish_step(step)
         memory = metrics.memory_metrics(distributed.gather)
-        if gaps is None:
-            per_round = [sharding.to_host(one.passes.gap).max(axis=1) for one in rounds]
+        if logprob_diffs is None:
+            per_round = [sharding.to_host(one.passes.logprob_diff).max(axis=1) for one in rounds]
         if not self._writes:
             return
         examples = [example for one in rounds for example in one.examples]
@@ -458,11 +458,11 @@ class Run:
         scores = rewards.join([one.scores for one in rounds])
         samples = self.config.rollout.samples
         of_batch = collection.rows_of(chosen, samples)  # rows of the update's batch
-        if gaps is None:
+        if logprob_diffs is None:
             found = np.concatenate(per_round)
         else:
             found = np.full(len(responses.texts), np.nan, np.float32)
-            found[of_batch] = gaps
+            found[of_batch] = logprob_diffs
         rows = self._response_rows(
             examples, responses, scores.correct, scores.status, scores.rewards, found
         )

@@ -14,13 +14,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rlvlm_jax import optim, run, sharding, startup
+from rlvlm_jax import optim, sharding, startup
 from rlvlm_jax.algorithms import masked
 from rlvlm_jax.algorithms.losses import denominator
 from rlvlm_jax.config import microbatch
 from rlvlm_jax.evaluation import scheme
 from rlvlm_jax.features import make_cache
 from rlvlm_jax.logprobs import make_logprobs_fn
+from rlvlm_jax.run import Run
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.types import Array, Batch, Params, TrainState
 from rlvlm_jax.update import make_optimizer_step, mean_stats
@@ -88,42 +89,42 @@ def train(config: ConfigDict, workdir: str) -> bool:
         True when all steps are done; False when a signal asked to stop and a checkpoint was saved.
 
     Raises:
-        InputError: something the user can mend.
+        InputError: something the user can fix.
         FloatingPointError: `update.max_bad_steps` updates in a row had a non-finite gradient.
     """
-    this = run.Run(config, workdir)
-    session = this.session
-    optimizer, schedule = optim.make_optimizer(config.update, this.total_steps, session.model.part)
-    state = this.restore_or_init(optimizer)
+    run = Run(config, workdir)
+    session = run.session
+    optimizer, schedule = optim.make_optimizer(config.update, run.total_steps, session.model.part)
+    state = run.restore_or_init(optimizer)
     step_fn = make_step(session, optimizer, state)
     evaluate = scheme.make_evaluate_fn(session, config, make_cache(session))
 
-    with this:
-        if this.evaluation_is_missing():
-            this.record_evaluations(evaluate, state.params)
-        for step in range(this.first_step + 1, this.total_steps + 1):
-            if this.stopping():
+    with run:
+        if run.evaluation_is_missing():
+            run.record_evaluations(evaluate, state.params)
+        for step in range(run.first_step + 1, run.total_steps + 1):
+            if run.stopping():
                 break
-            watch = this.begin_step(step)
+            watch = run.begin_step(step)
             with watch.measure("data"):
-                examples, host_batch = this.loader.next()
+                examples, host_batch = run.loader.next()
                 tokens, mask = encode_solutions(
                     [example.solution for example in examples],
                     session.tokenizer,
                     config.rollout.max_tokens,
                 )
-                batch = this.put(host_batch)
+                batch = run.put(host_batch)
                 arrays = (batch, *sharding.put_batch((tokens, mask), session.mesh))
             with watch.measure("update"):
                 state, stats = step_fn(state, *arrays)
                 stats = sharding.to_host(stats)
             if np.isfinite(stats["update/loss"]):  # a step was made, at this rate
                 stats["update/lr"] = schedule(int(state.step) - 1)
-            this.record_supervised(step, stats, int(mask.sum()), watch)
-            this.check_gradients(int(state.bad_steps))
-            if this.is_due(config.eval_every):
-                this.record_evaluations(evaluate, state.params)
-            if this.is_due(config.checkpoint_every):
-                this.save(state)
-        this.finish(state)
-    return not this.stopped
+            run.record_supervised(step, stats, int(mask.sum()), watch)
+            run.check_gradients(int(state.bad_steps))
+            if run.is_due(config.eval_every):
+                run.record_evaluations(evaluate, state.params)
+            if run.is_due(config.checkpoint_every):
+                run.save(state)
+        run.finish(state)
+    return not run.stopped

@@ -43,20 +43,20 @@ def make_mesh(
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = (data, fsdp, sequence, tensor)
-    wanted = math.prod(shape)
-    asked = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
-    if jax.process_count() > 1 and wanted != len(devices):
+    num_devices = math.prod(shape)
+    axes = " x ".join(f"{axis}={size}" for axis, size in zip(AXES, shape, strict=True))
+    if jax.process_count() > 1 and num_devices != len(devices):
         raise InputError(
-            f"config.mesh asks for {asked} = {wanted} devices, "
+            f"config.mesh asks for {axes} = {num_devices} devices, "
             f"but the {jax.process_count()} processes have {len(devices)} together; use all of them"
         )
-    if wanted > len(devices):
+    if num_devices > len(devices):
         raise InputError(
-            f"config.mesh asks for {asked} = {wanted} devices, "
+            f"config.mesh asks for {axes} = {num_devices} devices, "
             f"but this program sees {len(devices)} ({devices[0].device_kind}); make their product "
             f"{len(devices)} or less"
         )
-    arranged = _arranged(shape, devices[:wanted], wanted == len(devices))
+    arranged = _arranged(shape, devices[:num_devices], num_devices == len(devices))
     return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -74,9 +74,9 @@ def _arranged(shape: Sequence[int], devices: list[Any], all_of_them: bool) -> np
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     if slices == 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    for place, size in enumerate(shape):
+    for index, size in enumerate(shape):
         if size % slices == 0:
-            outer = [slices if axis == place else 1 for axis in range(len(shape))]
+            outer = [slices if axis == index else 1 for axis in range(len(shape))]
             inner = [size // parts for size, parts in zip(shape, outer, strict=True)]
             return mesh_utils.create_hybrid_device_mesh(
                 inner, outer, devices, allow_split_physical_axes=True
@@ -111,12 +111,12 @@ def put_plan(plan: Any, mesh: Any) -> Any:
 def plan_shardings(plan: Any, mesh: Mesh) -> Any:
     """Returns the shardings of a `packing.Plan` of arrays or ShapeDtypeStructs."""
 
-    def place(leaf: Any) -> NamedSharding:
+    def leaf_sharding(leaf: Any) -> NamedSharding:
         if leaf.ndim < 3:  # the counts
             return replicated(mesh)
         return NamedSharding(mesh, PartitionSpec(*(None,) * (leaf.ndim - 2), *PASS))
 
-    return jax.tree.map(place, plan)
+    return jax.tree.map(leaf_sharding, plan)
 
 
 def path_name(path: Sequence[Any]) -> str:
@@ -141,13 +141,13 @@ def param_shardings(shapes: Any, rules: Rules, mesh: Mesh) -> Any:
     """
     problems: list[str] = []
 
-    def place(path: Sequence[Any], leaf: Any) -> NamedSharding:
+    def leaf_sharding(path: Sequence[Any], leaf: Any) -> NamedSharding:
         name = path_name(path)
-        found = [spec for pattern, spec in rules if re.search(pattern, name)]
-        if len(found) != 1:
-            problems.append(f"{name} fits {len(found)} sharding rules, expected 1")
+        specs = [spec for pattern, spec in rules if re.search(pattern, name)]
+        if len(specs) != 1:
+            problems.append(f"{name} fits {len(specs)} sharding rules, expected 1")
             return replicated(mesh)
-        (spec,) = found
+        (spec,) = specs
         for size, axes in zip(leaf.shape, spec, strict=False):
             names = (axes,) if isinstance(axes, str) else axes or ()
             parts = math.prod(mesh.shape[axis] for axis in names)
@@ -155,7 +155,7 @@ def param_shardings(shapes: Any, rules: Rules, mesh: Mesh) -> Any:
                 problems.append(f"{name}: dimension {size} is not divisible by {names} = {parts}")
         return NamedSharding(mesh, spec)
 
-    shardings = jax.tree_util.tree_map_with_path(place, shapes)
+    shardings = jax.tree_util.tree_map_with_path(leaf_sharding, shapes)
     if problems:
         raise InputError(
             "parameters do not fit config.mesh: "
@@ -168,15 +168,17 @@ def param_shardings(shapes: Any, rules: Rules, mesh: Mesh) -> Any:
 def with_shardings(shapes: Any, shardings: Any) -> Any:
     """Returns ShapeDtypeStructs that carry their shardings."""
     return jax.tree.map(
-        lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), shapes, shardings
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        shapes,
+        shardings,
     )
 
 
-def put(value: np.ndarray, place: NamedSharding) -> jax.Array:
+def put(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
     """Moves a host array that every process has whole to its place; each keeps its part."""
-    if place.is_fully_addressable:
-        return jax.device_put(value, place)
-    return jax.make_array_from_callback(value.shape, place, lambda index: value[index])
+    if sharding.is_fully_addressable:
+        return jax.device_put(value, sharding)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
@@ -210,11 +212,11 @@ def put_rows(batch: Any, rows: np.ndarray, count: int, mesh: Mesh) -> Any:
 
 def _holders(mesh: Mesh, count: int) -> dict[tuple[int, int], list[int]]:
     """Returns [start, stop) of each part of a divided axis -> the processes that hold it."""
-    found: dict[tuple[int, int], set[int]] = {}
+    processes: dict[tuple[int, int], set[int]] = {}
     for device, index in batch_sharding(mesh).devices_indices_map((count,)).items():
         start, stop, _ = index[0].indices(count)
-        found.setdefault((start, stop), set()).add(device.process_index)
-    return {part: sorted(found[part]) for part in sorted(found)}
+        processes.setdefault((start, stop), set()).add(device.process_index)
+    return {part: sorted(processes[part]) for part in sorted(processes)}
 
 
 def rows_here(mesh: Mesh, count: int) -> np.ndarray:
@@ -250,8 +252,8 @@ def take_here(tree: Any, rows: np.ndarray) -> Any:
             return np.asarray(x)[rows]
         parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
         here = [start + np.arange(parts[start].shape[0]) for start in sorted(parts)]
-        held = np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
-        return held[np.searchsorted(np.concatenate(here), rows)]
+        local = np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+        return local[np.searchsorted(np.concatenate(here), rows)]
 
     return jax.tree.map(take, tree)
 

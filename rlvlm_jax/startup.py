@@ -4,7 +4,7 @@
 
 A model's directory, either kind, becomes a `Source`; a configuration and a source become a
 `Session`: mesh, model, tokenizer, and how to read prompts. Parameters come last, straight into
-their places on the mesh.
+their shardings on the mesh.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from rlvlm_jax import checkpoint, models, optim, sharding
 from rlvlm_jax.data import processor, tokenizer
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.models import convert, flops, kernels, lora
-from rlvlm_jax.models.places import choose as choose_places
+from rlvlm_jax.models.activation_sharding import choose as choose_activation_sharding
 from rlvlm_jax.types import Params, TrainState
 from rlvlm_jax.update import init_state
 
@@ -130,10 +130,10 @@ class Session:
         return not (self.config.update.train_vit or self.config.update.train_connector)
 
 
-def placed(shapes: Params, model: models.Model, mesh: Any) -> Params:
-    """Returns the shapes of parameters with their places on the mesh."""
-    places = sharding.param_shardings(shapes, model.param_rules, mesh)
-    return sharding.with_shardings(shapes, places)
+def sharded_shapes(shapes: Params, model: models.Model, mesh: Any) -> Params:
+    """Returns the shapes of parameters with their shardings on the mesh."""
+    shardings = sharding.param_shardings(shapes, model.param_rules, mesh)
+    return sharding.with_shardings(shapes, shardings)
 
 
 def add_adapters(config: ConfigDict, model: models.Model, params: Params, key: Any) -> Params:
@@ -153,7 +153,7 @@ def add_adapters(config: ConfigDict, model: models.Model, params: Params, key: A
         update.lora_alpha or update.lora_rank,
         lambda path: chosen(path.removesuffix("weight") + "lora_a"),
     )
-    if not lora.is_there(adapted):
+    if not lora.has_adapters(adapted):
         raise InputError(
             f"config.update.lora_rank={update.lora_rank} finds no weight to put an adapter beside; "
             "check config.update.train_vit, train_connector, train_llm and only"
@@ -168,12 +168,12 @@ def restore_merged(directory: Any, model: models.Model, mesh: Any) -> Params:
         InputError: the checkpoint is damaged, or holds another model.
     """
     base = jax.eval_shape(model.init, jax.random.key(0))
-    wanted = placed(lora.like(base, checkpoint.param_shapes(directory)), model, mesh)
+    wanted = sharded_shapes(lora.shapes_like(base, checkpoint.param_shapes(directory)), model, mesh)
     params = checkpoint.restore_params(directory, wanted)
-    if not lora.is_there(params):
+    if not lora.has_adapters(params):
         return params
-    places = jax.tree.map(lambda s: s.sharding, lora.drop(wanted))
-    return jax.jit(lora.merge, out_shardings=places)(params)
+    shardings = jax.tree.map(lambda s: s.sharding, lora.drop(wanted))
+    return jax.jit(lora.merge, out_shardings=shardings)(params)
 
 
 def keep_compiled(where: str) -> None:
@@ -253,7 +253,7 @@ def open_session(
         attention=kernel,
         cache=config.rollout.cache,
         platform=mesh.devices.flat[0].platform,
-        places=choose_places(
+        sharding=choose_activation_sharding(
             config.rollout.layout,
             mesh,
             (flops.layer_weights(sizes) + flops.head_weights(sizes))
@@ -269,7 +269,7 @@ def open_session(
         source=source,
         mesh=mesh,
         model=model,
-        shapes=placed(shapes, model, mesh),
+        shapes=sharded_shapes(shapes, model, mesh),
         tokenizer=text,
         spec=image_spec(source, config.data.min_pixels, config.data.max_pixels),
         banned=banned_ids(source, text),
@@ -285,7 +285,7 @@ def load_params(session: Session, source: Source) -> Params:
     """
     if source.is_orbax:
         return restore_merged(source.directory, session.model, session.mesh)
-    places = {
+    shardings = {
         sharding.path_name(path): leaf.sharding
         for path, leaf in jax.tree_util.tree_leaves_with_path(session.shapes)
     }
@@ -300,7 +300,7 @@ def load_params(session: Session, source: Source) -> Params:
                 parts[ends] = read(index)
             return parts[ends]
 
-        return jax.make_array_from_callback(shape, places[name], once)
+        return jax.make_array_from_callback(shape, shardings[name], once)
 
     params, _ = convert.load_hf(source.directory, session.model.config, place=place)
     return params
@@ -308,8 +308,8 @@ def load_params(session: Session, source: Source) -> Params:
 
 def random_params(session: Session, seed: int) -> Params:
     """Draws new parameters, each on its own place."""
-    places = jax.tree.map(lambda s: s.sharding, lora.drop(session.shapes))
-    return jax.jit(session.model.init, out_shardings=places)(jax.random.key(seed))
+    shardings = jax.tree.map(lambda s: s.sharding, lora.drop(session.shapes))
+    return jax.jit(session.model.init, out_shardings=shardings)(jax.random.key(seed))
 
 
 def initial_params(session: Session) -> Params:
@@ -321,10 +321,10 @@ def initial_params(session: Session) -> Params:
         params = load_params(session, session.source)
     if not config.update.lora_rank:
         return params
-    places = jax.tree.map(lambda s: s.sharding, session.shapes)
+    shardings = jax.tree.map(lambda s: s.sharding, session.shapes)
     adapt = jax.jit(
         lambda params, key: add_adapters(config, session.model, params, key),
-        out_shardings=places,
+        out_shardings=shardings,
         donate_argnums=0,
     )
     return adapt(params, key)
@@ -351,13 +351,13 @@ def state_shapes(session: Session, optimizer: Any) -> TrainState:
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, is_trained), session.shapes)
     scalar = sharding.replicated(session.mesh)
     trained_places = jax.tree.map(lambda s: s.sharding, trained)
-    places = TrainState(
+    shardings = TrainState(
         params=jax.tree.map(lambda s: s.sharding, session.shapes),
         opt_state=optim.state_shardings(optimizer, trained, trained_places, scalar),
         step=scalar,
         bad_steps=scalar,
     )
-    return sharding.with_shardings(shapes, places)
+    return sharding.with_shardings(shapes, shardings)
 
 
 def initial_state(session: Session, optimizer: Any) -> TrainState:

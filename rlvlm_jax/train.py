@@ -19,11 +19,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rlvlm_jax import collection, optim, packing, run, sharding, startup
+from rlvlm_jax import collection, optim, packing, sharding, startup
 from rlvlm_jax.collection import Round
 from rlvlm_jax.config import pass_shards, sequences, shards
 from rlvlm_jax.evaluation import scheme
 from rlvlm_jax.features import make_cache
+from rlvlm_jax.run import Run
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
 from rlvlm_jax.trajectory import make_passes_fn, make_trajectory_fn
@@ -133,15 +134,15 @@ def lower_steps(
         planner.for_passes(prompts, lengths),
         planner.for_update(prompts, lengths, np.zeros(order.shape, int)),
     )
-    places = sharding.plan_shardings(plans, session.mesh)
-    plan, minibatches = sharding.with_shardings(plans, places)
+    plan_shardings = sharding.plan_shardings(plans, session.mesh)
+    plan, minibatches = sharding.with_shardings(plans, plan_shardings)
     passes = steps.passes.lower(state.params, reference, batch, features, rollout, plan)
-    scores, kept = (
+    scores, in_update = (
         divided(jax.ShapeDtypeStruct(rollout.truncated.shape, dtype))
         for dtype in (np.float32, bool)
     )
     trajectory = steps.trajectory.lower(
-        batch, features, rollout, divided(passes.out_info), scores, kept
+        batch, features, rollout, divided(passes.out_info), scores, in_update
     )
     update = steps.update.lower(state, divided(trajectory.out_info[0]), order, minibatches)
     return Steps(encode, sample, passes, trajectory, update)
@@ -175,24 +176,24 @@ def train(config: ConfigDict, workdir: str) -> bool:
         True when all steps are done; False when a signal asked to stop and a checkpoint was saved.
 
     Raises:
-        InputError: something the user can mend.
+        InputError: something the user can fix.
         FloatingPointError: `update.max_bad_steps` updates in a row had a non-finite gradient.
     """
     # ---- set-up: run directory, model, data, state --------------------------------------------
-    this = run.Run(config, workdir)
-    session = this.session
+    run = Run(config, workdir)
+    session = run.session
     planner = make_planner(session)
-    planner.check(this.loader.buckets)
+    planner.check(run.loader.buckets)
     updates = config.update.epochs * sequences(config) // config.update.minibatch
     optimizer, schedule = optim.make_optimizer(
-        config.update, this.total_steps * updates, session.model.part
+        config.update, run.total_steps * updates, session.model.part
     )
     reference = startup.initial_params(session) if needs_reference(config) else None
-    state = this.restore_or_init(optimizer)
+    state = run.restore_or_init(optimizer)
     jitted = make_steps(session, optimizer, state)
     compiled = {
         bucket: compile_steps(jitted, session, state, reference, bucket)
-        for bucket in this.loader.buckets
+        for bucket in run.loader.buckets
     }
     cache = make_cache(session)
     evaluate = scheme.make_evaluate_fn(session, config, cache)
@@ -201,18 +202,18 @@ def train(config: ConfigDict, workdir: str) -> bool:
     draw_order = jax.jit(lambda key: minibatch_order(config, key), out_shardings=whole)
     draw_order = draw_order.lower(base_key).compile()
 
-    with this:
-        if this.evaluation_is_missing():
-            this.record_evaluations(evaluate, state.params)
-        for step in range(this.first_step + 1, this.total_steps + 1):
+    with run:
+        if run.evaluation_is_missing():
+            run.record_evaluations(evaluate, state.params)
+        for step in range(run.first_step + 1, run.total_steps + 1):
             sample_key, update_key = jax.random.split(jax.random.fold_in(base_key, step))
-            watch = this.begin_step(step)
+            watch = run.begin_step(step)
             rounds: list[Round] = []
-            while not (collection.is_enough(config, rounds) or this.stopping()):
+            while not (collection.is_enough(config, rounds) or run.stopping()):
                 # Step I: data flow. Shuffled records become one batch of prompts on the device.
                 with watch.measure("data"):
-                    examples, host_batch = this.loader.next()
-                    batch = this.put(host_batch)
+                    examples, host_batch = run.loader.next()
+                    batch = run.put(host_batch)
                     steps = compiled[batch.tokens.shape[1], batch.patches.shape[1]]
 
                 # Step II: response collection, with the live parameters.
@@ -220,7 +221,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
                     features = cache.encode(steps.encode, state.params, batch, host_batch)
                     number = np.uint32(len(rounds))
                     rollout = steps.sample(state.params, batch, features, sample_key, number)
-                    responses = this.read(rollout)
+                    responses = run.read(rollout)
 
                 # Step III: trajectory generation. The device goes over the responses once more
                 # while the host scores their texts.
@@ -230,18 +231,17 @@ def train(config: ConfigDict, workdir: str) -> bool:
                     plan = sharding.put_plan(plan, session.mesh)
                 passes = steps.passes(state.params, reference, batch, features, rollout, plan)
                 with watch.measure("score"):
-                    scores = this.score(responses, examples)
-                kept = collection.kept_groups(config, scores.rewards["accuracy"])
-                found = (examples, batch, rollout, passes, responses, scores, kept)
-                rounds.append(Round(*found))
+                    scores = run.score(responses, examples)
+                keep = collection.kept_groups(config, scores.rewards["accuracy"])
+                rounds.append(Round(examples, batch, rollout, passes, responses, scores, keep))
 
-            if this.stopping():  # this step is begun anew by the next start
+            if run.stopping():  # this step is begun anew by the next start
                 break
             with watch.measure("trajectory"):
                 chosen = collection.choose(config, rounds)
                 if len(rounds) > 1:
                     arrays = collection.merge(
-                        config, rounds, chosen, this.loader.buckets, session.tokenizer.pad_id
+                        config, rounds, chosen, run.loader.buckets, session.tokenizer.pad_id
                     )
                     prompts = arrays[0].mask
                     batch, rollout, passes = sharding.put_batch(arrays, session.mesh)
@@ -261,23 +261,23 @@ def train(config: ConfigDict, workdir: str) -> bool:
 
             # Step IV: policy update. All optimizer steps of the batch in one program.
             with watch.measure("update"):
-                placed = sharding.put_plan(plans, session.mesh)
-                state, update_stats = steps.update(state, trajectory, order, placed)
+                sharded_plans = sharding.put_plan(plans, session.mesh)
+                state, update_stats = steps.update(state, trajectory, order, sharded_plans)
                 update_stats = sharding.to_host(update_stats)
 
             update_stats["update/useful_token_fraction"] = packing.useful_fraction(
                 prompts, lengths, np.asarray(order), computed_tokens(config, prompts, plans)
             )
-            gaps = update_stats.pop("gaps", None)
+            logprob_diffs = update_stats.pop("logprob_diffs", None)
             if np.isfinite(update_stats["update/loss"]):  # a step was made, at this rate
                 update_stats["update/lr"] = schedule(int(state.step) - 1)
             stats = {**trajectory_stats, **update_stats, **cache.metrics()}
             per_token = sharding.to_host(trajectory.advantages)
-            this.record_step(step, rounds, chosen, per_token, gaps, stats, watch)
-            this.check_gradients(int(state.bad_steps))
-            if this.is_due(config.eval_every):
-                this.record_evaluations(evaluate, state.params)
-            if this.is_due(config.checkpoint_every):
-                this.save(state)
-        this.finish(state)
-    return not this.stopped
+            run.record_step(step, rounds, chosen, per_token, logprob_diffs, stats, watch)
+            run.check_gradients(int(state.bad_steps))
+            if run.is_due(config.eval_every):
+                run.record_evaluations(evaluate, state.params)
+            if run.is_due(config.checkpoint_every):
+                run.save(state)
+        run.finish(state)
+    return not run.stopped

@@ -141,14 +141,14 @@ def make_passes_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[.
         plan: Plan | None = None,
     ) -> Passes:
         def packed(weights: Params) -> tuple[Array, Array]:
-            seen = features  # one pass over the images, not one a micro-batch
-            if seen is None:
-                seen = model.encode_images(weights, batch)
+            encoded = features  # one pass over the images, not one per micro-batch
+            if encoded is None:
+                encoded = model.encode_images(weights, batch)
 
             def add(k: Array, total: tuple[Array, Array]) -> tuple[Array, Array]:
-                arrays = (batch, seen, rollout.tokens, rollout.mask)
-                found = packed_logprobs(weights, *arrays, plan.source[k], plan.previous[k])[:2]
-                return jax.tree.map(jnp.add, total, found)
+                arrays = (batch, encoded, rollout.tokens, rollout.mask)
+                stats = packed_logprobs(weights, *arrays, plan.source[k], plan.previous[k])[:2]
+                return jax.tree.map(jnp.add, total, stats)
 
             nothing = jnp.zeros(rollout.mask.shape, jnp.float32)
             return jax.lax.fori_loop(0, plan.count, add, (nothing, nothing))
@@ -164,8 +164,8 @@ def make_passes_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[.
         if old_logprobs(config) != "trainer":
             return Passes(None, ref, None, None)
         old, entropy = all_logprobs(params)
-        gap = jnp.where(rollout.mask, jnp.abs(rollout.logprobs - old), 0.0)
-        return Passes(old, ref, entropy, gap)
+        logprob_diff = jnp.where(rollout.mask, jnp.abs(rollout.logprobs - old), 0.0)
+        return Passes(old, ref, entropy, logprob_diff)
 
     return passes
 
@@ -177,7 +177,7 @@ def make_trajectory_fn(config: ConfigDict) -> Callable[..., Any]:
         config: the whole configuration.
 
     Returns:
-        trajectory(batch, features, rollout, passes, scores float32[B], kept bool[B]) ->
+        trajectory(batch, features, rollout, passes, scores float32[B], in_update bool[B]) ->
         (Trajectory, stats). Rows that are not kept take part in nothing; truncated ones that are
         masked still take part in what others are compared with.
     """
@@ -189,15 +189,15 @@ def make_trajectory_fn(config: ConfigDict) -> Callable[..., Any]:
         rollout: Rollout,
         passes: Passes,
         scores: Array,
-        kept: Array,
+        in_update: Array,
     ) -> tuple[Trajectory, dict[str, Array]]:
         token_kl, old = None, passes.old
         if old_logprobs(config) == "sampler":
             old = rollout.logprobs
         if algorithm.kl_reward_coef:
             token_kl = kl.estimate(old, passes.ref, kind=algorithm.kl_reward_kind)
-        kept_mask = rollout.mask & kept[:, None]
-        mask = kept_mask
+        update_mask = rollout.mask & in_update[:, None]
+        mask = update_mask
         if algorithm.mask_truncated:
             mask = mask & ~rollout.truncated[:, None]
         result = Trajectory(
@@ -208,13 +208,13 @@ def make_trajectory_fn(config: ConfigDict) -> Callable[..., Any]:
             rollout_logprobs=rollout.logprobs,
             old_logprobs=old,
             ref_logprobs=passes.ref,
-            advantages=compute_advantages(config, scores, kept_mask, token_kl),
+            advantages=compute_advantages(config, scores, update_mask, token_kl),
         )
         if passes.old is None:
             return result, {}
         stats = {
-            "rollout/logprob_gap_mean": masked.mean(passes.gap, rollout.mask),
-            "rollout/logprob_gap_max": jnp.max(passes.gap),
+            "rollout/logprob_gap_mean": masked.mean(passes.logprob_diff, rollout.mask),
+            "rollout/logprob_gap_max": jnp.max(passes.logprob_diff),
             "update/entropy": masked.mean(passes.entropy, rollout.mask),
         }
         return result, stats

@@ -58,7 +58,7 @@ class Passes(NamedTuple):
     old: Array | None  # float32[B, R], log-probabilities before the update
     ref: Array | None  # float32[B, R], the reference's
     entropy: Array | None  # float32[B, R]
-    gap: Array | None  # float32[B, R], |sampler - trainer| log-probability
+    logprob_diff: Array | None  # float32[B, R], |sampler - trainer| log-probability
 
 
 class Trajectory(NamedTuple):

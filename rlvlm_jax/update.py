@@ -42,7 +42,7 @@ def init_state(params: Params, optimizer: Any, trained: Callable[[str], bool]) -
 def make_optimizer_step(
     optimizer: Any, is_trained: Callable[[str], bool]
 ) -> Callable[..., tuple[TrainState, Sums]]:
-    """Builds optimizer_step(state, loss_fn, pieces, some, count=None) -> (state, sums).
+    """Builds optimizer_step(state, loss_fn, pieces, has_tokens, num_pieces=None) -> (state, sums).
 
     Args:
         optimizer: an optax transformation of the trained parameters.
@@ -59,7 +59,11 @@ def make_optimizer_step(
     """
 
     def optimizer_step(
-        state: TrainState, loss_fn: LossFn, pieces: Any, some: Array, count: Array | None = None
+        state: TrainState,
+        loss_fn: LossFn,
+        pieces: Any,
+        has_tokens: Array,
+        num_pieces: Array | None = None,
     ) -> tuple[TrainState, Sums]:
         trained, frozen = split(state.params, is_trained)
 
@@ -75,14 +79,14 @@ def make_optimizer_step(
 
         shapes = jax.eval_shape(gradient, jax.tree.map(lambda x: x[0], pieces))
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        if count is None:
+        if num_pieces is None:
             (grads, sums), _ = jax.lax.scan(add_piece, zeros, pieces)
         else:  # gradients are taken inside the loop, so its length may be found at run time
 
             def add_number(k: Array, total: tuple[Params, Sums]) -> tuple[Params, Sums]:
                 return add_piece(total, jax.tree.map(lambda x: x[k], pieces))[0]
 
-            grads, sums = jax.lax.fori_loop(0, count, add_number, zeros)
+            grads, sums = jax.lax.fori_loop(0, num_pieces, add_number, zeros)
         norm = optax.tree.norm(grads)
 
         def accept() -> TrainState:
@@ -94,7 +98,7 @@ def make_optimizer_step(
             return state._replace(bad_steps=state.bad_steps + ~good)
 
         good = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
-        taken = good & some
+        taken = good & has_tokens
         state = jax.lax.cond(taken, accept, skip)
         return state, {**sums, "grad_norm": norm, "skipped": 1.0 - taken.astype(jnp.float32)}
 
@@ -121,8 +125,9 @@ def make_loss_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[...
 
     `counts` are the minibatch's denominators: of the aggregation, and its number of tokens. With
     streams, the micro-batch is those tokens of the trajectory that they hold; they are (source,
-    previous), int32[S, T] each, of a `packing.Plan`. Where no pass was made before the update, sums
-    hold "gap" too, float32[rows of the trajectory], the largest difference to the sampler in nats.
+    previous), int32[S, T] each, of a `packing.Plan`. If no pass was made before the update, sums
+    hold "logprob_diff" too, float32[rows of the trajectory], the largest difference from the
+    sampler in nats.
     """
     has_pass = old_logprobs(config) == "trainer"
     a = config.algorithm
@@ -162,9 +167,9 @@ def make_loss_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[...
         stats = {name: value / token_count for name, value in sums.items()}
         stats["policy_loss"] = share
         if not has_pass:
-            gap = jnp.where(t.mask, jnp.abs(logprobs - t.rollout_logprobs), 0.0)
-            stats["gap"] = jnp.max(gap, axis=1)
-            stats["gap_mean"] = losses.weighted_sum(gap, t.mask) / token_count
+            logprob_diff = jnp.where(t.mask, jnp.abs(logprobs - t.rollout_logprobs), 0.0)
+            stats["logprob_diff"] = jnp.max(logprob_diff, axis=1)
+            stats["logprob_diff_mean"] = losses.weighted_sum(logprob_diff, t.mask) / token_count
             stats["entropy"] = losses.weighted_sum(entropies, t.mask) / token_count
         if a.kl_loss_coef:
             divergence = kl.estimate(logprobs, t.ref_logprobs, kind=a.kl_loss_kind)
@@ -222,7 +227,9 @@ def minibatch_order(config: ConfigDict, key: Array) -> Array:
     return jax.lax.map(one_epoch, jax.random.split(key, config.update.epochs))
 
 
-def encode_held(model: Any, params: Params, batch: Batch, source: Array, mesh: Any) -> Array:
+def encode_present_images(
+    model: Any, params: Params, batch: Batch, source: Array, mesh: Any
+) -> Array:
     """Encodes the images of those prompts only that some streams hold.
 
     Args:
@@ -238,16 +245,16 @@ def encode_held(model: Any, params: Params, batch: Batch, source: Array, mesh: A
     prompts, size = batch.tokens.shape
     streams, tokens = source.shape
     prompt = jnp.where(source < 0, prompts, source // size)  # a response's is beyond the last too
-    held = jnp.zeros(prompts, bool).at[prompt].set(True, mode="drop")
+    present = jnp.zeros(prompts, bool).at[prompt].set(True, mode="drop")
     devices = math.prod(mesh.shape[axis] for axis in ROWS)
     most = streams * most_prompts(tokens, size)
     most = min(prompts, -(-most // devices) * devices)
-    (places,) = jnp.nonzero(held, size=most, fill_value=prompts)
-    some = jax.tree.map(lambda x: jnp.take(x, places, axis=0, mode="clip"), batch)
-    some = jax.lax.with_sharding_constraint(some, batch_sharding(mesh))
-    features = model.encode_images(params, some)
+    (rows,) = jnp.nonzero(present, size=most, fill_value=prompts)
+    present_batch = jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), batch)
+    present_batch = jax.lax.with_sharding_constraint(present_batch, batch_sharding(mesh))
+    features = model.encode_images(params, present_batch)
     everything = jnp.zeros((prompts, *features.shape[1:]), features.dtype)
-    return everything.at[places].set(features, mode="drop")
+    return everything.at[rows].set(features, mode="drop")
 
 
 def make_update_fn(
@@ -268,9 +275,9 @@ def make_update_fn(
         update(state, trajectory, order, plans=None) -> (state, stats): means over the optimizer
         steps of this batch, one for each minibatch of `minibatch_order`, and "update/skipped", the
         number of updates left out. Where no pass compared sampler and trainer
-        (`algorithm.old_logprobs`), the first optimizer step does: rollout/logprob_gap_*, and "gaps"
-        float32[B], NaN for sequences not in it. With plans, of these minibatches, micro-batches are
-        packed streams.
+        (`algorithm.old_logprobs`), the first optimizer step does: rollout/logprob_gap_*, and
+        "logprob_diffs" float32[B], NaN for sequences not in it. With plans, of these minibatches,
+        micro-batches are packed streams.
     """
     mini, micro = config.update.minibatch, microbatch(config)
     group_size, a = config.rollout.samples, config.algorithm
@@ -296,17 +303,18 @@ def make_update_fn(
                 if a.aggregate == "microbatch":
                     counts = (losses.denominator(piece.mask) * (mini / micro), whole[1])
                 share, sums = loss_fn(params, piece, counts)
-                if "gap" in sums:  # of these rows, among all
-                    gaps = jnp.zeros(len(trajectory.mask)).at[piece_rows].set(sums["gap"])
-                    sums = sums | {"gap": gaps}
+                if "logprob_diff" in sums:  # of these rows, among all
+                    diffs = jnp.zeros(len(trajectory.mask))
+                    diffs = diffs.at[piece_rows].set(sums["logprob_diff"])
+                    sums = sums | {"logprob_diff": diffs}
                 return share, sums
 
             def stream_loss(params: Params, streams: tuple[Array, Array]) -> tuple[Array, Sums]:
                 streams = jax.lax.with_sharding_constraint(streams, pass_sharding(mesh))
                 piece = trajectory
                 if piece.features is None:
-                    found = encode_held(model, params, piece.batch, streams[0], mesh)
-                    piece = piece._replace(features=found)
+                    features = encode_present_images(model, params, piece.batch, streams[0], mesh)
+                    piece = piece._replace(features=features)
                 return loss_fn(params, piece, whole, streams)
 
             if plan is not None:
@@ -319,21 +327,22 @@ def make_update_fn(
             return jax.lax.scan(one_minibatch, state, minibatches)
 
         state, stats = jax.lax.scan(one_epoch, state, (order, plans))
-        gaps = {}
-        if "gap" in stats:  # as long as the parameters are those that sampled
+        diff_stats = {}
+        if "logprob_diff" in stats:  # as long as the parameters are those that sampled
             first = jnp.zeros(len(trajectory.mask), bool).at[order[0, 0]].set(True)
             first &= trajectory.mask.any(axis=1)
-            largest, mean = stats.pop("gap")[0, 0], stats.pop("gap_mean")[0, 0]
-            gaps = {
+            largest = stats.pop("logprob_diff")[0, 0]
+            mean = stats.pop("logprob_diff_mean")[0, 0]
+            diff_stats = {
                 "rollout/logprob_gap_mean": jnp.where(first.any(), mean, jnp.nan),
                 "rollout/logprob_gap_max": jnp.where(first.any(), largest.max(), jnp.nan),
-                "gaps": jnp.where(first, largest, jnp.nan),
+                "logprob_diffs": jnp.where(first, largest, jnp.nan),
             }
-        found = mean_stats(stats) | gaps
-        if gaps:  # nothing was seen where nothing was trained
-            entropy = found["update/entropy"]
-            found["update/entropy"] = jnp.where(trajectory.mask.any(), entropy, jnp.nan)
-        return state, found
+        stats = mean_stats(stats) | diff_stats
+        if diff_stats:  # nothing was seen where nothing was trained
+            entropy = stats["update/entropy"]
+            stats["update/entropy"] = jnp.where(trajectory.mask.any(), entropy, jnp.nan)
+        return state, stats
 
     return update
 

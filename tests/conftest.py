@@ -22,7 +22,14 @@ def pytest_addoption(parser):
 
 # Files that take long, the longest first: a worker that begins one last leaves the others idle.
 LONG = (
-    *("test_several", "test_update", "test_places", "test_main", "test_model", "test_kernels"),
+    *(
+        "test_several",
+        "test_update",
+        "test_activation_sharding",
+        "test_main",
+        "test_model",
+        "test_kernels",
+    ),
     *("test_packing", "test_distributed"),
     *("test_every_key", "test_sampler", "test_costs", "test_vlm", "test_bench", "test_sft"),
     *("test_qwen_vl", "test_qwen_vision", "test_failures", "test_tpu"),

@@ -44,23 +44,23 @@ def make_state(seed=0, mesh=None):
     opt_state = optimizer.init({"vision": {"weight": None}, "language": params["language"]})
     opt_state = jax.tree.map(lambda x: x + 1 if x.ndim == 0 else x + 0.1, opt_state)
     state = TrainState(params, opt_state, jnp.int32(5 + seed), jnp.int32(1))
-    return state if mesh is None else jax.device_put(state, places(state, mesh))
+    return state if mesh is None else jax.device_put(state, state_shardings(state, mesh))
 
 
-def places(state, mesh):
+def state_shardings(state, mesh):
     """Kernels divided over `fsdp`, everything else on every device."""
 
-    def place(path, leaf):
+    def leaf_sharding(path, leaf):
         name = str(getattr(path[-1], "key", ""))
         return NamedSharding(mesh, PATHS[name] if leaf.ndim == 2 else PartitionSpec())
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    return jax.tree_util.tree_map_with_path(leaf_sharding, state)
 
 
 def wanted(state, mesh=None):
-    """The state's shapes with their places, as a resuming run knows them."""
+    """The state's shapes with their shardings, as a resuming run knows them."""
     mesh = mesh or sharding.make_mesh(1, 1, 1)
-    return sharding.with_shardings(jax.eval_shape(lambda: state), places(state, mesh))
+    return sharding.with_shardings(jax.eval_shape(lambda: state), state_shardings(state, mesh))
 
 
 def saved(directory, steps=(1,), keep=3, mesh=None):
@@ -127,7 +127,7 @@ def test_restores_on_another_mesh_and_goes_on(tmp_path, before, after):
     assert moved.step == 2 * state.step
 
 
-def test_params_alone_to_the_host_or_to_places(tmp_path):
+def test_params_alone_to_the_host_or_to_shardings(tmp_path):
     directory = saved(tmp_path / "run")
     checkpoint.write_params(tmp_path / "converted", make_params(1), FILES)
     target = wanted(make_state(1), sharding.make_mesh(1, 8, 1)).params
@@ -136,9 +136,9 @@ def test_params_alone_to_the_host_or_to_places(tmp_path):
         on_host = checkpoint.restore_params(path)
         assert_bits_equal(on_host, make_params(1))
         assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(on_host))
-        placed = checkpoint.restore_params(path, target)
-        assert_bits_equal(placed, make_params(1))
-        assert placed["language"]["weight"].sharding == target["language"]["weight"].sharding
+        restored = checkpoint.restore_params(path, target)
+        assert_bits_equal(restored, make_params(1))
+        assert restored["language"]["weight"].sharding == target["language"]["weight"].sharding
         assert checkpoint.read_model_files(path) == FILES
 
 

@@ -73,15 +73,15 @@ def run_directory(tmp_path_factory, loaded):
     params, files = loaded
     mesh = sharding.make_mesh(2, 2, 2)
     model = models.build(weights.read_config(files))
-    places = sharding.param_shardings(params, model.param_rules, mesh)
+    shardings = sharding.param_shardings(params, model.param_rules, mesh)
     directory = tmp_path_factory.mktemp("run") / "checkpoints"
     manager = checkpoint.open_manager(directory, keep=2)
     for step, change in ((2, 0.0), (10, 1e-6)):
         moved = jax.tree.map(np.array, params)
         moved["language"]["layers"]["mlp"]["up"]["weight"][1] += np.float32(change)
-        placed = jax.device_put(moved, places)
-        opt_state = optax.sgd(1.0).init(placed)
-        state = TrainState(placed, opt_state, jnp.int32(step), jnp.int32(0))
+        sharded = jax.device_put(moved, shardings)
+        opt_state = optax.sgd(1.0).init(sharded)
+        state = TrainState(sharded, opt_state, jnp.int32(step), jnp.int32(0))
         checkpoint.save(manager, step, state, {"step": step}, files)
     manager.close()
     return directory
@@ -106,10 +106,10 @@ def test_any_mesh_restores_a_converted_model(converted, loaded):
     params, files = loaded
     model = models.build(weights.read_config(files))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    places = sharding.param_shardings(shapes, model.param_rules, sharding.make_mesh(1, 4, 2))
-    got = checkpoint.restore_params(converted, sharding.with_shardings(shapes, places))
+    shardings = sharding.param_shardings(shapes, model.param_rules, sharding.make_mesh(1, 4, 2))
+    got = checkpoint.restore_params(converted, sharding.with_shardings(shapes, shardings))
     assert_same_bits(got, params)
-    assert jax.tree.map(lambda leaf: leaf.sharding, got) == places
+    assert jax.tree.map(lambda leaf: leaf.sharding, got) == shardings
 
 
 def damaged(tmp_path):

@@ -98,10 +98,10 @@ def programs(vocabulary=V, prompt=P, **settings):
     )
     optimizer, _ = optim.make_optimizer(config.update, 10, model.part)
     is_trained = optim.make_trained(config.update, model.part)
-    params = startup.placed(jax.eval_shape(model.init, jax.random.key(0)), model, mesh)
+    params = startup.sharded_shapes(jax.eval_shape(model.init, jax.random.key(0)), model, mesh)
     state = jax.eval_shape(lambda p: init_state(p, optimizer, is_trained), params)
-    places = jax.tree.map(lambda _: sharding.replicated(mesh), state)
-    state = sharding.with_shardings(state, places)
+    shardings = jax.tree.map(lambda _: sharding.replicated(mesh), state)
+    state = sharding.with_shardings(state, shardings)
     steps = train.make_steps(session, optimizer, state)
     steps = train.Steps(*(Traced(getattr(steps, name)) for name in steps.__dataclass_fields__))
     return train.compile_steps(steps, session, state, None, (prompt, PATCHES)), state

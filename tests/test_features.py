@@ -126,8 +126,8 @@ def test_another_shape_of_batch_is_encoded_anew(encode):
 def test_longer_prompts_of_the_same_pictures_are_known(encode):
     host_batch = collate([encode.prompts[0]], 24, 48, tiny_model.PAD)
     for batch in (host_batch, pad_batch(host_batch, 40, 48, tiny_model.PAD)):
-        placed = sharding.put_batch(batch, encode.mesh)
-        encode.cache.encode(encode.run_tower, encode.params, placed, batch)
+        sharded = sharding.put_batch(batch, encode.mesh)
+        encode.cache.encode(encode.run_tower, encode.params, sharded, batch)
     assert encode.runs == 1
 
 

@@ -212,17 +212,19 @@ def test_moments_lie_where_their_parameters_lie():
     mesh = sharding.make_mesh(1, 2, 1)
     rules = (("embedding", PartitionSpec("fsdp")), ("weight|bias|scale", PartitionSpec()))
     shapes = jax.eval_shape(params)
-    places = sharding.param_shardings(shapes, rules, mesh)
+    shardings = sharding.param_shardings(shapes, rules, mesh)
     optimizer, _ = optim.make_optimizer(update_keys(grad_clip=1.0), 10, part_of)
-    (trained, _), (trained_places, _) = (optim.split(x, only("llm")) for x in (shapes, places))
+    (trained, _), (trained_shardings, _) = (
+        optim.split(x, only("llm")) for x in (shapes, shardings)
+    )
     scalar = sharding.replicated(mesh)
-    got = optim.state_shardings(optimizer, trained, trained_places, scalar)
+    got = optim.state_shardings(optimizer, trained, trained_shardings, scalar)
     state = jax.eval_shape(optimizer.init, trained)
     assert jax.tree.structure(got) == jax.tree.structure(state)
     moments = 0
     for path, place in jax.tree_util.tree_leaves_with_path(got):
         name = str(getattr(path[-1], "key", ""))
-        expected = {"embedding": places["llm"]["embedding"], "scale": places["llm"]["scale"]}
+        expected = {"embedding": shardings["llm"]["embedding"], "scale": shardings["llm"]["scale"]}
         assert place == expected.get(name, scalar)
         moments += name == "embedding"
     assert moments == 2

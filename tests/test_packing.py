@@ -13,7 +13,7 @@ from rlvlm_jax import packing, sharding
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.logprobs import make_logprobs_fn, make_packed_logprobs_fn
 from rlvlm_jax.types import Rollout, Trajectory
-from rlvlm_jax.update import computed_tokens, encode_held, minibatch_order
+from rlvlm_jax.update import computed_tokens, encode_present_images, minibatch_order
 from tests import tiny_model, tiny_steps
 from tests.tiny_steps import ONE, POLICY
 
@@ -229,7 +229,7 @@ def test_gradients_reach_the_tower_through_streams(tiny, responses, given):
         return jnp.sum(weights * rows(params, batch, None, *responses)[0])
 
     def of_streams(params):
-        features = encode_held(model, params, batch, streams[0], mesh) if given else None
+        features = encode_present_images(model, params, batch, streams[0], mesh) if given else None
         return jnp.sum(weights * packed(params, batch, features, *responses, *streams)[0])
 
     expected, found = (jax.jit(jax.grad(f))(params) for f in (of_rows, of_streams))
@@ -246,7 +246,9 @@ def test_only_the_images_of_held_prompts_are_encoded(tiny):
     held[0, :3], held[1, 7] = 2 * P + np.arange(3), P + 5  # of prompts 2 and 1
     held[1, 8] = 4 * P + 3  # a response
     mesh = sharding.make_mesh(1, 1, 1)
-    found = jax.jit(lambda *arrays: encode_held(model, *arrays, mesh))(params, batch, held)
+    found = jax.jit(lambda *arrays: encode_present_images(model, *arrays, mesh))(
+        params, batch, held
+    )
     np.testing.assert_allclose(found[1:3], everything[1:3], atol=1e-5)
     assert not np.asarray(found)[[0, 3]].any()
 
@@ -280,9 +282,9 @@ def updated(trajectory, *, tokens=0, mesh=ONE, **settings):
             few_prompts=trajectory.features is None,
         )
         plans = sharding.put_plan(plans, devices)
-    placed = sharding.put_batch(trajectory, devices)
+    sharded = sharding.put_batch(trajectory, devices)
     update = tiny_steps.update(mesh, **settings)
-    state, stats = update(tiny_steps.state(mesh, **settings), placed, order, plans)
+    state, stats = update(tiny_steps.state(mesh, **settings), sharded, order, plans)
     return jax.device_get((state.params, stats))
 
 
@@ -376,7 +378,7 @@ def test_packed_passes_are_those_of_rows(tiny, responses, mesh):
     model, _ = tiny
     tokens, mask = responses
     devices = tiny_steps.make_mesh(mesh)
-    params = tiny_steps.placed(mesh)
+    params = tiny_steps.sharded_params(mesh)
     reference = jax.tree.map(lambda x: 1.1 * x, params)
     logprobs = np.zeros(mask.shape, np.float32)
     batch = tiny_model.batch()

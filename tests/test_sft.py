@@ -102,12 +102,12 @@ def build(tiny):
             optimizer, _ = optim.make_optimizer(c.update, 10, model.part)
             place, is_trained = sharding.make_mesh(*mesh), optim.make_trained(c.update, model.part)
             shapes = jax.eval_shape(lambda: params)
-            places = sharding.param_shardings(shapes, model.param_rules, place)
+            shardings = sharding.param_shardings(shapes, model.param_rules, place)
             trained, _ = optim.split(shapes, is_trained)
-            trained_places, _ = optim.split(places, is_trained)
+            trained_shardings, _ = optim.split(shardings, is_trained)
             scalar = sharding.replicated(place)
-            moments = optim.state_shardings(optimizer, trained, trained_places, scalar)
-            whole = TrainState(places, moments, scalar, scalar)
+            moments = optim.state_shardings(optimizer, trained, trained_shardings, scalar)
+            whole = TrainState(shardings, moments, scalar, scalar)
             state = jax.jit(lambda p: init_state(p, optimizer, is_trained), out_shardings=whole)(
                 params
             )

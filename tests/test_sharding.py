@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The mesh and the places on it, over eight fake devices."""
+"""The mesh and the shardings on it, over eight fake devices."""
 
 import itertools
 
@@ -55,8 +55,8 @@ class Chip:
 
 def tpus(kind, *shape, parts=1):
     """The chips of so many slices of this shape."""
-    places = [tuple(reversed(c)) for c in itertools.product(*map(range, reversed(shape)))]
-    slices = itertools.product(range(parts), places)
+    indices = [tuple(reversed(c)) for c in itertools.product(*map(range, reversed(shape)))]
+    slices = itertools.product(range(parts), indices)
     return [Chip(n, kind, coords, part) for n, (part, coords) in enumerate(slices)]
 
 
@@ -116,10 +116,10 @@ def test_too_few_devices_are_named(axes, devices, message):
 def test_each_parameter_lies_where_its_rule_says():
     mesh = sharding.make_mesh(2, 2, 2)
     tree = shapes(mlp_weight=(3, 4, 6), mlp_bias=(3, 5), embed_embedding=(8, 3))
-    places = sharding.param_shardings(tree, RULES, mesh)
-    assert jax.tree.structure(places) == jax.tree.structure(tree)
-    assert all(place.mesh == mesh for place in jax.tree.leaves(places))
-    shards = jax.tree.map(lambda leaf, place: place.shard_shape(leaf.shape), tree, places)
+    shardings = sharding.param_shardings(tree, RULES, mesh)
+    assert jax.tree.structure(shardings) == jax.tree.structure(tree)
+    assert all(leaf.mesh == mesh for leaf in jax.tree.leaves(shardings))
+    shards = jax.tree.map(lambda leaf, sharding: sharding.shard_shape(leaf.shape), tree, shardings)
     assert shards == {
         "mlp": {"weight": (3, 2, 3), "bias": (3, 5)},
         "embed": {"embedding": (2, 3)},
@@ -154,21 +154,21 @@ def test_every_problem_counts_and_the_first_five_are_told():
 
 
 def test_an_axis_of_one_device_divides_everything():
-    places = sharding.param_shardings(
+    shardings = sharding.param_shardings(
         shapes(a_weight=(1, 3, 5)), RULES, sharding.make_mesh(8, 1, 1)
     )
-    assert places["a"]["weight"].shard_shape((1, 3, 5)) == (1, 3, 5)
+    assert shardings["a"]["weight"].shard_shape((1, 3, 5)) == (1, 3, 5)
 
 
-def test_shapes_carry_their_places():
+def test_shapes_carry_their_shardings():
     mesh = sharding.make_mesh(1, 2, 1)
     tree = shapes(a_weight=(1, 2, 3), a_bias=(4,))
-    places = sharding.param_shardings(tree, RULES, mesh)
-    got = sharding.with_shardings(tree, places)
+    shardings = sharding.param_shardings(tree, RULES, mesh)
+    got = sharding.with_shardings(tree, shardings)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), got) == jax.tree.map(
         lambda x: (x.shape, x.dtype), tree
     )
-    assert jax.tree.map(lambda x: x.sharding, got) == places
+    assert jax.tree.map(lambda x: x.sharding, got) == shardings
 
 
 # ---------------------------------------------------------------- batches
@@ -180,9 +180,9 @@ def test_batch_shapes_are_those_of_a_collated_batch_on_the_mesh():
     _, length = batch.tokens.shape
     _, patches, patch_bytes = batch.patches.shape
     stated = sharding.batch_shapes(4, length, patches, patch_bytes, mesh)
-    placed = sharding.put_batch(batch, mesh)
+    sharded = sharding.put_batch(batch, mesh)
     for name in batch._fields:
-        want, host, device = (getattr(x, name) for x in (stated, batch, placed))
+        want, host, device = (getattr(x, name) for x in (stated, batch, sharded))
         assert (want.shape, want.dtype) == (host.shape, host.dtype), name
         assert want.sharding == device.sharding, name
 
@@ -190,18 +190,18 @@ def test_batch_shapes_are_those_of_a_collated_batch_on_the_mesh():
 def test_a_batch_is_divided_over_data_and_fsdp_and_repeated_over_tensor():
     mesh = sharding.make_mesh(2, 2, 2)
     rows = np.arange(8).reshape(8, 1)
-    placed = sharding.put_batch({"rows": rows, "none": None}, mesh)["rows"]
-    pieces = [tuple(np.asarray(shard.data).ravel()) for shard in placed.addressable_shards]
+    sharded = sharding.put_batch({"rows": rows, "none": None}, mesh)["rows"]
+    pieces = [tuple(np.asarray(shard.data).ravel()) for shard in sharded.addressable_shards]
     assert sorted(pieces) == sorted([(0, 1), (2, 3), (4, 5), (6, 7)] * 2)
-    back = sharding.to_host({"rows": placed})["rows"]
+    back = sharding.to_host({"rows": sharded})["rows"]
     assert isinstance(back, np.ndarray)
     np.testing.assert_array_equal(back, rows)
 
 
 def test_replicated_is_whole_everywhere():
     mesh = sharding.make_mesh(1, 2, 2)
-    placed = jax.device_put(np.arange(3), sharding.replicated(mesh))
-    assert [shard.data.shape for shard in placed.addressable_shards] == [(3,)] * 4
+    sharded = jax.device_put(np.arange(3), sharding.replicated(mesh))
+    assert [shard.data.shape for shard in sharded.addressable_shards] == [(3,)] * 4
 
 
 def test_paths_are_written_with_slashes():

@@ -57,7 +57,7 @@ def judge(collected, *, mesh=ONE, reference=None, scores=None, **settings):
     kept = np.repeat(kept_groups(config, (scores > 0).astype(np.float32)), 4)
     frozen = not (config.update.train_vit or config.update.train_connector)
     seen = batch, features if frozen else None, rollout
-    params = tiny_steps.placed(mesh)
+    params = tiny_steps.sharded_params(mesh)
     passes = tiny_steps.passes(**settings)(params, reference, *seen)
     scores = sharding.put_batch(scores, devices)
     trajectory, stats = tiny_steps.trajectory(**settings)(*seen, passes, scores, kept)
@@ -125,10 +125,10 @@ def test_one_optimizer_step_needs_no_pass_before_it(collected, loss):
         name = f"update/{name}"
         assert float(stats[name]) == pytest.approx(float(more[name]), abs=1e-5), name
     # What the pass would have compared is compared on the way.
-    gap = np.abs(judged.old_logprobs - judged.rollout_logprobs) * judged.mask
-    np.testing.assert_allclose(stats["gaps"], gap.max(axis=1), atol=2e-6)
+    logprob_diff = np.abs(judged.old_logprobs - judged.rollout_logprobs) * judged.mask
+    np.testing.assert_allclose(stats["logprob_diffs"], logprob_diff.max(axis=1), atol=2e-6)
     assert 0 < float(stats["rollout/logprob_gap_max"]) < 1e-5
-    assert float(stats["rollout/logprob_gap_max"]) == stats["gaps"].max()
+    assert float(stats["rollout/logprob_gap_max"]) == stats["logprob_diffs"].max()
 
 
 def test_an_update_of_nothing_has_no_entropy_and_no_gap(collected):
@@ -137,7 +137,7 @@ def test_an_update_of_nothing_has_no_entropy_and_no_gap(collected):
 
     keys = {"update__minibatch": 16, "update__microbatch": 4}
     _, stats, _ = run(collected, poison=nothing, **keys)
-    assert np.isnan(stats["gaps"]).all()
+    assert np.isnan(stats["logprob_diffs"]).all()
     for name in ("update/entropy", "rollout/logprob_gap_mean", "rollout/logprob_gap_max"):
         assert np.isnan(float(stats[name])), name
 
@@ -146,14 +146,14 @@ def test_without_a_pass_the_samplers_own_are_the_old_ones(collected, base):
     state, stats, trajectory = run(collected, algorithm__old_logprobs="sampler")
     np.testing.assert_array_equal(trajectory.old_logprobs, collected[2].logprobs)
     assert distance(state.params, base[0].params) < 1e-5
-    measured = np.isfinite(stats["gaps"])
+    measured = np.isfinite(stats["logprob_diffs"])
     assert measured.sum() == 8  # the first of two optimizer steps
-    assert 0 < np.asarray(stats["gaps"])[measured].max() < 1e-5
+    assert 0 < np.asarray(stats["logprob_diffs"])[measured].max() < 1e-5
     off = jax.tree.map(np.array, collected)
     off[2].logprobs[off[2].mask] -= 0.5
     _, stats, _ = run(off, algorithm__old_logprobs="sampler")
     assert float(stats["rollout/logprob_gap_mean"]) == pytest.approx(0.5, abs=1e-4)
-    assert np.nanmin(stats["gaps"]) > 0.49
+    assert np.nanmin(stats["logprob_diffs"]) > 0.49
 
 
 @pytest.mark.slow

@@ -98,12 +98,12 @@ def _update(mesh, **settings):
 
 
 @functools.cache
-def placed(mesh=ONE):
+def sharded_params(mesh=ONE):
     """Returns the parameters, on the mesh."""
     model, params = tiny_model.build()
     shapes = jax.eval_shape(lambda: params)
-    places = sharding.param_shardings(shapes, model.param_rules, make_mesh(mesh))
-    return jax.device_put(params, places)
+    shardings = sharding.param_shardings(shapes, model.param_rules, make_mesh(mesh))
+    return jax.device_put(params, shardings)
 
 
 def state(mesh=ONE, **settings):
@@ -117,4 +117,4 @@ def _state(mesh, **settings):
     config = on_mesh(mesh, **settings)
     optimizer, _ = optim.make_optimizer(config.update, 10, model.part)
     trained = optim.make_trained(config.update, model.part)
-    return jax.jit(lambda params: init_state(params, optimizer, trained))(placed(mesh))
+    return jax.jit(lambda params: init_state(params, optimizer, trained))(sharded_params(mesh))

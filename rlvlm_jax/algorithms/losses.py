@@ -168,8 +168,8 @@ def policy_loss_sum(
     }
     if is_cap is not None:
         rollout_logprobs = _per_token("rollout_logprobs", rollout_logprobs, mask)
-        gap = jnp.minimum(old_logprobs - rollout_logprobs, kl.MAX_LOG_RATIO)
-        weight = jax.lax.stop_gradient(jnp.minimum(jnp.exp(gap), is_cap))
+        logprob_diff = jnp.minimum(old_logprobs - rollout_logprobs, kl.MAX_LOG_RATIO)
+        weight = jax.lax.stop_gradient(jnp.minimum(jnp.exp(logprob_diff), is_cap))
         loss *= weight
         stats["is_weight"] = weight
     sums = {name: jax.lax.stop_gradient(masked.sum(x, mask)) for name, x in stats.items()}

@@ -25,8 +25,8 @@ def check_shape(name: str, array: jax.Array, shape: tuple[int | None, ...]) -> N
     """
     sizes = zip(array.shape, shape, strict=False)
     if array.ndim != len(shape) or any(want not in (None, got) for got, want in sizes):
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{name} has shape {array.shape}, expected ({wanted})")
+        expected = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name} has shape {array.shape}, expected ({expected})")
 
 
 def fill(values: jax.Array, mask: jax.Array) -> jax.Array:
@@ -86,10 +86,10 @@ def centre(values: jax.Array, mask: jax.Array, axis: Axis = None) -> jax.Array:
     Returns:
         float32[...] of the values' shape, 0 outside the mask.
     """
-    some = count(mask, axis, keepdims=True) > 0
+    not_empty = count(mask, axis, keepdims=True) > 0
     values = fill(values, mask)
     lowest = jnp.min(jnp.where(mask, values, jnp.inf), axis=axis, keepdims=True)
-    above = fill(values - jnp.where(some, lowest, 0.0), mask)
+    above = fill(values - jnp.where(not_empty, lowest, 0.0), mask)
     return fill(above - mean(above, mask, axis, keepdims=True), mask)
 
 

@@ -174,7 +174,7 @@ def time_case(one: "Workload", given: argparse.Namespace) -> dict[str, Any]:
     mine = ours.start(one)
     seconds = {part: [] for part in (*PARTS, "iteration")}
     theirs: dict[str, list[float]] = {}
-    peer_side, gap = None, None
+    peer_side, peer_diff = None, None
     if given.peer:
         from rlvlm_jax.bench import peer
 
@@ -182,9 +182,9 @@ def time_case(one: "Workload", given: argparse.Namespace) -> dict[str, Any]:
         theirs = {part: [] for part in (*PARTS, "iteration")}
     mine.rollout()
     mine.logprobs()
-    own_gap = mine.gap()
+    own_diff = mine.logprob_diff()
     if peer_side is not None:
-        gap = peer.largest_gap(peer_side, *mine.responses())
+        peer_diff = peer.largest_logprob_diff(peer_side, *mine.responses())
     for number in range(given.repeats + 1):
         say(f"{one.name}: round {number} of {given.repeats}" if number else f"{one.name}: warm-up")
         times = {}
@@ -210,10 +210,10 @@ def time_case(one: "Workload", given: argparse.Namespace) -> dict[str, Any]:
         "compile_s": mine.compile_s,
         "parts": parts,
     }
-    if own_gap:
-        result["sampler_trainer_gap_nats"] = own_gap
-    if gap is not None:
-        result["largest_difference_to_peer_nats"] = gap
+    if own_diff:
+        result["sampler_trainer_gap_nats"] = own_diff
+    if peer_diff is not None:
+        result["largest_difference_to_peer_nats"] = peer_diff
     return result
 
 

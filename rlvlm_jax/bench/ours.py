@@ -89,15 +89,15 @@ class Ours:
         """Returns (tokens int32[B, R], the sampler's log-probabilities float32[B, R])."""
         return sharding.to_host((self.sampled.tokens, self.sampled.logprobs))
 
-    def gap(self) -> dict[str, float]:
+    def logprob_diff(self) -> dict[str, float]:
         """Returns mean and largest |sampler - trainer| log-probability in nats.
 
         Empty where the passes do not compare them (`config.algorithm.old_logprobs`).
         """
-        if self.passes.gap is None:
+        if self.passes.logprob_diff is None:
             return {}
-        gap, mask = sharding.to_host((self.passes.gap, self.sampled.mask))
-        return {"mean": float(gap[mask].mean()), "max": float(gap[mask].max())}
+        diff, mask = sharding.to_host((self.passes.logprob_diff, self.sampled.mask))
+        return {"mean": float(diff[mask].mean()), "max": float(diff[mask].max())}
 
     def iteration(self) -> float:
         """Does one pass of the training loop; returns seconds."""

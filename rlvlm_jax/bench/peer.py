@@ -166,8 +166,8 @@ class Peer:
         clipped = ratio.clamp(1 - a.clip_low, 1 + a.clip_high)
         loss = torch.maximum(-advantages[rows] * ratio, -advantages[rows] * clipped).mean()
         if self.ref is not None:
-            gap = self.ref[rows] - new
-            loss = loss + a.kl_loss_coef * (torch.exp(gap) - gap - 1).mean()
+            logprob_diff = self.ref[rows] - new
+            loss = loss + a.kl_loss_coef * (torch.exp(logprob_diff) - logprob_diff - 1).mean()
         return loss
 
 
@@ -267,7 +267,7 @@ def pixel_values(work: Workload) -> list[np.ndarray]:
     return found
 
 
-def largest_gap(peer: Peer, tokens: np.ndarray, logprobs: np.ndarray) -> float:
+def largest_logprob_diff(peer: Peer, tokens: np.ndarray, logprobs: np.ndarray) -> float:
     """Returns the largest difference, in nats, from our log-probabilities of our responses.
 
     Args:
@@ -285,6 +285,6 @@ def largest_gap(peer: Peer, tokens: np.ndarray, logprobs: np.ndarray) -> float:
             logits = peer.response_logits(peer.model, rows, responses)
             logits[..., list(peer.work.session.banned)] = -torch.inf
             theirs = torch.log_softmax(logits, -1).gather(-1, responses[rows][..., None])[..., 0]
-            gap = np.abs(theirs.cpu().numpy() - logprobs[rows])
-            largest = max(largest, float(gap.max()))
+            logprob_diff = np.abs(theirs.cpu().numpy() - logprobs[rows])
+            largest = max(largest, float(logprob_diff.max()))
     return largest

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.models import cache as kv_cache
 from rlvlm_jax.models import lora, qwen_vl
+from rlvlm_jax.models.activation_sharding import ActivationSharding
 from rlvlm_jax.models.kernels import PLAIN, Kernel
 from rlvlm_jax.models.layers import REMAT_POLICIES
-from rlvlm_jax.models.places import Places
 from rlvlm_jax.models.qwen_vision import VISION_RULES, VisionTower
 from rlvlm_jax.models.qwen_vl import LANGUAGE_RULES, LanguageModel
 from rlvlm_jax.models.qwen_vl_config import QwenVLConfig
@@ -27,7 +27,7 @@ from rlvlm_jax.types import Array, Batch, Params
 
 RULES = (*VISION_RULES, *LANGUAGE_RULES)
 DTYPES = ("float32", "bfloat16")
-NOWHERE = Places()
+UNSHARDED = ActivationSharding()
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def build(
     attention: Kernel = PLAIN,
     cache: str = "model",
     platform: str = "cpu",
-    places: Places = NOWHERE,
+    sharding: ActivationSharding = UNSHARDED,
 ) -> Model:
     """Returns the functions of a Qwen2-VL or Qwen2.5-VL.
 
@@ -106,7 +106,7 @@ def build(
         attention: what computes attention over full sequences, e.g. as `kernels.choose` returns it.
         cache: what keys and values are kept in while decoding, one of `cache.KINDS`.
         platform: of the devices that decode, as JAX calls it.
-        places: on the mesh.
+        sharding: of activations and decoding weights on the mesh.
 
     Raises:
         InputError: `dtype`, `remat` or `cache` is not one of the accepted values.
@@ -119,16 +119,16 @@ def build(
     if cache not in kv_cache.KINDS:
         raise InputError(f"rollout.cache={cache!r} is not one of {', '.join(kv_cache.KINDS)}")
 
-    vision = VisionTower(config.vision, jnp.dtype(dtype), remat, attention, places)
+    vision = VisionTower(config.vision, jnp.dtype(dtype), remat, attention, sharding)
     language = LanguageModel(
-        config, jnp.dtype(dtype), remat, attention._replace(by_tokens=True), places
+        config, jnp.dtype(dtype), remat, attention._replace(by_tokens=True), sharding
     )
 
     def init(key):
         vision_key, language_key = jax.random.split(key)
         batch = _smallest_batch(config)
         features = jnp.zeros((1, 1, config.width))
-        alone = {"kernel": PLAIN, "places": NOWHERE}  # one prompt divides over nothing
+        alone = {"kernel": PLAIN, "sharding": UNSHARDED}  # one prompt divides over nothing
         return {
             "vision": vision.clone(**alone).init(vision_key, batch)["params"],
             "language": language.clone(**alone).init(language_key, batch, features)["params"],
@@ -149,20 +149,26 @@ def build(
         return of_language("prefill")(params, batch, features, cache, platform)
 
     def decoder(params):
-        decoded = qwen_vl.decoder(params["language"], config, dtype, platform, places)
+        decoded = qwen_vl.decoder(params["language"], config, dtype, platform, sharding)
         return {"language": decoded}
 
     def empty_cache(prefix, samples, slots):
-        blocks = tuple(kv_cache.empty(of_one, samples, slots, platform) for of_one in prefix)
-        return jax.tree.map(places.cached, blocks)
+        blocks = tuple(
+            kv_cache.empty(prompt_pair, samples, slots, platform) for prompt_pair in prefix
+        )
+        return jax.tree.map(sharding.cached, blocks)
 
     def decode(weights, *args):
-        where = platform, places
-        return qwen_vl.decode(weights["language"], config, jnp.dtype(dtype), *args, *where)
+        return qwen_vl.decode(
+            weights["language"], config, jnp.dtype(dtype), *args, platform, sharding
+        )
 
     def spread(params):
         part, leaf = ("embed", "embedding") if config.tie_embeddings else ("head", "weight")
-        table = {**params["language"][part], leaf: places.table(params["language"][part][leaf])}
+        table = {
+            **params["language"][part],
+            leaf: sharding.output_layer(params["language"][part][leaf]),
+        }
         return {**params, "language": {**params["language"], part: table}}
 
     return Model(

@@ -48,13 +48,13 @@ class Keys(NamedTuple):
 
 
 class HeadKeys(NamedTuple):
-    """The same by head: [N, K, (G,) S, E], or turned [N, K, (G,) E, S]."""
+    """The same by head: [N, K, (G,) S, E], or transposed [N, K, (G,) E, S]."""
 
     k: Array
     v: Array
     ids: Ids
-    k_turned: bool = False
-    v_turned: bool = False
+    k_transposed: bool = False
+    v_transposed: bool = False
 
 
 @jax.named_scope("attend")
@@ -91,20 +91,20 @@ def attend(
         computed in float32.
     """
     length, heads = q.shape[2:4]
-    held = heads * sum(run.k.shape[-3] for run in keys)  # scores a query
+    entries = heads * sum(run.k.shape[-3] for run in keys)  # scores per query
     if kernel.name == "splash" and ids.branch is not None:
         raise ValueError("splash knows no branches; see kernels.choose")
     if kernel.name == "plain":
         runs = [
-            HeadKeys(by_head(run.k), by_head(run.v).swapaxes(-1, -2), run.ids, v_turned=True)
+            HeadKeys(by_head(run.k), by_head(run.v).swapaxes(-1, -2), run.ids, v_transposed=True)
             for run in keys
         ]
         run_block = partial(attend_by_head, keys=runs)
     else:
         joined = _joined(keys, q.shape[1])
         run_block = partial(_attend_by_kernel, keys=joined, kernel=kernel, causal=causal)
-        held = {"xla": held, "cudnn": held // heads, "splash": 0}[kernel.name]
-    block = max(1, max_scores * kernel.query_parts // held) if held else length
+        entries = {"xla": entries, "cudnn": entries // heads, "splash": 0}[kernel.name]
+    block = max(1, max_scores * kernel.query_parts // entries) if entries else length
     if length <= block:
         return run_block(q, ids)
 
@@ -138,17 +138,17 @@ def attend_by_head(q: Array, ids: Ids, keys: list[HeadKeys]) -> Array:
     kv_heads = keys[0].k.shape[1]
     h = heads // kv_heads  # query heads of a key head
     q_by_head = q.reshape(n, g, length, kv_heads, h, size).transpose(0, 3, 1, 4, 2, 5)
-    seen = [_visible(ids, run.ids)[:, None, :, None] for run in keys]  # bool[N, 1, G, 1, Q, S]
+    masks = [_visible(ids, run.ids)[:, None, :, None] for run in keys]  # bool[N, 1, G, 1, Q, S]
     scores = []
-    for run, mask in zip(keys, seen, strict=True):
+    for run, mask in zip(keys, masks, strict=True):
         shared = run.k.ndim == 4
-        score = product(_rows(q_by_head, shared), run.k, jnp.float32, transposed=run.k_turned)
+        score = product(_rows(q_by_head, shared), run.k, jnp.float32, transposed=run.k_transposed)
         score = score.reshape(n, kv_heads, g, h, length, -1)
         scores.append(jnp.where(mask, score * size**-0.5, _LOWEST))
 
     top = reduce(jnp.maximum, [score.max(-1, keepdims=True) for score in scores])
     top = jax.lax.stop_gradient(top)
-    weights = [jnp.where(m, jnp.exp(s - top), 0.0) for s, m in zip(scores, seen, strict=True)]
+    weights = [jnp.where(m, jnp.exp(s - top), 0.0) for s, m in zip(scores, masks, strict=True)]
     total = sum(row_sum(weight) for weight in weights)
     total = jnp.where(total > 0, total, 1.0)
 
@@ -156,7 +156,7 @@ def attend_by_head(q: Array, ids: Ids, keys: list[HeadKeys]) -> Array:
     for run, weight in zip(keys, weights, strict=True):
         shared = run.v.ndim == 4
         weight = (weight / total).astype(run.v.dtype)
-        part = product(_rows(weight, shared), run.v, jnp.float32, transposed=not run.v_turned)
+        part = product(_rows(weight, shared), run.v, jnp.float32, transposed=not run.v_transposed)
         out += part.reshape(n, kv_heads, g, h, length, size)
     return out.transpose(0, 2, 4, 1, 3, 5).reshape(q.shape).astype(q.dtype)
 
@@ -212,8 +212,8 @@ def _visible(queries, keys):
     query_segment = queries.segment[..., :, None]
     key_segment = keys.segment[..., None, :]
     earlier = keys.order[None, :] <= queries.order[:, None]
-    seen = (query_segment == key_segment) & (key_segment > 0) & earlier
+    visible = (query_segment == key_segment) & (key_segment > 0) & earlier
     if keys.branch is None:
-        return seen
+        return visible
     key_branch = keys.branch[..., None, :]
-    return seen & ((key_branch == 0) | (key_branch == queries.branch[..., :, None]))
+    return visible & ((key_branch == 0) | (key_branch == queries.branch[..., :, None]))

@@ -24,23 +24,23 @@ KINDS = ("model", "bfloat16", "int8")  # "model" is the compute dtype
 
 
 @functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("x", "scale"), meta_fields=("turned",)
+    jax.tree_util.register_dataclass, data_fields=("x", "scale"), meta_fields=("transposed",)
 )
 @dataclasses.dataclass(frozen=True)
-class Kept:
+class KVBlock:
     """The keys or the values of S slots of one layer, without the axis G for a prompt.
 
     Where all layers lie together, their axis L is behind K.
 
     Attributes:
-        x: [N, K, G, S, E], turned [N, K, G, E, S].
-        scale: float32[N, K, G, S, 1], turned alike, where `x` is int8; else None.
-        turned: whether slots are the last axis.
+        x: [N, K, G, S, E], transposed [N, K, G, E, S].
+        scale: float32[N, K, G, S, 1], transposed alike, where `x` is int8; else None.
+        transposed: whether slots are the last axis.
     """
 
     x: Array
     scale: Array | None
-    turned: bool
+    transposed: bool
 
     @property
     def slots(self) -> int:
@@ -50,17 +50,17 @@ class Kept:
     @property
     def slot_axis(self) -> int:
         """The axis S, from the end."""
-        return -1 if self.turned else -2
+        return -1 if self.transposed else -2
 
 
-class Block(NamedTuple):
-    """Keys, on CPU turned where S fills the lanes, and values, there where E does not."""
+class KVPair(NamedTuple):
+    """Keys, on CPU transposed where S fills the lanes, and values, there where E does not."""
 
-    k: Kept
-    v: Kept
+    k: KVBlock
+    v: KVBlock
 
 
-def stored(k: Array, v: Array, kind: str, platform: str = "cpu") -> Block:
+def stored(k: Array, v: Array, kind: str, platform: str = "cpu") -> KVPair:
     """Returns a block of these keys and values.
 
     Args:
@@ -71,60 +71,62 @@ def stored(k: Array, v: Array, kind: str, platform: str = "cpu") -> Block:
         platform: of the devices, as JAX calls it.
     """
     on_cpu, (slots, size) = platform == "cpu", k.shape[-2:]
-    k = _keep(k, kind, on_cpu and transposed_is_exact(slots))
-    return Block(k, _keep(v, kind, on_cpu and not transposed_is_exact(size)))
+    k = _make_block(k, kind, on_cpu and transposed_is_exact(slots))
+    return KVPair(k, _make_block(v, kind, on_cpu and not transposed_is_exact(size)))
 
 
-def empty(prompt: Block, samples: int, slots: int, platform: str = "cpu") -> Block:
+def empty(prompt: KVPair, samples: int, slots: int, platform: str = "cpu") -> KVPair:
     """Returns a block of zeros, S = `slots` for each of G = `samples`, of the kind of `prompt`."""
 
-    def zeros(like: Kept, turned: bool) -> Kept:
-        def one(x: Array) -> Array:
-            *outer, _, width = _turn(x, like.turned).shape
-            return _turn(jnp.zeros((*outer, samples, slots, width), x.dtype), turned)
+    def zeros(like: KVBlock, transposed: bool) -> KVBlock:
+        def zeros_like(x: Array) -> Array:
+            *outer, _, width = _transpose(x, like.transposed).shape
+            return _transpose(jnp.zeros((*outer, samples, slots, width), x.dtype), transposed)
 
-        return Kept(*jax.tree.map(one, (like.x, like.scale)), turned)
+        return KVBlock(*jax.tree.map(zeros_like, (like.x, like.scale)), transposed)
 
-    k_turned = platform == "cpu" and transposed_is_exact(slots)
-    return Block(zeros(prompt.k, k_turned), zeros(prompt.v, prompt.v.turned))
+    k_transposed = platform == "cpu" and transposed_is_exact(slots)
+    return KVPair(zeros(prompt.k, k_transposed), zeros(prompt.v, prompt.v.transposed))
 
 
-def write(block: Block, k: Array, v: Array, slot: Array) -> Block:
+def write(pair: KVPair, k: Array, v: Array, slot: Array) -> KVPair:
     """Returns the block with one slot written.
 
     Args:
-        block: [N, K, G, ...].
+        pair: [N, K, G, ...].
         k: [N, K, G, 1, E].
         v: alike.
         slot: int32[].
     """
 
-    def put(kept: Kept, x: Array) -> Kept:
-        axis = x.ndim + kept.slot_axis
-        new = _keep(x, kept.x.dtype.name, kept.turned)
+    def put(block: KVBlock, x: Array) -> KVBlock:
+        axis = x.ndim + block.slot_axis
+        new = _make_block(x, block.x.dtype.name, block.transposed)
         return jax.tree.map(
-            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis), kept, new
+            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis), block, new
         )
 
-    return Block(put(block.k, k), put(block.v, v))
+    return KVPair(put(pair.k, k), put(pair.v, v))
 
 
-def read(kept: Kept, dtype: jnp.dtype) -> Array:
-    """Returns keys or values in `dtype`, turned as they are kept."""
-    x = kept.x.astype(dtype)
-    return x if kept.scale is None else (x * kept.scale).astype(dtype)
+def read(block: KVBlock, dtype: jnp.dtype) -> Array:
+    """Returns keys or values in `dtype`, transposed as they are stored."""
+    x = block.x.astype(dtype)
+    return x if block.scale is None else (x * block.scale).astype(dtype)
 
 
-def _keep(x, kind, turned):
-    """Keys or values [..., S, E] as they are kept."""
+def _make_block(x, kind, transposed):
+    """Keys or values [..., S, E] as a block."""
     scale = None
     if kind == "int8":
         x = x.astype(jnp.float32)
         scale = jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 127
         x = jnp.round(x / jnp.where(scale > 0, scale, 1.0))
-        scale = _turn(scale, turned)
-    return Kept(_turn(x if kind == "model" else x.astype(kind), turned), scale, turned)
+        scale = _transpose(scale, transposed)
+    return KVBlock(
+        _transpose(x if kind == "model" else x.astype(kind), transposed), scale, transposed
+    )
 
 
-def _turn(x, turned):
-    return x.swapaxes(-1, -2) if turned else x
+def _transpose(x, transposed):
+    return x.swapaxes(-1, -2) if transposed else x

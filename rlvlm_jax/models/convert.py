@@ -131,8 +131,8 @@ class Rule(NamedTuple):
     def our_shape(self) -> tuple[int, ...]:
         """Shape of our parameter, layers first."""
         rows, *rest = self.shape
-        one = (rows, math.prod(rest)) if self.path.endswith("/weight") else self.shape
-        return one if self.layers is None else (self.layers, *one)
+        inner = (rows, math.prod(rest)) if self.path.endswith("/weight") else self.shape
+        return inner if self.layers is None else (self.layers, *inner)
 
     def names(self) -> list[str]:
         """Hugging Face names of the tensors that make up the parameter, in order of layers."""
@@ -307,7 +307,7 @@ def _parse(name: str | Path, text: str | bytes) -> Any:
         raise InputError(f"{name} is not valid JSON: {error}") from error
 
 
-def _some(items: list[str], limit: int = 3) -> str:
+def _first_few(items: list[str], limit: int = 3) -> str:
     """The first few, and how many there are beside them."""
     rest = f" and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + rest
@@ -324,7 +324,7 @@ def _shards(directory: Path) -> dict[Path, set[str] | None]:
         return {single: None}
     if not index.is_file():
         others = sorted(p.name for p in directory.glob("*.bin")) if directory.is_dir() else []
-        hint = f" (found {_some(others)}: save it again as safetensors)" if others else ""
+        hint = f" (found {_first_few(others)}: save it again as safetensors)" if others else ""
         raise InputError(f"{directory} holds neither {WEIGHTS} nor {INDEX}{hint}")
     content = _parse(index, index.read_bytes())
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
@@ -337,7 +337,7 @@ def _shards(directory: Path) -> dict[Path, set[str] | None]:
         expected.setdefault(directory / file, set()).add(name)
     missing = sorted(path.name for path in expected if not path.is_file())
     if missing:
-        raise InputError(f"{index} names files that are not there: {_some(missing)}")
+        raise InputError(f"{index} names files that are not there: {_first_few(missing)}")
     return dict(sorted(expected.items()))
 
 
@@ -358,16 +358,16 @@ def _open_all(directory: Path) -> dict[str, _Stored]:
     unsupported = []
     for file, expected in _shards(directory).items():
         with _open(file) as shard:
-            found = set(shard.keys())
-            if expected is not None and found != expected:
-                absent, extra = sorted(expected - found), sorted(found - expected)
+            present = set(shard.keys())
+            if expected is not None and present != expected:
+                absent, extra = sorted(expected - present), sorted(present - expected)
                 raise InputError(
                     f"{file} and {INDEX} disagree:"
-                    + (f" {_some(absent)} not in the file" if absent else "")
+                    + (f" {_first_few(absent)} not in the file" if absent else "")
                     + (" and" if absent and extra else "")
-                    + (f" {_some(extra)} not in the index" if extra else "")
+                    + (f" {_first_few(extra)} not in the index" if extra else "")
                 )
-            for name in sorted(found):
+            for name in sorted(present):
                 ours = name
                 for new, old in _RENAMED:
                     if name.startswith(new):
@@ -386,8 +386,8 @@ def _open_all(directory: Path) -> dict[str, _Stored]:
                 stored[ours] = _Stored(file, name, tuple(header.get_shape()), names.get(code, ""))
     if unsupported:
         raise InputError(
-            f"{directory} holds tensors that are not {', '.join(CODES)}: {_some(unsupported)}; "
-            "quantised weights are not supported"
+            f"{directory} holds tensors that are not {', '.join(CODES)}: "
+            f"{_first_few(unsupported)}; quantised weights are not supported"
         )
     return stored
 
@@ -397,8 +397,10 @@ def _drop_tied_head(stored: dict[str, _Stored]):
     head, embedding = stored.pop(_HEAD[0][0]), stored.get(_LANGUAGE[0][0])
     if embedding is None:
         return  # reported as missing with everything else
-    with _open(head.file) as one, _open(embedding.file) as other:
-        if not np.array_equal(one.get_tensor(head.name), other.get_tensor(embedding.name)):
+    with _open(head.file) as of_head, _open(embedding.file) as of_embedding:
+        if not np.array_equal(
+            of_head.get_tensor(head.name), of_embedding.get_tensor(embedding.name)
+        ):
             raise InputError(
                 f"config.json says tie_word_embeddings, but {head.name} in {head.file} differs "
                 f"from {embedding.name}; set tie_word_embeddings to false to keep both"
@@ -415,7 +417,7 @@ def _check_fit(directory: str | os.PathLike, stored: dict[str, _Stored], table: 
         if name in expected and entry.shape != expected[name]
     ]
     complaints = [
-        f"{what} {_some(items)}"
+        f"{what} {_first_few(items)}"
         for what, items in (
             ("missing:", missing),
             ("unexpected:", unexpected),
@@ -436,8 +438,8 @@ def _read_part(rule: Rule, stored: dict[str, _Stored], index: tuple[slice, ...])
     names, targets, inner = rule.names(), [array], index
     if rule.layers is not None:
         names, targets, inner = names[index[0]], array, index[1:]
-    places = sorted(zip(names, targets, strict=True), key=lambda place: stored[place[0]].file)
-    for file, group in itertools.groupby(places, key=lambda place: stored[place[0]].file):
+    pairs = sorted(zip(names, targets, strict=True), key=lambda pair: stored[pair[0]].file)
+    for file, group in itertools.groupby(pairs, key=lambda pair: stored[pair[0]].file):
         # Opened anew for each parameter: closing gives the pages of the file back.
         with _open(file) as shard:
             for name, target in group:
@@ -527,15 +529,15 @@ def lossless_dtypes(params: Params, files: Mapping[str, str]) -> dict[str, str]:
     content = _parse("config.json", files["config.json"])
     parts = [content, content.get("text_config") or {}]
     stated = [part[key] for part in parts for key in ("dtype", "torch_dtype") if part.get(key)]
-    wanted = stated[0] if stated and stated[0] in DTYPES else "float32"
+    stated_dtype = stated[0] if stated and stated[0] in DTYPES else "float32"
     leaves = dict(_flatten(params))
     dtypes = {}
     for name, rule, layer in _in_order(hf_table(read_config(files))):
         leaf = leaves[rule.path]
         value = np.asarray(leaf if layer is None else leaf[layer])
         with np.errstate(over="ignore"):
-            same = np.array_equal(value.astype(DTYPES[wanted]).astype(np.float32), value)
-        dtypes[name] = wanted if same else "float32"
+            same = np.array_equal(value.astype(DTYPES[stated_dtype]).astype(np.float32), value)
+        dtypes[name] = stated_dtype if same else "float32"
     return dtypes
 
 
@@ -577,20 +579,21 @@ def _check_target(target: Path):
     ]
     if present:
         raise InputError(
-            f"{target} already holds a model ({_some(present)}); give a new directory or remove it"
+            f"{target} already holds a model ({_first_few(present)}); give a new directory or "
+            "remove it"
         )
 
 
 def _check_parameters(leaves: Mapping[str, Any], config: QwenVLConfig):
     expected = param_shapes(config)
-    found = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
+    shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
     wrong = sorted(
-        f"{path} is {found.get(path, 'missing')}, expected {expected.get(path, 'none')}"
-        for path in expected.keys() | found.keys()
-        if expected.get(path) != found.get(path)
+        f"{path} is {shapes.get(path, 'missing')}, expected {expected.get(path, 'none')}"
+        for path in expected.keys() | shapes.keys()
+        if expected.get(path) != shapes.get(path)
     )
     if wrong:
-        raise InputError(f"the parameters do not fit config.json: {_some(wrong)}")
+        raise InputError(f"the parameters do not fit config.json: {_first_few(wrong)}")
 
 
 def _flatten(tree: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -93,28 +93,28 @@ def choose(
     Raises:
         InputError: the kernel named does not serve this model on these devices.
     """
-    about = {
+    request = {
         "dtype": dtype,
         "head_sizes": head_sizes,
         "platform": mesh.devices.flat[0].platform,
         "packed": packed,
     }
-    platform = about["platform"]
+    platform = request["platform"]
     name = attention
     if attention == "auto":
         name = "splash" if platform == "tpu" else "cudnn" if platform in GPUS else "plain"
-        if why_not(name, **about):
+        if unsupported_reason(name, **request):
             name = "plain"
     elif attention not in KERNELS:
         raise InputError(
             f"config.model.attention={attention!r} is not one of auto, {', '.join(KERNELS)}"
         )
-    elif problem := why_not(name, **about):
+    elif problem := unsupported_reason(name, **request):
         raise InputError(f"config.model.attention={attention!r} {problem}; use 'auto' or 'plain'")
     return Kernel(name, mesh if mesh.size > 1 else None, interpret=interpret)
 
 
-def why_not(
+def unsupported_reason(
     name: str, *, dtype: str, head_sizes: Sequence[int], platform: str, packed: bool
 ) -> str:
     """Returns why a kernel cannot serve a model, "" where it can.
@@ -220,8 +220,8 @@ def splash(
 
     of_kernel = jax.tree.map(lambda _: P(), by_sequence)
     if kernel.query_parts > 1:
-        place = NamedSharding(kernel.mesh, P(None, "sequence"))
-        of_kernel = by_sequence.manual_sharding_spec(place)
+        query_sharding = NamedSharding(kernel.mesh, P(None, "sequence"))
+        of_kernel = by_sequence.manual_sharding_spec(query_sharding)
     divided = _on_mesh(
         kernel, run, (q, query_segment), (k, v, key_segment), (by_sequence, of_kernel)
     )

@@ -38,15 +38,15 @@ def add(
     def walk(node: Any, path: str) -> Any:
         if not isinstance(node, dict):
             return node
-        found = {name: walk(child, f"{path}{name}/") for name, child in node.items()}
-        if "weight" in found and chosen(f"{path}weight"):
-            *layers, out, width = found["weight"].shape
-            number = sum(ord(letter) * 31**place for place, letter in enumerate(path)) % 2**31
+        layer = {name: walk(child, f"{path}{name}/") for name, child in node.items()}
+        if "weight" in layer and chosen(f"{path}weight"):
+            *layers, out, width = layer["weight"].shape
+            number = sum(ord(letter) * 31**index for index, letter in enumerate(path)) % 2**31
             draw = jax.random.normal(jax.random.fold_in(key, number), (*layers, rank, width))
-            found["lora_a"] = draw * rank**-0.5
-            found["lora_b"] = jnp.zeros((*layers, out, rank))
-            found["lora_scale"] = jnp.full(layers, alpha / rank, jnp.float32)
-        return found
+            layer["lora_a"] = draw * rank**-0.5
+            layer["lora_b"] = jnp.zeros((*layers, out, rank))
+            layer["lora_scale"] = jnp.full(layers, alpha / rank, jnp.float32)
+        return layer
 
     return walk(params, "")
 
@@ -58,20 +58,20 @@ def merge(params: Params) -> Params:
     """
     if not isinstance(params, dict):
         return params
-    found = {name: merge(child) for name, child in params.items() if name not in LEAVES}
+    merged = {name: merge(child) for name, child in params.items() if name not in LEAVES}
     if "lora_a" in params:
         low = jnp.einsum(
             "...or,...ri->...oi", params["lora_b"], params["lora_a"], precision="highest"
         )
         scale = jnp.asarray(params["lora_scale"])[..., None, None]
-        found["weight"] = params["weight"] + scale * low
-    return found
+        merged["weight"] = params["weight"] + scale * low
+    return merged
 
 
-def is_there(params: Params) -> bool:
+def has_adapters(params: Params) -> bool:
     """Returns whether any layer has an adapter."""
     return isinstance(params, dict) and (
-        "lora_a" in params or any(is_there(child) for child in params.values())
+        "lora_a" in params or any(has_adapters(child) for child in params.values())
     )
 
 
@@ -82,7 +82,7 @@ def drop(params: Params) -> Params:
     return {name: drop(child) for name, child in params.items() if name not in LEAVES}
 
 
-def like(params: Params, stored: Params) -> Params:
+def shapes_like(params: Params, stored: Params) -> Params:
     """Returns the shapes of `params` with adapters where, and of the rank that, `stored` has them.
 
     Args:
@@ -91,7 +91,7 @@ def like(params: Params, stored: Params) -> Params:
     """
     if not isinstance(stored, dict) or not isinstance(params, dict):
         return params
-    found = {name: like(child, stored.get(name)) for name, child in params.items()}
+    shapes = {name: shapes_like(child, stored.get(name)) for name, child in params.items()}
     if "lora_a" in stored and "weight" in params:
         rank = stored["lora_a"].shape[-2]
         adapted = jax.eval_shape(
@@ -99,8 +99,8 @@ def like(params: Params, stored: Params) -> Params:
             {"weight": params["weight"]},
             jax.random.key(0),
         )
-        found |= {name: adapted[name] for name in LEAVES}
-    return found
+        shapes |= {name: adapted[name] for name in LEAVES}
+    return shapes
 
 
 def rules(of_weights: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
@@ -108,15 +108,15 @@ def rules(of_weights: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...
 
     A is divided like the weight's input, B like its output; r is never divided.
     """
-    found: list[tuple[str, Any]] = []
+    adapter_rules: list[tuple[str, Any]] = []
     for pattern, spec in of_weights:
         if not pattern.endswith("/weight$"):
             continue
-        beside = pattern.removesuffix("weight$")
+        prefix = pattern.removesuffix("weight$")
         *layers, out, width = spec
-        found += [
-            (f"{beside}lora_a$", PartitionSpec(*layers, None, width)),
-            (f"{beside}lora_b$", PartitionSpec(*layers, out, None)),
-            (f"{beside}lora_scale$", PartitionSpec()),
+        adapter_rules += [
+            (f"{prefix}lora_a$", PartitionSpec(*layers, None, width)),
+            (f"{prefix}lora_b$", PartitionSpec(*layers, out, None)),
+            (f"{prefix}lora_scale$", PartitionSpec()),
         ]
-    return tuple(found)
+    return tuple(adapter_rules)

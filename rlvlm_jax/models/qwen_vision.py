@@ -17,10 +17,10 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from rlvlm_jax.models import lora
+from rlvlm_jax.models.activation_sharding import ActivationSharding
 from rlvlm_jax.models.attention import Ids, Keys, attend
 from rlvlm_jax.models.kernels import PLAIN, Kernel
 from rlvlm_jax.models.layers import ACTIVATIONS, GatedMlp, Linear, RMSNorm, gathering, stacked
-from rlvlm_jax.models.places import Places
 from rlvlm_jax.models.qwen_vl_config import VisionConfig
 from rlvlm_jax.models.rope import rope_2d, rotate
 from rlvlm_jax.types import Array, Batch
@@ -97,15 +97,15 @@ class Attention(nn.Module):
         q, k = rotate(q, rotary), rotate(k, rotary)
         if by_window(self.config, i):
             size = self.config.window_side**2
-            seen = jax.lax.cond(
+            attended = jax.lax.cond(
                 full,
                 lambda *qkv: attend_within(*qkv, image, self.kernel),
                 lambda *qkv: attend_near(*qkv, window, size, self.kernel),
                 *(q, k, v),
             )
         else:
-            seen = attend_within(q, k, v, jnp.where(full, image, window), self.kernel)
-        return self.proj(seen.reshape(x.shape))
+            attended = attend_within(q, k, v, jnp.where(full, image, window), self.kernel)
+        return self.proj(attended.reshape(x.shape))
 
 
 def attend_within(q: Array, k: Array, v: Array, segment: Array, kernel: Kernel) -> Array:
@@ -147,8 +147,8 @@ def attend_near(q: Array, k: Array, v: Array, segment: Array, size: int, kernel:
         Ids(rows(x)[:, None], jnp.zeros(x.shape[-1], jnp.int32))
         for x in (cut(segment), around(segment))
     )
-    seen = attend(q[:, None], own, [Keys(k, v, near)], kernel=kernel, causal=False)
-    return seen.reshape(n, count * size, *seen.shape[3:])[:, :i]
+    attended = attend(q[:, None], own, [Keys(k, v, near)], kernel=kernel, causal=False)
+    return attended.reshape(n, count * size, *attended.shape[3:])[:, :i]
 
 
 def by_window(config: VisionConfig, patches: int) -> bool:
@@ -159,7 +159,7 @@ def by_window(config: VisionConfig, patches: int) -> bool:
     return 0 < 6 * config.window_side**2 <= patches
 
 
-def lay_by_window(batch: Batch, merge_size: int) -> tuple[Batch, Array]:
+def sort_by_window(batch: Batch, merge_size: int) -> tuple[Batch, Array]:
     """Sorts the merge blocks of each prompt by their window.
 
     Args:
@@ -177,8 +177,8 @@ def lay_by_window(batch: Batch, merge_size: int) -> tuple[Batch, Array]:
         return jnp.take_along_axis(blocks, order[..., None], axis=1).reshape(x.shape)
 
     fields = ("patches", "patch_coords", "patch_image", "patch_window")
-    laid = batch._replace(**{name: sort(getattr(batch, name)) for name in fields})
-    return laid, jnp.argsort(order, axis=1)
+    ordered = batch._replace(**{name: sort(getattr(batch, name)) for name in fields})
+    return ordered, jnp.argsort(order, axis=1)
 
 
 class Block(nn.Module):
@@ -239,14 +239,14 @@ class VisionTower(nn.Module):
         dtype: compute dtype.
         remat: see `layers.stacked`.
         kernel: what computes attention.
-        places: on the mesh.
+        sharding: on the mesh.
     """
 
     config: VisionConfig
     dtype: Any
     remat: str = "none"
     kernel: Kernel = PLAIN
-    places: Places = Places()
+    sharding: ActivationSharding = ActivationSharding()
 
     def setup(self) -> None:
         """Declares the patch projection, the scanned blocks and the merger."""
@@ -254,7 +254,7 @@ class VisionTower(nn.Module):
 
         def gather(name: str, layers: bool = False) -> Any:
             rules = (*VISION_RULES, *lora.rules(VISION_RULES))
-            return self.places.gather(rules, f"vision/{name}/", layers, self.dtype)
+            return self.sharding.gather(rules, f"vision/{name}/", layers, self.dtype)
 
         embed = gathering(Linear, gather("patch_embed"))
         self.patch_embed = embed(c.width, self.dtype, bias=False)
@@ -274,13 +274,13 @@ class VisionTower(nn.Module):
         """
         c = self.config
         full = np.isin(np.arange(c.depth), c.full_attention_blocks)
-        laid = by_window(c, batch.patches.shape[1])
+        windowed = by_window(c, batch.patches.shape[1])
         with jax.named_scope("vision"):
-            if laid:
-                batch, places = lay_by_window(batch, c.merge_size)
+            if windowed:
+                batch, positions = sort_by_window(batch, c.merge_size)
             x = self.patch_embed(normalise(batch.patches, c).astype(self.dtype))
             rotary = rope_2d(batch.patch_coords, c.width // c.heads)
             shared = (batch.patch_image, batch.patch_window, rotary)
             x, _ = self.blocks(x, jnp.asarray(full), shared)
             x = self.merger(x)
-            return jnp.take_along_axis(x, places[..., None], axis=1) if laid else x
+            return jnp.take_along_axis(x, positions[..., None], axis=1) if windowed else x

@@ -25,11 +25,11 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from rlvlm_jax.models import cache, lora
+from rlvlm_jax.models.activation_sharding import ActivationSharding
 from rlvlm_jax.models.attention import HeadKeys, Ids, Keys, attend, attend_by_head, by_head
 from rlvlm_jax.models.exact_cpu import product
 from rlvlm_jax.models.kernels import PLAIN, Kernel
 from rlvlm_jax.models.layers import INIT, GatedMlp, Linear, RMSNorm, stacked
-from rlvlm_jax.models.places import Places
 from rlvlm_jax.models.qwen_vl_config import QwenVLConfig
 from rlvlm_jax.models.rope import mrope, rotate
 from rlvlm_jax.types import Array, Batch, Params
@@ -72,17 +72,19 @@ class Attention(nn.Module):
         self.o = Linear(c.width, self.dtype, bias=False)
 
     def project(
-        self, x: Array, rotary: Rotary, place: Callable[[Array], Array] = lambda x: x
+        self, x: Array, rotary: Rotary, constrain: Callable[[Array], Array] = lambda x: x
     ) -> tuple[Array, Array, Array]:
         """Maps [N, G, T, D] to turned queries [N, G, T, H, E] and keys, and values [..., K, E].
 
         Args:
             x: hidden states.
             rotary: of the tokens.
-            place: lays the projections, heads side by side, on the mesh.
+            constrain: shards the projections, heads side by side, on the mesh.
         """
         size = self.config.head_size
-        q, k, v = (place(p(x)).reshape(*x.shape[:-1], -1, size) for p in (self.q, self.k, self.v))
+        q, k, v = (
+            constrain(p(x)).reshape(*x.shape[:-1], -1, size) for p in (self.q, self.k, self.v)
+        )
         return rotate(q, rotary), rotate(k, rotary), v
 
     def join(self, heads: Array) -> Array:
@@ -96,7 +98,7 @@ class Block(nn.Module):
     config: QwenVLConfig
     dtype: Any
     kernel: Kernel = PLAIN  # of `__call__`; decoding is plain
-    places: Places = Places()
+    sharding: ActivationSharding = ActivationSharding()
 
     def setup(self) -> None:
         """Declares the two norms, attention and MLP, which the streams share."""
@@ -116,22 +118,22 @@ class Block(nn.Module):
         Returns:
             (streams, the prompt's (k, v), each [N, P, K, E], where it runs alone, else None).
         """
-        prompt, response = (x if x is None else self.places.tokens(x) for x in streams)
+        prompt, response = (x if x is None else self.sharding.tokens(x) for x in streams)
         q, k, v = self._project(prompt, context.prompt_rotary)
-        of_prompt = Keys(k[:, 0], v[:, 0], context.prompt)
-        seen = attend(q, context.prompt, [of_prompt], kernel=self.kernel)
-        prompt = self.finish(prompt, seen)
+        prompt_keys = Keys(k[:, 0], v[:, 0], context.prompt)
+        attended = attend(q, context.prompt, [prompt_keys], kernel=self.kernel)
+        prompt = self.finish(prompt, attended)
         if response is None:
             return (prompt, None), (k[:, 0], v[:, 0])
 
         q, k, v = self._project(response, context.response_rotary)
-        keys = [of_prompt, Keys(k, v, context.response)]
-        seen = attend(q, context.response, keys, kernel=self.kernel)
-        response = self.finish(response, seen)
+        keys = [prompt_keys, Keys(k, v, context.response)]
+        attended = attend(q, context.response, keys, kernel=self.kernel)
+        response = self.finish(response, attended)
         return (prompt, response), None
 
     def decode(
-        self, x: Array, rotary: Rotary, own: Ids, kept: tuple, ids: list[Ids], slot: Array
+        self, x: Array, rotary: Rotary, own: Ids, pairs: tuple, ids: list[Ids], slot: Array
     ) -> tuple[Array, dict]:
         """Runs one layer for one token a sequence.
 
@@ -139,7 +141,7 @@ class Block(nn.Module):
             x: [N, G, 1, D].
             rotary: of the token.
             own: ids of the token.
-            kept: keys and values of the prompt, then those of the response in blocks.
+            pairs: keys and values of the prompt, then those of the response in blocks.
             ids: of each of them.
             slot: int32[], the slot of the last block to write.
 
@@ -147,12 +149,12 @@ class Block(nn.Module):
             (x, the last block with the token's key and value in it).
         """
         q, k, v = self._project_rows(x, rotary)
-        last = cache.write(kept[-1], by_head(k), by_head(v), slot)
-        runs = self._runs((*kept[:-1], last), ids)
+        last = cache.write(pairs[-1], by_head(k), by_head(v), slot)
+        runs = self._runs((*pairs[:-1], last), ids)
         return self._finish_rows(x, attend_by_head(q, own, runs)), last
 
-    def decode_beside(
-        self, x: Array, rotary: Rotary, own: Ids, kept: tuple, ids: list[Ids]
+    def decode_without_write(
+        self, x: Array, rotary: Rotary, own: Ids, pairs: tuple, ids: list[Ids]
     ) -> tuple[Array, tuple[Array, Array]]:
         """`decode`, but the token's key and value are handed back instead of written.
 
@@ -160,7 +162,7 @@ class Block(nn.Module):
             x: [N, G, 1, D].
             rotary: of the token.
             own: ids of the token.
-            kept: keys and values of the prompt, then those of the response in blocks.
+            pairs: keys and values of the prompt, then those of the response in blocks.
             ids: of each of them; no slot that is not written yet may be seen.
 
         Returns:
@@ -169,39 +171,44 @@ class Block(nn.Module):
         q, k, v = self._project_rows(x, rotary)
         k, v = by_head(k), by_head(v)
         # As the cache will hold them, so that a token sees itself as later ones see it.
-        alone = cache.stored(k, v, kept[-1].k.x.dtype.name, "")
-        runs = self._runs((*kept, alone), [*ids, own])
+        alone = cache.stored(k, v, pairs[-1].k.x.dtype.name, "")
+        runs = self._runs((*pairs, alone), [*ids, own])
         return self._finish_rows(x, attend_by_head(q, own, runs)), (k, v)
 
     def _project(self, x, rotary):
         """Queries of each device's tokens, keys and values of all."""
         q, k, v = self.attn.project(self.norm1(x), rotary)
-        return q, self.places.whole(k, 2), self.places.whole(v, 2)
+        return q, self.sharding.gather_tokens(k, 2), self.sharding.gather_tokens(v, 2)
 
     def _project_rows(self, x, rotary):
-        """Queries, keys and values of one token a row; see `Places`."""
+        """Queries, keys and values of one token a row; see `ActivationSharding`."""
 
-        def place(x: Array) -> Array:  # before heads are told apart, which may not divide
-            return self.places.rows(self.places.columns(x))
+        def constrain(x: Array) -> Array:  # before heads are told apart, which may not divide
+            return self.sharding.rows(self.sharding.columns(x))
 
-        return self.attn.project(self.places.everywhere(self.norm1(x)), rotary, place)
+        return self.attn.project(self.sharding.replicate(self.norm1(x)), rotary, constrain)
 
-    def _runs(self, kept, ids):
+    def _runs(self, pairs, ids):
         return [
-            HeadKeys(*(cache.read(x, self.dtype) for x in one), of_one, one.k.turned, one.v.turned)
-            for one, of_one in zip(kept, ids, strict=True)
+            HeadKeys(
+                *(cache.read(block, self.dtype) for block in pair),
+                pair_ids,
+                pair.k.transposed,
+                pair.v.transposed,
+            )
+            for pair, pair_ids in zip(pairs, ids, strict=True)
         ]
 
-    def _finish_rows(self, x, seen):
+    def _finish_rows(self, x, attended):
         """`finish` of one token a row."""
-        heads = self.places.rows(seen).reshape(*seen.shape[:-2], -1)
-        joined = self.attn.o(self.places.columns(heads))
-        x = x + self.places.rows(joined)
-        return x + self.places.rows(self.mlp(self.places.everywhere(self.norm2(x))))
+        heads = self.sharding.rows(attended).reshape(*attended.shape[:-2], -1)
+        joined = self.attn.o(self.sharding.columns(heads))
+        x = x + self.sharding.rows(joined)
+        return x + self.sharding.rows(self.mlp(self.sharding.replicate(self.norm2(x))))
 
-    def finish(self, x: Array, seen: Array) -> Array:
+    def finish(self, x: Array, attended: Array) -> Array:
         """Adds the attention's result and then the MLP's to the stream."""
-        x = x + self.attn.join(seen)
+        x = x + self.attn.join(attended)
         return x + self.mlp(self.norm2(x))
 
 
@@ -213,23 +220,23 @@ class LanguageModel(nn.Module):
         dtype: compute dtype.
         remat: see `layers.stacked`.
         kernel: what computes attention, but for decoding.
-        places: on the mesh.
+        sharding: on the mesh.
     """
 
     config: QwenVLConfig
     dtype: Any
     remat: str = "none"
     kernel: Kernel = PLAIN
-    places: Places = Places()
+    sharding: ActivationSharding = ActivationSharding()
 
     def setup(self) -> None:
         """Declares the weights; the head only where it is not the embedding itself."""
         c = self.config
         self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=INIT)
         rules = (*LANGUAGE_RULES, *lora.rules(LANGUAGE_RULES))
-        gather = self.places.gather(rules, "language/layers/", True, self.dtype)
+        gather = self.sharding.gather(rules, "language/layers/", True, self.dtype)
         self.layers = stacked(Block, c.layers, self.remat, gather)(
-            c, self.dtype, self.kernel, self.places
+            c, self.dtype, self.kernel, self.sharding
         )
         self.norm = RMSNorm(epsilon=c.norm_eps, dtype=self.dtype)
         if not c.tie_embeddings:
@@ -241,11 +248,13 @@ class LanguageModel(nn.Module):
 
     def logits(self, hidden: Array) -> Array:
         """Maps [..., M, D] to float32[..., M, V], accumulated in float32."""
-        return self.places.by_vocabulary(self._head(self.places.of_vocabulary(hidden)))
+        return self.sharding.logits(self._head(self.sharding.replicate_for_logits(hidden)))
 
     def next_logits(self, hidden: Array) -> Array:
         """Maps [B, D] to float32[B, V], with weights that lie for decoding."""
-        return self.places.rows(self.places.columns(self._head(self.places.everywhere(hidden))))
+        return self.sharding.rows(
+            self.sharding.columns(self._head(self.sharding.replicate(hidden)))
+        )
 
     def _head(self, hidden):
         with jax.named_scope("logits"):
@@ -254,16 +263,16 @@ class LanguageModel(nn.Module):
             table = self.embed.embedding.astype(self.dtype)
             return product(hidden.astype(self.dtype), table, jnp.float32)
 
-    def prefill(self, batch: Batch, features: Array, *kept: str) -> tuple[Array, tuple]:
-        """See `Model.prefill`; `kept` is how, kind and platform, as `cache.stored` takes them."""
+    def prefill(self, batch: Batch, features: Array, *storage: str) -> tuple[Array, tuple]:
+        """See `Model.prefill`; `storage` is kind and platform, as `cache.stored` takes them."""
         prompt, context = self._start(batch, features)
         (prompt, _), (k, v) = self.layers((prompt, None), None, context)
         hidden = self.norm(_last_valid(prompt[:, 0], batch.mask))
-        if is_scanned(kept[1]):
+        if is_scanned(storage[1]):
             k, v = (jnp.moveaxis(x, (3, 0), (1, 2)) for x in (k, v))  # [N, K, L, P, E]
-            return hidden, (jax.tree.map(self.places.cached, cache.stored(k, v, *kept)),)
+            return hidden, (jax.tree.map(self.sharding.cached, cache.stored(k, v, *storage)),)
         layers = range(self.config.layers)
-        return hidden, tuple(cache.stored(by_head(k[i]), by_head(v[i]), *kept) for i in layers)
+        return hidden, tuple(cache.stored(by_head(k[i]), by_head(v[i]), *storage) for i in layers)
 
     def forward(self, batch: Batch, features: Array, tokens: Array, mask: Array) -> Array:
         """See `Model.forward`."""
@@ -284,7 +293,7 @@ class LanguageModel(nn.Module):
         first = _last_valid(prompt[:, 0], batch.mask)[:, None, None]
         first = jnp.broadcast_to(first, (n, groups, 1, first.shape[-1]))
         hidden = jnp.concatenate([first, response[:, :, :-1]], axis=2)
-        return self.places.whole(self.norm(hidden.reshape(n * groups, steps, -1)), 1)
+        return self.sharding.gather_tokens(self.norm(hidden.reshape(n * groups, steps, -1)), 1)
 
     def packed(self, batch: Batch, features: Array, tokens: Array, source: Array) -> Array:
         """See `Model.packed`."""
@@ -321,7 +330,7 @@ class LanguageModel(nn.Module):
         )
         rotary = self._rotary(positions.swapaxes(1, 2)[:, None])
         (x, _), _ = self.layers((x[:, None], None), None, Context(ids, rotary))
-        return self.places.whole(self.norm(x[:, 0]), 1)
+        return self.sharding.gather_tokens(self.norm(x[:, 0]), 1)
 
     def _start(self, batch, features):
         """Prompt embeddings [N, 1, P, D] with the image features in place, and their context."""
@@ -335,7 +344,7 @@ class LanguageModel(nn.Module):
 
     def _embed(self, tokens):
         # Rows are taken before the cast: casting the table would touch all of it for each token.
-        return self.places.look_up(self.embed.embedding, tokens, self.dtype)
+        return self.sharding.look_up(self.embed.embedding, tokens, self.dtype)
 
     def _rotary(self, positions):
         return mrope(positions, self.config.mrope_section, self.config.rope_theta)
@@ -347,7 +356,7 @@ def is_scanned(platform: str) -> bool:
 
 
 def decoder(
-    params: Params, config: QwenVLConfig, dtype: Any, platform: str, places: Places
+    params: Params, config: QwenVLConfig, dtype: Any, platform: str, sharding: ActivationSharding
 ) -> Params:
     """See `Model.decoder`; `params` is the language model's part."""
     rules = (*LANGUAGE_RULES, *lora.rules(LANGUAGE_RULES))
@@ -357,7 +366,7 @@ def decoder(
             return x
         name = "language/" + "/".join(entry.key for entry in path)
         (rule,) = [spec for pattern, spec in rules if re.search(pattern, name)]
-        return places.decoding(x.astype(dtype), rule)
+        return sharding.decoder_weight(x.astype(dtype), rule)
 
     params = jax.tree_util.tree_map_with_path(cast, params)
     if is_scanned(platform):
@@ -386,13 +395,13 @@ def decode(
     blocks: tuple,
     step: Array,
     platform: str,
-    places: Places,
+    sharding: ActivationSharding,
 ) -> tuple[Array, tuple]:
     """See `Model.decode`; `weights` are from `decoder`."""
     n, columns = prefix_mask.shape
     groups = tokens.shape[0] // n
     rotary = tuple(part.reshape(n, groups, 1, -1) for part in rotary)
-    x = places.rows(weights["embed"]["embedding"][tokens].reshape(n, groups, 1, -1))
+    x = sharding.rows(weights["embed"]["embedding"][tokens].reshape(n, groups, 1, -1))
     sizes = [block.k.slots for block in blocks[0]]
     starts = [sum(sizes[:number]) for number in range(len(sizes))]
     # In a scan the token is not in its slot yet: there it stands before it, behind the last one.
@@ -403,35 +412,37 @@ def decode(
     for size, start in zip(sizes, starts, strict=True):
         ids.append(_ids(jnp.ones((n, 1, size), bool), columns + start))
 
-    block = Block(config, dtype, places=places)
+    block = Block(config, dtype, sharding=sharding)
     norm = RMSNorm(epsilon=config.norm_eps, dtype=dtype)
 
     def normed(x):
         return norm.apply({"params": weights["norm"]}, x.reshape(tokens.shape[0], -1))
 
     if scanned:
-        (of_prompts,), (own_blocks,) = prefix, blocks
+        (prompt_pair,), (own_blocks,) = prefix, blocks
 
         def one_layer(x, now):
-            of_layer, number = now
-            kept = jax.tree.map(
+            layer_weights, number = now
+            pairs = jax.tree.map(
                 lambda x: jax.lax.dynamic_index_in_dim(x, number, 2, keepdims=False),
-                (of_prompts, *own_blocks),
+                (prompt_pair, *own_blocks),
             )
-            apply = partial(block.apply, {"params": of_layer}, method="decode_beside")
-            return apply(x, rotary, own, kept, ids)
+            apply = partial(block.apply, {"params": layer_weights}, method="decode_without_write")
+            return apply(x, rotary, own, pairs, ids)
 
         now = weights["layers"], jnp.arange(config.layers)
-        x, found = jax.lax.scan(one_layer, x, now)
-        k, v = (jnp.moveaxis(new, 0, 2) for new in found)  # [N, K, L, G, 1, E]
+        x, new_pairs = jax.lax.scan(one_layer, x, now)
+        k, v = (jnp.moveaxis(new, 0, 2) for new in new_pairs)  # [N, K, L, G, 1, E]
         last = cache.write(own_blocks[-1], k, v, step - starts[-1])
         return normed(x), ((*own_blocks[:-1], last),)
 
     layers = []
-    for of_layer, of_prompt, own_blocks in zip(weights["layers"], prefix, blocks, strict=True):
+    for layer_weights, prompt_pair, own_blocks in zip(
+        weights["layers"], prefix, blocks, strict=True
+    ):
         x, last = block.apply(
-            {"params": of_layer},
-            *(x, rotary, own, (of_prompt, *own_blocks), ids, step - starts[-1]),
+            {"params": layer_weights},
+            *(x, rotary, own, (prompt_pair, *own_blocks), ids, step - starts[-1]),
             method="decode",
         )
         layers.append((*own_blocks[:-1], last))

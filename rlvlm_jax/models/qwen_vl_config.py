@@ -165,10 +165,10 @@ class _Fields:
         if not isinstance(fields, Mapping):
             name = where.rstrip(".") or "the content"
             raise InputError(f"{file}: {name} is {fields!r}, expected an object with fields")
-        self.fields, self.where, self.file, self.asked = fields, where, file, set()
+        self.fields, self.where, self.file, self.read = fields, where, file, set()
 
     def get(self, key: str, default: Any = _REQUIRED) -> Any:
-        self.asked.add(key)
+        self.read.add(key)
         if key in self.fields:
             return self.fields[key]
         if default is _REQUIRED:
@@ -214,7 +214,7 @@ class _Fields:
             self.only(key, value, None)
         ignored = set(_IGNORED.split())
         return sorted(
-            self.where + key for key in self.fields if key not in self.asked and key not in ignored
+            self.where + key for key in self.fields if key not in self.read and key not in ignored
         )
 
 
@@ -260,7 +260,7 @@ def from_hf(config: Mapping, preprocessor: Mapping | None = None) -> QwenVLConfi
         inner.only("model_type", family + "_text", family)
         # transformers ties where either says so.
         tied |= inner.boolean("tie_word_embeddings", False)
-        inner.asked.update(_TOKEN_IDS)
+        inner.read.update(_TOKEN_IDS)
         unknown += inner.unknown()
 
     tower = _Fields(top.get("vision_config"), "vision_config.")
@@ -344,7 +344,7 @@ def _read_rotary(fields: _Fields, head_size: int) -> tuple[float, tuple[int, int
 
 def _check_repeated(top: _Fields, inner: _Fields, text: dict[str, Any]):
     """Lets the top level repeat text_config, as transformers 4.5x writes it, but not differ."""
-    repeated = {key: top.get(key) for key in sorted(inner.asked) if key in top.fields}
+    repeated = {key: top.get(key) for key in sorted(inner.read) if key in top.fields}
     merged = _Fields({**inner.fields, **repeated})
     # The rotary fields have several spellings, so there what they mean is compared.
     same_spelling = [key for key in repeated if key in inner.fields and "rope" not in key]
@@ -368,8 +368,7 @@ def _read_pixels(tower: _Fields, preprocessor: Mapping | None) -> dict[str, Any]
     tower.only("spatial_patch_size", patch)
     geometry = {"patch_size": patch, "temporal_patch_size": frames, "merge_size": merge}
 
-    given = {} if preprocessor is None else preprocessor
-    pixels = _Fields(given, file="preprocessor_config.json")
+    pixels = _Fields({} if preprocessor is None else preprocessor, file="preprocessor_config.json")
     for key, value in geometry.items():
         pixels.only(key, value, None)
     pixels.only("do_normalize", True, None)

@@ -69,5 +69,5 @@ def rotate(x: Array, rotary: tuple[Array, Array]) -> Array:
     """
     cos, sin = (part[..., None, :] for part in rotary)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)

@@ -22,10 +22,10 @@ from rlvlm_jax.config import (
     shards,
 )
 from rlvlm_jax.models import flops
+from rlvlm_jax.models.activation_sharding import MAX_REPLICATED
 from rlvlm_jax.models.attention import MAX_SCORES
 from rlvlm_jax.models.flops import Work
 from rlvlm_jax.models.kernels import LANES
-from rlvlm_jax.models.places import MAX_REPLICATED
 from rlvlm_jax.models.qwen_vision import by_window
 from rlvlm_jax.models.qwen_vl_config import QwenVLConfig
 from rlvlm_jax.plan.topology import Topology
@@ -157,10 +157,10 @@ def _vision_attention(s: Sizes, prompts: float) -> Parts:
     # Queries, and keys and values three times, in tiles of 128 lanes and transposed beside it.
     size = v.width // v.heads
     lanes = -(-size // LANES) * LANES / size
-    turned = prompts * patches * 2 * v.width * 4.0  # queries and keys, by their rotary angles
+    rotated = prompts * patches * 2 * v.width * 4.0  # queries and keys, by their rotary angles
     return {
         "keys by window": prompts * patches * 7 * v.width * s.item * lanes * 2,
-        "turned queries and keys": turned,
+        "turned queries and keys": rotated,
     }
 
 

@@ -59,14 +59,14 @@ def take_state(state: State, rows: Array, samples: int) -> State:
         def take(x: Array, rows: Array) -> Array:
             return x[_of_rows(x, rows, samples)]
 
-        found = jax.vmap(take)(_by_shard(x, rows), rows)
-        return found.reshape(-1, *x.shape[1:-3], 1, *x.shape[-2:])
+        taken = jax.vmap(take)(_by_shard(x, rows), rows)
+        return taken.reshape(-1, *x.shape[1:-3], 1, *x.shape[-2:])
 
     taken = {name: _take(x, rows) for name, x in _row_fields(state).items()}
     return State(cache=jax.tree.map(take_block, state.cache), **taken)
 
 
-def put_state(state: State, found: State, rows: Array, samples: int) -> State:
+def put_state(state: State, part: State, rows: Array, samples: int) -> State:
     """Returns the state with these rows replaced; of the cache, only the last blocks changed."""
 
     def put(x: Array, new: Array) -> Array:
@@ -82,9 +82,9 @@ def put_state(state: State, found: State, rows: Array, samples: int) -> State:
 
     cache = tuple(
         (*blocks[:-1], jax.tree.map(put_block, blocks[-1], new[-1]))
-        for blocks, new in zip(state.cache, found.cache, strict=True)
+        for blocks, new in zip(state.cache, part.cache, strict=True)
     )
-    news = _row_fields(found)
+    news = _row_fields(part)
     return State(
         cache=cache, **{name: put(x, news[name]) for name, x in _row_fields(state).items()}
     )
@@ -105,5 +105,5 @@ def _by_shard(x: Array, rows: Array) -> Array:
 
 
 def _take(x: Array, rows: Array) -> Array:
-    found = jax.vmap(lambda x, rows: x[rows])(_by_shard(x, rows), rows)
-    return found.reshape(-1, *x.shape[1:])
+    taken = jax.vmap(lambda x, rows: x[rows])(_by_shard(x, rows), rows)
+    return taken.reshape(-1, *x.shape[1:])

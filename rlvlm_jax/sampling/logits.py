@@ -77,9 +77,9 @@ def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
         above = jnp.where(weights > value(middle), weights, 0.0).sum(axis=-1, keepdims=True)
         return jnp.where(above < enough, low, middle), jnp.where(above < enough, middle, high)
 
-    one = jax.lax.bitcast_convert_type(jnp.float32(1.0), jnp.int32)
+    bits_of_one = jax.lax.bitcast_convert_type(jnp.float32(1.0), jnp.int32)
     low = jnp.full(enough.shape, -1, jnp.int32)
-    _, smallest = jax.lax.fori_loop(0, 31, halve, (low, jnp.full_like(low, one)))
+    _, smallest = jax.lax.fori_loop(0, 31, halve, (low, jnp.full_like(low, bits_of_one)))
     return jnp.where(weights >= value(smallest), logits, -jnp.inf)
 
 

@@ -137,9 +137,9 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
 
         def unfinished_rows(state: State) -> State:
             rows = unfinished(state.done, s.shards, few)
-            some = take_context(context, rows, s.samples)
-            found = run(some, take_state(state, rows, s.samples))
-            return put_state(state, found, rows, s.samples)
+            part_context = take_context(context, rows, s.samples)
+            part = run(part_context, take_state(state, rows, s.samples))
+            return put_state(state, part, rows, s.samples)
 
         if not few:
             return run(context, state)

@@ -140,7 +140,7 @@ def test_gspo_ratio_is_the_geometric_mean_and_reaches_every_token():
 
 
 def test_truncated_importance_weight_is_constant_and_outside_the_clip():
-    def run(gap, ratio, cap):
+    def run(logprob_diff, ratio, cap):
         def loss(lp, old, rollout):
             return losses.policy_loss(
                 lp,
@@ -152,15 +152,15 @@ def test_truncated_importance_weight_is_constant_and_outside_the_clip():
             )[0]
 
         old = jnp.array([[-2.0]])
-        arguments = (old + np.log(ratio), old, old - gap)
+        arguments = (old + np.log(ratio), old, old - logprob_diff)
         value, gradients = jax.value_and_grad(loss, argnums=(0, 1, 2))(*arguments)
         return float(value), [float(g[0, 0]) for g in gradients]
 
-    value, gradients = run(gap=LOG2, ratio=1.1, cap=3.0)
+    value, gradients = run(logprob_diff=LOG2, ratio=1.1, cap=3.0)
     assert value == pytest.approx(2 * -2.2, rel=1e-5)
     assert gradients == pytest.approx([2 * -2.2, 0.0, 0.0], rel=1e-5)
-    assert run(gap=LOG2, ratio=1.1, cap=1.5)[0] == pytest.approx(1.5 * -2.2, rel=1e-5)
-    assert run(gap=-LOG2, ratio=1.5, cap=1.5)[0] == pytest.approx(0.5 * -2.4, rel=1e-5)
+    assert run(logprob_diff=LOG2, ratio=1.1, cap=1.5)[0] == pytest.approx(1.5 * -2.2, rel=1e-5)
+    assert run(logprob_diff=-LOG2, ratio=1.5, cap=1.5)[0] == pytest.approx(0.5 * -2.4, rel=1e-5)
 
 
 # ---------------------------------------------------------------- aggregation

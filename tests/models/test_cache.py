@@ -16,9 +16,9 @@ from rlvlm_jax.models import build, cache, exact_cpu
 N, K, G, E = 2, 3, 4, 8
 
 
-def natural(kept, x):
-    """[..., S, *] of an array that lies like `kept`."""
-    return x.swapaxes(-1, -2) if kept.turned else x
+def natural(block, x):
+    """[..., S, *] of an array that lies like `block`."""
+    return x.swapaxes(-1, -2) if block.transposed else x
 
 
 def draw(*shape, seed=0):
@@ -29,57 +29,57 @@ def draw(*shape, seed=0):
 def test_float_kinds_keep_the_values_in_their_type(kind, dtype):
     for slots in (5, exact_cpu.LANES):
         k, v = draw(N, K, slots, E), draw(N, K, slots, E)
-        for kept, given in zip(cache.stored(k, v, kind), (k, v), strict=True):
-            assert kept.x.dtype == dtype
-            assert kept.scale is None
-            found = natural(kept, cache.read(kept, jnp.float32))
-            np.testing.assert_array_equal(found, given.astype(dtype).astype(np.float32))
+        for block, values in zip(cache.stored(k, v, kind), (k, v), strict=True):
+            assert block.x.dtype == dtype
+            assert block.scale is None
+            found = natural(block, cache.read(block, jnp.float32))
+            np.testing.assert_array_equal(found, values.astype(dtype).astype(np.float32))
 
 
 @pytest.mark.parametrize("kind", cache.KINDS)
 @pytest.mark.parametrize("slots", [5, 64, 96, 128])
 @pytest.mark.parametrize("size", [8, 64, 80, 128])
 def test_products_columns_are_the_last_axis_where_they_fill_the_lanes(kind, slots, size):
-    def block():
+    def empty():
         prompt = cache.stored(draw(N, K, 6, size), draw(N, K, 6, size), kind)
         return cache.empty(prompt, G, slots)
 
     def stored():
         return cache.stored(draw(N, K, slots, size), draw(N, K, slots, size), kind)
 
-    for found in map(jax.eval_shape, (block, stored)):
-        assert found.k.turned == (slots in (64, 128))
-        assert found.v.turned == (size in (8, 80))
+    for found in map(jax.eval_shape, (empty, stored)):
+        assert found.k.transposed == (slots in (64, 128))
+        assert found.v.transposed == (size in (8, 80))
         assert found.k.slots == found.v.slots == slots
-        for kept in found:
-            inner = (size, slots) if kept.turned else (slots, size)
-            assert kept.x.shape[-2:] == inner
+        for block in found:
+            inner = (size, slots) if block.transposed else (slots, size)
+            assert block.x.shape[-2:] == inner
             if kind == "int8":
-                assert kept.scale.shape == tuple(
-                    1 if axis == kept.x.ndim - (2 if kept.turned else 1) else length
-                    for axis, length in enumerate(kept.x.shape)
+                assert block.scale.shape == tuple(
+                    1 if axis == block.x.ndim - (2 if block.transposed else 1) else length
+                    for axis, length in enumerate(block.x.shape)
                 )
 
 
 def test_elsewhere_a_slot_is_one_piece():
     prompt = cache.stored(draw(N, K, 64, 80), draw(N, K, 64, 80), "model", "tpu")
-    block = cache.empty(prompt, G, 128, "tpu")
-    for kept, slots in ((prompt.k, 64), (prompt.v, 64), (block.k, 128), (block.v, 128)):
-        assert not kept.turned
-        assert kept.x.shape[-2:] == (slots, 80)
+    pair = cache.empty(prompt, G, 128, "tpu")
+    for block, slots in ((prompt.k, 64), (prompt.v, 64), (pair.k, 128), (pair.v, 128)):
+        assert not block.transposed
+        assert block.x.shape[-2:] == (slots, 80)
 
 
 @pytest.mark.parametrize("slots", [5, 64])
 def test_int8_keeps_each_head_of_each_slot_within_half_a_step(slots):
     k, v = draw(N, K, slots, E), draw(N, K, slots, E, seed=1) * 100
     k[0, 1, 2] = 0
-    for kept, given in zip(cache.stored(k, v, "int8"), (k, v), strict=True):
-        assert kept.x.dtype == jnp.int8
-        assert natural(kept, kept.scale).shape == (N, K, slots, 1)
-        assert np.abs(kept.x).max() == 127
-        step = np.abs(given).max(axis=-1, keepdims=True) / 127
-        found = natural(kept, cache.read(kept, jnp.float32))
-        assert (np.abs(found - given) <= step * 0.5001).all()
+    for block, values in zip(cache.stored(k, v, "int8"), (k, v), strict=True):
+        assert block.x.dtype == jnp.int8
+        assert natural(block, block.scale).shape == (N, K, slots, 1)
+        assert np.abs(block.x).max() == 127
+        step = np.abs(values).max(axis=-1, keepdims=True) / 127
+        found = natural(block, cache.read(block, jnp.float32))
+        assert (np.abs(found - values) <= step * 0.5001).all()
 
 
 @pytest.mark.parametrize("kind", cache.KINDS)
@@ -117,8 +117,8 @@ def decoded(kind):
 @pytest.mark.parametrize(("kind", "most"), [("bfloat16", 0.01), ("int8", 0.02)])
 def test_a_smaller_kind_decodes_nearly_the_same(kind, most):
     expected, found = decoded("model"), decoded(kind)
-    gap = (found - expected).std() / expected.std()
-    assert 0 < gap < most
+    deviation = (found - expected).std() / expected.std()
+    assert 0 < deviation < most
 
 
 def test_an_unknown_kind_is_refused():

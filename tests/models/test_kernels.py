@@ -290,11 +290,16 @@ def full_sequences(mesh, kernel):
         return sum(x.astype(jnp.float32).sum() for x in jax.tree.leaves((hidden, last, prefix)))
 
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    places = sharding.param_shardings(shapes, model.param_rules, mesh)
+    shardings = sharding.param_shardings(shapes, model.param_rules, mesh)
     rows = sharding.batch_sharding(mesh)
     tokens, mask = (jax.ShapeDtypeStruct((8, 50), t, sharding=rows) for t in (np.int32, bool))
     batch = sharding.batch_shapes(4, 90, 144, 48, mesh)
-    return jax.jit(jax.grad(loss)), (sharding.with_shardings(shapes, places), batch, tokens, mask)
+    return jax.jit(jax.grad(loss)), (
+        sharding.with_shardings(shapes, shardings),
+        batch,
+        tokens,
+        mask,
+    )
 
 
 def attention_of(mesh, kernel):

@@ -82,8 +82,8 @@ def test_merged_weights_give_the_same_log_probabilities(adapted):
     model, params, changed = adapted
     merged = lora.merge(changed)
     assert jax.tree.structure(merged) == jax.tree.structure(params)
-    assert not lora.is_there(merged)
-    assert lora.is_there(changed)
+    assert not lora.has_adapters(merged)
+    assert lora.has_adapters(changed)
     with_adapters = logprobs_of(model, changed)
     assert float(jnp.abs(with_adapters - logprobs_of(model, params)).max()) > 0.01
     np.testing.assert_allclose(with_adapters, logprobs_of(model, merged), rtol=0, atol=1e-5)
@@ -108,17 +108,17 @@ def test_shapes_like_those_of_a_checkpoint(adapted):
     _, params, _ = adapted
     stored = lora.add(params, jax.random.key(0), 3, 6.0, lambda path: "mlp" in path)
     shapes, plain = (jax.eval_shape(lambda tree=tree: tree) for tree in (stored, params))
-    assert lora.like(plain, shapes) == shapes
-    assert lora.like(plain, plain) == plain
+    assert lora.shapes_like(plain, shapes) == shapes
+    assert lora.shapes_like(plain, plain) == plain
     assert lora.drop(shapes) == plain
 
 
 def test_every_adapter_has_one_place_on_the_mesh(adapted):
     model, _, changed = adapted
     mesh = sharding.make_mesh(2, 2, 2)
-    places = leaves(
+    shardings = leaves(
         sharding.param_shardings(jax.eval_shape(lambda: changed), model.param_rules, mesh)
     )
-    assert tuple(places["language/layers/attn/q/lora_a"].spec) == (None, None, "fsdp")
-    assert tuple(places["language/layers/attn/q/lora_b"].spec) == (None, "tensor", None)
-    assert tuple(places["vision/merger/fc1/lora_a"].spec) == (None, "fsdp")
+    assert tuple(shardings["language/layers/attn/q/lora_a"].spec) == (None, None, "fsdp")
+    assert tuple(shardings["language/layers/attn/q/lora_b"].spec) == (None, "tensor", None)
+    assert tuple(shardings["vision/merger/fc1/lora_a"].spec) == (None, "fsdp")

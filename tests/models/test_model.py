@@ -66,8 +66,8 @@ def assert_close(tree, expected, relative=1e-5):
         jax.tree_util.tree_leaves_with_path(tree), jax.tree.leaves(expected), strict=True
     ):
         scale = np.abs(theirs).max() + 1e-12
-        gap = np.abs(ours - theirs).max() / scale
-        assert gap < relative, f"{jax.tree_util.keystr(path)}: {gap}"
+        error = np.abs(ours - theirs).max() / scale
+        assert error < relative, f"{jax.tree_util.keystr(path)}: {error}"
 
 
 @pytest.mark.parametrize("pad", ["left", "right", "hole"])
@@ -244,8 +244,8 @@ def test_bfloat16_computes_close_to_float32_and_gives_float32_logits():
     assert hidden.dtype == jnp.bfloat16
     logits = half.logits(params, hidden)
     assert logits.dtype == jnp.float32
-    gap = np.abs(np.float32(hidden) - exact)[mask]
-    assert 0 < gap.mean() < 0.05 * np.abs(exact[mask]).mean()
+    error = np.abs(np.float32(hidden) - exact)[mask]
+    assert 0 < error.mean() < 0.05 * np.abs(exact[mask]).mean()
     # Accumulated in float32: the error is that of rounding the factors, not of the sum.
     head = np.float64(jnp.asarray(params["language"]["head"]["weight"], jnp.bfloat16))
     np.testing.assert_allclose(logits, np.float64(hidden) @ head.T, atol=1e-4)

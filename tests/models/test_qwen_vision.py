@@ -75,23 +75,23 @@ def both():
         gradient, features = jax.jit(jax.grad(loss, has_aux=True))(cases.random_params(model))
         return np.asarray(features), gradient["vision"]
 
-    laid = run()
+    windowed = run()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(qwen_vision, "by_window", lambda config, patches: False)
-        return laid, run()
+        return windowed, run()
 
 
 def test_features_are_the_same_and_in_the_same_order(both):
-    (laid, _), (masked, _) = both
+    (windowed, _), (masked, _) = both
     counts = cases.make_batch(cases.tiny_config(), PROMPTS).patch_image[:, ::4] > 0
-    np.testing.assert_allclose(laid[counts], masked[counts], atol=2e-5)
+    np.testing.assert_allclose(windowed[counts], masked[counts], atol=2e-5)
     assert masked[counts].std() > 0.1
-    assert np.isfinite(laid).all()
+    assert np.isfinite(windowed).all()
 
 
 def test_gradients_are_the_same(both):
-    (_, laid), (_, masked) = both
-    for found, expected in zip(jax.tree.leaves(laid), jax.tree.leaves(masked), strict=True):
+    (_, windowed), (_, masked) = both
+    for found, expected in zip(jax.tree.leaves(windowed), jax.tree.leaves(masked), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
 
 
@@ -103,14 +103,14 @@ def test_few_patches_and_no_windows_are_left_alone():
     assert not qwen_vision.by_window(cases.tiny_config("qwen2_vl").vision, 10_000)
 
 
-def test_laying_by_window_keeps_merge_blocks_together():
+def test_sorting_by_window_keeps_merge_blocks_together():
     config = cases.tiny_config()
     batch = cases.make_batch(config, PROMPTS)
-    laid, places = qwen_vision.lay_by_window(batch, 2)
-    window = np.asarray(laid.patch_window)
+    ordered, positions = qwen_vision.sort_by_window(batch, 2)
+    window = np.asarray(ordered.patch_window)
     assert (np.diff(window, axis=1) >= 0).all()
     for name in ("patches", "patch_coords", "patch_image", "patch_window"):
-        before, after = (np.asarray(getattr(x, name)) for x in (batch, laid))
-        after = after.reshape(len(after), places.shape[1], -1)
-        back = np.take_along_axis(after, np.asarray(places)[..., None], axis=1)
+        before, after = (np.asarray(getattr(x, name)) for x in (batch, ordered))
+        after = after.reshape(len(after), positions.shape[1], -1)
+        back = np.take_along_axis(after, np.asarray(positions)[..., None], axis=1)
         np.testing.assert_array_equal(back.reshape(before.shape), before)

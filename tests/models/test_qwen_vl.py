@@ -110,7 +110,7 @@ def logprobs_of(logits, tokens):
     return np.take_along_axis(logps, tokens[..., None], axis=-1)[..., 0]
 
 
-def largest_gap(pair, batch, groups=2, length=5):
+def largest_error(pair, batch, groups=2, length=5):
     """Largest difference of a valid response token's log-probability, nats."""
     theirs, model, params = pair
     tokens, mask = cases.random_responses(batch, groups, length)
@@ -125,7 +125,7 @@ def largest_gap(pair, batch, groups=2, length=5):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logprobs_of_mixed_images_under_any_padding(make_pair, family, pad):
     pair = make_pair(family)
-    assert largest_gap(pair, cases.make_batch(pair[1].config, MIXED, pad=pad)) < 5e-5
+    assert largest_error(pair, cases.make_batch(pair[1].config, MIXED, pad=pad)) < 5e-5
 
 
 @pytest.mark.parametrize(  # the families differ in their towers, not in these
@@ -138,7 +138,7 @@ def test_logprobs_of_mixed_images_under_any_padding(make_pair, family, pad):
 def test_logprobs_of_grouped_heads_and_tied_heads(make_pair, family, heads, kv_heads, tied):
     pair = make_pair(family, heads=heads, kv_heads=kv_heads, tied=tied, layers=3)
     batch = cases.make_batch(pair[1].config, [([WIDE], 3), ([SMALL], 6)])
-    assert largest_gap(pair, batch) < 5e-5
+    assert largest_error(pair, batch) < 5e-5
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -146,7 +146,7 @@ def test_logprobs_of_text_alone(make_pair, family):
     pair = make_pair(family)
     # Left padding only: without an image, transformers counts positions over the padding too.
     batch = cases.make_batch(pair[1].config, [([], 9), ([], 4)])
-    assert largest_gap(pair, batch) < 5e-5
+    assert largest_error(pair, batch) < 5e-5
 
 
 @pytest.mark.parametrize("grid", [SMALL, (4, 4), (4, 8), (6, 6), WIDE, TALL, (2, 18)])

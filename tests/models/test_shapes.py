@@ -112,13 +112,13 @@ def test_every_call_has_the_promised_shapes_and_types(name):
     hidden, prefix = jax.eval_shape(model.prefill, params, batch, features)
     k, e = config.kv_heads, config.head_size
     assert hidden == array(bf16, n, config.width)
-    keys = cache.Kept(array(bf16, n, k, e, p), None, turned=True)  # P is a multiple of 64
-    values = cache.Kept(array(bf16, n, k, p, e), None, turned=False)  # and so is E
-    assert prefix == (cache.Block(keys, values),) * config.layers
+    keys = cache.KVBlock(array(bf16, n, k, e, p), None, transposed=True)  # P is a multiple of 64
+    values = cache.KVBlock(array(bf16, n, k, p, e), None, transposed=False)  # and so is E
+    assert prefix == (cache.KVPair(keys, values),) * config.layers
 
-    keys = cache.Kept(array(bf16, n, k, g, e, r), None, turned=True)
-    values = cache.Kept(array(bf16, n, k, g, r, e), None, turned=False)
-    block = cache.Block(keys, values)
+    keys = cache.KVBlock(array(bf16, n, k, g, e, r), None, transposed=True)
+    values = cache.KVBlock(array(bf16, n, k, g, r, e), None, transposed=False)
+    block = cache.KVPair(keys, values)
     made = jax.eval_shape(lambda prefix: model.empty_cache(prefix, g, r), prefix)
     assert made == (block,) * config.layers
     weights = jax.eval_shape(model.decoder, params)

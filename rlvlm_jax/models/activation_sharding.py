@@ -42,7 +42,7 @@ WEIGHTS = ("tensor", "fsdp", "sequence")
 FREE = PartitionSpec.UNCONSTRAINED
 
 
-class Places(NamedTuple):
+class ActivationSharding(NamedTuple):
     """The mesh, None for one device, and what decoding does with its weights."""
 
     mesh: Mesh | None = None
@@ -50,7 +50,7 @@ class Places(NamedTuple):
 
     def rows(self, x: Array) -> Array:
         """Divides the leading axis, prompts or sequences, as it is at rest."""
-        return self._lay(x, ROWS, *[FREE] * (x.ndim - 1)) if self._divides(x, 0, ROWS) else x
+        return self._constrain(x, ROWS, *[FREE] * (x.ndim - 1)) if self._divides(x, 0, ROWS) else x
 
     def look_up(self, table: Array, tokens: Array, dtype: Any) -> Array:
         """Returns the rows of an embedding [V, D] for tokens [N, T] of full sequences: [N, T, D].
@@ -61,59 +61,61 @@ class Places(NamedTuple):
         spare = self.mesh is None or self.mesh.shape["fsdp"] == 1
         if spare or not self._divides(tokens, 0, PASS_ROWS):
             return table[tokens].astype(dtype)
-        table = self._lay(table, "tensor", "fsdp")  # as it lies at rest; its gradient too
-        x = table[self._lay(tokens, "data", None)].astype(dtype)
-        x = self._lay(x, "data", None, "fsdp")
-        return self._lay(x, PASS_ROWS, None, None)
+        table = self._constrain(table, "tensor", "fsdp")  # as it lies at rest; its gradient too
+        x = table[self._constrain(tokens, "data", None)].astype(dtype)
+        x = self._constrain(x, "data", None, "fsdp")
+        return self._constrain(x, PASS_ROWS, None, None)
 
     def tokens(self, x: Array) -> Array:
         """Divides hidden states [N, G, T, D] of full sequences by rows and by tokens."""
-        return self._pass(x, 2, "sequence" if self._divides(x, 2, ("sequence",)) else None)
+        return self._constrain_pass(
+            x, 2, "sequence" if self._divides(x, 2, ("sequence",)) else None
+        )
 
-    def whole(self, x: Array, axis: int) -> Array:
+    def gather_tokens(self, x: Array, axis: int) -> Array:
         """Brings the tokens of full sequences [N, ...], which are that axis of it, together."""
-        return self._pass(x, axis, None)
+        return self._constrain_pass(x, axis, None)
 
-    def everywhere(self, x: Array) -> Array:
+    def replicate(self, x: Array) -> Array:
         """Repeats rows wherever decoding's weights are divided."""
         if self.layout != "tensor" or not self._divides(x, 0, ("data",)):
             return x
         x = jax.lax.optimization_barrier(x)  # or it may travel in the wider type it was made from
-        return self._lay(x, "data", *[None] * (x.ndim - 1))
+        return self._constrain(x, "data", *[None] * (x.ndim - 1))
 
     def columns(self, x: Array) -> Array:
         """Divides the last axis like the weights that it comes from or goes to in decoding."""
         if self.layout != "tensor" or not self._divides(x, 0, ("data",)):
             return x
-        return self._lay(x, "data", *[None] * (x.ndim - 2), self._axes(x.shape[-1]))
+        return self._constrain(x, "data", *[None] * (x.ndim - 2), self._weight_axes(x.shape[-1]))
 
     def cached(self, x: Array) -> Array:
         """Divides keys or values [N, K, ...] by rows and, where that goes, by heads."""
         if not self._divides(x, 0, ROWS):
             return x
         heads = "tensor" if self._divides(x, 1, ("tensor",)) else None
-        return self._lay(x, ROWS, heads, *[None] * (x.ndim - 2))
+        return self._constrain(x, ROWS, heads, *[None] * (x.ndim - 2))
 
-    def of_vocabulary(self, hidden: Array) -> Array:
+    def replicate_for_logits(self, hidden: Array) -> Array:
         """Repeats hidden states [B, c, D] of full sequences wherever vocabulary is divided."""
         if not self._divides(hidden, 0, ("data",)):
             return hidden
-        return self._lay(hidden, "data", *[None] * (hidden.ndim - 1))
+        return self._constrain(hidden, "data", *[None] * (hidden.ndim - 1))
 
-    def by_vocabulary(self, logits: Array) -> Array:
+    def logits(self, logits: Array) -> Array:
         """Divides logits [B, c, V] by vocabulary."""
         if not self._divides(logits, 0, ("data",)):
             return logits
-        axes = self._axes(logits.shape[-1])
-        return self._lay(logits, "data", *[None] * (logits.ndim - 2), axes)
+        axes = self._weight_axes(logits.shape[-1])
+        return self._constrain(logits, "data", *[None] * (logits.ndim - 2), axes)
 
-    def table(self, weight: Array) -> Array:
+    def output_layer(self, weight: Array) -> Array:
         """Divides an output layer [V, D] by vocabulary."""
         if self.mesh is None:
             return weight
-        return self._divided(weight, self._axes(weight.shape[0]), None)
+        return self._constrain_weight(weight, self._weight_axes(weight.shape[0]), None)
 
-    def decoding(self, weight: Array, rule: PartitionSpec) -> Array:
+    def decoder_weight(self, weight: Array, rule: PartitionSpec) -> Array:
         """Lays a weight of the decoder as `layout` says.
 
         Args:
@@ -123,11 +125,11 @@ class Places(NamedTuple):
         if self.mesh is None or self.layout == "train":
             return weight
         if self.layout == "replicated":
-            return self._lay(weight)
-        return self._divided(
+            return self._constrain(weight)
+        return self._constrain_weight(
             weight,
             *(
-                self._axes(size) if axes == "tensor" else None
+                self._weight_axes(size) if axes == "tensor" else None
                 for size, axes in zip(weight.shape, rule, strict=False)
             ),
         )
@@ -146,73 +148,77 @@ class Places(NamedTuple):
         if self.mesh is None:
             return None
 
-        def place(path: Sequence[Any], x: Array) -> Array:
+        def gather_leaf(path: Sequence[Any], x: Array) -> Array:
             name = prefix + "/".join(e.key for e in path if e.key != "params")
             (rule,) = [tuple(spec) for pattern, spec in rules if re.search(pattern, name)]
             rule = rule[1:] if stacked else rule
             if "fsdp" not in rule:
                 return x
             whole = [None if axes == "fsdp" else axes for axes in rule]
-            divided, whole = (NamedSharding(self.mesh, PartitionSpec(*r)) for r in (rule, whole))
-            return _gathered(x.astype(dtype), whole, divided)
+            sharded, gathered = (
+                NamedSharding(self.mesh, PartitionSpec(*spec)) for spec in (rule, whole)
+            )
+            return _gathered(x.astype(dtype), gathered, sharded)
 
-        return lambda params: jax.tree_util.tree_map_with_path(place, params)
+        return lambda params: jax.tree_util.tree_map_with_path(gather_leaf, params)
 
-    def _axes(self, size: int) -> tuple[str, ...] | None:
+    def _weight_axes(self, size: int) -> tuple[str, ...] | None:
         """The most of `WEIGHTS` that divide an axis."""
         for axes in (WEIGHTS, WEIGHTS[:2], ("fsdp",), ("tensor",)):
             if size % math.prod(self.mesh.shape[axis] for axis in axes) == 0:
                 return axes
         return None
 
-    def _divided(self, weight: Array, *axes: tuple[str, ...] | None) -> Array:
+    def _constrain_weight(self, weight: Array, *axes: tuple[str, ...] | None) -> Array:
         """Divides a weight, in two steps, of which the compiler knows each, there and back.
 
         In one, it would bring the whole weight together on each device.
         """
         if WEIGHTS in axes:
-            weight = self._lay(weight, *(WEIGHTS[:2] if one == WEIGHTS else one for one in axes))
-        return self._lay(weight, *axes)
+            weight = self._constrain(
+                weight, *(WEIGHTS[:2] if names == WEIGHTS else names for names in axes)
+            )
+        return self._constrain(weight, *axes)
 
     def _divides(self, x: Array, axis: int, axes: tuple[str, ...]) -> bool:
         if self.mesh is None:
             return False
         return x.shape[axis] % math.prod(self.mesh.shape[name] for name in axes) == 0
 
-    def _pass(self, x: Array, axis: int, name: str | None) -> Array:
+    def _constrain_pass(self, x: Array, axis: int, name: str | None) -> Array:
         """Divides rows, and tokens over `name`; nothing is stated where no tokens are divided."""
         if self.mesh is None or self.mesh.shape["sequence"] == 1:
             return x
         spec = [FREE] * x.ndim
         spec[0] = PASS_ROWS if self._divides(x, 0, PASS_ROWS) else FREE
         spec[axis] = name
-        return self._lay(x, *spec)
+        return self._constrain(x, *spec)
 
-    def _lay(self, x: Array, *spec: Any) -> Array:
-        place = NamedSharding(self.mesh, PartitionSpec(*spec))
-        return jax.lax.with_sharding_constraint(x, place)
+    def _constrain(self, x: Array, *spec: Any) -> Array:
+        sharding = NamedSharding(self.mesh, PartitionSpec(*spec))
+        return jax.lax.with_sharding_constraint(x, sharding)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gathered(x, whole, divided):
+def _gathered(x, gathered, sharded):
     """X laid as `whole`; its gradient as `divided`, not whole as the transposed operation would."""
-    del divided
-    return jax.lax.with_sharding_constraint(x, whole)
+    del sharded
+    return jax.lax.with_sharding_constraint(x, gathered)
 
 
-def _gathered_forward(x, whole, divided):
-    return _gathered(x, whole, divided), None
+def _gathered_forward(x, gathered, sharded):
+    return _gathered(x, gathered, sharded), None
 
 
-def _gathered_backward(whole, divided, _, g):
-    del whole
-    return (jax.lax.with_sharding_constraint(g, divided),)
+def _gathered_backward(gathered, sharded, _, g):
+    del gathered
+    return (jax.lax.with_sharding_constraint(g, sharded),)
 
 
 _gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
-def choose(layout: str, mesh: Mesh, decoder_bytes: int) -> Places:
+def choose(layout: str, mesh: Mesh, decoder_bytes: int) -> ActivationSharding:
     """Returns the places of a run.
 
     Args:
@@ -228,4 +234,4 @@ def choose(layout: str, mesh: Mesh, decoder_bytes: int) -> Places:
         raise InputError(f"rollout.layout={layout!r} is not one of {', '.join(LAYOUTS)}")
     if layout == "auto":
         layout = "replicated" if decoder_bytes <= MAX_REPLICATED else "tensor"
-    return Places(mesh if mesh.size > 1 else None, layout)
+    return ActivationSharding(mesh if mesh.size > 1 else None, layout)

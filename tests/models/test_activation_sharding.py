@@ -12,7 +12,7 @@ import pytest
 from rlvlm_jax import models, sharding
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.logprobs import make_logprobs_fn
-from rlvlm_jax.models import cache, places, qwen_vl_config
+from rlvlm_jax.models import activation_sharding, cache, qwen_vl_config
 from rlvlm_jax.sampling import sampler
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
@@ -37,8 +37,10 @@ def test_a_scan_over_layers_decodes_the_same(kind):
 
 def model_of(mesh=None, layout="train", platform="cpu", **changes):
     config = qwen_vl_config.from_hf(tiny_model.hf_config(**changes))
-    where = places.choose(layout, mesh, 0) if mesh else places.Places()
-    return models.build(config, platform=platform, places=where)
+    chosen = activation_sharding.ActivationSharding()
+    if mesh:
+        chosen = activation_sharding.choose(layout, mesh, 0)
+    return models.build(config, platform=platform, sharding=chosen)
 
 
 def sample(model, params, batch, shards=1):
@@ -80,9 +82,9 @@ def test_samples_do_not_depend_on_where_weights_lie(
     params, expected = plainly
     mesh = sharding.make_mesh(1, 4 // sequence, 2, sequence=sequence)
     model = model_of(mesh, layout, platform)
-    laid = sharding.param_shardings(params, model.param_rules, mesh)
+    shardings = sharding.param_shardings(params, model.param_rules, mesh)
     batch = sharding.put_batch(tiny_model.batch(), mesh)
-    found = sample(model, jax.device_put(params, laid), batch, shards=4)
+    found = sample(model, jax.device_put(params, shardings), batch, shards=4)
     np.testing.assert_array_equal(found.tokens, expected.tokens)
     np.testing.assert_array_equal(found.truncated, expected.truncated)
     np.testing.assert_allclose(found.logprobs, expected.logprobs, atol=2e-5)
@@ -98,8 +100,10 @@ def test_no_weight_of_the_decoder_is_whole_on_a_device(axes):
     vision = tiny_model.hf_config()["vision_config"] | {"out_hidden_size": 64}
     model = model_of(mesh, "tensor", **sizes, **heads, vision_config=vision)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    laid = sharding.param_shardings(shapes, model.param_rules, mesh)
-    text = jax.jit(model.decoder).lower(sharding.with_shardings(shapes, laid)).compile().as_text()
+    shardings = sharding.param_shardings(shapes, model.param_rules, mesh)
+    text = (
+        jax.jit(model.decoder).lower(sharding.with_shardings(shapes, shardings)).compile().as_text()
+    )
     large = [leaf.shape for leaf in jax.tree.leaves(shapes["language"]) if leaf.size >= 64 * 160]
     assert large
     whole = {",".join(map(str, shape)) for shape in large}
@@ -135,9 +139,9 @@ def test_logprobs_and_gradients_do_not_depend_on_the_mesh(tied, fsdp, sequence, 
     (_, expected), gradients = loss(plain)(params, batch, tokens, mask)
     mesh = sharding.make_mesh(1, fsdp, tensor, sequence=sequence)
     model = model_of(mesh, tie_word_embeddings=tied)
-    laid = sharding.param_shardings(params, model.param_rules, mesh)
+    shardings = sharding.param_shardings(params, model.param_rules, mesh)
     arrays = sharding.put_batch((batch, tokens, mask), mesh)
-    (_, found), divided = loss(model)(jax.device_put(params, laid), *arrays)
+    (_, found), divided = loss(model)(jax.device_put(params, shardings), *arrays)
     np.testing.assert_allclose(found, expected, atol=2e-5)
     for one, other in zip(jax.tree.leaves(divided), jax.tree.leaves(gradients), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4 * max(1.0, np.abs(other).max()))
@@ -150,7 +154,7 @@ def test_tokens_are_looked_up_without_gathering_table_or_tokens(fsdp, sequence, 
     mesh = sharding.make_mesh(1, fsdp, tensor, sequence=sequence)
     model = model_of(mesh, vocab_size=1024)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
-    laid = sharding.param_shardings(shapes, model.param_rules, mesh)
+    shardings = sharding.param_shardings(shapes, model.param_rules, mesh)
     batch = sharding.batch_shapes(16, 512, 0, 588, mesh)  # more tokens than the table has rows
     features = jax.ShapeDtypeStruct(
         (16, 0, 32), jnp.float32, sharding=sharding.batch_sharding(mesh)
@@ -162,7 +166,7 @@ def test_tokens_are_looked_up_without_gathering_table_or_tokens(fsdp, sequence, 
         # The table is the output layer too, whose gradient lies otherwise.
         return jnp.square(model.logits(model.spread(params), hidden[:, :4])).sum()
 
-    arguments = sharding.with_shardings(shapes, laid), batch, features
+    arguments = sharding.with_shardings(shapes, shardings), batch, features
     text = jax.jit(jax.grad(loss)).lower(*arguments).compile().as_text()
     gathers = re.findall(r"= (\S+) all-gather\(", text)
     assert gathers
@@ -175,9 +179,15 @@ def test_tokens_are_looked_up_without_gathering_table_or_tokens(fsdp, sequence, 
 
 def test_auto_replicates_small_models_only():
     mesh = sharding.make_mesh(1, 4, 2)
-    assert places.choose("auto", mesh, places.MAX_REPLICATED).layout == "replicated"
-    assert places.choose("auto", mesh, places.MAX_REPLICATED + 1).layout == "tensor"
-    assert places.choose("train", mesh, 1).layout == "train"
-    assert places.choose("auto", sharding.make_mesh(1, 1, 1), 1).mesh is None
+    assert (
+        activation_sharding.choose("auto", mesh, activation_sharding.MAX_REPLICATED).layout
+        == "replicated"
+    )
+    assert (
+        activation_sharding.choose("auto", mesh, activation_sharding.MAX_REPLICATED + 1).layout
+        == "tensor"
+    )
+    assert activation_sharding.choose("train", mesh, 1).layout == "train"
+    assert activation_sharding.choose("auto", sharding.make_mesh(1, 1, 1), 1).mesh is None
     with pytest.raises(InputError, match="rollout.layout='whole'"):
-        places.choose("whole", mesh, 1)
+        activation_sharding.choose("whole", mesh, 1)

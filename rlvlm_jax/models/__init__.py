@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""`build(config) -> Model`: all that the rest of the program knows of a network.
+"""`build(config) -> Model`: all that the rest of the program knows about a network.
 
-A `Model` is a handful of mathematical functions of a plain nested dict of parameters. Sampler, loss
-and update receive it as an argument; nothing outside this package knows that Flax is underneath.
+A `Model` is a set of pure functions of a plain nested dict of parameters. Sampler, loss and update
+receive it as an argument; nothing outside this package knows about Flax.
 """
 
 import functools
@@ -38,34 +38,34 @@ class Model:
         config: sizes and token ids.
         init: key -> params, float32 nested dict.
         encode_images: (params, batch) -> features [N, M, D] in the compute dtype, M = I / merge**2;
-            normalises the bytes itself. Meaningless but finite at padding.
+            normalises the bytes itself. Finite but meaningless at padding.
         prefill: (params, batch, features) -> (hidden [N, D] of each prompt's last valid column,
-            prefix: a block of keys and values for each layer on CPU, one for all layers elsewhere,
-            see `models.cache`).
-        decoder: params -> weights for `decode` and `next_logits`, in the compute dtype and where
-            `config.rollout.layout` has them; made once, used for every token.
-        empty_cache: (prefix, G, S) -> a block of S slots for each entry of the prefix.
-        rotary: positions int32[..., B] of tokens of responses -> what `decode` needs of them,
-            arrays [..., B, *]. Computed for many tokens at once: within `decode`, XLA would do it
-            anew in every layer for every head.
+            prefix: a tuple of KV pairs, one per layer on CPU, a single one for all layers on other
+            platforms; see `models.cache`).
+        decoder: params -> weights for `decode` and `next_logits`, in the compute dtype and sharded
+            as `config.rollout.layout` says; built once, used for every token.
+        empty_cache: (prefix, G, S) -> a KV pair of S slots for each entry of the prefix.
+        rotary: positions int32[..., B] of response tokens -> the rotary pair that `decode` takes,
+            arrays [..., B, *]. Computed for many tokens at once: inside `decode`, XLA would
+            recompute it in every layer for every head.
         decode: (weights, tokens int32[B], their `rotary`, prefix, prefix_mask bool[N, P],
-            cache: for each entry of the prefix a tuple of blocks, step int32[]) -> (hidden
-            [B, D], cache). Runs one token a sequence, writes slot `step`, which lies in the last
-            block, and attends to the prefix, which is read once a group, and to slots 0..step.
+            cache: a tuple of KV pairs for each entry of the prefix, step int32[]) -> (hidden
+            [B, D], cache). Runs one token per sequence and writes slot `step`, which is in the last
+            pair. Attends to the prefix, which is read once per group, and to slots 0..step.
         forward: (params, batch, features, tokens int32[B, R], mask bool[B, R]) -> hidden [B, R, D]
             where hidden[:, t] predicts tokens[:, t]. Each prompt runs once for its G responses.
-            A response's positions go on after the largest of its prompt, as `decode` expects too.
+            A response's positions start after the largest of its prompt, as in `decode`.
         packed: (params, batch, features, tokens int32[B, R], source int32[S, T]) -> hidden
-            [S, T, D] of the tokens of S streams, each as in `forward` but at its own column. A
-            token is named by its place among the prompts' N * P tokens and, behind them, the
-            responses' B * R; -1 is padding. In a stream a prompt is once, before its responses.
+            [S, T, D] of the tokens of S streams, each as in `forward` but at its own column.
+            `source` indexes the prompts' N * P tokens followed by the responses' B * R; -1 is
+            padding. A prompt occurs once per stream, before its responses.
         next_logits: (weights of `decoder`, hidden [B, D]) -> float32[B, V].
-        spread: params -> params for many calls of `logits`, the output layer divided as the logits.
+        spread: params -> params for many calls of `logits`: the output layer sharded like logits.
         logits: (params, hidden [..., M, D]) -> float32[..., M, V].
         param_rules: (regex, PartitionSpec) pairs for mesh axes "fsdp" and "tensor"; each
-            parameter path matches one.
-        part: path of a parameter -> "vit", "connector", "llm" or "head" (the output layer where it
-            is not the embedding's), the parts that can be frozen.
+            parameter path matches exactly one.
+        part: path of a parameter -> "vit", "connector", "llm" or "head" (the output layer if it is
+            not tied to the embedding), the parts that can be frozen.
     """
 
     config: QwenVLConfig
@@ -95,18 +95,18 @@ def build(
     platform: str = "cpu",
     sharding: ActivationSharding = UNSHARDED,
 ) -> Model:
-    """Returns the functions of a Qwen2-VL or Qwen2.5-VL.
+    """Returns the functions of a Qwen2-VL or Qwen2.5-VL model.
 
     Args:
         config: sizes, family and token ids.
         dtype: compute dtype, "float32" or "bfloat16"; parameters, softmax, norms, rotary angles and
-            logits are float32 in either case.
-        remat: which results of a layer the backward pass keeps: "none" recomputes nothing,
-            "elementwise" all but products, "dots" all but those with weights, "full" everything.
-        attention: what computes attention over full sequences, e.g. as `kernels.choose` returns it.
-        cache: what keys and values are kept in while decoding, one of `cache.KINDS`.
-        platform: of the devices that decode, as JAX calls it.
-        sharding: of activations and decoding weights on the mesh.
+            logits are always float32.
+        remat: what the backward pass recomputes: "none" nothing, "elementwise" all but matrix
+            products, "dots" all but products with weights, "full" everything.
+        attention: kernel for full sequences, e.g. from `kernels.choose`.
+        cache: how decoding stores keys and values, one of `cache.KINDS`.
+        platform: JAX's name for the platform of the decoding devices.
+        sharding: of activations and decoding weights.
 
     Raises:
         InputError: `dtype`, `remat` or `cache` is not one of the accepted values.
@@ -128,7 +128,7 @@ def build(
         vision_key, language_key = jax.random.split(key)
         batch = _smallest_batch(config)
         features = jnp.zeros((1, 1, config.width))
-        alone = {"kernel": PLAIN, "sharding": UNSHARDED}  # one prompt divides over nothing
+        alone = {"kernel": PLAIN, "sharding": UNSHARDED}  # one prompt cannot be sharded
         return {
             "vision": vision.clone(**alone).init(vision_key, batch)["params"],
             "language": language.clone(**alone).init(language_key, batch, features)["params"],

@@ -1,24 +1,23 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where weights and hidden states lie on a mesh while they are used.
+"""Sharding constraints on weights and hidden states while they are used.
 
-`sharding` says where parameters lie between steps. Left alone, the compiler may gather activations,
-or the whole output layer once for every chunk of logits, where gathering one layer's weights or
-exchanging a few rows would do. So the places that matter are stated:
+`sharding` defines how parameters are sharded between steps. Without constraints, the compiler may
+gather activations, or the whole output layer for every chunk of logits, although it would be enough
+to gather one layer's weights or to exchange a few rows. So this module constrains what matters:
 
-* Full sequences: rows are divided over `data` and `fsdp`, the tokens of each over `sequence`; keys
-  and values are gathered over `sequence`, so that each device attends for its own tokens.
-* A layer's weights are gathered over `fsdp` in the compute type just before full sequences use
-  them, one layer at a time, and their gradients are scattered again at once.
-* Logits: the vocabulary is divided over `fsdp`, `sequence` and `tensor`, and each device sees the
-  hidden states of all rows of the chunk. Neither the output layer nor its gradient is whole
-  anywhere.
-* Decoding, `config.rollout.layout`: "train" leaves weights as they lie, so that all are gathered
-  for every token; "replicated" has them whole on each device; "tensor" divides each over `fsdp`,
+* Full sequences: rows are sharded over `data` and `fsdp`, their tokens over `sequence`. Keys and
+  values are gathered over `sequence`, so that each device attends for its own tokens.
+* The weights of one layer at a time are gathered over `fsdp` in the compute dtype just before full
+  sequences use them. Their gradients are scattered again at once.
+* Logits: the vocabulary is sharded over `fsdp`, `sequence` and `tensor`, and each device has the
+  hidden states of all rows of the chunk. No device has the whole output layer or its gradient.
+* Decoding, `config.rollout.layout`: "train" keeps the sharding at rest, so every token gathers all
+  weights; "replicated" stores them whole on each device; "tensor" shards each over `fsdp`,
   `sequence` and `tensor` along heads, MLP width or vocabulary, and moves the rows of one token
-  instead, while attention and the cache stay divided by rows.
+  instead. Attention and the cache stay sharded by rows.
 
-Without a mesh every function here returns what it is given.
+Without a mesh every function here returns its input.
 """
 
 import functools
@@ -35,91 +34,91 @@ from rlvlm_jax.sharding import PASS_ROWS, ROWS
 from rlvlm_jax.types import Array, Params
 
 LAYOUTS = ("auto", "train", "tensor", "replicated")
-MAX_REPLICATED = 2**30  # bytes of weights up to which "auto" has them whole on every device
-# Of decoding's weights, and of logits: the largest parts are those that tensor parallelism makes of
-# the weights at rest, so that the way between the two is one exchange within each.
+MAX_REPLICATED = 2**30  # bytes of weights up to which "auto" replicates them on every device
+# Mesh axes of decoding's weights and of logits. The outermost is `tensor`, as for weights at rest,
+# so that resharding is one exchange within each tensor-parallel part.
 WEIGHTS = ("tensor", "fsdp", "sequence")
 FREE = PartitionSpec.UNCONSTRAINED
 
 
 class ActivationSharding(NamedTuple):
-    """The mesh, None for one device, and what decoding does with its weights."""
+    """The mesh, None for one device, and the sharding of decoding's weights."""
 
     mesh: Mesh | None = None
     layout: str = "train"  # "train", "tensor" or "replicated"
 
     def rows(self, x: Array) -> Array:
-        """Divides the leading axis, prompts or sequences, as it is at rest."""
+        """Shards the leading axis, prompts or sequences, as at rest."""
         return self._constrain(x, ROWS, *[FREE] * (x.ndim - 1)) if self._divides(x, 0, ROWS) else x
 
     def look_up(self, table: Array, tokens: Array, dtype: Any) -> Array:
         """Returns the rows of an embedding [V, D] for tokens [N, T] of full sequences: [N, T, D].
 
-        Each device looks up its channels for all rows, which then change places with channels; the
-        compiler may as well gather the table.
+        Each device looks up its own channels for all rows, then an all-to-all exchanges channels
+        for rows. Otherwise the compiler may gather the table.
         """
         spare = self.mesh is None or self.mesh.shape["fsdp"] == 1
         if spare or not self._divides(tokens, 0, PASS_ROWS):
             return table[tokens].astype(dtype)
-        table = self._constrain(table, "tensor", "fsdp")  # as it lies at rest; its gradient too
+        table = self._constrain(table, "tensor", "fsdp")  # as at rest; its gradient too
         x = table[self._constrain(tokens, "data", None)].astype(dtype)
         x = self._constrain(x, "data", None, "fsdp")
         return self._constrain(x, PASS_ROWS, None, None)
 
     def tokens(self, x: Array) -> Array:
-        """Divides hidden states [N, G, T, D] of full sequences by rows and by tokens."""
+        """Shards hidden states [N, G, T, D] of full sequences by rows and by tokens."""
         return self._constrain_pass(
             x, 2, "sequence" if self._divides(x, 2, ("sequence",)) else None
         )
 
     def gather_tokens(self, x: Array, axis: int) -> Array:
-        """Brings the tokens of full sequences [N, ...], which are that axis of it, together."""
+        """Gathers full sequences [N, ...] along `axis`, their tokens."""
         return self._constrain_pass(x, axis, None)
 
     def replicate(self, x: Array) -> Array:
-        """Repeats rows wherever decoding's weights are divided."""
+        """Replicates rows over the axes that shard decoding's weights."""
         if self.layout != "tensor" or not self._divides(x, 0, ("data",)):
             return x
-        x = jax.lax.optimization_barrier(x)  # or it may travel in the wider type it was made from
+        x = jax.lax.optimization_barrier(x)  # else the wider dtype it was cast from may travel
         return self._constrain(x, "data", *[None] * (x.ndim - 1))
 
     def columns(self, x: Array) -> Array:
-        """Divides the last axis like the weights that it comes from or goes to in decoding."""
+        """Shards the last axis like the decoding weights that produce or consume it."""
         if self.layout != "tensor" or not self._divides(x, 0, ("data",)):
             return x
         return self._constrain(x, "data", *[None] * (x.ndim - 2), self._weight_axes(x.shape[-1]))
 
     def cached(self, x: Array) -> Array:
-        """Divides keys or values [N, K, ...] by rows and, where that goes, by heads."""
+        """Shards keys or values [N, K, ...] by rows and, if `tensor` divides them, by heads."""
         if not self._divides(x, 0, ROWS):
             return x
         heads = "tensor" if self._divides(x, 1, ("tensor",)) else None
         return self._constrain(x, ROWS, heads, *[None] * (x.ndim - 2))
 
     def replicate_for_logits(self, hidden: Array) -> Array:
-        """Repeats hidden states [B, c, D] of full sequences wherever vocabulary is divided."""
+        """Replicates hidden states [B, c, D] over the axes that shard the vocabulary."""
         if not self._divides(hidden, 0, ("data",)):
             return hidden
         return self._constrain(hidden, "data", *[None] * (hidden.ndim - 1))
 
     def logits(self, logits: Array) -> Array:
-        """Divides logits [B, c, V] by vocabulary."""
+        """Shards logits [B, c, V] by vocabulary."""
         if not self._divides(logits, 0, ("data",)):
             return logits
         axes = self._weight_axes(logits.shape[-1])
         return self._constrain(logits, "data", *[None] * (logits.ndim - 2), axes)
 
     def output_layer(self, weight: Array) -> Array:
-        """Divides an output layer [V, D] by vocabulary."""
+        """Shards an output layer [V, D] by vocabulary."""
         if self.mesh is None:
             return weight
         return self._constrain_weight(weight, self._weight_axes(weight.shape[0]), None)
 
     def decoder_weight(self, weight: Array, rule: PartitionSpec) -> Array:
-        """Lays a weight of the decoder as `layout` says.
+        """Shards a weight of the decoder as `layout` says.
 
         Args:
-            weight: in the compute type.
+            weight: in the compute dtype.
             rule: the parameter's, see `sharding`.
         """
         if self.mesh is None or self.layout == "train":
@@ -137,12 +136,12 @@ class ActivationSharding(NamedTuple):
     def gather(
         self, rules: Sequence[tuple[str, PartitionSpec]], prefix: str, stacked: bool, dtype: Any
     ) -> Callable[[Params], Params] | None:
-        """Returns what gathers the weights of a module over `fsdp`, None on one device.
+        """Returns a function that gathers a module's weights over `fsdp`; None on one device.
 
         Args:
             rules: (regular expression, PartitionSpec) of all parameters.
             prefix: path of the module, such as "language/layers/".
-            stacked: whether the rules' first axis is that of layers, of which one is given.
+            stacked: whether the rules' first axis is layers; the function then takes one layer.
             dtype: compute dtype, in which the weights travel.
         """
         if self.mesh is None:
@@ -163,16 +162,16 @@ class ActivationSharding(NamedTuple):
         return lambda params: jax.tree_util.tree_map_with_path(gather_leaf, params)
 
     def _weight_axes(self, size: int) -> tuple[str, ...] | None:
-        """The most of `WEIGHTS` that divide an axis."""
+        """The largest group of `WEIGHTS` that divides an axis."""
         for axes in (WEIGHTS, WEIGHTS[:2], ("fsdp",), ("tensor",)):
             if size % math.prod(self.mesh.shape[axis] for axis in axes) == 0:
                 return axes
         return None
 
     def _constrain_weight(self, weight: Array, *axes: tuple[str, ...] | None) -> Array:
-        """Divides a weight, in two steps, of which the compiler knows each, there and back.
+        """Shards a weight in two steps, each of which the compiler can do and undo efficiently.
 
-        In one, it would bring the whole weight together on each device.
+        In a single step it would gather the whole weight on each device.
         """
         if WEIGHTS in axes:
             weight = self._constrain(
@@ -186,7 +185,7 @@ class ActivationSharding(NamedTuple):
         return x.shape[axis] % math.prod(self.mesh.shape[name] for name in axes) == 0
 
     def _constrain_pass(self, x: Array, axis: int, name: str | None) -> Array:
-        """Divides rows, and tokens over `name`; nothing is stated where no tokens are divided."""
+        """Shards rows, and tokens over `name`; no constraint without a `sequence` axis."""
         if self.mesh is None or self.mesh.shape["sequence"] == 1:
             return x
         spec = [FREE] * x.ndim
@@ -201,7 +200,7 @@ class ActivationSharding(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gathered(x, gathered, sharded):
-    """X laid as `whole`; its gradient as `divided`, not whole as the transposed operation would."""
+    """Shards x as `gathered` and its gradient as `sharded`; autodiff alone would gather both."""
     del sharded
     return jax.lax.with_sharding_constraint(x, gathered)
 
@@ -219,13 +218,13 @@ _gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def choose(layout: str, mesh: Mesh, decoder_bytes: int) -> ActivationSharding:
-    """Returns the places of a run.
+    """Returns the activation sharding of a run.
 
     Args:
         layout: one of `LAYOUTS`; "auto" is "replicated" for at most `MAX_REPLICATED` bytes of
             weights and "tensor" for more.
         mesh: of the run.
-        decoder_bytes: of the language model in the compute type.
+        decoder_bytes: of the language model in the compute dtype.
 
     Raises:
         InputError: there is no such layout.

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Attention as one pure function, `attend`: the only place where queries meet keys.
+"""Attention as one pure function, `attend`.
 
-The vision tower and the language model, prefill, decoding and training all call it. It knows about
-groups (G sequences that share the keys of their prompt), grouped heads (H query heads on K key and
-value heads) and which query may see which key; it knows nothing of weights, positions or caches.
-Where a kernel of a library is asked for, it hands the work to `kernels`.
+The vision tower and the language model call it in prefill, decoding and training. It handles groups
+(G sequences that share the keys of their prompt), grouped heads (H query heads on K key and value
+heads) and masking. It knows nothing about weights, positions or caches. `kernels` does the work if
+a library's kernel is selected.
 """
 
 from functools import partial, reduce
@@ -19,19 +19,19 @@ from rlvlm_jax.models.exact_cpu import product, row_sum
 from rlvlm_jax.models.kernels import PLAIN, Kernel
 from rlvlm_jax.types import Array
 
-# Scores of one sequence held at a time: 64 MiB of float32. More are computed in blocks of queries.
+# Scores of one sequence in memory at a time: 64 MiB of float32. Beyond that, queries run in blocks.
 MAX_SCORES = 2**24
-_LOWEST = -1e30  # finite, so that a row without any key stays free of NaN
+_LOWEST = -1e30  # finite, so that a row without keys does not become NaN
 
 
 class Ids(NamedTuple):
-    """Who sees whom: a query sees a key of the same non-zero segment that does not come later.
+    """The attention mask: a query sees the keys of its own non-zero segment that are not later.
 
     Attributes:
-        segment: int32[N, G, S] (G may be 1), 0 for padding, which neither sees nor is seen.
-        order: int32[S], the column in causal attention; all equal where attention is not causal.
-        branch: int32 like `segment`, or None: a key of branch 0 is seen by its whole segment,
-            another one by its own branch alone.
+        segment: int32[N, G, S] (G may be 1); 0 is padding, which neither sees nor is seen.
+        order: int32[S], the column in causal attention; all equal if attention is not causal.
+        branch: int32 like `segment`, or None. The whole segment sees a key of branch 0; only its
+            own branch sees any other key.
     """
 
     segment: Array
@@ -69,26 +69,26 @@ def attend(
 ) -> Array:
     """Computes softmax(q k / sqrt(E)) v with one softmax over all runs of keys together.
 
-    By the plain kernel, keys and values are never repeated, neither over the heads nor over the
-    group; for the others, shared keys are copied for each of the G sequences. Where the scores of a
-    sequence would exceed `max_scores`, queries go through in blocks that are recomputed in the
-    backward pass; the result is the same. The queries of a block lie apart, as many as there are
-    blocks, so that devices that have a run of the queries each have their share of every block.
+    The plain kernel never repeats keys and values, neither over heads nor over the group; the other
+    kernels copy shared keys for each of the G sequences. If the scores of a sequence would exceed
+    `max_scores`, queries run in blocks, which the backward pass recomputes; the result is the same.
+    The queries of a block are strided by the number of blocks, so that every device with a run of
+    the queries has a share of every block.
 
     Args:
         q: [N, G, Q, H, E], any float dtype; query head h uses key head h // (H / K).
         ids: segments and columns of the queries.
         keys: one or two runs, e.g. the shared prompt and the sequence's own response.
-        kernel: what computes it.
-        causal: what `ids.order` comes to, for a kernel that must know it when it is compiled
-            (splash): True where the runs of keys lie in consecutive columns and the queries are the
-            last Q of them; False where all columns are equal.
-        max_scores: largest number of scores, heads * queries * keys, of one sequence at a time; of
-            entries of the mask, queries * keys, where a kernel holds nothing else.
+        kernel: which kernel to use.
+        causal: what `ids.order` amounts to, for a kernel that must know it at compile time
+            (splash): True if the runs of keys are consecutive columns and the queries are the last
+            Q of them; False if all columns are equal.
+        max_scores: largest number of scores, heads * queries * keys, of one sequence at a time. For
+            a kernel that stores only the mask, the number of its entries, queries * keys.
 
     Returns:
-        [N, G, Q, H, E] in the dtype of `q`; a query that sees no key gets zeros. The softmax is
-        computed in float32.
+        [N, G, Q, H, E] in the dtype of `q`; zeros for a query that sees no key. The softmax is
+        float32.
     """
     length, heads = q.shape[2:4]
     entries = heads * sum(run.k.shape[-3] for run in keys)  # scores per query
@@ -133,10 +133,10 @@ def by_head(x: Array) -> Array:
 
 
 def attend_by_head(q: Array, ids: Ids, keys: list[HeadKeys]) -> Array:
-    """`attend` in one piece, for any number of runs of keys by head; decoding's own."""
+    """`attend` without blocks, for any number of runs of keys by head; decoding calls it."""
     n, g, length, heads, size = q.shape
     kv_heads = keys[0].k.shape[1]
-    h = heads // kv_heads  # query heads of a key head
+    h = heads // kv_heads  # query heads per key head
     q_by_head = q.reshape(n, g, length, kv_heads, h, size).transpose(0, 3, 1, 4, 2, 5)
     masks = [_visible(ids, run.ids)[:, None, :, None] for run in keys]  # bool[N, 1, G, 1, Q, S]
     scores = []
@@ -162,7 +162,7 @@ def attend_by_head(q: Array, ids: Ids, keys: list[HeadKeys]) -> Array:
 
 
 def _joined(keys, groups):
-    """All runs of keys as one run of each sequence's own: [N, G, S, K, E]."""
+    """Joins all runs of keys into one run per sequence: [N, G, S, K, E]."""
 
     def own(x):
         return x if x.ndim == 5 else jnp.broadcast_to(x[:, None], (len(x), groups, *x.shape[1:]))
@@ -183,7 +183,7 @@ def _joined(keys, groups):
 
 
 def _attend_by_kernel(q, ids, keys, kernel, causal):
-    """`attend` by a library's kernel in one piece; keys as `_joined` gives them."""
+    """`attend` by a library's kernel, without blocks; keys are from `_joined`."""
     n, g, length = q.shape[:3]
 
     def sequences(x):
@@ -197,7 +197,7 @@ def _attend_by_kernel(q, ids, keys, kernel, causal):
         out = kernels.splash(kernel, rows, k, v, *segments, causal=causal)
     else:
         out = kernels.dot_product(kernel, rows, k, v, visible)
-    # A softmax over nothing but masked scores is even, not empty.
+    # A softmax over masked scores only is uniform, not zero.
     out = jnp.where(visible.any(-1)[..., None, None], out, 0)
     return out.reshape(q.shape)
 

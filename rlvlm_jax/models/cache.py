@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Keys and values kept for decoding, layer by layer, as the attention of one token reads them.
+"""The KV cache for decoding, layer by layer.
 
-They lie as its products want them, so that nothing is turned around for each token. On GPUs and
-TPUs that is any way, and a slot is one piece of memory. On CPU there are two ways. In that of
-`exact_cpu.product` both factors are summed along their last axis, and XLA copies the second one
-before it multiplies. The other way around it is read as it lies, three to five times as fast. The
-faster way is taken just where `exact_cpu` says that both give the same bits, so that sampler and
-trainer stay equal. The products' columns are slots for scores, E for their sums of values.
+Keys and values are stored in the order that the products of one token need, so that nothing is
+transposed per token. On GPUs and TPUs any order will do, and a slot is contiguous. On CPU there are
+two. In the order of `exact_cpu.product`, both factors are contracted along their last axis, and XLA
+copies the second one before it multiplies. The transposed order needs no copy and is three to five
+times as fast. It is used only if `exact_cpu` says that both give the same bits, so that sampler and
+trainer stay equal. The columns of the product are slots for scores, E for sums of values.
 """
 
 import dataclasses
@@ -28,13 +28,13 @@ KINDS = ("model", "bfloat16", "int8")  # "model" is the compute dtype
 )
 @dataclasses.dataclass(frozen=True)
 class KVBlock:
-    """The keys or the values of S slots of one layer, without the axis G for a prompt.
+    """A KV block: the keys or the values of S slots of one layer. A prompt's has no axis G.
 
-    Where all layers lie together, their axis L is behind K.
+    If all layers are in one block, their axis L comes after K.
 
     Attributes:
         x: [N, K, G, S, E], transposed [N, K, G, E, S].
-        scale: float32[N, K, G, S, 1], transposed alike, where `x` is int8; else None.
+        scale: float32[N, K, G, S, 1], transposed like `x`, if `x` is int8; else None.
         transposed: whether slots are the last axis.
     """
 
@@ -54,21 +54,21 @@ class KVBlock:
 
 
 class KVPair(NamedTuple):
-    """Keys, on CPU transposed where S fills the lanes, and values, there where E does not."""
+    """Keys and values. On CPU, keys are transposed if S fills the lanes, values if E does not."""
 
     k: KVBlock
     v: KVBlock
 
 
 def stored(k: Array, v: Array, kind: str, platform: str = "cpu") -> KVPair:
-    """Returns a block of these keys and values.
+    """Returns the KV pair of these keys and values.
 
     Args:
         k: [..., S, E], of any float dtype.
-        v: alike.
-        kind: one of `KINDS`; int8 keeps round(127 x / max |x|) and max |x| / 127 of every head and
+        v: like `k`.
+        kind: one of `KINDS`; int8 stores round(127 x / max |x|) and max |x| / 127 of every head and
             slot.
-        platform: of the devices, as JAX calls it.
+        platform: JAX's name for the devices' platform.
     """
     on_cpu, (slots, size) = platform == "cpu", k.shape[-2:]
     k = _make_block(k, kind, on_cpu and transposed_is_exact(slots))
@@ -76,7 +76,7 @@ def stored(k: Array, v: Array, kind: str, platform: str = "cpu") -> KVPair:
 
 
 def empty(prompt: KVPair, samples: int, slots: int, platform: str = "cpu") -> KVPair:
-    """Returns a block of zeros, S = `slots` for each of G = `samples`, of the kind of `prompt`."""
+    """Returns a KV pair of zeros with S = `slots` and G = `samples`, of the kind of `prompt`."""
 
     def zeros(like: KVBlock, transposed: bool) -> KVBlock:
         def zeros_like(x: Array) -> Array:
@@ -90,12 +90,12 @@ def empty(prompt: KVPair, samples: int, slots: int, platform: str = "cpu") -> KV
 
 
 def write(pair: KVPair, k: Array, v: Array, slot: Array) -> KVPair:
-    """Returns the block with one slot written.
+    """Returns the pair with one slot written.
 
     Args:
         pair: [N, K, G, ...].
         k: [N, K, G, 1, E].
-        v: alike.
+        v: like `k`.
         slot: int32[].
     """
 
@@ -110,13 +110,13 @@ def write(pair: KVPair, k: Array, v: Array, slot: Array) -> KVPair:
 
 
 def read(block: KVBlock, dtype: jnp.dtype) -> Array:
-    """Returns keys or values in `dtype`, transposed as they are stored."""
+    """Returns keys or values in `dtype`, transposed if the block is."""
     x = block.x.astype(dtype)
     return x if block.scale is None else (x * block.scale).astype(dtype)
 
 
 def _make_block(x, kind, transposed):
-    """Keys or values [..., S, E] as a block."""
+    """Returns keys or values [..., S, E] as a KV block."""
     scale = None
     if kind == "int8":
         x = x.astype(jnp.float32)

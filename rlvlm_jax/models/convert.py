@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weights in and out: a Hugging Face directory on one side, our parameter tree on the other.
+"""Converts weights between a Hugging Face directory and our parameter tree.
 
-One table of names, read in both directions. Reading fills each parameter exactly once from tensors
-used exactly once, or says which do not fit; writing gives what transformers and vLLM load. Neither
-direction holds more than the parameters and one tensor beside them. This file needs NumPy only; it
-knows nothing of devices (`load_hf` hands each finished parameter to its caller) or of tokenizers
-(their files are carried along as text).
+One table of names serves both directions. Reading fills each parameter exactly once and uses each
+tensor exactly once, or reports which do not fit. Writing produces what transformers and vLLM load.
+Neither direction needs memory beyond the parameters and one more tensor. This module needs NumPy
+only. It knows nothing about devices (`load_hf` passes each parameter to its caller) or tokenizers
+(their files are copied as text).
 """
 
 import itertools
@@ -29,7 +29,7 @@ from rlvlm_jax.errors import InputError
 from rlvlm_jax.models.qwen_vl_config import QwenVLConfig, from_hf
 from rlvlm_jax.types import Params
 
-# What a model directory holds beside the weights; all of it is carried along unread, as text.
+# The files of a model directory besides the weights; all are copied unread, as text.
 SIDE_FILES = (
     "config.json",
     "generation_config.json",
@@ -50,8 +50,8 @@ DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bf
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # in a safetensors header
 
 # Hugging Face name, our path, Hugging Face shape. {l} runs over the layers, which we stack on a
-# leading axis. A path that ends in "weight" is a matrix [out, in]: of the patch convolution the
-# input axes are flattened.
+# leading axis. A path that ends in "weight" is a matrix [out, in]; the input axes of the patch
+# convolution are flattened.
 _LANGUAGE = (
     ("model.embed_tokens.weight", "language/embed/embedding", "V D"),
     ("model.layers.{l}.input_layernorm.weight", "language/layers/norm1/scale", "D"),
@@ -113,19 +113,19 @@ _TOWER = {
         *_MERGER,
     ),
 }
-# The second generation of names (transformers from 4.52), as prefixes of the first.
+# Prefixes of the second generation of names (transformers from 4.52) -> of the first.
 _RENAMED = (("model.language_model.", "model."), ("model.visual.", "visual."))
-# Rotary frequencies, which some old versions saved though they follow from the configuration.
+# Rotary frequencies, which some old versions saved although the configuration determines them.
 _DERIVED = re.compile(r"\.rotary_(pos_)?emb\.inv_freq$")
 
 
 class Rule(NamedTuple):
-    """One row of the table with its sizes filled in."""
+    """One row of the table with its sizes."""
 
     name: str  # Hugging Face name of the first generation; {l} stands for the layer
     path: str  # ours, levels separated by "/"
     shape: tuple[int, ...]  # of one Hugging Face tensor
-    layers: int | None  # how many are stacked; None where there is no {l}
+    layers: int | None  # how many are stacked; None without {l}
 
     @property
     def our_shape(self) -> tuple[int, ...]:
@@ -135,14 +135,14 @@ class Rule(NamedTuple):
         return inner if self.layers is None else (self.layers, *inner)
 
     def names(self) -> list[str]:
-        """Hugging Face names of the tensors that make up the parameter, in order of layers."""
+        """Returns the Hugging Face names of the parameter's tensors, in layer order."""
         if self.layers is None:
             return [self.name]
         return [self.name.format(l=layer) for layer in range(self.layers)]
 
 
 def hf_table(config: QwenVLConfig) -> tuple[Rule, ...]:
-    """The table for one model: every tensor it has and every parameter, each exactly once."""
+    """Returns the table of a model, with each of its tensors and parameters exactly once."""
     tower = config.vision
     sizes = {
         "V": config.vocab_size,
@@ -169,7 +169,7 @@ def hf_table(config: QwenVLConfig) -> tuple[Rule, ...]:
 
 
 def param_shapes(config: QwenVLConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of all parameters by path, without a weight being read."""
+    """Returns the shapes of all parameters by path; reads no weights."""
     return {rule.path: rule.our_shape for rule in hf_table(config)}
 
 
@@ -177,8 +177,8 @@ def resolve(path_or_repo: str | os.PathLike) -> Path:
     """Finds a model: a local directory, or a repository on the Hugging Face hub.
 
     Args:
-        path_or_repo: A directory, or "owner/name", which is downloaded into the hub's cache unless
-            it is there already.
+        path_or_repo: A directory, or "owner/name", which is downloaded into the hub's cache if it
+            is not there already.
 
     Returns:
         The local directory.
@@ -193,9 +193,9 @@ def resolve(path_or_repo: str | os.PathLike) -> Path:
         raise InputError(f"{path_or_repo} is a file, expected a model directory")
     if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(path_or_repo)):
         raise InputError(
-            f"there is no directory {path_or_repo}, and it is no hub repository (owner/name) either"
+            f"there is no directory {path_or_repo}, and it is not a hub repository (owner/name)"
         )
-    import huggingface_hub  # only here: it takes longer to import than the rest of the package
+    import huggingface_hub  # here, because it is slower to import than the rest of the package
     from huggingface_hub.errors import HfHubHTTPError
 
     patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"]
@@ -213,7 +213,7 @@ def read_side_files(directory: str | os.PathLike) -> dict[str, str]:
     """Reads configuration, tokenizer and processor files of a model directory.
 
     Returns:
-        {name: text} of those in `SIDE_FILES` that are there, line ends as they are.
+        {name: text} of those in `SIDE_FILES` that exist, with line ends unchanged.
 
     Raises:
         InputError: if there is no config.json, or a file is not UTF-8.
@@ -232,7 +232,7 @@ def read_side_files(directory: str | os.PathLike) -> dict[str, str]:
 
 
 def read_config(files: Mapping[str, str]) -> QwenVLConfig:
-    """The model's configuration from what `read_side_files` gives.
+    """Returns the model's configuration from the result of `read_side_files`.
 
     Raises:
         InputError: if config.json or preprocessor_config.json is not JSON, or not supported.
@@ -242,7 +242,7 @@ def read_config(files: Mapping[str, str]) -> QwenVLConfig:
     return from_hf(config, pixels)
 
 
-Read = Callable[[tuple[slice, ...]], np.ndarray]  # where in a parameter -> float32 of that part
+Read = Callable[[tuple[slice, ...]], np.ndarray]  # slices of a parameter -> float32 values
 
 
 def _keep(path: str, shape: tuple[int, ...], read: Read) -> np.ndarray:
@@ -255,21 +255,21 @@ def load_hf(
     *,
     place: Callable[[str, tuple[int, ...], Read], Any] = _keep,
 ) -> tuple[Params, dict[str, str]]:
-    """Reads the weights of a Hugging Face directory, one parameter after another.
+    """Reads the weights of a Hugging Face directory, one parameter at a time.
 
     Args:
         directory: Holds model.safetensors, or shards with their index; float32, float16 or
             bfloat16; names of either generation.
         config: The sizes that the weights must have.
-        place: `place(path, shape, read)` gives what is stored for the parameter, for example the
-            array on its devices. `read` takes one slice a dimension and reads that part of the
-            files only, so no host need hold what its devices do not. The default keeps whole
-            NumPy arrays.
+        place: `place(path, shape, read)` returns what to store for the parameter, for example the
+            array on its devices. `read` takes one slice per dimension and reads only that part of
+            the files, so no host needs more than its devices hold. The default stores whole NumPy
+            arrays.
 
     Returns:
-        (params, dtypes): the parameters as a nested dict; and the stored type of each tensor,
-        {Hugging Face name of the first generation: "float32" | "float16" | "bfloat16"}, with which
-        `save_hf` gives the same bits back.
+        (params, dtypes): the parameters as a nested dict, and the stored dtype of each tensor,
+        {Hugging Face name of the first generation: "float32" | "float16" | "bfloat16"}. With it,
+        `save_hf` writes the same bits.
 
     Raises:
         InputError: if a file is missing or damaged, or if tensors are missing, unexpected, stored
@@ -292,7 +292,7 @@ def load_hf(
 
 
 class _Stored(NamedTuple):
-    """Where a tensor lies, from the header of its file."""
+    """Location of a tensor, from the header of its file."""
 
     file: Path
     name: str  # in the file
@@ -308,13 +308,13 @@ def _parse(name: str | Path, text: str | bytes) -> Any:
 
 
 def _first_few(items: list[str], limit: int = 3) -> str:
-    """The first few, and how many there are beside them."""
+    """Lists the first few items and says how many more there are."""
     rest = f" and {len(items) - limit} more" if len(items) > limit else ""
     return ", ".join(items[:limit]) + rest
 
 
 def _shards(directory: Path) -> dict[Path, set[str] | None]:
-    """The weight files, each with the names that the index expects in it (None: no index)."""
+    """Returns the weight files, each with its tensor names from the index (None: no index)."""
     single, index = directory / WEIGHTS, directory / INDEX
     if single.is_file() and index.is_file():
         raise InputError(
@@ -333,11 +333,11 @@ def _shards(directory: Path) -> dict[Path, set[str] | None]:
     expected: dict[Path, set[str]] = {}
     for name, file in weight_map.items():
         if not isinstance(file, str) or Path(file).name != file:
-            raise InputError(f"{index} puts {name} into {file!r}, expected a file beside it")
+            raise InputError(f"{index} puts {name} into {file!r}, expected a file next to it")
         expected.setdefault(directory / file, set()).add(name)
     missing = sorted(path.name for path in expected if not path.is_file())
     if missing:
-        raise InputError(f"{index} names files that are not there: {_first_few(missing)}")
+        raise InputError(f"{index} names files that do not exist: {_first_few(missing)}")
     return dict(sorted(expected.items()))
 
 
@@ -352,7 +352,7 @@ def _open(file: Path) -> safe_open:
 
 
 def _open_all(directory: Path) -> dict[str, _Stored]:
-    """Reads the headers: every tensor of the directory by its first-generation name."""
+    """Reads the headers; returns every tensor of the directory by its first-generation name."""
     names = {code: dtype for dtype, code in CODES.items()}
     stored: dict[str, _Stored] = {}
     unsupported = []
@@ -393,10 +393,10 @@ def _open_all(directory: Path) -> dict[str, _Stored]:
 
 
 def _drop_tied_head(stored: dict[str, _Stored]):
-    """Forgets a head that repeats the embedding; one that differs would be lost, so is refused."""
+    """Drops a head that equals the embedding; refuses one that differs, as it would be lost."""
     head, embedding = stored.pop(_HEAD[0][0]), stored.get(_LANGUAGE[0][0])
     if embedding is None:
-        return  # reported as missing with everything else
+        return  # reported later with all missing tensors
     with _open(head.file) as of_head, _open(embedding.file) as of_embedding:
         if not np.array_equal(
             of_head.get_tensor(head.name), of_embedding.get_tensor(embedding.name)
@@ -432,7 +432,7 @@ def _check_fit(directory: str | os.PathLike, stored: dict[str, _Stored], table: 
 
 
 def _read_part(rule: Rule, stored: dict[str, _Stored], index: tuple[slice, ...]) -> np.ndarray:
-    """Reads a part of one parameter, file by file, each tensor going straight to its layer."""
+    """Reads a part of one parameter, file by file, each tensor straight into its layer."""
     starts_and_ends = [s.indices(size)[:2] for s, size in zip(index, rule.our_shape, strict=True)]
     array = np.empty([end - start for start, end in starts_and_ends], np.float32)
     names, targets, inner = rule.names(), [array], index
@@ -440,13 +440,13 @@ def _read_part(rule: Rule, stored: dict[str, _Stored], index: tuple[slice, ...])
         names, targets, inner = names[index[0]], array, index[1:]
     pairs = sorted(zip(names, targets, strict=True), key=lambda pair: stored[pair[0]].file)
     for file, group in itertools.groupby(pairs, key=lambda pair: stored[pair[0]].file):
-        # Opened anew for each parameter: closing gives the pages of the file back.
+        # Reopened for each parameter: closing releases the pages of the file.
         with _open(file) as shard:
             for name, target in group:
                 source = shard.get_slice(stored[name].name)
                 if len(rule.shape) == len(inner):
                     target[...] = source[inner]
-                else:  # the patch projection, whose axes but the first are one of ours
+                else:  # the patch projection: we flatten all axes but the first
                     rows = source[inner[0]]
                     target[...] = rows.reshape(len(rows), -1)[:, inner[1]]
                 if not (np.isfinite(target.min()) and np.isfinite(target.max())):
@@ -464,24 +464,24 @@ def save_hf(
     dtypes: str | Mapping[str, str],
     max_shard_bytes: int = 5_000_000_000,
 ):
-    """Writes a directory that transformers and vLLM load, all of it or nothing.
+    """Writes a directory that transformers and vLLM load, completely or not at all.
 
-    Tensors are fetched, converted and written one at a time. Names are those of the first
-    generation, which every version of both libraries reads. A tied head is not written.
+    Tensors are fetched, converted and written one at a time, under names of the first generation,
+    which every version of both libraries reads. A tied head is not written.
 
     Args:
         params: The parameter tree; leaves are NumPy or JAX arrays whose layers can be indexed.
         directory: Created, with its parents; must not hold a model already.
-        files: {name: text} of what goes beside the weights, as `read_side_files` gives it. Its
-            config.json says what is written; only the type of the weights that it states is
-            changed where no tensor has that type.
-        dtypes: One of "float32", "float16", "bfloat16" for all tensors, or the record that
-            `load_hf` returned.
-        max_shard_bytes: Tensors are put into a file until the next would exceed this.
+        files: {name: text} of the files next to the weights, from `read_side_files`. Its
+            config.json decides what is written. The weight dtype in it is changed only if no tensor
+            has that dtype.
+        dtypes: One of "float32", "float16", "bfloat16" for all tensors, or the dict that `load_hf`
+            returned.
+        max_shard_bytes: A file is full when the next tensor would exceed this.
 
     Raises:
         InputError: if the directory holds a model, the parameters do not fit config.json, or a
-            value is not finite in the type it is to be written in.
+            value is not finite in the dtype it is written in.
     """
     target = Path(directory).expanduser().resolve()
     _check_target(target)
@@ -517,14 +517,14 @@ def save_hf(
 
 
 def lossless_dtypes(params: Params, files: Mapping[str, str]) -> dict[str, str]:
-    """Finds for each tensor a type that holds its values exactly, for `save_hf`.
+    """Returns, for `save_hf`, a dtype for each tensor that stores its values exactly.
 
-    The type that config.json states where that does, float32 elsewhere: a model that was loaded
-    from bfloat16 and not trained gives the same bits back, a trained one loses none.
+    It is the dtype that config.json states if that is exact, else float32. A model loaded from
+    bfloat16 and not trained keeps the same bits; a trained one loses none.
 
     Args:
         params: The parameter tree, float32.
-        files: {name: text}, of which config.json is read.
+        files: {name: text}; only config.json is read.
     """
     content = _parse("config.json", files["config.json"])
     parts = [content, content.get("text_config") or {}]
@@ -542,7 +542,7 @@ def lossless_dtypes(params: Params, files: Mapping[str, str]) -> dict[str, str]:
 
 
 class _Planned(NamedTuple):
-    """A tensor that is going to be written."""
+    """A tensor to be written."""
 
     name: str
     rule: Rule
@@ -558,7 +558,7 @@ class _Planned(NamedTuple):
         return math.prod(self.rule.shape) * self.itemsize
 
     def fetch(self, leaves: Mapping[str, Any]) -> np.ndarray:
-        """The tensor as it is written: their shape, their type."""
+        """Returns the tensor in Hugging Face's shape and the dtype to write."""
         leaf = leaves[self.rule.path]
         value = np.asarray(leaf if self.layer is None else leaf[self.layer])
         value = value.reshape(self.rule.shape)
@@ -605,7 +605,7 @@ def _flatten(tree: Params, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _in_order(table: tuple[Rule, ...]) -> Iterator[tuple[str, Rule, int | None]]:
-    """All tensors layer by layer, so that a shard holds whole layers as far as they fit."""
+    """Yields all tensors layer by layer, so that shards hold whole layers as far as they fit."""
     for layers, group in itertools.groupby(table, key=lambda rule: rule.layers):
         rules = list(group)
         for layer in range(layers) if layers is not None else [None]:
@@ -614,7 +614,7 @@ def _in_order(table: tuple[Rule, ...]) -> Iterator[tuple[str, Rule, int | None]]
 
 
 def _state_dtype(text: str, tensors: list[_Planned]) -> str:
-    """Lets config.json name a type that the weights have; a fitting file stays as it is."""
+    """Makes config.json state a dtype that the weights have; leaves a correct file unchanged."""
     content = _parse("config.json", text)
     counts: Counter[str] = Counter()
     for tensor in tensors:
@@ -632,7 +632,7 @@ def _state_dtype(text: str, tensors: list[_Planned]) -> str:
 
 
 def _split(tensors: list[_Planned], max_shard_bytes: int) -> list[list[_Planned]]:
-    """Cuts the sequence into files; a tensor over the limit gets a file of its own."""
+    """Splits the tensors into files; a tensor over the limit gets its own file."""
     shards: list[list[_Planned]] = []
     room = 0
     for tensor in tensors:
@@ -659,9 +659,9 @@ def _write_weights(directory: Path, shards: list[list[_Planned]], leaves: Mappin
 
 
 def _write_shard(path: Path, tensors: list[_Planned], leaves: Mapping[str, Any]):
-    """Writes one safetensors file, a tensor at a time.
+    """Writes one safetensors file, one tensor at a time.
 
-    The library's own writer wants all tensors of a file in memory. The format is eight bytes with
+    The library's own writer needs all tensors of a file in memory. The format is eight bytes with
     the length of a JSON header, the header, and the tensors in the order of their offsets.
 
     Source: https://github.com/huggingface/safetensors, section "Format" of its README.
@@ -685,7 +685,7 @@ def _write_shard(path: Path, tensors: list[_Planned], leaves: Mapping[str, Any])
 
 
 def _publish(staging: Path, target: Path):
-    """Puts the finished directory in its place; into a directory in use, config.json last."""
+    """Moves the finished directory to its target; into an existing one, config.json last."""
     if not target.exists() or not any(target.iterdir()):
         staging.replace(target)
         return

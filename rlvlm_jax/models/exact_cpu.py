@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Products, sums and norms that round a token on CPU alike, whatever stands beside it.
+"""Products, sums and norms that on CPU round a token the same way in a batch of any shape.
 
-The usual ones do not: the order of a sum depends on the shape it is compiled for, so that a token
-alone, as in the sampler, gets other last bits than among others, as in the trainer. Measured in
-float32 on a model of 135M trained weights: the largest difference between the sampler's and the
-trainer's log-probability of a token falls from 3.1e-5 nats to 0, with jax 0.10.2 and 0.12.0.
-Everything else in this package may ignore the matter. On GPU and TPU nothing is promised, and a sum
-is the library's.
+The usual ones do not: the order of a sum depends on the shape it is compiled for. So the last bits
+of a token that runs alone, as in the sampler, differ from those of the same token among others, as
+in the trainer. Measured in float32 on a model of 135M trained weights: the largest difference
+between the sampler's and the trainer's log-probability of a token falls from 3.1e-5 nats to 0, with
+jax 0.10.2 and 0.12.0. The rest of this package need not care. On GPU and TPU nothing is guaranteed,
+and sums are the library's.
 """
 
 import functools
@@ -22,10 +22,10 @@ LANES = 64  # columns of a product
 
 
 def transposed_is_exact(columns: int) -> bool:
-    """Whether a product with several transposed factors has the same bits as one with the others.
+    """Returns whether `product` gives the same bits with and without `transposed` factors.
 
     Args:
-        columns: D, of the result.
+        columns: D of the result.
     """
     return columns % LANES == 0
 
@@ -33,13 +33,13 @@ def transposed_is_exact(columns: int) -> bool:
 def product(x: Array, y: Array, dtype: Any, transposed: bool = False) -> Array:
     """Returns x y^T: [..., M, D] of x [..., M, C] and y [..., D, C] or [D, C], in `dtype`.
 
-    In this form, both contracted along their last axis, a row of the result has on CPU the same
-    bits whatever the number of rows, which a contraction along the first axis of `y` does not give
-    (measured for widths of 192 to 2048). A single row would take another path; it is computed
-    twice.
+    Both factors are contracted along their last axis. In this form a row of the result has, on CPU,
+    the same bits for any number of rows; contracting along the first axis of `y` does not guarantee
+    that (measured for widths of 192 to 2048). A single row would take another code path, so it is
+    computed twice.
 
-    With `transposed`, `y` is [..., C, D]. That is faster for few rows, and for several `y` at once
-    has the same bits if `transposed_is_exact(D)`.
+    With `transposed`, `y` is [..., C, D]. That is faster for few rows. For a batch of `y` it gives
+    the same bits if `transposed_is_exact(D)`.
     """
     return (
         _product(x, y, dtype, transposed) if transposed or y.ndim > 2 else _by_weight(x, y, dtype)
@@ -57,11 +57,11 @@ def _product(x, y, dtype, transposed=False):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _by_weight(x, y, dtype):
-    """`product` with one matrix, whose gradient transposes the narrower of its two factors.
+    """`product` with one matrix; its gradient transposes the narrower of its two factors.
 
-    The gradient [D, C] is a product along the rows, for which XLA on CPU first copies one factor
-    the other way round, and takes the wider one where it is given the choice. A float32 result of
-    bfloat16 factors, as the logits are, sends its gradient back in bfloat16.
+    The gradient [D, C] is a product along the rows. For it, XLA on CPU first transposes a copy of
+    one factor, by default the wider one. A float32 result of bfloat16 factors, such as the logits,
+    sends its gradient back in bfloat16.
     """
     return _product(x, y, dtype)
 
@@ -89,9 +89,9 @@ _by_weight.defvjp(_by_weight_forward, _by_weight_backward)
 def row_sum(x: Array) -> Array:
     """Sums float32[..., M, S] along the last axis: float32[..., M, 1].
 
-    On CPU as a tree: the upper half of the columns is added to the lower until one is left. A
-    reduction adds in an order that depends on the loop it is compiled into; a product with ones
-    depends on the number of rows, from jax 0.12 on.
+    On CPU it adds the upper half of the columns to the lower until one is left, as a tree. The
+    order of a reduction depends on the loop it is compiled into; from jax 0.12 on, a product with
+    ones depends on the number of rows.
     """
     return jax.lax.platform_dependent(x, cpu=_sum_by_halves, default=_sum)
 
@@ -118,10 +118,10 @@ def _sum_by_halves_jvp(primals, tangents):
 def unit_rms(x: Array, epsilon: float) -> Array:
     """Divides float32[..., M, D] by the root of its mean square: x / sqrt(mean(x^2) + epsilon).
 
-    Written as sqrt(D) / sqrt(sum(x^2) + D epsilon). The usual reciprocal root of a mean has other
-    last bits in a vectorised loop than in its remainder, so that a token's norm depends on how many
-    tokens there are; exact roots and quotients do not. The maximum, without effect, keeps the
-    compiler from making a reciprocal root of it again.
+    Computed as sqrt(D) / sqrt(sum(x^2) + D epsilon). The last bits of the usual reciprocal square
+    root of a mean differ between a vectorised loop and its remainder, so a token's norm would
+    depend on the number of tokens. Exact roots and quotients avoid that. The maximum changes no
+    value; it keeps the compiler from turning the root back into a reciprocal root.
     """
     width = x.shape[-1]
     total = row_sum(jnp.square(x)) + width * epsilon

@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""How much work each pass of a Qwen2-VL or Qwen2.5-VL is: FLOPs and bytes, counted from its sizes.
+"""FLOPs and bytes of each pass of a Qwen2-VL or Qwen2.5-VL model, counted from its sizes.
 
-XLA's own count takes the body of a loop once, however often it runs, so the layers and the tokens
-are counted here. Only matrix products count, two FLOPs a multiplication; norms, activations and
-softmax do not. Two counts are kept apart: `needed`, what the mathematics asks for (a causal query
-meets the keys up to itself, a window its own patches, a prompt runs once for its samples), and
-`executed`, with masked scores and what is computed a second time. Bytes are the least that must
-move: weights once a pass, keys and values; activations are not counted. Numbers only, no arrays.
+XLA counts the body of a loop once, however often it runs, so layers and tokens are counted here.
+Only matrix products count, two FLOPs per multiplication; norms, activations and softmax do not.
+There are two counts. `needed` is what the mathematics requires: a causal query attends to the keys
+up to itself, a window to its own patches, and a prompt runs once for its samples. `executed` adds
+masked scores and recomputation. Bytes are the minimum that must move: weights once per pass, keys
+and values; activations are not counted. This module has numbers only, no arrays.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,11 +16,11 @@ from typing import NamedTuple
 from rlvlm_jax.models.qwen_vision import by_window
 from rlvlm_jax.models.qwen_vl_config import QwenVLConfig, VisionConfig
 
-GRADIENT = 2  # a backward pass is two products for each one of the forward pass
+GRADIENT = 2  # a backward pass has two products for each one of the forward pass
 
 
 class Work(NamedTuple):
-    """What one pass costs."""
+    """The cost of one pass."""
 
     needed: float  # FLOPs
     executed: float  # FLOPs
@@ -34,21 +34,21 @@ def total(works: Iterable[Work]) -> Work:
 
 
 def layer_weights(config: QwenVLConfig) -> int:
-    """Returns the numbers in the decoder's matrices, embedding and head left out."""
+    """Returns the size of the decoder's matrices, without embedding and head."""
     queries = config.heads * config.head_size
     keys = config.kv_heads * config.head_size
     return config.layers * config.width * (2 * queries + 2 * keys + 3 * config.mlp_width)
 
 
 def head_weights(config: QwenVLConfig) -> int:
-    """Returns the numbers in the output matrix, be it the embedding or not."""
+    """Returns the size of the output matrix, tied to the embedding or not."""
     return config.width * config.vocab_size
 
 
 def vision_weights(vision: VisionConfig) -> tuple[int, int]:
-    """Returns the numbers in the tower's matrices: (seen by each patch, seen by each merge block).
+    """Returns the sizes of the tower's matrices: (applied per patch, applied per merge block).
 
-    The second are the merger's.
+    The second is the merger's.
     """
     pixels = 3 * vision.temporal_patch_size * vision.patch_size**2
     matrices = 3 if vision.family == "qwen2_5_vl" else 2  # gated MLP or plain
@@ -65,7 +65,7 @@ def _vision_pairs(vision: VisionConfig, rows: int, columns: int) -> int:
         return vision.depth * whole
     side = vision.window_side
 
-    def squares(length: int) -> int:  # windows are laid from the edge, the last may be smaller
+    def squares(length: int) -> int:  # windows start at the edge, the last may be smaller
         return length // side * side**2 + (length % side) ** 2
 
     return full * whole + (vision.depth - full) * squares(rows) * squares(columns)
@@ -79,7 +79,7 @@ def encode_images(
     Args:
         config: the model's.
         images: (rows, columns) of patches of every image.
-        padded: I, patches a prompt with padding; what is executed.
+        padded: I, patches per prompt with padding; these are executed.
         prompts: N.
         size: bytes of a number in the compute type.
     """
@@ -107,23 +107,23 @@ def encode_images(
 
 
 def _decoder(config: QwenVLConfig, tokens: float, pairs: float) -> float:
-    """FLOPs of `tokens` tokens through the layers, which meet `pairs` keys altogether."""
+    """Returns the FLOPs of `tokens` tokens through the layers with `pairs` (query, key) pairs."""
     heads = config.layers * config.heads * config.head_size
     return 2.0 * layer_weights(config) * tokens + 4.0 * heads * pairs
 
 
 def _cached(config: QwenVLConfig, tokens: float, size: int) -> float:
-    """Bytes of the keys and values of so many tokens."""
+    """Returns the bytes of the keys and values of `tokens` tokens."""
     return 2.0 * config.layers * config.kv_heads * config.head_size * tokens * size
 
 
 def logits(config: QwenVLConfig, tokens: float) -> float:
-    """FLOPs of the logits of so many tokens."""
+    """Returns the FLOPs of the logits of `tokens` tokens."""
     return 2.0 * head_weights(config) * tokens
 
 
 def prefill(config: QwenVLConfig, prompts: int, length: int, size: int) -> Work:
-    """Counts one pass over N prompts of P tokens that keeps their keys and values.
+    """Counts one pass over N prompts of P tokens that stores their keys and values.
 
     Args:
         config: the model's.
@@ -151,7 +151,7 @@ def decode(
     """Counts sampling `steps` tokens for each of N * G responses, their logits included.
 
     A step reads the weights once, each prompt's keys and values once for its samples, and each
-    response's own. The last token is drawn and not run.
+    response's own. The last token is drawn but not run.
 
     Args:
         config: the model's.
@@ -161,12 +161,12 @@ def decode(
         steps: R.
         size: bytes of a number in the compute type.
         blocks: slots of each block of the cache. As many steps are executed as there are slots,
-            and each meets all slots of the blocks begun by then. Empty for one block of R.
+            and each attends to all slots of the blocks started by then. Empty for one block of R.
     """
     rows, blocks = prompts * samples, blocks or (steps,)
     slots = sum(blocks)
     met = sum(size * sum(blocks[: number + 1]) for number, size in enumerate(blocks))
-    own = (steps - 1) * steps / 2  # keys of its own that a response's tokens meet, itself included
+    own = (steps - 1) * steps / 2  # (query, key) pairs within a response, the token itself included
     needed = _decoder(config, rows * (steps - 1), rows * ((steps - 1) * length + own))
     executed = _decoder(config, rows * slots, rows * (slots * length + met))
     weights = ((steps - 1) * layer_weights(config) + steps * head_weights(config)) * size
@@ -196,8 +196,8 @@ def forward(
         length: P.
         steps: R.
         size: bytes of a number in the compute type.
-        copies: how often a prompt is executed: 1 where all its samples share one pass, G where
-            each has its own.
+        copies: how often a prompt is executed: 1 if all its samples share one pass, G if each has
+            its own.
     """
     rows = prompts * samples
     needed = _decoder(
@@ -223,9 +223,9 @@ def gradient(
     Args:
         config: the model's.
         passed: the forward pass alone, from `forward`.
-        tokens: response tokens, whose logits are computed again in the backward pass.
+        tokens: response tokens; the backward pass recomputes their logits.
         passes: micro-batches; each reads the weights in both directions and adds to the gradient.
-        remat: whether the layers are computed again in the backward pass.
+        remat: whether the backward pass recomputes the layers.
         size: bytes of a number in the compute type.
     """
     again = passed.executed if remat else logits(config, tokens)
@@ -238,12 +238,12 @@ def gradient(
 
 
 def optimizer_step(trained: int, steps: int) -> Work:
-    """Counts `steps` steps of AdamW on float32 numbers; only their bytes count.
+    """Counts `steps` steps of AdamW on float32 parameters; only bytes count.
 
     Parameters and both moments are read and written, the gradient is read.
 
     Args:
-        trained: numbers that are trained.
+        trained: number of trained parameters.
         steps: optimizer steps.
     """
     return Work(0.0, 0.0, float(steps * trained * 4 * (2 * 3 + 1)))

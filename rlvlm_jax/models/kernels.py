@@ -1,22 +1,22 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Attention kernels of libraries, one for each kind of device, and the choice between them.
+"""Library attention kernels, one for each kind of device, and the choice between them.
 
-`plain` is `attention.attend`'s own computation: it runs everywhere, reads the keys of a shared
+`plain` is `attention.attend`'s own computation. It runs everywhere, reads the keys of a shared
 prompt once for all responses, and is the only one that gives the sampler and the trainer the same
-bits on CPU. The others take the keys of one sequence in one piece:
+bits on CPU. The others need the keys of a sequence as one array:
 
-* `xla`: `jax.nn.dot_product_attention` in XLA's own operations. Any device, any dtype; it holds all
-  scores, and is there to measure the others against.
+* `xla`: `jax.nn.dot_product_attention` in XLA's own operations. Any device, any dtype. It stores
+  all scores and serves as a baseline for measurements.
 * `cudnn`: the same function by cuDNN's fused kernel. NVIDIA GPUs of compute capability 8.0 and up,
   bfloat16, head sizes that are multiples of 8 up to 128. It takes even lengths; odd ones are padded
-  here. The mask is an array of one number a query and key, shared by the heads.
-* `splash`: the Pallas kernel that comes with JAX. TPUs, any dtype and length; lengths are padded
-  here to multiples of 128. It holds neither scores nor mask, and skips what causality hides. Packed
-  streams, in which several responses follow one prompt, it cannot tell apart.
+  here. The mask is an array of one number per query and key, shared by the heads.
+* `splash`: the Pallas kernel in JAX. TPUs, any dtype and length; lengths are padded here to
+  multiples of 128. It stores neither scores nor mask, and skips what the causal mask hides. It
+  cannot handle packed streams, in which several responses follow one prompt.
 
-What a kernel cannot do is refused by `choose` before anything is traced; nothing falls back while
-tracing. The functions here know arrays only: who sees whom is decided in `attention`.
+`choose` refuses what a kernel cannot do before anything is traced; there is no fallback while
+tracing. The functions here only see arrays: `attention` decides the masking.
 """
 
 import functools
@@ -35,22 +35,22 @@ from rlvlm_jax.sharding import PASS_ROWS, ROWS
 from rlvlm_jax.types import Array
 
 KERNELS = ("plain", "xla", "cudnn", "splash")
-GPUS = ("gpu", "cuda")  # as a device calls its platform, and as a topology without devices does
-LANES = 128  # splash takes blocks of multiples of this
+GPUS = ("gpu", "cuda")  # the platform's name on a device, and in a topology without devices
+LANES = 128  # splash's block sizes are multiples of this
 MAX_BLOCK = 512  # largest side of splash's blocks: 1 MiB of float32 scores
 
 
 class Kernel(NamedTuple):
-    """How full sequences attend.
+    """How to compute attention over full sequences.
 
     Attributes:
         name: one of `KERNELS`.
-        mesh: where the program runs, None for one device. Over several devices `cudnn` and `splash`
-            run on each device's share: heads over `tensor`, sequences as `by_tokens` says.
-        by_tokens: whether sequences are divided over `data` and `fsdp` and the queries of each over
-            `sequence`, and not sequences over all three.
-        interpret: whether splash runs step by step as its definition says, on any device: for
-            tests, very slow.
+        mesh: mesh of the program, None for one device. On several devices `cudnn` and `splash` run
+            on each device's shard: heads over `tensor`, sequences as `by_tokens` says.
+        by_tokens: True shards sequences over `data` and `fsdp` and their queries over `sequence`;
+            False shards sequences over all three.
+        interpret: whether to run splash in Pallas's interpreter, on any device; for tests, very
+            slow.
     """
 
     name: str = "plain"
@@ -60,7 +60,7 @@ class Kernel(NamedTuple):
 
     @property
     def query_parts(self) -> int:
-        """Devices over which the queries of a sequence are divided."""
+        """Number of devices over which the queries of a sequence are sharded."""
         return self.mesh.shape["sequence"] if self.mesh and self.by_tokens else 1
 
 
@@ -76,22 +76,22 @@ def choose(
     packed: bool = False,
     interpret: bool = False,
 ) -> Kernel:
-    """Returns the kernel that `model.attention` means on the devices of a mesh.
+    """Returns the kernel for `model.attention` on the devices of a mesh.
 
-    "auto" is splash on TPUs, cudnn on NVIDIA GPUs where it serves the model, and plain elsewhere.
-    The devices are the mesh's, which need not be this machine's: a program that is compiled ahead
-    of time gets the kernel of the devices it is compiled for.
+    "auto" is splash on TPUs, cudnn on NVIDIA GPUs if it supports the model, and plain otherwise.
+    The mesh's devices need not be on this machine: a program compiled ahead of time gets the kernel
+    of its target devices.
 
     Args:
         attention: "auto" or one of `KERNELS`.
         dtype: compute dtype.
         head_sizes: of all attention layers.
-        mesh: where the program will run.
+        mesh: on which the program will run.
         packed: whether there are packed streams (config.update.pack_tokens).
         interpret: see `Kernel`.
 
     Raises:
-        InputError: the kernel named does not serve this model on these devices.
+        InputError: the named kernel does not support this model on these devices.
     """
     request = {
         "dtype": dtype,
@@ -117,16 +117,15 @@ def choose(
 def unsupported_reason(
     name: str, *, dtype: str, head_sizes: Sequence[int], platform: str, packed: bool
 ) -> str:
-    """Returns why a kernel cannot serve a model, "" where it can.
+    """Returns why a kernel cannot run a model, "" if it can.
 
-    The rule of each kernel is in the module's docstring. Lengths play no part, since they are
-    padded to what the kernel takes.
+    The module's docstring lists the rules. Lengths do not matter, since they are padded.
 
     Args:
         name: one of `KERNELS`.
         dtype: compute dtype.
         head_sizes: of all attention layers.
-        platform: of the devices, as JAX calls it.
+        platform: JAX's name for the devices' platform.
         packed: whether there are packed streams.
     """
     if name == "cudnn":
@@ -145,7 +144,7 @@ def unsupported_reason(
 
 
 def dot_product(kernel: Kernel, q: Array, k: Array, v: Array, mask: Array) -> Array:
-    """Attention under any mask, by `jax.nn.dot_product_attention`.
+    """Computes attention under any mask with `jax.nn.dot_product_attention`.
 
     Args:
         kernel: `xla` or `cudnn`.
@@ -155,10 +154,10 @@ def dot_product(kernel: Kernel, q: Array, k: Array, v: Array, mask: Array) -> Ar
         mask: bool[B, Q, S].
 
     Returns:
-        [B, Q, H, E]; finite and without meaning where a query sees no key.
+        [B, Q, H, E]; finite but meaningless where a query sees no key.
     """
     attend = functools.partial(jax.nn.dot_product_attention, implementation=kernel.name)
-    if kernel.name == "xla":  # GSPMD divides it by itself
+    if kernel.name == "xla":  # GSPMD shards it by itself
         return attend(q, k, v, mask=mask[:, None])
     queries = q.shape[1]
     even = 2 * kernel.query_parts
@@ -181,7 +180,7 @@ def splash(
     *,
     causal: bool,
 ) -> Array:
-    """Attention within segments by the splash kernel.
+    """Computes attention within segments with the splash kernel.
 
     Args:
         kernel: `splash`.
@@ -190,14 +189,14 @@ def splash(
         v: [B, S, K, E].
         query_segment: int32[B, Q]; a query sees keys of its own segment.
         key_segment: int32[B, S].
-        causal: whether query i sees no key beyond S - Q + i, i.e. the last keys are the queries'
+        causal: whether query i sees no key after S - Q + i, i.e. the last keys are the queries'
             own.
 
     Returns:
-        [B, Q, H, E]; finite and without meaning where a query sees no key. Padding of the lengths
-        has segment 0.
+        [B, Q, H, E]; finite but meaningless where a query sees no key. Length padding has segment
+        0.
     """
-    # Pallas takes long to import, and only TPUs need it.
+    # Imported here: Pallas is slow to import and only TPUs need it.
     from jax.experimental.pallas.ops.tpu import splash_attention
 
     queries, keys, kv_heads = q.shape[1], k.shape[1], k.shape[2]
@@ -230,12 +229,12 @@ def splash(
 
 @functools.cache
 def _splash_kernel(queries, keys, heads, parts, offset, interpret):
-    """The kernel for `heads` query heads on one key head; offset None where it is not causal.
+    """Returns the kernel for `heads` query heads per key head; offset None means not causal.
 
-    `parts` devices have an equal run of the queries each.
+    Each of `parts` devices has an equal run of the queries.
 
-    Kept, since finding the blocks that causality leaves takes time, and as NumPy arrays, so that
-    it belongs to no trace.
+    Cached, because finding the blocks that the causal mask leaves takes time; as NumPy arrays, so
+    that it belongs to no trace.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention
 
@@ -252,7 +251,7 @@ def _splash_kernel(queries, keys, heads, parts, offset, interpret):
         block_q_dq=block_q,
         block_kv_dq=block_kv,
     )
-    with jax.core.eval_context():  # outside of whatever is being traced
+    with jax.core.eval_context():  # outside any trace
         made = splash_attention.make_splash_mqa(
             splash_attention.MultiHeadMask([mask] * heads),
             block_sizes=sizes,
@@ -264,12 +263,12 @@ def _splash_kernel(queries, keys, heads, parts, offset, interpret):
 
 
 def _block(length):
-    """The largest multiple of `LANES` up to `MAX_BLOCK` that divides a padded length."""
+    """Returns the largest multiple of `LANES` up to `MAX_BLOCK` that divides a padded length."""
     return max(b for b in range(LANES, MAX_BLOCK + 1, LANES) if length % b == 0)
 
 
 def _pad(x, multiple, axis):
-    """Zeros (or False) at the end of an axis, up to the next multiple."""
+    """Pads the end of an axis with zeros (or False) up to the next multiple."""
     short = -x.shape[axis] % multiple
     return jnp.pad(x, [(0, short if a == axis else 0) for a in range(x.ndim)]) if short else x
 
@@ -281,17 +280,17 @@ def _on_mesh(
     of_keys: tuple[Array, ...],
     *rest: tuple[Any, Any],
 ) -> Array:
-    """Calls run(*of_queries, *of_keys, *rest) on each device's share; see `Kernel`.
+    """Calls run(*of_queries, *of_keys, *rest) on each device's shard; see `Kernel`.
 
-    The compiler cannot divide a kernel that it knows nothing of. Where the sequences, the queries
-    or the key heads do not divide over their axes, each device computes all of them.
+    The compiler cannot shard a kernel that is opaque to it. If the sequences, the queries or the
+    key heads do not divide over their axes, each device computes all of them.
 
     Args:
-        kernel: whose mesh and division it is.
+        kernel: gives the mesh and the sharding.
         run: returns an array like the first of `of_queries`.
         of_queries: [B, Q, H, E], and [B, Q, ...] without heads.
         of_keys: [B, S, K, E], and [B, S, ...] without heads.
-        rest: (what else it takes, its PartitionSpecs).
+        rest: (further argument, its PartitionSpecs).
     """
     mesh = kernel.mesh
     others = [other for other, _ in rest]

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The few pieces that the vision tower and the language model share.
+"""Layers that the vision tower and the language model share.
 
-Parameters are float32 and computation runs in `dtype`; norms are computed in float32 either way.
+Parameters are float32, computation runs in `dtype`, norms are always computed in float32.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
 }
 
-# Products, and the kernels of attention, on TPU and on GPU.
+# Matrix products, and the attention kernels on TPU and GPU.
 EXPENSIVE = ("dot_general", "pallas_call", "dot_product_attention_fwd_wrapper")
 
 
@@ -29,9 +29,9 @@ def _is_expensive(primitive: Any, *_: Any, **__: Any) -> bool:
     return primitive.name in EXPENSIVE
 
 
-# What `model.remat` may name: which intermediate results of a layer the backward pass keeps, and
-# not computes again. None keeps all. To compute sums, exponentials and the like again takes less
-# time than to write and read them (measured on CPU), so only "none" keeps those.
+# The values of `model.remat`: which intermediate results of a layer are saved for the backward pass
+# instead of recomputed. None saves all. Recomputing elementwise operations takes less time than
+# writing and reading their results (measured on CPU), so only "none" saves those.
 REMAT_POLICIES = {
     "none": None,
     "elementwise": _is_expensive,
@@ -42,15 +42,15 @@ INIT = nn.initializers.normal(0.02)
 
 
 class Linear(nn.Module):
-    """x weight^T + bias, the weight stored [out, in], as `product` wants it.
+    """x weight^T + bias; the weight is stored [out, in], as `product` takes it.
 
-    Where the parameters hold a low-rank adapter, its share is added; see `lora`.
+    If the parameters contain a low-rank adapter, its output is added; see `lora`.
 
     Attributes:
         width: of the output.
         dtype: compute dtype.
         bias: whether there is one.
-        out: dtype of the result, and of its sums; None for `dtype`.
+        out: dtype of the result and of accumulation; None for `dtype`.
     """
 
     width: int
@@ -120,22 +120,22 @@ class GatedMlp(nn.Module):
 
 
 def gathering(module: type[nn.Module], gather: Any) -> Any:
-    """Returns the module class with its parameters passed through `gather`; None leaves it."""
+    """Returns the module class with parameters passed through `gather`, unchanged if None."""
     return nn.map_variables(module, "params", gather) if gather else module
 
 
 def stacked(block: type[nn.Module], length: int, remat: str, gather: Any = None) -> Any:
     """Returns `block` as one scan over `length` layers, parameters stacked on axis 0.
 
-    The block is called with (carry, slice of the scanned values, values equal for all layers) and
-    returns (carry, output to stack).
+    The block takes (carry, slice of the scanned values, values shared by all layers) and returns
+    (carry, output to stack).
 
     Args:
         block: Linen module class.
         length: number of layers.
         remat: one of `REMAT_POLICIES`.
-        gather: what brings a layer's weights together before they are used, or None; the backward
-            pass does so again where it computes the layer again.
+        gather: function that gathers a layer's weights before use, or None; the backward pass
+            calls it again if it recomputes the layer.
     """
     block = gathering(block, gather)
     policy = REMAT_POLICIES[remat]

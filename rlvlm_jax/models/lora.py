@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Low-rank adapters: parameters beside a linear layer's weight, which itself stays frozen.
+"""Low-rank adapters (LoRA): parameters next to a linear layer's weight, which stays frozen.
 
-x W^T + (alpha / r) (x A^T) B^T, A [r, in] drawn from N(0, 1 / r), B [out, r] zero at first, so that
-training starts from the model as it is. The leaves lie beside the weight, stacked over the layers
-as it is; `layers.Linear` uses them where they are there. Knows parameter trees, no optimizer.
+x W^T + (alpha / r) (x A^T) B^T. A [r, in] is drawn from N(0, 1 / r), B [out, r] starts at zero, so
+that training starts from the unchanged model. The leaves are next to the weight in the tree and
+stacked over layers like it; `layers.Linear` uses them if they are present. This module knows
+parameter trees, but no optimizer.
 
 Source: Hu et al. 2021 (arXiv:2106.09685).
 """
@@ -25,13 +26,13 @@ LEAVES = (*TRAINED, "lora_scale")
 def add(
     params: Params, key: Array, rank: int, alpha: float, chosen: Callable[[str], bool]
 ) -> Params:
-    """Returns the parameters with adapters beside the chosen weights.
+    """Returns the parameters with adapters next to the chosen weights.
 
     Args:
         params: nested dict; linear layers are the dicts that hold a "weight".
         key: of the draws.
         rank: r.
-        alpha: the adapters' share of the result is multiplied by alpha / r.
+        alpha: the adapters' output is multiplied by alpha / r.
         chosen: path of a weight, "a/b/weight" -> whether it gets an adapter.
     """
 
@@ -52,7 +53,7 @@ def add(
 
 
 def merge(params: Params) -> Params:
-    """Returns the parameters with the adapters added to their weights, and without them.
+    """Returns the parameters with the adapters merged into their weights and removed.
 
     W + (alpha / r) B A, in float32.
     """
@@ -76,18 +77,18 @@ def has_adapters(params: Params) -> bool:
 
 
 def drop(params: Params) -> Params:
-    """Returns the parameters (or their shapes) without adapters, which are not added to weights."""
+    """Returns the parameters (or their shapes) without adapters, weights unchanged."""
     if not isinstance(params, dict):
         return params
     return {name: drop(child) for name, child in params.items() if name not in LEAVES}
 
 
 def shapes_like(params: Params, stored: Params) -> Params:
-    """Returns the shapes of `params` with adapters where, and of the rank that, `stored` has them.
+    """Returns the shapes of `params` with the adapters of `stored`, at the same rank.
 
     Args:
         params: shapes without adapters.
-        stored: shapes that may have some.
+        stored: shapes that may include adapters.
     """
     if not isinstance(stored, dict) or not isinstance(params, dict):
         return params
@@ -104,9 +105,9 @@ def shapes_like(params: Params, stored: Params) -> Params:
 
 
 def rules(of_weights: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
-    """Returns sharding rules of adapters, made of those of the weights they lie beside.
+    """Returns sharding rules of adapters, derived from the rules of their weights.
 
-    A is divided like the weight's input, B like its output; r is never divided.
+    A is sharded like the weight's input, B like its output; r is never sharded.
     """
     adapter_rules: list[tuple[str, Any]] = []
     for pattern, spec in of_weights:

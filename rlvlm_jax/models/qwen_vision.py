@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vision tower of Qwen2-VL and Qwen2.5-VL with its patch merger: pixels in, image tokens out.
 
-The two families differ in norm, MLP, and in that most blocks of Qwen2.5-VL attend within windows.
-The images of a prompt lie one after another on one axis of patches; attention is kept within an
-image or a window by the numbers in `Batch`. Many patches are first laid window by window, so that
-each need only meet those near it. The text is not known here.
+The two families differ in norm and MLP, and most blocks of Qwen2.5-VL attend within windows. All
+images of a prompt share one axis of patches; the image and window numbers in `Batch` keep attention
+within an image or a window. If there are many patches, they are first sorted by window, so that
+each attends to nearby patches only. This module knows nothing about text.
 """
 
 from typing import Any
@@ -36,11 +36,11 @@ VISION_RULES = (
 
 
 def normalise(patches: Array, config: VisionConfig) -> Array:
-    """Turns bytes into (x / 255 - mean) / std and repeats the still frame.
+    """Maps bytes to (x / 255 - mean) / std and repeats the still frame.
 
     Args:
         patches: uint8[N, I, C], channel-major, one frame.
-        config: gives mean and deviation of each channel and the number of frames.
+        config: mean and deviation of each channel, and the number of frames.
 
     Returns:
         float32[N, I, 3 * frames * patch_size**2], in the order channel, frame, row, column.
@@ -60,7 +60,7 @@ def norm(config: VisionConfig, dtype: Any) -> nn.Module:
 
 
 class Mlp(nn.Module):
-    """fc2(act(fc1(x))); `width` is the hidden width, `out` the output's, both layers with bias."""
+    """fc2(act(fc1(x))); `width` is the hidden width, `out` the output's; both have a bias."""
 
     width: int
     out: int
@@ -78,14 +78,14 @@ class Mlp(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention within the segments of the patch axis, not causal, with 2-D rotary."""
+    """Non-causal self-attention within segments of the patch axis, with 2-D rotary."""
 
     config: VisionConfig
     dtype: Any
     kernel: Kernel
 
     def setup(self) -> None:
-        """Declares the joint projection and the output's."""
+        """Declares the joint and the output projection."""
         self.qkv = Linear(3 * self.config.width, self.dtype, bias=True)
         self.proj = Linear(self.config.width, self.dtype, bias=True)
 
@@ -109,24 +109,24 @@ class Attention(nn.Module):
 
 
 def attend_within(q: Array, k: Array, v: Array, segment: Array, kernel: Kernel) -> Array:
-    """Attention of all patches of a segment to each other.
+    """Computes attention between all patches of a segment.
 
     Args:
         q: [N, I, H, E], as are k and v.
         k: keys.
         v: values.
         segment: int32[N, I], 0 at padding.
-        kernel: what computes it.
+        kernel: attention kernel.
     """
     ids = Ids(segment[:, None], jnp.zeros(segment.shape[1], jnp.int32))
     return attend(q[:, None], ids, [Keys(k, v, ids)], kernel=kernel, causal=False)[:, 0]
 
 
 def attend_near(q: Array, k: Array, v: Array, segment: Array, size: int, kernel: Kernel) -> Array:
-    """`attend_within` where the patches of a segment lie together and are `size` at most.
+    """`attend_within` for contiguous segments of at most `size` patches.
 
-    The axis is cut into blocks of `size`. A segment then lies in a block and the next one, so that
-    each block meets itself and its two neighbours only.
+    The axis is cut into blocks of `size`. A segment then spans at most two adjacent blocks, so each
+    block attends only to itself and its two neighbours.
     """
     n, i = segment.shape
     count = -(-i // size)
@@ -152,9 +152,9 @@ def attend_near(q: Array, k: Array, v: Array, segment: Array, size: int, kernel:
 
 
 def by_window(config: VisionConfig, patches: int) -> bool:
-    """Returns whether windows are attended to by themselves, not as parts of a masked whole.
+    """Returns whether windows are sorted and attended to separately, without a mask over all.
 
-    That is where blocks of three windows' size make at most half of all `patches` of a prompt.
+    They are if a block of three windows is at most half of all `patches` of a prompt.
     """
     return 0 < 6 * config.window_side**2 <= patches
 
@@ -167,7 +167,8 @@ def sort_by_window(batch: Batch, merge_size: int) -> tuple[Batch, Array]:
         merge_size: patches along its side.
 
     Returns:
-        (the batch with its patch fields in that order, int32[N, M], the new place of each block).
+        (the batch with its patch fields in that order, int32[N, M], the new position of each
+        block).
     """
     block = merge_size**2
     order = jnp.argsort(batch.patch_window[:, ::block], axis=1, stable=True)
@@ -203,9 +204,9 @@ class Block(nn.Module):
         """Maps [N, I, Dv] to the same.
 
         Args:
-            x: patches, window by window where `by_window` says so.
-            full: bool[], whether attention is widened from windows to images.
-            shared: (number of the image, of the window, int32[N, I] each, 0 at padding, rotary).
+            x: patches, sorted by window if `by_window` says so.
+            full: bool[], whether attention spans images, not windows.
+            shared: (image number, window number, int32[N, I] each, 0 at padding, rotary).
         """
         x = x + self.attn(self.norm1(x), full, shared)
         return x + self.mlp(self.norm2(x)), None
@@ -218,7 +219,7 @@ class Merger(nn.Module):
     dtype: Any
 
     def setup(self) -> None:
-        """Declares the norm of a patch and the MLP of a block."""
+        """Declares the norm of a patch and the MLP of a merge block."""
         c = self.config
         self.norm = norm(c, self.dtype)
         self.fc1 = Linear(c.width * c.merge_size**2, self.dtype, bias=True)
@@ -232,14 +233,14 @@ class Merger(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Patches to image tokens.
+    """Maps patches to image tokens.
 
     Attributes:
         config: sizes and family.
         dtype: compute dtype.
         remat: see `layers.stacked`.
-        kernel: what computes attention.
-        sharding: on the mesh.
+        kernel: attention kernel.
+        sharding: of activations.
     """
 
     config: VisionConfig
@@ -266,11 +267,11 @@ class VisionTower(nn.Module):
         """Encodes the images of each prompt.
 
         Args:
-            batch: its patch fields are read, of N prompts with I patches each.
+            batch: N prompts with I patches each; only its patch fields are read.
 
         Returns:
-            [N, M, D] in `dtype`, one feature a merge block in the order of the patches; finite and
-            meaningless at padding.
+            [N, M, D] in `dtype`, one feature per merge block in the order of the patches; finite
+            but meaningless at padding.
         """
         c = self.config
         full = np.isin(np.arange(c.depth), c.full_attention_blocks)

@@ -2,16 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """The language model of Qwen2-VL and Qwen2.5-VL: four ways through one stack of decoder blocks.
 
-`prefill` runs prompts and keeps their keys and values, `decode` adds one token to each sequence,
-`forward` runs prompts and complete responses together for training, and so does `packed` where
-several of them share a row. In all four a response attends, with one softmax, to its prompt
-(computed once for the G responses to it) and to itself.
-The module does not know how tokens are chosen, nor where positions of prompts come from.
+* `prefill` runs prompts and returns their keys and values.
+* `decode` adds one token to each sequence.
+* `forward` runs prompts and complete responses together, for training.
+* `packed` does the same with several prompts and responses per row.
 
-`prefill` and `forward` are a scan over layers, so that the program stays small. On CPU decoding is
-written out layer by layer, for there a scan copies the weights and the cache of every layer for
-every token. Elsewhere a slice of them is read where it lies, and decoding is a scan too: for a
-large model, layers written out take minutes and gigabytes to compile.
+In all four, a response attends with one softmax to its prompt, which is computed once for its G
+responses, and to itself. The module does not know how tokens are chosen or where the positions of
+prompts come from.
+
+`prefill` and `forward` scan over layers, so that the program stays small. On CPU, decoding is
+unrolled, because a scan there copies the weights and the cache of every layer for every token.
+Other platforms read a slice in place, so decoding is a scan too: for a large model, unrolled layers
+take minutes and gigabytes to compile.
 """
 
 import re
@@ -49,7 +52,7 @@ Rotary = tuple[Array, Array]
 
 
 class Context(NamedTuple):
-    """What every layer needs to know about the tokens; None where there is no response."""
+    """Ids and rotary pairs for every layer; None if there is no response."""
 
     prompt: Ids
     prompt_rotary: Rotary
@@ -74,12 +77,12 @@ class Attention(nn.Module):
     def project(
         self, x: Array, rotary: Rotary, constrain: Callable[[Array], Array] = lambda x: x
     ) -> tuple[Array, Array, Array]:
-        """Maps [N, G, T, D] to turned queries [N, G, T, H, E] and keys, and values [..., K, E].
+        """Maps [N, G, T, D] to rotated queries [N, G, T, H, E] and keys, and values [..., K, E].
 
         Args:
             x: hidden states.
             rotary: of the tokens.
-            constrain: shards the projections, heads side by side, on the mesh.
+            constrain: shards the projections, whose heads are still joined, on the mesh.
         """
         size = self.config.head_size
         q, k, v = (
@@ -101,7 +104,7 @@ class Block(nn.Module):
     sharding: ActivationSharding = ActivationSharding()
 
     def setup(self) -> None:
-        """Declares the two norms, attention and MLP, which the streams share."""
+        """Declares the two norms, attention and MLP, which both streams share."""
         c = self.config
         self.norm1 = RMSNorm(epsilon=c.norm_eps, dtype=self.dtype)
         self.attn = Attention(c, self.dtype)
@@ -116,7 +119,7 @@ class Block(nn.Module):
             context: ids and rotary pairs.
 
         Returns:
-            (streams, the prompt's (k, v), each [N, P, K, E], where it runs alone, else None).
+            (streams, the prompt's (k, v), each [N, P, K, E], if it runs alone, else None).
         """
         prompt, response = (x if x is None else self.sharding.tokens(x) for x in streams)
         q, k, v = self._project(prompt, context.prompt_rotary)
@@ -135,18 +138,18 @@ class Block(nn.Module):
     def decode(
         self, x: Array, rotary: Rotary, own: Ids, pairs: tuple, ids: list[Ids], slot: Array
     ) -> tuple[Array, dict]:
-        """Runs one layer for one token a sequence.
+        """Runs one layer for one token per sequence.
 
         Args:
             x: [N, G, 1, D].
             rotary: of the token.
             own: ids of the token.
-            pairs: keys and values of the prompt, then those of the response in blocks.
-            ids: of each of them.
-            slot: int32[], the slot of the last block to write.
+            pairs: KV pairs of the prompt and then of the response.
+            ids: of each pair.
+            slot: int32[], the slot of the last pair to write.
 
         Returns:
-            (x, the last block with the token's key and value in it).
+            (x, the last pair with the token's key and value in it).
         """
         q, k, v = self._project_rows(x, rotary)
         last = cache.write(pairs[-1], by_head(k), by_head(v), slot)
@@ -156,34 +159,34 @@ class Block(nn.Module):
     def decode_without_write(
         self, x: Array, rotary: Rotary, own: Ids, pairs: tuple, ids: list[Ids]
     ) -> tuple[Array, tuple[Array, Array]]:
-        """`decode`, but the token's key and value are handed back instead of written.
+        """`decode`, but returns the token's key and value instead of writing them.
 
         Args:
             x: [N, G, 1, D].
             rotary: of the token.
             own: ids of the token.
-            pairs: keys and values of the prompt, then those of the response in blocks.
-            ids: of each of them; no slot that is not written yet may be seen.
+            pairs: KV pairs of the prompt and then of the response.
+            ids: of each pair; they must hide slots that are not written yet.
 
         Returns:
             (x, (key, value) by head, [N, K, G, 1, E] each).
         """
         q, k, v = self._project_rows(x, rotary)
         k, v = by_head(k), by_head(v)
-        # As the cache will hold them, so that a token sees itself as later ones see it.
+        # In the cache's dtype, so that a token sees itself as later tokens see it.
         alone = cache.stored(k, v, pairs[-1].k.x.dtype.name, "")
         runs = self._runs((*pairs, alone), [*ids, own])
         return self._finish_rows(x, attend_by_head(q, own, runs)), (k, v)
 
     def _project(self, x, rotary):
-        """Queries of each device's tokens, keys and values of all."""
+        """Returns queries of each device's own tokens, keys and values of all tokens."""
         q, k, v = self.attn.project(self.norm1(x), rotary)
         return q, self.sharding.gather_tokens(k, 2), self.sharding.gather_tokens(v, 2)
 
     def _project_rows(self, x, rotary):
-        """Queries, keys and values of one token a row; see `ActivationSharding`."""
+        """Returns queries, keys and values of one token per row; see `ActivationSharding`."""
 
-        def constrain(x: Array) -> Array:  # before heads are told apart, which may not divide
+        def constrain(x: Array) -> Array:  # before heads are split: their number may not divide
             return self.sharding.rows(self.sharding.columns(x))
 
         return self.attn.project(self.sharding.replicate(self.norm1(x)), rotary, constrain)
@@ -200,27 +203,27 @@ class Block(nn.Module):
         ]
 
     def _finish_rows(self, x, attended):
-        """`finish` of one token a row."""
+        """`finish` for one token per row."""
         heads = self.sharding.rows(attended).reshape(*attended.shape[:-2], -1)
         joined = self.attn.o(self.sharding.columns(heads))
         x = x + self.sharding.rows(joined)
         return x + self.sharding.rows(self.mlp(self.sharding.replicate(self.norm2(x))))
 
     def finish(self, x: Array, attended: Array) -> Array:
-        """Adds the attention's result and then the MLP's to the stream."""
+        """Adds the results of attention and then of the MLP to the stream."""
         x = x + self.attn.join(attended)
         return x + self.mlp(self.norm2(x))
 
 
 class LanguageModel(nn.Module):
-    """Embeddings, decoder blocks, final norm and head. All hidden states returned are normed.
+    """Embeddings, decoder blocks, final norm and head. All returned hidden states are normed.
 
     Attributes:
         config: sizes.
         dtype: compute dtype.
         remat: see `layers.stacked`.
-        kernel: what computes attention, but for decoding.
-        sharding: on the mesh.
+        kernel: attention kernel; decoding does not use it.
+        sharding: of activations and decoding weights.
     """
 
     config: QwenVLConfig
@@ -230,7 +233,7 @@ class LanguageModel(nn.Module):
     sharding: ActivationSharding = ActivationSharding()
 
     def setup(self) -> None:
-        """Declares the weights; the head only where it is not the embedding itself."""
+        """Declares the weights; the head only if it is not tied to the embedding."""
         c = self.config
         self.embed = nn.Embed(c.vocab_size, c.width, embedding_init=INIT)
         rules = (*LANGUAGE_RULES, *lora.rules(LANGUAGE_RULES))
@@ -243,7 +246,7 @@ class LanguageModel(nn.Module):
             self.head = Linear(c.vocab_size, self.dtype, bias=False, out=jnp.float32)
 
     def __call__(self, batch: Batch, features: Array) -> Array:
-        """Touches every weight: what initialisation traces."""
+        """Touches every weight; initialisation traces it."""
         return self.logits(self.prefill(batch, features, "model", "cpu")[0])
 
     def logits(self, hidden: Array) -> Array:
@@ -251,7 +254,7 @@ class LanguageModel(nn.Module):
         return self.sharding.logits(self._head(self.sharding.replicate_for_logits(hidden)))
 
     def next_logits(self, hidden: Array) -> Array:
-        """Maps [B, D] to float32[B, V], with weights that lie for decoding."""
+        """Maps [B, D] to float32[B, V], with weights sharded for decoding."""
         return self.sharding.rows(
             self.sharding.columns(self._head(self.sharding.replicate(hidden)))
         )
@@ -264,7 +267,7 @@ class LanguageModel(nn.Module):
             return product(hidden.astype(self.dtype), table, jnp.float32)
 
     def prefill(self, batch: Batch, features: Array, *storage: str) -> tuple[Array, tuple]:
-        """See `Model.prefill`; `storage` is kind and platform, as `cache.stored` takes them."""
+        """See `Model.prefill`; `storage` is the kind and platform that `cache.stored` takes."""
         prompt, context = self._start(batch, features)
         (prompt, _), (k, v) = self.layers((prompt, None), None, context)
         hidden = self.norm(_last_valid(prompt[:, 0], batch.mask))
@@ -278,7 +281,7 @@ class LanguageModel(nn.Module):
         """See `Model.forward`."""
         n, length = batch.tokens.shape
         groups, steps = tokens.shape[0] // n, tokens.shape[1]
-        # The response goes on after the largest position of its prompt, on all three axes.
+        # A response starts after the largest position of its prompt, on all three axes.
         last = jnp.where(batch.mask[:, None], batch.positions, -1).max((1, 2))  # int32[N]
         positions = last[:, None] + 1 + jnp.arange(steps)
         positions = jnp.broadcast_to(positions[:, None, None], (n, 1, 3, steps))
@@ -289,7 +292,7 @@ class LanguageModel(nn.Module):
         response = self._embed(tokens).reshape(n, groups, steps, -1)
         (prompt, response), _ = self.layers((prompt, response), None, context)
 
-        # One token earlier: the prompt's last column predicts the first response token.
+        # Shifted by one token: the prompt's last column predicts the first response token.
         first = _last_valid(prompt[:, 0], batch.mask)[:, None, None]
         first = jnp.broadcast_to(first, (n, groups, 1, first.shape[-1]))
         hidden = jnp.concatenate([first, response[:, :, :-1]], axis=2)
@@ -303,7 +306,7 @@ class LanguageModel(nn.Module):
         column = jnp.arange(steps)
 
         def of_stream(prompts, responses):
-            """[S, T, ...] of [N, P, ...] and [B, R, ...], or what broadcasts to these."""
+            """[S, T, ...] of [N, P, ...] and [B, R, ...], or arrays that broadcast to these."""
             inner = jnp.shape(prompts)[2:]
             prompts = jnp.broadcast_to(prompts, (n, length, *inner)).reshape(-1, *inner)
             responses = jnp.broadcast_to(responses, (rows, steps, *inner)).reshape(-1, *inner)
@@ -333,7 +336,7 @@ class LanguageModel(nn.Module):
         return self.sharding.gather_tokens(self.norm(x[:, 0]), 1)
 
     def _start(self, batch, features):
-        """Prompt embeddings [N, 1, P, D] with the image features in place, and their context."""
+        """Returns prompt embeddings [N, 1, P, D] with image features, and their context."""
         x = merge_images(
             self._embed(batch.tokens),
             features,
@@ -343,7 +346,7 @@ class LanguageModel(nn.Module):
         return x[:, None], Context(_ids(batch.mask[:, None]), rotary)
 
     def _embed(self, tokens):
-        # Rows are taken before the cast: casting the table would touch all of it for each token.
+        # Take rows before the cast: casting the table would touch all of it for each token.
         return self.sharding.look_up(self.embed.embedding, tokens, self.dtype)
 
     def _rotary(self, positions):
@@ -351,14 +354,14 @@ class LanguageModel(nn.Module):
 
 
 def is_scanned(platform: str) -> bool:
-    """Returns whether decoding on these devices is a scan over layers."""
+    """Returns whether decoding on this platform is a scan over layers."""
     return platform != "cpu"
 
 
 def decoder(
     params: Params, config: QwenVLConfig, dtype: Any, platform: str, sharding: ActivationSharding
 ) -> Params:
-    """See `Model.decoder`; `params` is the language model's part."""
+    """See `Model.decoder`; `params` are those of the language model."""
     rules = (*LANGUAGE_RULES, *lora.rules(LANGUAGE_RULES))
 
     def cast(path, x):
@@ -404,7 +407,7 @@ def decode(
     x = sharding.rows(weights["embed"]["embedding"][tokens].reshape(n, groups, 1, -1))
     sizes = [block.k.slots for block in blocks[0]]
     starts = [sum(sizes[:number]) for number in range(len(sizes))]
-    # In a scan the token is not in its slot yet: there it stands before it, behind the last one.
+    # In a scan the token is not in its slot yet. It takes the column before that, after all others.
     scanned = is_scanned(platform)
     column = columns + step - 1 if scanned else columns + step
     own = Ids(jnp.ones((n, 1, 1), jnp.int32), jnp.reshape(column, 1))
@@ -454,7 +457,7 @@ def merge_images(x: Array, features: Array, is_image: Array) -> Array:
 
     Args:
         x: [N, P, D], token embeddings.
-        features: [N, M, D]; those beyond the row's image tokens are not read.
+        features: [N, M, D]; features beyond the row's image tokens are ignored.
         is_image: bool[N, P].
 
     Returns:
@@ -468,11 +471,11 @@ def merge_images(x: Array, features: Array, is_image: Array) -> Array:
 
 
 def _ids(mask, first_column=0):
-    """Ids of tokens of one sequence in consecutive columns; mask bool[N, G, S]."""
+    """Returns ids of one sequence's tokens in consecutive columns; mask bool[N, G, S]."""
     return Ids(mask.astype(jnp.int32), first_column + jnp.arange(mask.shape[-1]))
 
 
 def _last_valid(x, mask):
-    """[N, D] of [N, P, D]: the last column that counts, wherever the padding is."""
+    """Maps [N, P, D] to [N, D]: the last valid column, on whichever side the padding is."""
     last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
     return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]

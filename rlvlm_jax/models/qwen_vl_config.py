@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a Qwen2-VL or Qwen2.5-VL model is: its sizes, read from Hugging Face's config.json.
+"""Configuration of a Qwen2-VL or Qwen2.5-VL model, read from Hugging Face's config.json.
 
 `from_hf` accepts the three layouts in circulation: flat (transformers 4.x), nested with
-`text_config` (4.5x) and nested with `rope_parameters` (5.x). Every field is either read, known to
-be without effect on the computation, or refused by name, so that no model is run as something else.
-This file knows nothing of weights or arrays; `qwen_vl.py` computes, `convert.py` moves weights.
+`text_config` (4.5x) and nested with `rope_parameters` (5.x). Every field is either read, known not
+to affect the computation, or refused by name, so that no model runs as something else. This module
+knows nothing about weights or arrays; `qwen_vl.py` computes, `convert.py` moves weights.
 """
 
 import dataclasses
@@ -39,14 +39,14 @@ class VisionConfig:
         mlp_width: Inner width of a block's MLP.
         out_width: Width after the merger, equal to the language model's.
         patch_size: Side of a patch, pixels.
-        temporal_patch_size: Frames of a patch; a still image repeats its one frame.
+        temporal_patch_size: Frames per patch; a still image repeats its one frame.
         merge_size: Side of the square of patches that become one image token.
         window_size: Side of an attention window, pixels; 0 without windows (Qwen2-VL).
         full_attention_blocks: Blocks in which a patch sees its whole image.
         act: Activation of the MLP: "quick_gelu" (plain MLP) or "silu" (gated MLP).
         norm_eps: Epsilon of the tower's norms.
         image_mean: Mean of red, green, blue in 0..1, subtracted from the pixels.
-        image_std: What the difference is divided by.
+        image_std: Divisor of the difference.
     """
 
     family: str
@@ -87,12 +87,12 @@ class QwenVLConfig:
         rope_theta: Base of the rotary frequencies.
         mrope_section: Rotary frequencies given to time, row, column; sum `head_size // 2`.
         norm_eps: Epsilon of the RMS norms.
-        tie_embeddings: Whether the output head is the transposed embedding.
-        image_token_id: Stands for one image token in a prompt.
-        video_token_id: The same for video, which is never sent.
+        tie_embeddings: Whether the output head is the embedding, transposed.
+        image_token_id: Placeholder of one image token in a prompt.
+        video_token_id: The same for video, which is never used.
         vision_start_token_id: Opens an image.
         vision_end_token_id: Closes an image.
-        vision_token_id: A further reserved vision token, where the configuration names one.
+        vision_token_id: Another reserved vision token, if the configuration names one.
         vision: The vision tower.
     """
 
@@ -116,9 +116,9 @@ class QwenVLConfig:
     vision: VisionConfig
 
 
-# Fields without effect on the computation: bookkeeping, generation settings (the sampler has its
-# own), what applies to training elsewhere (dropout, initialisation), and what another field
-# switches off (the sliding window, of which only `use_sliding_window: false` is accepted).
+# Fields that do not affect the computation: bookkeeping, generation settings (the sampler has its
+# own), settings for other training code (dropout, initialisation), and settings that another field
+# disables (the sliding window: only `use_sliding_window: false` is accepted).
 _IGNORED = """
     _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures
     attention_dropout attn_implementation begin_suppress_tokens bad_words_ids bos_token_id
@@ -144,7 +144,7 @@ _UNSET = {
     "quantization_config": None,
     "tie_encoder_decoder": False,
 }
-# transformers 4.5x repeats these inside text_config, as null or as at the top, where they count.
+# transformers 4.5x repeats these inside text_config, as null or as at the top; the top counts.
 _TOKEN_IDS = (
     "image_token_id",
     "video_token_id",
@@ -156,9 +156,9 @@ _REQUIRED = object()
 
 
 class _Fields:
-    """One JSON object of a file; remembers what it was asked for.
+    """One JSON object of a file; records which fields were read.
 
-    `where` goes before the name of a field in messages: "text_config." for the fields inside that.
+    `where` is the prefix of a field's name in messages, e.g. "text_config.".
     """
 
     def __init__(self, fields: Any, where: str = "", file: str = "config.json"):
@@ -209,7 +209,7 @@ class _Fields:
             self.refuse(key, " or ".join(map(repr, supported)) + " (nothing else is supported)")
 
     def unknown(self) -> list[str]:
-        """Full names of the fields that were never asked for and are not known to be harmless."""
+        """Returns the full names of fields that were not read and are not known to be harmless."""
         for key, value in _UNSET.items():
             self.only(key, value, None)
         ignored = set(_IGNORED.split())
@@ -234,8 +234,8 @@ def from_hf(config: Mapping, preprocessor: Mapping | None = None) -> QwenVLConfi
         The sizes of the model. Absent fields get the defaults that transformers gives them.
 
     Raises:
-        InputError: naming a missing field, a value that is not supported or makes no sense, or
-            fields that are not known and might change what the model computes.
+        InputError: a field is missing, a value is not supported or makes no sense, or an unknown
+            field might change what the model computes; the message names it.
     """
     top = _Fields(config)
     family = top.get("model_type")
@@ -258,7 +258,7 @@ def from_hf(config: Mapping, preprocessor: Mapping | None = None) -> QwenVLConfi
         text = _read_text(inner)
         _check_repeated(top, inner, text)
         inner.only("model_type", family + "_text", family)
-        # transformers ties where either says so.
+        # transformers ties the head if either says so.
         tied |= inner.boolean("tie_word_embeddings", False)
         inner.read.update(_TOKEN_IDS)
         unknown += inner.unknown()
@@ -286,7 +286,7 @@ def from_hf(config: Mapping, preprocessor: Mapping | None = None) -> QwenVLConfi
 
 
 def _read_text(fields: _Fields) -> dict[str, Any]:
-    """The decoder's part of `QwenVLConfig`, from the top level or from text_config."""
+    """Returns the decoder's fields of `QwenVLConfig`, from the top level or text_config."""
     width = fields.integer("hidden_size")
     heads = fields.integer("num_attention_heads")
     kv_heads = heads
@@ -298,7 +298,7 @@ def _read_text(fields: _Fields) -> dict[str, Any]:
     if heads % kv_heads:
         fields.refuse("num_key_value_heads", f"a divisor of num_attention_heads {heads}")
     head_size = width // heads
-    fields.only("head_dim", head_size, None)  # transformers' attention has no other either
+    fields.only("head_dim", head_size, None)  # transformers supports no other value either
     fields.only("hidden_act", "silu")
     fields.only("use_sliding_window", False, None)
     fields.only("layer_types", ["full_attention"] * layers, None)
@@ -318,11 +318,11 @@ def _read_text(fields: _Fields) -> dict[str, Any]:
 
 
 def _read_rotary(fields: _Fields, head_size: int) -> tuple[float, tuple[int, int, int]]:
-    """Base and sections of the rotary embedding, from any of its three spellings."""
+    """Returns base and sections of the rotary embedding, in any of its three spellings."""
     old, new = fields.get("rope_scaling", None), fields.get("rope_parameters", None)
     name = "rope_scaling" if old else "rope_parameters"
     rotary = _Fields(old or new or {}, f"{fields.where}{name}.")
-    # "mrope" and "default" both mean: no scaling of the frequencies, split among three axes.
+    # "mrope" and "default" both mean unscaled frequencies, split among three axes.
     rotary.only("type", "mrope", "default", None)
     rotary.only("rope_type", "default", "mrope", None)
     rotary.only("partial_rotary_factor", 1.0, None)
@@ -343,10 +343,10 @@ def _read_rotary(fields: _Fields, head_size: int) -> tuple[float, tuple[int, int
 
 
 def _check_repeated(top: _Fields, inner: _Fields, text: dict[str, Any]):
-    """Lets the top level repeat text_config, as transformers 4.5x writes it, but not differ."""
+    """Accepts a top level that repeats text_config (transformers 4.5x) but not one that differs."""
     repeated = {key: top.get(key) for key in sorted(inner.read) if key in top.fields}
     merged = _Fields({**inner.fields, **repeated})
-    # The rotary fields have several spellings, so there what they mean is compared.
+    # The rotary fields have several spellings, so compare their meaning instead.
     same_spelling = [key for key in repeated if key in inner.fields and "rope" not in key]
     differing = [key for key in same_spelling if repeated[key] != inner.fields[key]]
     if not differing and repeated and _read_text(merged) != text:
@@ -359,7 +359,7 @@ def _check_repeated(top: _Fields, inner: _Fields, text: dict[str, Any]):
 
 
 def _read_pixels(tower: _Fields, preprocessor: Mapping | None) -> dict[str, Any]:
-    """Patch geometry and pixel statistics, on which both files must agree."""
+    """Returns patch geometry and pixel statistics, on which both files must agree."""
     patch = tower.integer("patch_size", 14)
     frames = tower.integer("temporal_patch_size", 2)
     merge = tower.integer("spatial_merge_size", 2)
@@ -384,7 +384,7 @@ def _read_pixels(tower: _Fields, preprocessor: Mapping | None) -> dict[str, Any]
             or not all(map(_is_number, value))
             or (key == "image_std" and min(value) <= 0)
         ):
-            pixels.refuse(key, "three numbers, one a colour, above 0 for image_std")
+            pixels.refuse(key, "three numbers, one per colour, above 0 for image_std")
         statistics[key] = tuple(map(float, value))
     return geometry | statistics
 
@@ -411,7 +411,7 @@ def _read_vision_2_5(tower: _Fields, text_width: int, **pixels: Any) -> VisionCo
     width = tower.integer("hidden_size", 3584)
     depth = tower.integer("depth", 32)
     tower.only("out_hidden_size", text_width)
-    tower.get("tokens_per_second", None)  # spaces the frames of a video; still images have none
+    tower.get("tokens_per_second", None)  # only affects the frames of a video
     window, merged = tower.integer("window_size", 112), pixels["patch_size"] * pixels["merge_size"]
     if window % merged:
         tower.refuse("window_size", f"a multiple of {merged} pixels, the side of an image token")
@@ -451,9 +451,9 @@ def _read_activation(tower: _Fields, family: str) -> str:
 
 
 def to_hf(config: QwenVLConfig) -> dict[str, Any]:
-    """The contents of a config.json in the flat layout, for a model that never had one.
+    """Returns the contents of a config.json in the flat layout, for a model without one.
 
-    A converted model keeps the file that it came with. `from_hf(to_hf(config)) == config` for the
+    A converted model keeps its original file. `from_hf(to_hf(config)) == config` for the
     default pixel statistics, which live in preprocessor_config.json.
     """
     tower = config.vision
@@ -552,7 +552,7 @@ def _published(
 _qwen2 = functools.partial(_published, "qwen2_vl", vision_mlp_width=5120)
 _qwen2_5 = functools.partial(_published, "qwen2_5_vl")
 
-# The sizes on the hub, for shape-only tests and for planning memory before anything is downloaded.
+# The sizes on the hub, for shape-only tests and for planning memory before a download.
 PUBLISHED = {
     "qwen2-vl-2b": _qwen2(
         width=1536,

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rotary position embeddings as pure functions: the decoder's M-RoPE, the vision tower's 2-D one.
+"""Rotary embeddings as pure functions: M-RoPE for the decoder, 2-D for the vision tower.
 
-A rotary pair is (cos, sin), each float32[..., E/2]. The vector pairs (x_j, x_{j + E/2}) turn by the
-angle j. Which positions a token has is decided in `data/`; here they are only turned into angles.
+A rotary pair is (cos, sin), each float32[..., E/2]. The vector pairs (x_j, x_{j + E/2}) are rotated
+by angle j. `data/` decides the positions of tokens; this module only maps them to angles.
 """
 
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ VISION_THETA = 10000.0
 
 def frequencies(size: int, theta: float) -> np.ndarray:
     """Returns theta^(-2j / size) for j < size / 2, float32[size / 2], radians per position."""
-    # In float32 throughout, as the published models were trained.
+    # All in float32, as in the training of the published models.
     return 1.0 / np.float32(theta) ** (np.arange(0, size, 2, dtype=np.float32) / np.float32(size))
 
 
@@ -28,7 +28,7 @@ def mrope(positions: Array, sections: tuple[int, int, int], theta: float) -> tup
 
     Args:
         positions: int32[..., 3, T].
-        sections: frequencies of each axis; they add up to E / 2.
+        sections: number of frequencies of each axis; they add up to E / 2.
         theta: base of the frequencies.
 
     Returns:
@@ -58,7 +58,7 @@ def rope_2d(coords: Array, size: int) -> tuple[Array, Array]:
 
 
 def rotate(x: Array, rotary: tuple[Array, Array]) -> Array:
-    """Turns each head by the position of its token, in float32.
+    """Rotates each head by the position of its token, in float32.
 
     Args:
         x: [..., T, H, E].

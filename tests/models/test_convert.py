@@ -423,7 +423,7 @@ BAD_WEIGHTS = {
     "no header": (keep_bytes(9, None), "model-00002-of-00003.safetensors is truncated or damag"),
     "no file": (
         sharded(lambda d: (d / "model-00003-of-00003.safetensors").unlink()),
-        "names files that are not there: model-00003-of-00003.safetensors",
+        "names files that do not exist: model-00003-of-00003.safetensors",
     ),
     "not in the file": (
         edit_index(lambda c: c["weight_map"].update(more="model-00001-of-00003.safetensors")),
@@ -435,7 +435,7 @@ BAD_WEIGHTS = {
     ),
     "elsewhere": (
         edit_index(lambda c: c["weight_map"].update({Q_PROJ: "../model.safetensors"})),
-        "expected a file beside it",
+        "expected a file next to it",
     ),
     "no map": (edit_index(dict.clear), "has no weight_map"),
     "index no JSON": (

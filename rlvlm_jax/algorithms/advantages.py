@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""From scores to advantages: REINFORCE++, GRPO, RLOO, and ADORA's weights (end of step III).
+"""Advantages from scores: REINFORCE++, GRPO, RLOO, and ADORA's weights (end of step III).
 
-Scores are one number a response; what they are made of is not known here. Statistics are taken
-over all rows given, so under `jit` on sharded arrays they are global whatever the device count.
-The group estimators return one number a response, which all its tokens get.
+Scores are one number per response; this module does not know how they are made. Statistics are over
+all rows, so under `jit` on sharded arrays they are global for any number of devices. The group
+estimators return one number per response, which applies to all its tokens.
 """
 
 import jax
@@ -29,8 +29,8 @@ def reinforce_pp(
     A_t = (G_t - mean) / sqrt(var + 1e-8)           "center"
     A_t = (G_t - mean) / sqrt(var + 1e-8) + mean    "scale"
 
-    mean and unbiased var are over all valid tokens of the batch, a response weighing as much as it
-    has tokens. Time counts valid tokens: a gap in the mask neither earns nor discounts.
+    mean and unbiased var are over all valid tokens of the batch, so a response's weight is its
+    number of tokens. Time counts valid tokens: a hole in the mask adds no reward and no discount.
 
     Args:
         scores: float32[B], reward units.
@@ -39,14 +39,14 @@ def reinforce_pp(
         kl: float32[B, R], nats, estimates of the divergence from the reference (k1 is the unbiased
             one as a penalty), or None.
         kl_coef: Reward units per nat.
-        whiten: "center" for zero mean and unit variance, "scale" for MAYE's released code, which
-            adds the mean back (all-positive advantages where all scores are positive), "none" for
-            the bare returns.
+        whiten: "center" for zero mean and unit variance; "scale" for MAYE's released code, which
+            adds the mean back (all advantages are positive if all scores are); "none" for plain
+            returns.
 
     Returns:
-        float32[B, R], 0 outside the mask. "center" gives exactly 0 where all returns are equal;
-        differences of the returns far below 1e-4 stay small rather than being blown up to unit
-        variance. A row without valid tokens takes part in nothing.
+        float32[B, R], 0 outside the mask. "center" gives exactly 0 if all returns are equal.
+        Differences of returns far below 1e-4 stay small instead of being scaled to unit variance.
+        A row without valid tokens has no effect.
 
     Raises:
         ValueError: Wrong ranks or shapes, an unknown whiten, kl_coef without kl.
@@ -94,8 +94,7 @@ def grpo(
         eps: Added to the deviation, reward units.
 
     Returns:
-        float32[B], dimensionless ("none": reward units). A group whose scores are all equal gets
-        exactly 0.
+        float32[B], dimensionless ("none": reward units); exactly 0 for a group of equal scores.
 
     Raises:
         ValueError: group_size < 2, or it does not divide B; an unknown scale.
@@ -126,7 +125,7 @@ def rloo(scores: jax.Array, group_size: int) -> jax.Array:
         group_size: G >= 2.
 
     Returns:
-        float32[B], reward units. A group whose scores are all equal gets exactly 0.
+        float32[B], reward units; exactly 0 for a group of equal scores.
 
     Raises:
         ValueError: group_size < 2, or it does not divide B.
@@ -147,22 +146,22 @@ def adora_weights(
     lam: float = 0.1,
     max_length: int,
 ) -> jax.Array:
-    """Weighs down the groups whose right responses are not the longer ones.
+    """Downweights groups whose right responses are not longer than their wrong ones.
 
     w_g = 1 if no response is right, or max(length of right) > mean(length of wrong), else lam
 
-    Right is score > 0.5. Wrong responses of max_length tokens or more (cut off) are left out of
-    the mean; where none is left, the mean is infinite and the group gets lam.
+    Right is score > 0.5. The mean excludes wrong responses of max_length tokens or more (cut off);
+    if none is left, the mean is infinite and the group gets lam.
 
     Args:
         scores: float32[B], reward units, samples of one prompt adjacent.
         lengths: int32[B], tokens.
         group_size: G >= 1.
         lam: The lower weight, dimensionless.
-        max_length: Length from which a response counts as cut off, tokens.
+        max_length: Tokens; a response of at least this length counts as cut off.
 
     Returns:
-        float32[B], dimensionless, one weight a group; multiplies the group's advantages.
+        float32[B], dimensionless, the same within a group; multiplies its advantages.
 
     Raises:
         ValueError: group_size < 1, or it does not divide B, or shapes differ.
@@ -181,13 +180,13 @@ def adora_weights(
 
 
 def grouped(name: str, values: jax.Array, group_size: int, least: int = 2) -> jax.Array:
-    """Lays a column of rows out as one row a prompt.
+    """Reshapes values per sequence to one row per prompt.
 
     Args:
-        name: What to call the values in an error.
+        name: Name of the values for errors.
         values: Number[B], samples of one prompt adjacent.
         group_size: G.
-        least: Smallest group that makes sense; 2 where samples are compared with each other.
+        least: Smallest valid group; 2 if samples are compared with each other.
 
     Returns:
         float32[B / G, G].
@@ -205,7 +204,7 @@ def grouped(name: str, values: jax.Array, group_size: int, least: int = 2) -> ja
 
 
 def _discounted_returns(rewards: jax.Array, mask: jax.Array, gamma: float) -> jax.Array:
-    """G_t = r_t + gamma * G_{t+1} along axis 1, passing over what is masked; float32[B, R]."""
+    """G_t = r_t + gamma * G_{t+1} along axis 1, skipping masked columns; float32[B, R]."""
 
     def earlier(following, column):
         reward, valid = column

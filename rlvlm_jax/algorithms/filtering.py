@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which groups are worth training on, and the penalty for running long (between steps III and IV).
+"""Filter of groups to train on, and the overlong penalty (between steps III and IV).
 
-Knows nothing of refilling a batch: that is the loop's business.
+Knows nothing about refilling a batch, which the training loop does.
 """
 
 import jax
@@ -15,12 +15,12 @@ from rlvlm_jax.algorithms.masked import check_shape
 def keep_groups(
     accuracy: jax.Array, group_size: int, low: float = 0.1, high: float = 0.9
 ) -> jax.Array:
-    """Keeps the groups that are neither nearly all wrong nor nearly all right.
+    """Keeps the groups that are neither almost all wrong nor almost all right.
 
     keep_g = low <= mean_g(accuracy) <= high
 
     Args:
-        accuracy: float32[B] in [0, 1], the accuracy reward alone, samples of one prompt adjacent.
+        accuracy: float32[B] in [0, 1], the accuracy reward only, samples of one prompt adjacent.
         group_size: G >= 1.
         low: Least mean accuracy, inclusive.
         high: Greatest mean accuracy, inclusive.
@@ -37,20 +37,20 @@ def keep_groups(
     if not 0.0 <= low <= high <= 1.0:
         raise ValueError(f"low={low} and high={high} must satisfy 0 <= low <= high <= 1")
     means = jnp.mean(grouped("accuracy", accuracy, group_size, least=1), axis=1)
-    slack = 1e-5  # 9 right of 10 count as 0.9, whichever way float32 rounds
+    slack = 1e-5  # 9 right of 10 count as 0.9, however float32 rounds
     keep = (means >= low - slack) & (means <= high + slack)
     return jnp.repeat(keep, group_size)
 
 
 def overlong_penalty(lengths: jax.Array, max_length: int, cache_length: int) -> jax.Array:
-    """Punishes responses softly in the last stretch before the limit.
+    """Penalises responses softly in the last tokens before the limit.
 
-    0 up to max_length - cache_length; falling linearly to -1 at max_length; -1 beyond.
+    0 up to max_length - cache_length, then linear down to -1 at max_length, -1 beyond.
 
     Args:
         lengths: int32[B], tokens (not characters).
-        max_length: Length at which the penalty is complete, tokens.
-        cache_length: Width of the soft stretch, tokens, 1 to max_length.
+        max_length: Length from which the penalty is -1, tokens.
+        cache_length: Width of the linear part, tokens, 1 to max_length.
 
     Returns:
         float32[B] in [-1, 0], reward units.

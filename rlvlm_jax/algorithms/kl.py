@@ -1,16 +1,16 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Estimators of the divergence from the reference model, from the sampled tokens alone (step IV).
+"""Estimators of the divergence from the reference model, from sampled tokens only (step IV).
 
 Used as a loss term (`losses.weighted_sum` reduces it) or as a penalty in the token rewards
-(`advantages.reinforce_pp`). Which kind serves where:
+(`advantages.reinforce_pp`). Which kind to use:
 
 * k1 in the reward: unbiased. As a *loss* its expected on-policy gradient is zero,
-  E[grad(logp - logp_ref)] = E[grad logp] = 0, so it exerts no pull at all.
+  E[grad(logp - logp_ref)] = E[grad logp] = 0, so it has no effect.
 * k2 as a loss: its on-policy gradient is that of KL(policy || reference).
 * k3 as a loss: its on-policy gradient is that of KL(reference || policy). Its *value* is an
   unbiased estimate of KL(policy || reference) with less variance than k1. Neither statement holds
-  any more once the policy has moved away from the one that drew the tokens.
+  once the policy has moved away from the one that drew the tokens.
 
 Nothing here knows about masks: pass log-probabilities through `masked.fill` first.
 """
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from rlvlm_jax.algorithms.masked import check_shape
 
-MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: nothing sensible lies beyond, and float32 stays finite
+MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: larger ratios make no sense, and float32 stays finite
 
 
 def estimate(logprobs: jax.Array, ref_logprobs: jax.Array, kind: str) -> jax.Array:
@@ -36,8 +36,7 @@ def estimate(logprobs: jax.Array, ref_logprobs: jax.Array, kind: str) -> jax.Arr
         kind: "k1", "k2" or "k3".
 
     Returns:
-        float32[B, R], nats. k1 can be negative, k2 and k3 are not. In k3, d is limited to
-        MAX_LOG_RATIO from above.
+        float32[B, R], nats. k1 can be negative, k2 and k3 cannot. k3 caps d at MAX_LOG_RATIO.
 
     Raises:
         ValueError: An unknown kind, or shapes that differ.
@@ -56,6 +55,6 @@ def estimate(logprobs: jax.Array, ref_logprobs: jax.Array, kind: str) -> jax.Arr
         return 0.5 * jnp.square(difference)
     if kind == "k3":
         difference = jnp.minimum(difference, MAX_LOG_RATIO)
-        # Below 1e-3 or so exp(d) - d - 1 cancels to noise, even negative noise; expm1 keeps it.
+        # Below about 1e-3, exp(d) - d - 1 cancels to noise, even negative; expm1 avoids that.
         return jnp.expm1(difference) - difference
-    raise ValueError(f"kind={kind!r} is no KL estimator; use 'k1', 'k2' or 'k3'")
+    raise ValueError(f"kind={kind!r} is not a KL estimator; use 'k1', 'k2' or 'k3'")

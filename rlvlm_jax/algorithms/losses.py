@@ -1,13 +1,13 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The policy loss: clipped ratios of tokens or sequences, and how a batch is averaged (step IV).
+"""The policy loss: clipped ratios of tokens or sequences, averaged over a batch (step IV).
 
-A loss is numerator / denominator, and both are offered alone. An update that splits its minibatch
-takes `denominator` of the whole minibatch first, then adds up `policy_loss_sum` (and
-`weighted_sum` of further terms) of the parts over that one number: gradients simply add, and the
-result does not depend on the split or on the device count. `policy_loss` is the two in one.
+A loss is numerator / denominator, and there is a function for each. An update that splits its
+minibatch computes `denominator` of the whole minibatch first. It then divides `policy_loss_sum`
+(and `weighted_sum` of further terms) of each part by that number: gradients add up, and the result
+does not depend on the split or the device count. `policy_loss` combines the two.
 
-No model, no optimizer and no other loss term is known here.
+This module knows no model, optimizer or other loss term.
 """
 
 import jax
@@ -36,7 +36,7 @@ def policy_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Computes the policy loss of one batch.
 
-    policy_loss_sum(...) / denominator(...); see these two for formulas and arguments.
+    policy_loss_sum(...) / denominator(...); see both for formulas and arguments.
 
     Args:
         logprobs: float32[B, R], nats.
@@ -53,8 +53,9 @@ def policy_loss(
         is_cap: Greatest weight of the sampler-trainer correction, or None.
 
     Returns:
-        The loss, float32[], to be minimised: 0 with zero gradient where the mask is empty. And
-        the statistics of `policy_loss_sum` as means over valid tokens, with "policy_loss" beside.
+        (loss, statistics). The loss, float32[], is to be minimised; it is 0 with zero gradient if
+        the mask is empty. The statistics are those of `policy_loss_sum` as means over valid tokens,
+        plus "policy_loss".
 
     Raises:
         ValueError: Wrong shapes, unknown names, or options that do not go together.
@@ -93,7 +94,7 @@ def policy_loss_sum(
     rollout_logprobs: jax.Array | None = None,
     is_cap: float | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Adds up the policy loss of some rows, not yet divided.
+    """Adds up the policy loss of these rows, not yet divided.
 
     ppo    ratio_t = exp(logp_t - old_t)
            l_t = max(-A ratio, -A clip(ratio, 1 - clip_low, 1 + clip_high))
@@ -101,30 +102,30 @@ def policy_loss_sum(
            gradient reaches every token through that mean
     cispo  l_t = -stop_gradient(clip(ratio_t, 1 - clip_low, 1 + clip_high)) * A * logp_t
 
-    With dual_clip = c, where A < 0: l_t = min(l_t, -c A). With is_cap: l_t is multiplied, outside
-    all clipping, by stop_gradient(min(exp(old_t - rollout_t), is_cap)). The l_t are then added by
-    `weighted_sum`.
+    With dual_clip = c, if A < 0: l_t = min(l_t, -c A). With is_cap: after all clipping, l_t is
+    multiplied by stop_gradient(min(exp(old_t - rollout_t), is_cap)). `weighted_sum` then adds up
+    the l_t.
 
     Args:
         logprobs: float32[B, R], nats, of the policy being trained; the only differentiated input.
         old_logprobs: float32[B, R], nats, the trainer's before the update.
-        advantages: float32[B], one a response, or float32[B, R], one a token.
+        advantages: float32[B], one per response, or float32[B, R], one per token.
         mask: bool[B, R], valid response tokens.
         kind: "ppo", "gspo" or "cispo".
         clip_low: Width of the trust region below ratio 1; None for no floor.
-        clip_high: Width above ratio 1. DAPO's clip-higher is 0.28; GSPO wants about 3e-4 and 4e-4,
+        clip_high: Width above ratio 1. DAPO's clip-higher is 0.28; GSPO needs about 3e-4 and 4e-4,
             since its ratios are geometric means.
         dual_clip: c > 1, bounds the loss of a bad token whose probability has grown; not for cispo,
-            whose weight is bounded already. MM-EUREKA's cap of the ratio is c = 3.
+            whose weight is already bounded. MM-EUREKA's cap of the ratio is c = 3.
         aggregate: As in `denominator`.
-        rollout_logprobs: float32[B, R], nats, as the sampler recorded them; goes with is_cap.
+        rollout_logprobs: float32[B, R], nats, recorded by the sampler; required with is_cap.
         is_cap: Greatest importance weight of the trainer's old policy against the sampler's.
 
     Returns:
-        The numerator, float32[], and sums over valid tokens, float32[] each and constant for the
-        gradient, to be divided by `denominator(mask, "token")`: "ratio_mean"; "clip_fraction"
-        (tokens whose gradient a clip stops or, for cispo, whose weight it changes); "approx_kl" (k3
-        estimate of KL(old || new), nats); with is_cap also "is_weight".
+        (numerator, sums). The numerator is float32[]. The sums over valid tokens, float32[] each
+        and without gradient, are to be divided by `denominator(mask, "token")`: "ratio_mean";
+        "clip_fraction" (tokens whose gradient a clip stops or, for cispo, whose weight it changes);
+        "approx_kl" (k3 estimate of KL(old || new), nats); with is_cap also "is_weight".
 
     Raises:
         ValueError: Wrong shapes, unknown names, or options that do not go together.
@@ -177,11 +178,11 @@ def policy_loss_sum(
 
 
 def weighted_sum(values: jax.Array, mask: jax.Array, aggregate: str = "token") -> jax.Array:
-    """Adds up a quantity of each token with the weights of an aggregation.
+    """Adds up a value per token with the weights of an aggregation.
 
     "token", "microbatch" and "constant": sum over valid tokens. "sequence": sum over responses of
-    the mean over their valid tokens. Divided by `denominator`, it is the aggregated value; further
-    loss terms (divergence, entropy) are reduced by it too.
+    the mean over their valid tokens. Divided by `denominator`, it is the aggregated value. Further
+    loss terms (divergence, entropy) use it too.
 
     Args:
         values: float32[B, R], any unit.
@@ -203,20 +204,20 @@ def weighted_sum(values: jax.Array, mask: jax.Array, aggregate: str = "token") -
 def denominator(
     mask: jax.Array, aggregate: str = "token", length_norm: float | None = None
 ) -> jax.Array:
-    """Counts what `weighted_sum` is to be divided by, over all rows that take part in one update.
+    """Returns the divisor of `weighted_sum`, counted over all rows of one update.
 
     "token"     number of valid tokens (DAPO)
-    "microbatch"  the same within each micro-batch; their means are then averaged (MAYE's code)
+    "microbatch"  the same per micro-batch, whose means are then averaged (MAYE's code)
     "sequence"  number of responses with at least one valid token (GRPO; MAYE's eq. 1)
-    "constant"  B * length_norm, all rows counting (Dr.GRPO)
+    "constant"  B * length_norm, with all rows counted (Dr.GRPO)
 
     Args:
         mask: bool[B, R], of the whole minibatch, not of a part.
         aggregate: One of these.
-        length_norm: Tokens, > 0, often the response limit; required and read by "constant" only.
+        length_norm: Tokens, > 0, often the response limit; only for "constant", which requires it.
 
     Returns:
-        float32[], at least 1 but for "constant", so that nothing over nothing is 0.
+        float32[], at least 1 except for "constant", so that an empty mask gives 0.
 
     Raises:
         ValueError: An unknown aggregate, or "constant" without length_norm.
@@ -235,7 +236,7 @@ def denominator(
 
 
 def _per_token(name: str, values: jax.Array, mask: jax.Array) -> jax.Array:
-    """float32[B, R], 0 outside the mask before anything is computed from it."""
+    """Returns float32[B, R], set to 0 outside the mask before anything is computed from it."""
     masked.check_shape(name, jnp.asarray(values), mask.shape)
     return masked.fill(values, mask)
 

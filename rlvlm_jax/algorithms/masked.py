@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Reductions over the part of an array that counts: the only place that divides by a mask's sum.
+"""Masked reductions: the only module that divides by a mask's sum.
 
-The advantages, the losses and the metrics all reduce through these functions, so that no two of
-them can disagree about padding or about an empty mask. They know nothing about tokens or rewards.
+Advantages, losses and metrics all reduce through these functions, so that they cannot disagree
+about padding or an empty mask. The functions know nothing about tokens or rewards.
 """
 
 import jax
@@ -13,12 +13,12 @@ Axis = int | tuple[int, ...] | None
 
 
 def check_shape(name: str, array: jax.Array, shape: tuple[int | None, ...]) -> None:
-    """Refuses an array of another shape, before broadcasting could hide the mistake.
+    """Checks an array's shape, before broadcasting could hide a mistake.
 
     Args:
-        name: What to call the array in the message.
+        name: Name of the array for the message.
         array: Any array.
-        shape: The expected sizes, None where any size will do.
+        shape: The expected sizes; None accepts any size.
 
     Raises:
         ValueError: The rank or a size differs.
@@ -30,14 +30,14 @@ def check_shape(name: str, array: jax.Array, shape: tuple[int | None, ...]) -> N
 
 
 def fill(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Puts 0 where nothing counts, in float32.
+    """Sets masked values to 0, in float32.
 
-    Applied to *inputs*, before any exponential: a garbage value that reaches exp gives an infinite
-    derivative there, and a mask applied afterwards multiplies it by 0, which is NaN.
+    Apply it to *inputs*, before any exponential: a garbage value in exp has an infinite derivative,
+    and a mask applied afterwards multiplies it by 0, which is NaN.
 
     Args:
-        values: Number[...], anything at all outside the mask.
-        mask: bool[...], of a shape that broadcasts with the values'.
+        values: Number[...], arbitrary outside the mask.
+        mask: bool[...], broadcastable with the values.
 
     Returns:
         float32[...].
@@ -46,19 +46,19 @@ def fill(values: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def sum(values: jax.Array, mask: jax.Array, axis: Axis = None, keepdims: bool = False) -> jax.Array:
-    """Adds up the values that count; float32, 0 where none does."""
+    """Adds up the unmasked values; float32, 0 if there is none."""
     return jnp.sum(fill(values, mask), axis=axis, keepdims=keepdims)
 
 
 def count(mask: jax.Array, axis: Axis = None, keepdims: bool = False) -> jax.Array:
-    """Counts what counts; float32, exact below 2**24 items."""
+    """Counts the True entries; float32, exact below 2**24."""
     return jnp.sum(jnp.asarray(mask, bool), axis=axis, keepdims=keepdims, dtype=jnp.float32)
 
 
 def mean(
     values: jax.Array, mask: jax.Array, axis: Axis = None, keepdims: bool = False
 ) -> jax.Array:
-    """Averages the values that count.
+    """Averages the unmasked values.
 
     Args:
         values: Number[...].
@@ -67,16 +67,16 @@ def mean(
         keepdims: Whether reduced axes stay as axes of size 1.
 
     Returns:
-        float32, 0 where nothing counts.
+        float32, 0 for an empty mask.
     """
     return sum(values, mask, axis, keepdims) / jnp.maximum(count(mask, axis, keepdims), 1.0)
 
 
 def centre(values: jax.Array, mask: jax.Array, axis: Axis = None) -> jax.Array:
-    """Subtracts the mean of the values that count.
+    """Subtracts the mean of the unmasked values.
 
-    The mean is taken of the distances to the smallest value. Equal values, whatever they are, thus
-    give exactly 0 and no rounding noise that a later division by a deviation would blow up.
+    The mean is taken of the distances to the smallest value. Equal values thus give exactly 0, not
+    rounding noise that a later division by a deviation would amplify.
 
     Args:
         values: Number[...].
@@ -101,7 +101,7 @@ def var(
     *,
     ddof: int = 1,
 ) -> jax.Array:
-    """Computes the variance of the values that count.
+    """Computes the variance of the unmasked values.
 
     sum((x - mean)**2) / (count - ddof)
 
@@ -113,7 +113,7 @@ def var(
         ddof: 1 for the unbiased variance, 0 for the population's.
 
     Returns:
-        float32 in squared units; 0 where count <= ddof, and exactly 0 where all values are equal.
+        float32 in squared units; 0 if count <= ddof, and exactly 0 if all values are equal.
     """
     squares = sum(jnp.square(centre(values, mask, axis)), mask, axis, keepdims)
     return squares / jnp.maximum(count(mask, axis, keepdims) - ddof, 1.0)
@@ -122,16 +122,16 @@ def var(
 def whiten(
     values: jax.Array, mask: jax.Array, *, keep_mean: bool = False, eps: float = 1e-8
 ) -> jax.Array:
-    """Scales the values that count to unit variance, around 0 or around their mean.
+    """Scales the unmasked values to unit variance, around 0 or around their mean.
 
-    (x - mean) / sqrt(var + eps) [+ mean], with the unbiased variance over everything that counts.
+    (x - mean) / sqrt(var + eps) [+ mean], with the unbiased variance over all unmasked values.
 
     Args:
         values: Number[...].
         mask: bool[...] of the values' shape.
         keep_mean: Whether the mean is added back after the division.
-        eps: Added to the variance, squared units. It bounds how far tiny differences are enlarged:
-            with 1e-8, by a factor of 1e4.
+        eps: Added to the variance, squared units. It bounds the amplification of tiny differences:
+            with 1e-8, to a factor of 1e4.
 
     Returns:
         float32[...] of the values' shape, 0 outside the mask. Equal values give exactly 0 (with
@@ -142,14 +142,14 @@ def whiten(
 
 
 def is_last(mask: jax.Array) -> jax.Array:
-    """Marks the last position that counts of each row.
+    """Marks the last unmasked position of each row.
 
     Args:
         mask: bool[B, R].
 
     Returns:
-        bool[B, R], one True in a row, none where the row of the mask is empty.
+        bool[B, R], one True per row, none if the row's mask is empty.
     """
     mask = jnp.asarray(mask, bool)
-    left = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]  # positions that count from here on
+    left = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]  # unmasked positions from here on
     return mask & (left == 1)

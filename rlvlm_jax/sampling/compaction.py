@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of a batch while it is decoded, and going on with a few of them alone.
+"""Decoding state of a batch, and compaction to its unfinished rows.
 
-Once most responses have ended, the others are taken out into a smaller batch, in which each row is
-a prompt of its own, and put back after some tokens. Rows of one device stay there: the batch is cut
-into `shards`, and as many are taken of each. Knows nothing of models or of how tokens are drawn.
+Once most responses have ended, the others are moved to a smaller batch, in which each row has its
+own prompt, and put back after a few tokens. Rows stay on their device: the batch is cut into
+`shards`, and the same number of rows is taken from each. This module knows nothing about models or
+about how tokens are drawn.
 """
 
 from typing import Any, NamedTuple
@@ -16,19 +17,19 @@ from rlvlm_jax.types import Array
 
 
 class Context(NamedTuple):
-    """What stays as it is; row b of B = N * G belongs to prompt b // G."""
+    """The constant part; row b of B = N * G belongs to prompt b // G."""
 
-    prefix: tuple  # of each layer, keys and values [N, ...]; see models.cache
+    prefix: tuple  # KV pairs [N, ...], see Model.prefill
     mask: Array  # bool[N, P], of the prompts
     keys: Array  # key[B]
     first: Array  # int32[B], position of the first token of the response
 
 
 class State(NamedTuple):
-    """What changes with every token."""
+    """The part that changes with every token."""
 
     hidden: Array  # [B, D], predicts the next token
-    cache: tuple  # of each layer a tuple of blocks [N, K, (L,) G, ...], the last being written
+    cache: tuple  # for each entry of the prefix a tuple of KV pairs; the last is written
     done: Array  # bool[B]
     tokens: Array  # int32[B, slots]
     mask: Array  # bool[B, slots]
@@ -36,24 +37,24 @@ class State(NamedTuple):
 
 
 def unfinished(done: Array, shards: int, few: int) -> Array:
-    """Returns int32[shards, few], places within its shard of rows to take, unfinished ones first.
+    """Returns int32[shards, few], the rows to take within each shard, unfinished ones first.
 
     Args:
         done: bool[B].
         shards: divides B.
-        few: rows of a shard.
+        few: rows to take from a shard.
     """
     return jnp.argsort(done.reshape(shards, -1), axis=1, stable=True)[:, :few]
 
 
 def take_context(context: Context, rows: Array, samples: int) -> Context:
-    """Returns the context of these rows, each a prompt of its own."""
+    """Returns the context of these rows, each with its own prompt."""
     prefix, mask = jax.tree.map(lambda x: _take(x, rows // samples), (context.prefix, context.mask))
     return Context(prefix, mask, _take(context.keys, rows), _take(context.first, rows))
 
 
 def take_state(state: State, rows: Array, samples: int) -> State:
-    """Returns the state of these rows; blocks of the cache are [rows, K, 1, ...]."""
+    """Returns the state of these rows; KV blocks are [rows, K, 1, ...]."""
 
     def take_block(x: Array) -> Array:
         def take(x: Array, rows: Array) -> Array:
@@ -67,7 +68,7 @@ def take_state(state: State, rows: Array, samples: int) -> State:
 
 
 def put_state(state: State, part: State, rows: Array, samples: int) -> State:
-    """Returns the state with these rows replaced; of the cache, only the last blocks changed."""
+    """Returns the state with these rows replaced; only the cache's last pairs are written."""
 
     def put(x: Array, new: Array) -> Array:
         by_shard = jax.vmap(lambda x, rows, new: x.at[rows].set(new))
@@ -91,12 +92,12 @@ def put_state(state: State, part: State, rows: Array, samples: int) -> State:
 
 
 def _of_rows(x: Array, rows: Array, samples: int) -> tuple:
-    """The index of these rows in a block [n, K, (L,) G, ...]."""
+    """Returns the index of these rows in a block [n, K, (L,) G, ...]."""
     return (rows // samples, *[slice(None)] * (x.ndim - 4), rows % samples)
 
 
 def _row_fields(state: State) -> dict[str, Any]:
-    """All fields but the cache: those whose leading axis is B."""
+    """Returns all fields but the cache, i.e. those whose leading axis is B."""
     return {name: x for name, x in state._asdict().items() if name != "cache"}
 
 

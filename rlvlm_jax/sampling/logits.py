@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""From logits to a choice of token: pure functions of one row of logits each, or of a batch.
+"""Pure functions that draw tokens from logits.
 
-`Policy` names the distribution whose log-probabilities are recorded and trained. Top-k and top-p
-only restrict what is drawn; they do not enter the recorded log-probabilities, which stay those of
-the full policy in the sampler and in the trainer alike.
+`Policy` is the distribution whose log-probabilities are recorded and trained. Top-k and top-p only
+restrict what is drawn. They do not affect the recorded log-probabilities, which are those of the
+full policy in both sampler and trainer.
 """
 
 from typing import NamedTuple
@@ -37,7 +37,7 @@ class Policy(NamedTuple):
 
 
 def keep_top_k(logits: jax.Array, k: int) -> jax.Array:
-    """Sets all but the k largest logits to -inf; ties with the k-th stay.
+    """Sets all but the k largest logits to -inf; keeps ties with the k-th.
 
     Args:
         logits: float32[..., V].
@@ -52,9 +52,9 @@ def keep_top_k(logits: jax.Array, k: int) -> jax.Array:
 def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
     """Keeps the smallest set of most probable tokens whose probabilities add up to at least p.
 
-    The most probable token always stays, so a tiny p is greedy decoding; ties with the last stay.
-    No sort: the smallest probability kept is found by halving, in the order of the 2^30 floats
-    between 0 and 1.
+    The most probable token is always kept, so a tiny p is greedy decoding; ties with the last one
+    are kept too. No sort: bisection over the 2^30 floats between 0 and 1 finds the smallest
+    probability to keep.
 
     Args:
         logits: float32[..., V].
@@ -71,7 +71,7 @@ def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
         return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
     def halve(_: int, limits: tuple) -> tuple:
-        # The mass above `low` reaches p, that above `high` does not.
+        # The mass above `low` reaches p, the mass above `high` does not.
         low, high = limits
         middle = jnp.maximum((low + high) // 2, 0)
         above = jnp.where(weights > value(middle), weights, 0.0).sum(axis=-1, keepdims=True)
@@ -84,11 +84,11 @@ def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
 
 
 def choose(keys: jax.Array, logits: jax.Array) -> jax.Array:
-    """Draws one token a row from softmax(logits), with two random numbers, not V.
+    """Draws one token per row from softmax(logits), with two random numbers instead of V.
 
-    The vocabulary is cut into some sqrt(V) runs; the first number chooses a run by its mass, the
-    second a token in it, each by inverting the cumulative distribution. A token of probability 0 is
-    never chosen.
+    The vocabulary is cut into about sqrt(V) runs. The first number chooses a run by its mass, the
+    second a token in the run, both by inverting the cumulative distribution. A token of probability
+    0 is never chosen.
 
     Args:
         keys: key[B].
@@ -107,7 +107,7 @@ def choose(keys: jax.Array, logits: jax.Array) -> jax.Array:
     random = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys)
 
     def invert(weights: jax.Array, random: jax.Array) -> jax.Array:
-        # Where a weight is 0 the sum may still step up by a rounding error.
+        # At a weight of 0 the sum may still increase by a rounding error.
         mass = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0.0)
         return jnp.argmax(mass > random[:, None] * mass.max(axis=-1, keepdims=True), axis=-1)
 
@@ -119,7 +119,7 @@ def choose(keys: jax.Array, logits: jax.Array) -> jax.Array:
 def draw(
     keys: jax.Array, logits: jax.Array, *, temperature: float, top_k: int, top_p: float
 ) -> jax.Array:
-    """Draws one token a row, each with a key of its own.
+    """Draws one token per row, each with its own key.
 
     Args:
         keys: key[B].

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A rollout as the host sees it: texts and lengths."""
+"""A rollout on the host: texts and lengths."""
 
 import itertools
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from rlvlm_jax.types import Rollout
 class Responses(NamedTuple):
     """The responses of a step, B of them, on the host."""
 
-    texts: list[str]  # special tokens left out
-    tokens: np.ndarray  # int32[B], generated tokens, the stop token included
-    lengths: np.ndarray  # int32[B], content tokens, the stop token not counted
+    texts: list[str]  # without special tokens
+    tokens: np.ndarray  # int32[B], number of generated tokens, with the stop token
+    lengths: np.ndarray  # int32[B], number of content tokens, without the stop token
     truncated: np.ndarray  # bool[B]
     ids: list[list[int]]  # the generated tokens
     logprobs: list[np.ndarray]  # float32 each, the sampler's, in nats
@@ -46,7 +46,7 @@ def read_responses(rollout: Rollout, tokenizer: Any) -> Responses:
 
 
 def take(responses: Responses, rows: Sequence[int] | np.ndarray) -> Responses:
-    """Returns some of the responses, in the order of `rows`."""
+    """Returns the responses of `rows`, in that order."""
     rows = np.asarray(rows, int)
     return Responses(
         *(f[rows] if isinstance(f, np.ndarray) else [f[row] for row in rows] for f in responses)
@@ -54,7 +54,7 @@ def take(responses: Responses, rows: Sequence[int] | np.ndarray) -> Responses:
 
 
 def join(parts: Sequence[Responses]) -> Responses:
-    """Puts the responses of several batches behind one another."""
+    """Concatenates the responses of several batches."""
     fields = []
     for field in zip(*parts, strict=True):
         arrays = isinstance(field[0], np.ndarray)

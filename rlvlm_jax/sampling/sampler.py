@@ -2,12 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Step II, response collection: one compiled program from prompts to responses.
 
-Prompts are prefilled once each; their G samples read the same keys and values. The responses' own
-cache is carried through a while loop whose body is a scan over `chunk` tokens, so the loop ends
-when every row has stopped, without asking the host. The cache grows by blocks, so that short
-responses do not attend to room for long ones; and once most rows have stopped, the others go on in
-a batch of their own. The sampler gets the model as functions and knows nothing of text, rewards or
-training.
+Each prompt is prefilled once; its G samples read the same keys and values. A while loop carries the
+responses' own cache. Its body scans over `chunk` tokens, so the loop ends when every row has
+stopped, without involving the host. The cache grows in blocks, so that short responses do not
+attend to slots for long ones. Once most rows have stopped, the others continue in a smaller batch.
+The sampler receives the model as functions and knows nothing about text, rewards or training.
 """
 
 import dataclasses
@@ -32,29 +31,29 @@ from rlvlm_jax.sampling.logits import Policy, draw
 from rlvlm_jax.types import Array, Batch, Params, Rollout
 
 FIRST_BLOCK = 128  # slots, at least
-BLOCKS = 4  # of the cache at most, for the loop is compiled anew for each
-SHRINK = 4  # behind the first block, a chunk of few unfinished rows runs on 1 / SHRINK of them
+BLOCKS = 4  # of the cache, at most: the loop is compiled once per block
+SHRINK = 4  # after the first block, once at most 1 / SHRINK of the rows run, decode only those
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleSettings:
     """How responses are drawn, and which distribution's log-probabilities are recorded."""
 
-    samples: int  # G, responses a prompt
+    samples: int  # G, responses per prompt
     max_tokens: int  # R
-    stop_ids: tuple[int, ...]  # any of them ends a response, and belongs to it
+    stop_ids: tuple[int, ...]  # each of them ends a response and is part of it
     pad_id: int
     banned_ids: tuple[int, ...] = ()  # never drawn
     temperature: float = 1.0  # 0 = greedy
     top_p: float = 1.0
     top_k: int = 0
-    chunk: int = 16  # tokens between two looks at whether every row has stopped
-    shards: int = 1  # parts of the batch that lie on different devices
+    chunk: int = 16  # tokens between two checks whether every row has stopped
+    shards: int = 1  # parts of the batch on different devices
     policy: Policy = Policy()  # recorded
 
 
 def sequence_keys(key: Array, sequence_ids: Array) -> Array:
-    """Returns key[B], one a sequence: fold_in(key, id), whatever the order of the rows.
+    """Returns key[B], one per sequence: fold_in(key, id), independent of the order of rows.
 
     Args:
         key: the step's key.
@@ -64,14 +63,14 @@ def sequence_keys(key: Array, sequence_ids: Array) -> Array:
 
 
 def rows_of(groups: np.ndarray, samples: int) -> np.ndarray:
-    """Returns int[len(groups) * G], the rows of the samples of these groups."""
+    """Returns int[len(groups) * G], the rows of these groups' samples."""
     return (groups[:, None] * samples + np.arange(samples)).reshape(-1)
 
 
 def next_positions(batch: Batch) -> Array:
     """Returns int32[N], the rotary position of the first response token of each prompt.
 
-    One past the largest position of the prompt on any axis, as Qwen2-VL counts on after an image.
+    It is one past the prompt's largest position on any axis, as Qwen2-VL counts after an image.
     """
     valid = jnp.where(batch.mask[:, None, :], batch.positions, -1)
     return valid.max(axis=(1, 2)) + 1
@@ -81,7 +80,7 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
     """Builds sample(params, batch, features, keys) -> Rollout, to be jitted once.
 
     Args:
-        model: functions `prefill`, `decode`, `next_logits` and theirs (see models.Model).
+        model: see models.Model; `prefill`, `decode`, `next_logits` and what they need are used.
         settings: static.
 
     Returns:
@@ -128,7 +127,7 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
         ), None
 
     def one_chunk(weights: Params, context: Context, few: int, state: State, t: Array) -> State:
-        """Decodes s.chunk tokens; alone, where only `few` rows of a shard are unfinished."""
+        """Decodes s.chunk tokens; only unfinished rows if a shard has at most `few` of them."""
         steps = t + jnp.arange(s.chunk)
 
         def run(context: Context, state: State) -> State:
@@ -157,7 +156,7 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
         state = State(
             hidden=jnp.repeat(hidden, s.samples, axis=0),  # [B, D]
             cache=((),) * len(prefix),
-            done=jnp.repeat(~jnp.any(batch.mask, axis=1), s.samples),  # a dummy prompt is silent
+            done=jnp.repeat(~jnp.any(batch.mask, axis=1), s.samples),  # True for an empty prompt
             tokens=jnp.full((rows, length), s.pad_id, jnp.int32),
             mask=jnp.zeros((rows, length), bool),
             logprobs=jnp.zeros((rows, length), jnp.float32),
@@ -167,8 +166,8 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
             block = model.empty_cache(prefix, s.samples, size)
             cache = tuple((*old, new) for old, new in zip(state.cache, block, strict=True))
             start, end = end, end + size
-            few = rows // (s.shards * SHRINK) if start else 0  # unfinished rows of a shard
-            # Each of them reads its prompt by itself, which must not come to more than before.
+            few = rows // (s.shards * SHRINK) if start else 0  # unfinished rows per shard
+            # Each of them reads its own copy of the prompt; that must not read more in total.
             prompts, width = batch.mask.shape
             if few * s.shards * (width + end) >= prompts * width + rows * end:
                 few = 0
@@ -195,12 +194,12 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
 def block_sizes(length: int, chunk: int) -> tuple[int, ...]:
     """Cuts a cache of `length` slots into blocks, each as long as all before it together.
 
-    Attention reads the blocks begun so far, so at most twice the slots in use, behind the first.
+    Attention reads the blocks started so far: after the first, at most twice the slots in use.
 
     Args:
         length: a multiple of `chunk`.
-        chunk: every block is a multiple of it; the first has at least `FIRST_BLOCK` slots, and so
-            many that there are at most `BLOCKS`.
+        chunk: every block is a multiple of it. The first has at least `FIRST_BLOCK` slots, and
+            enough that there are at most `BLOCKS` blocks.
     """
     first = math.ceil(max(FIRST_BLOCK, length / 2 ** (BLOCKS - 1)) / chunk) * chunk
     ends = [min(first, length)]

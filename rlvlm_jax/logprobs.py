@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Teacher-forced log-probabilities and entropies of responses, without whole logits.
+"""Teacher-forced log-probabilities and entropies of responses, without all logits in memory.
 
-The old, reference and new passes, supervised training and `VLM.logprobs` all come through here,
-so that they cannot differ. Logits exist for `chunk` response tokens a row at a time.
+The old, reference and new passes, supervised training and `VLM.logprobs` all use this module, so
+that they cannot differ. Logits exist for `chunk` response tokens per row at a time.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def _chunk_stats(
 
 
 def _count_positions(batch: Batch) -> Batch:
-    """Returns the batch with positions that count the prompt's tokens, on all three axes."""
+    """Returns the batch with token counts as positions, on all three axes."""
     counted = jnp.maximum(jnp.cumsum(batch.mask, axis=1) - 1, 0)
     flat = jnp.broadcast_to(counted[:, None], batch.positions.shape)
     return batch._replace(positions=flat.astype(batch.positions.dtype))
@@ -39,7 +39,7 @@ def _count_positions(batch: Batch) -> Batch:
 def _stats_in_chunks(
     model: Any, policy: Policy, params: Params, chunk: int, hidden: Array, tokens: Array
 ) -> tuple[Array, Array]:
-    """`_chunk_stats` of hidden [B, R, D] and tokens int32[B, R], `chunk` tokens a row at a time."""
+    """`_chunk_stats` of hidden [B, R, D] and tokens int32[B, R], `chunk` tokens per row at once."""
     rows, length, width = hidden.shape
     size = min(chunk, length)
     padding = -length % size
@@ -49,7 +49,7 @@ def _stats_in_chunks(
     hidden = hidden.reshape(rows, -1, size, width).swapaxes(0, 1)  # [chunks, B, c, D]
     tokens = tokens.reshape(rows, -1, size).swapaxes(0, 1)
 
-    @jax.checkpoint  # logits are computed again in the backward pass instead of being kept
+    @jax.checkpoint  # the backward pass recomputes the logits
     def stats(chunked: tuple[Array, Array]) -> tuple[Array, Array]:
         return _chunk_stats(model, policy, params, *chunked)
 
@@ -70,19 +70,19 @@ def make_logprobs_fn(
 
     Args:
         model: functions `forward`, `spread`, `logits` (see models.Model).
-        policy: the distribution asked about; the sampler records the same one.
-        chunk: response tokens a row whose logits exist at a time; their memory is
+        policy: the distribution, the same as the sampler's.
+        chunk: response tokens per row whose logits exist at a time; their memory is
             4 * B * chunk * V bytes.
-        flat_positions: count tokens instead of using the batch's rotary positions, on all axes.
+        flat_positions: use token counts instead of the batch's rotary positions, on all axes.
             # MAYE's code does so by mistake in training, not in sampling.
-        entropy_gradient: whether entropies are differentiated too.
+        entropy_gradient: whether gradients also flow through entropies.
 
     Returns:
         A function of (params, Batch of N prompts, image features, int32[B, R], bool[B, R]) that
-        returns two float32[B, R] in nats, 0 outside the mask. Without features (None) it computes
-        them itself, so that gradients reach the vision tower. B is a multiple of N; the B / N
-        responses of a prompt are adjacent and share one pass over it. Entropies are those of the
-        policy's whole distribution.
+        returns two float32[B, R] in nats, 0 outside the mask. If features is None, it computes
+        them, so that gradients reach the vision tower. B is a multiple of N; the B / N responses of
+        a prompt are adjacent and share one pass over it. Entropies are of the policy's full
+        distribution.
     """
 
     def logprobs(
@@ -109,20 +109,19 @@ def make_packed_logprobs_fn(
     flat_positions: bool = False,
     entropy_gradient: bool = False,
 ) -> Callable[..., tuple[Array, Array, Array]]:
-    """Builds the same for tokens that are packed into streams; see `packing.Plan`.
+    """Builds the same function for tokens packed into streams; see `packing.Plan`.
 
     Args:
-        model: functions `packed`, `spread`, `logits`, and `encode_images` where features are not
-            given.
-        policy: as in `make_logprobs_fn`, like all that follow.
-        chunk: tokens a stream whose logits exist at a time.
-        flat_positions: see there.
-        entropy_gradient: see there.
+        model: functions `packed`, `spread`, `logits`, and `encode_images` if features is None.
+        policy: see `make_logprobs_fn`.
+        chunk: tokens per stream whose logits exist at a time.
+        flat_positions: see `make_logprobs_fn`.
+        entropy_gradient: see `make_logprobs_fn`.
 
     Returns:
         logprobs(params, Batch of N prompts, image features, int32[B, R], bool[B, R], source
         int32[S, T], previous int32[S, T]) -> (log-probs, entropies, present): two float32[B, R] in
-        nats and bool[B, R], the tokens of the mask that the streams hold; 0 elsewhere.
+        nats, 0 outside `present`, and bool[B, R], the tokens of the mask that are in the streams.
     """
 
     def logprobs(
@@ -140,17 +139,17 @@ def make_packed_logprobs_fn(
             features = model.encode_images(params, batch)
         hidden = model.packed(params, batch, features, tokens, source)  # [S, T, D]
         hidden = jnp.take_along_axis(hidden, previous[..., None], axis=1)
-        place = source - batch.tokens.size  # among the responses' tokens
-        targets = jnp.where(place >= 0, jnp.take(tokens, jnp.maximum(place, 0)), 0)
+        index = source - batch.tokens.size  # among the responses' tokens
+        targets = jnp.where(index >= 0, jnp.take(tokens, jnp.maximum(index, 0)), 0)
         stats = _stats_in_chunks(model, policy, params, chunk, hidden, targets)
-        outside = jnp.where(place >= 0, place, tokens.size)
+        outside = jnp.where(index >= 0, index, tokens.size)
 
         def spread(values: Array) -> Array:
             flat = jnp.zeros(tokens.size, values.dtype)
             return flat.at[outside].set(values, mode="drop").reshape(tokens.shape)
 
         lps, entropies = (jnp.where(mask, spread(x), 0.0) for x in stats)
-        present = mask & spread(place >= 0)
+        present = mask & spread(index >= 0)
         return lps, entropies if entropy_gradient else jax.lax.stop_gradient(entropies), present
 
     return logprobs

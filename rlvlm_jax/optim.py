@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The optimizer: which parameters are trained, the learning-rate schedule, AdamW.
 
-What is frozen has no gradient and no optimizer state: parameters are split into two trees of the
-same structure, one with None where the other has an array, and JAX and optax skip None.
+Frozen parameters have no gradient and no optimizer state: parameters are split into two trees of
+the same structure, one with None where the other has an array. JAX and optax skip None.
 """
 
 import re
@@ -20,11 +20,11 @@ from rlvlm_jax.types import Params
 
 
 def make_trained(update: ConfigDict, part_of: Callable[[str], str]) -> Callable[[str], bool]:
-    """Returns the function of a parameter's path that says whether it is trained.
+    """Returns a function from a parameter's path to whether it is trained.
 
     Args:
-        update: the configuration's keys: `train_PART` switches parts on, `only` further demands
-            that the path fits, and with a `lora_rank` it is the adapters that are trained.
+        update: the configuration's keys: `train_PART` enables parts, `only` is a pattern that the
+            path must also match, and with a `lora_rank` only adapters are trained.
         part_of: the model's function from "a/b/c" to "vit", "connector", "llm" or "head".
     """
     parts = {part for part in ("vit", "connector", "llm") if update[f"train_{part}"]}
@@ -47,7 +47,7 @@ def split(params: Params, trained: Callable[[str], bool]) -> tuple[Params, Param
         trained: from `make_trained`.
 
     Returns:
-        Two trees of the structure of `params`, with None at the other's leaves.
+        Two trees of the structure of `params`, each with None at the other's leaves.
     """
 
     def keep(trained_leaves: bool) -> Params:
@@ -59,14 +59,14 @@ def split(params: Params, trained: Callable[[str], bool]) -> tuple[Params, Param
 
 
 def merge(trained: Params, frozen: Params) -> Params:
-    """Returns the whole parameters again; the inverse of `split`."""
+    """Joins the two trees again; the inverse of `split`."""
     return jax.tree.map(
         lambda a, b: b if a is None else a, trained, frozen, is_leaf=lambda leaf: leaf is None
     )
 
 
 def make_schedule(update: ConfigDict, total_updates: int) -> optax.Schedule:
-    """Returns the learning rate as a function of the number of updates already made.
+    """Returns the learning rate as a function of the number of updates so far.
 
     Linear from lr / n to lr over the first n = round(warmup * total) updates, then constant, or
     half a cosine down to final_lr * lr at the last update.
@@ -92,8 +92,8 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Returns (AdamW with global-norm clipping, its learning-rate schedule).
 
-    Weight decay acts on matrices (weights and embeddings) only, never on adapters. A part with a
-    rate of its own, `lr_PART`, follows the same schedule.
+    Weight decay applies only to matrices (weights and embeddings), never to adapters. A part with
+    its own rate, `lr_PART`, follows the same schedule.
 
     Source: Loshchilov and Hutter 2019 (arXiv:1711.05101).
     """
@@ -131,13 +131,13 @@ def make_optimizer(
 def state_shardings(
     optimizer: optax.GradientTransformation, trained: Params, shardings: Params, scalar: Any
 ) -> Any:
-    """Places optimizer state like the parameters it belongs to, and counters everywhere.
+    """Shards optimizer state like its parameters, everything else as `scalar` says.
 
     Args:
         optimizer: from `make_optimizer`.
         trained: shapes of the trained parameters.
         shardings: their shardings, the same tree.
-        scalar: sharding of what belongs to no parameter.
+        scalar: sharding of leaves without a parameter, i.e. counters.
 
     Returns:
         The tree of `optimizer.init(trained)` with shardings for leaves.

@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which tokens share a stream: prompts and responses of any length, put together without padding.
+"""Packs prompts and responses of any length into streams without padding between them.
 
-A stream is one row of T tokens. It holds parts of some groups behind one another: of each group the
-prompt, once, and behind it some of its responses, each complete. A response sees its prompt and
-itself, as if there were nothing else. A micro-batch is S streams, one a device. All this is decided
-here, on the host, from lengths alone. Shapes are static; only the number of micro-batches in use
-depends on the lengths. What is computed of the streams is not known here.
+A stream is one row of T tokens. It holds parts of groups in sequence: the group's prompt, once,
+then complete responses to it. A response only sees its prompt and itself. A micro-batch is S
+streams, one per device. The host decides all of this here from the lengths. Shapes are static; only
+the number of micro-batches in use depends on the lengths. This module does not know what is
+computed from streams.
 """
 
 import dataclasses
@@ -20,24 +20,24 @@ from rlvlm_jax.types import Array
 
 
 class Plan(NamedTuple):
-    """The streams of one minibatch, or of several, stacked on leading axes.
+    """The streams of one minibatch, or of several stacked on leading axes.
 
-    A place counts all prompt tokens, N * P with their padding, and behind them all response tokens,
-    B * R with theirs.
+    `source` indexes all prompt tokens, N * P with padding, followed by all response tokens, B * R
+    with padding.
     """
 
-    source: Array  # int32[K, S, T], the place of each token of a stream; -1 at padding
-    previous: Array  # int32[K, S, T], column of the token that predicts it; 0 for a prompt's
-    count: Array  # int32[], micro-batches in use; those behind are empty
+    source: Array  # int32[K, S, T], the index of each token of a stream; -1 at padding
+    previous: Array  # int32[K, S, T], column of the token that predicts it; 0 for prompt tokens
+    count: Array  # int32[], micro-batches in use; those after it are empty
 
 
 def most_microbatches(
     rows: int, tokens: int, streams: int, prompt_size: int, response_size: int
 ) -> int:
-    """Returns K, the micro-batches that are enough for any lengths.
+    """Returns K, a number of micro-batches that is enough for any lengths.
 
-    A stream with fewer than T // (P + R) responses has room for a prompt and a response, whatever
-    their lengths, so only the last stream holds fewer.
+    A stream with fewer than T // (P + R) responses has room for a prompt and a response of any
+    length, so only the last stream holds fewer.
 
     Args:
         rows: responses of a minibatch.
@@ -50,7 +50,7 @@ def most_microbatches(
 
 
 def most_prompts(tokens: int, prompt_size: int) -> int:
-    """Returns how many prompts a stream may hold where its images are encoded with it."""
+    """Returns how many prompts a stream may hold if its images are encoded with it."""
     return tokens // prompt_size
 
 
@@ -67,19 +67,19 @@ def plan(
 ) -> Plan:
     """Packs the responses of each minibatch and their prompts.
 
-    Streams are filled one after another: with the largest group that is left, with the set of
-    other groups that fills them best, and then with parts of groups, whose prompts are there a
-    second time with the rest of their responses.
+    Streams are filled in sequence: with the largest remaining group, then with the set of other
+    groups that fills the stream best, then with parts of groups. The prompt of a split group occurs
+    again with the rest of its responses.
 
     Args:
         prompt_lengths: int[N], of prompts padded on the left.
-        response_lengths: int[B], 0 where a response takes no part; B = N * G.
+        response_lengths: int[B], 0 for an unused response; B = N * G.
         order: int[..., b], the responses of each minibatch.
         tokens: T, at least P + R.
         streams: S.
         prompt_size: P.
         response_size: R.
-        few_prompts: keep to `most_prompts` in a stream.
+        few_prompts: limit a stream to `most_prompts`.
 
     Returns:
         A plan with the leading axes of `order`.
@@ -99,7 +99,7 @@ def plan(
     source, previous = np.full(shape, -1, np.int32), np.zeros(shape, np.int32)
     count = np.zeros(len(minibatches), np.int32)
     limit = most_prompts(tokens, prompt_size) if few_prompts else None
-    starts = np.concatenate(  # the place of the first token of each prompt and of each response
+    starts = np.concatenate(  # the index of the first token of each prompt and of each response
         [
             (1 + np.arange(len(prompt_lengths))) * prompt_size - prompt_lengths,
             len(prompt_lengths) * prompt_size + np.arange(len(response_lengths)) * response_size,
@@ -110,19 +110,19 @@ def plan(
         packed = _pack(prompt_lengths.tolist(), response_lengths.tolist(), rows, tokens, limit)
         count[number] = -(-len(packed) // streams)
         for stream, groups in enumerate(packed):
-            where, before = source[number, stream], previous[number, stream]
+            indices, predictors = source[number, stream], previous[number, stream]
             column = 0
             for group, members in groups.items():
                 length = prompt_lengths[group]
-                where[column : column + length] = starts[group] + np.arange(length)
+                indices[column : column + length] = starts[group] + np.arange(length)
                 column += length
                 last = column - 1  # it predicts the first token of every response
                 for row in members:
                     length = response_lengths[row]
                     start = starts[len(prompt_lengths) + row]
-                    where[column : column + length] = start + np.arange(length)
-                    before[column : column + length] = column - 1 + np.arange(length)
-                    before[column] = last
+                    indices[column : column + length] = start + np.arange(length)
+                    predictors[column : column + length] = column - 1 + np.arange(length)
+                    predictors[column] = last
                     column += length
     leading, inner = np.shape(order)[:-1], (most, streams, tokens)
     source, previous = (x.reshape(*leading, *inner) for x in (source, previous))
@@ -134,10 +134,10 @@ class Planner:
     """Packs the batches of a run.
 
     Attributes:
-        tokens: T; 0 where nothing is packed, and no plan is made.
+        tokens: T; 0 makes no plans, i.e. packs nothing.
         streams: S.
         response_size: R.
-        few_prompts: whether the update keeps to `most_prompts` in a stream.
+        few_prompts: whether the update limits a stream to `most_prompts`.
     """
 
     tokens: int
@@ -152,7 +152,7 @@ class Planner:
             buckets: shapes (P tokens, I patches) of a prompt.
 
         Raises:
-            InputError: it has not.
+            InputError: there is not enough room.
         """
         longest = max(p for p, _ in buckets)
         needed = longest + self.response_size
@@ -164,11 +164,11 @@ class Planner:
             )
 
     def for_passes(self, prompts: np.ndarray, lengths: np.ndarray) -> Plan | None:
-        """Packs the responses of a batch for the passes of step III.
+        """Packs the responses of a batch for the log-prob passes of step III.
 
         Args:
             prompts: bool[N, P], the prompts' mask.
-            lengths: int[B], tokens of each response, 0 where it takes no part.
+            lengths: int[B], tokens of each response, 0 if unused.
         """
         return self._plan(prompts, lengths, np.arange(len(lengths)), few_prompts=False)
 
@@ -179,7 +179,7 @@ class Planner:
 
         Args:
             prompts: bool[N, P], the prompts' mask.
-            lengths: int[B], tokens of each response, 0 where it takes no part.
+            lengths: int[B], tokens of each response, 0 if unused.
             order: int32[epochs, minibatches, sequences], from `update.minibatch_order`.
         """
         return self._plan(prompts, lengths, order, few_prompts=self.few_prompts)
@@ -204,15 +204,15 @@ class Planner:
 def useful_fraction(
     prompts: np.ndarray, response_lengths: np.ndarray, order: np.ndarray, computed: int
 ) -> float:
-    """Returns which share of the tokens that were computed had to be.
+    """Returns the share of computed tokens that were necessary.
 
-    That is, in each minibatch, the tokens of its responses, and those of their prompts once.
+    Those are, in each minibatch, the tokens of its responses, and those of their prompts once.
 
     Args:
         prompts: bool[N, P], the prompts' mask.
-        response_lengths: int[B], 0 where a response takes no part; B = N * G.
+        response_lengths: int[B], 0 for an unused response; B = N * G.
         order: int[..., b], the responses of each minibatch.
-        computed: tokens that went through the model, prompts and padding included.
+        computed: tokens that ran through the model, prompts and padding included.
     """
     prompt_lengths = prompts.sum(axis=1)
     samples = len(response_lengths) // len(prompt_lengths)
@@ -231,9 +231,9 @@ def _pack(
     tokens: int,
     limit: int | None,
 ) -> list[dict[int, list[int]]]:
-    """Returns, for each stream, group -> its responses in it; see `plan`."""
+    """Returns, for each stream, {group: its responses in the stream}; see `plan`."""
     samples = len(responses) // len(prompts)
-    left: dict[int, list[int]] = {}  # group -> responses not placed yet
+    left: dict[int, list[int]] = {}  # group -> responses not packed yet
     for row in rows:
         left.setdefault(row // samples, []).append(row)
 
@@ -241,7 +241,7 @@ def _pack(
         return prompts[group] + sum(responses[row] for row in left[group])
 
     def choose(group: int, room: int) -> list[int]:
-        """Returns the responses of a group that fill the room behind its prompt best."""
+        """Returns the responses of a group that best fill the room after its prompt."""
         lengths = [responses[row] for row in left[group]]
         return [left[group][number] for number in _fill(lengths, room - prompts[group])]
 
@@ -262,7 +262,7 @@ def _pack(
                 break
             todo = [others[number] for number in _fill([size(group) for group in others], room)]
             todo = todo[: None if limit is None else limit - len(stream)]
-            if not todo:  # none fits whole: a part of that which leaves least room
+            if not todo:  # no whole group fits: take the part that leaves least room
                 parts = {group: choose(group, room) for group in others}
                 gains = {g: sum(responses[row] for row in part) for g, part in parts.items()}
                 best = max(gains, key=gains.__getitem__, default=None)
@@ -272,10 +272,10 @@ def _pack(
 
 
 def _fill(sizes: Sequence[int], room: int) -> list[int]:
-    """Returns the numbers of those sizes whose sum is the largest that the room allows."""
+    """Returns the indices of a subset of `sizes` with the largest sum up to `room`."""
     if room < 0:
         return []
-    sums = [1]  # bit n: some of the sizes so far add up to n
+    sums = [1]  # after each size, bit n says whether a subset of the sizes so far adds up to n
     for size in sizes:
         sums.append((sums[-1] | sums[-1] << size) & ((2 << room) - 1))
     total, chosen = sums[-1].bit_length() - 1, []

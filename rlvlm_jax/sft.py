@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""`config.mode="sft"`: supervised training on worked solutions, the baseline beside RL.
+"""`config.mode="sft"`: supervised training on worked solutions, a baseline for RL.
 
 Same model, data, optimizer, mesh, run directory and evaluation as `train`; the loss is the mean
-negative log-probability of the solution's tokens, the end token included. One batch of
+negative log-probability of the solution's tokens, including the end token. One batch of
 `update.minibatch` problems is one optimizer step.
 """
 
@@ -33,7 +33,7 @@ def encode_solutions(
     """Returns (tokens int32[B, R], mask bool[B, R]): solutions with their end token.
 
     Raises:
-        ValueError: a solution has more than R tokens; `dataset.Reader` leaves such records out.
+        ValueError: a solution has more than R tokens; `dataset.Reader` drops such records.
     """
     tokens = np.full((len(solutions), length), tokenizer.pad_id, np.int32)
     mask = np.zeros((len(solutions), length), bool)
@@ -71,7 +71,7 @@ def make_sft_fn(model: Any, config: ConfigDict, optimizer: Any, mesh: Any) -> An
 
 
 def make_step(session: startup.Session, optimizer: Any, state: TrainState) -> Any:
-    """Builds and jits the step once; the state keeps its places on the mesh."""
+    """Builds and jits the step once; the state keeps its sharding."""
     return jax.jit(
         make_sft_fn(session.model, session.config, optimizer, session.mesh),
         out_shardings=(
@@ -83,10 +83,10 @@ def make_step(session: startup.Session, optimizer: Any, state: TrainState) -> An
 
 
 def train(config: ConfigDict, workdir: str) -> bool:
-    """Runs supervised training in `workdir`, from its newest checkpoint where it holds one.
+    """Runs supervised training in `workdir`, from its latest checkpoint if there is one.
 
     Returns:
-        True when all steps are done; False when a signal asked to stop and a checkpoint was saved.
+        True if all steps are done; False if a signal stopped the run and a checkpoint was saved.
 
     Raises:
         InputError: something the user can fix.
@@ -118,7 +118,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
             with watch.measure("update"):
                 state, stats = step_fn(state, *arrays)
                 stats = sharding.to_host(stats)
-            if np.isfinite(stats["update/loss"]):  # a step was made, at this rate
+            if np.isfinite(stats["update/loss"]):  # a step was taken, at this rate
                 stats["update/lr"] = schedule(int(state.step) - 1)
             run.record_supervised(step, stats, int(mask.sum()), watch)
             run.check_gradients(int(state.bad_steps))

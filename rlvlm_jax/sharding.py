@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The device mesh, and where each array lies on it.
+"""The device mesh and the sharding of arrays on it.
 
-Four axes. Prompts and sequences at rest are divided over `data`, `fsdp` and `sequence`; while they
-go through the model as a whole, over `data` and `fsdp`, and their tokens over `sequence`.
-Parameters are divided over `fsdp` and `tensor`. A model states their places as (regular expression,
-PartitionSpec) rules; exactly one rule must fit each parameter. Everything else follows by GSPMD.
+The mesh has four axes. At rest, prompts and sequences are sharded over `data`, `fsdp`, `sequence`.
+In passes over full sequences, rows are sharded over `data` and `fsdp`, tokens over `sequence`.
+Parameters are sharded over `fsdp` and `tensor`. A model gives their shardings as (regular
+expression, PartitionSpec) rules; each parameter must match exactly one. GSPMD infers the rest.
 """
 
 import math
@@ -22,8 +22,8 @@ from rlvlm_jax.errors import InputError
 from rlvlm_jax.types import Batch
 
 AXES = ("data", "fsdp", "sequence", "tensor")
-ROWS = ("data", "fsdp", "sequence")  # divide prompts and sequences at rest, and in decoding
-PASS_ROWS = ("data", "fsdp")  # those that go through the model as a whole, and streams
+ROWS = ("data", "fsdp", "sequence")  # shard prompts and sequences at rest and in decoding
+PASS_ROWS = ("data", "fsdp")  # shard rows in passes over full sequences, and streams
 BATCH, PASS = PartitionSpec(ROWS), PartitionSpec(PASS_ROWS)
 Rules = Sequence[tuple[str, PartitionSpec]]
 
@@ -39,7 +39,7 @@ def make_mesh(
     """Returns the mesh over the first data * fsdp * sequence * tensor devices.
 
     Raises:
-        InputError: there are fewer devices than that.
+        InputError: there are fewer devices, or several processes do not use all of theirs.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = (data, fsdp, sequence, tensor)
@@ -61,13 +61,14 @@ def make_mesh(
 
 
 def _arranged(shape: Sequence[int], devices: list[Any], all_of_them: bool) -> np.ndarray:
-    """Returns devices in a mesh's shape: on a TPU neighbours there are neighbours on its wires.
+    """Returns devices in a mesh's shape; on TPUs, mesh neighbours are physical neighbours.
 
-    Elsewhere they are taken as they come, process by process, so that the last axes are within a
-    host. What joins several slices of TPUs is an axis's outer part, that of `data` if it divides.
+    On other platforms devices stay in order, process by process, so that the last axes are within a
+    host. If there are several TPU slices, the outer part of one axis spans them: of the first axis,
+    from `data` on, whose size the number of slices divides.
 
     Raises:
-        InputError: no axis divides over the slices.
+        InputError: the number of slices divides no axis.
     """
     if devices[0].platform != "tpu" or not all_of_them:
         return np.asarray(devices).reshape(shape)
@@ -89,7 +90,7 @@ def _arranged(shape: Sequence[int], devices: list[Any], all_of_them: bool) -> np
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array that every device holds whole."""
+    """Returns the sharding of an array that is replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -99,12 +100,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def pass_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array whose leading axis is a micro-batch, or its streams."""
+    """Returns the sharding of an array whose leading axis is a micro-batch's rows or streams."""
     return NamedSharding(mesh, PASS)
 
 
 def put_plan(plan: Any, mesh: Any) -> Any:
-    """Moves a `packing.Plan` onto the mesh, its streams divided like a micro-batch."""
+    """Moves a `packing.Plan` onto the mesh, with streams sharded like a micro-batch."""
     return jax.tree.map(put, plan, plan_shardings(plan, mesh))
 
 
@@ -125,7 +126,7 @@ def path_name(path: Sequence[Any]) -> str:
 
 
 def param_shardings(shapes: Any, rules: Rules, mesh: Mesh) -> Any:
-    """Places every parameter by the one rule that fits its path.
+    """Returns the sharding of every parameter by the one rule that matches its path.
 
     Args:
         shapes: nested dict of arrays or ShapeDtypeStructs.
@@ -136,8 +137,8 @@ def param_shardings(shapes: Any, rules: Rules, mesh: Mesh) -> Any:
         The same tree of NamedSharding.
 
     Raises:
-        InputError: lists every parameter that no rule or several rules fit, and every dimension
-            that its mesh axes do not divide.
+        InputError: a parameter matches no rule or several, or mesh axes do not divide a dimension;
+            the message lists up to five problems.
     """
     problems: list[str] = []
 
@@ -166,7 +167,7 @@ def param_shardings(shapes: Any, rules: Rules, mesh: Mesh) -> Any:
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
-    """Returns ShapeDtypeStructs that carry their shardings."""
+    """Returns ShapeDtypeStructs with these shardings."""
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
         shapes,
@@ -175,25 +176,25 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
 
 
 def put(value: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Moves a host array that every process has whole to its place; each keeps its part."""
+    """Shards a host array that every process has whole; each process keeps its part."""
     if sharding.is_fully_addressable:
         return jax.device_put(value, sharding)
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """Moves a pytree of host arrays onto the mesh, divided along their leading axis."""
+    """Moves a pytree of host arrays onto the mesh, sharded along the leading axis."""
     return jax.tree.map(lambda x: put(np.asarray(x), batch_sharding(mesh)), batch)
 
 
 def put_rows(batch: Any, rows: np.ndarray, count: int, mesh: Mesh) -> Any:
-    """Moves a pytree of host arrays of which each process has its own rows onto the mesh.
+    """Moves a pytree of host arrays onto the mesh; each process has only its own rows.
 
     Args:
         batch: leading axes len(rows).
         rows: int[], from `rows_here`.
-        count: of the rows of all processes.
-        mesh: over which they are divided.
+        count: number of rows of all processes.
+        mesh: over which rows are sharded.
     """
     if len(rows) == count:
         return put_batch(batch, mesh)
@@ -211,7 +212,7 @@ def put_rows(batch: Any, rows: np.ndarray, count: int, mesh: Mesh) -> Any:
 
 
 def _holders(mesh: Mesh, count: int) -> dict[tuple[int, int], list[int]]:
-    """Returns [start, stop) of each part of a divided axis -> the processes that hold it."""
+    """Returns {(start, stop) of each shard of an axis: the processes that hold it}."""
     processes: dict[tuple[int, int], set[int]] = {}
     for device, index in batch_sharding(mesh).devices_indices_map((count,)).items():
         start, stop, _ = index[0].indices(count)
@@ -220,16 +221,16 @@ def _holders(mesh: Mesh, count: int) -> dict[tuple[int, int], list[int]]:
 
 
 def rows_here(mesh: Mesh, count: int) -> np.ndarray:
-    """Returns int[], which rows of a divided axis this process holds, in order."""
+    """Returns int[], the rows of a sharded axis that this process holds, in order."""
     me = jax.process_index()
     parts = [np.arange(*part) for part, holders in _holders(mesh, count).items() if me in holders]
     return np.concatenate([np.zeros(0, int), *parts])
 
 
 def rows_owned(mesh: Mesh, count: int) -> np.ndarray:
-    """Returns int[], the rows that this process answers for: each row has one owner.
+    """Returns int[], the rows that this process owns; each row has one owner.
 
-    Where several processes hold the same rows, each owns an equal run of them.
+    If several processes hold the same rows, each owns an equal run of them.
     """
     me = jax.process_index()
     owned = [np.zeros(0, int)]
@@ -240,10 +241,10 @@ def rows_owned(mesh: Mesh, count: int) -> np.ndarray:
 
 
 def take_here(tree: Any, rows: np.ndarray) -> Any:
-    """Returns some rows of arrays on the mesh as numpy arrays.
+    """Returns these rows of arrays on the mesh as NumPy arrays.
 
     Args:
-        tree: of arrays with the sharding of `batch_sharding`.
+        tree: of arrays sharded as by `batch_sharding`.
         rows: int[], a subset of `rows_here`.
     """
 
@@ -259,7 +260,7 @@ def take_here(tree: Any, rows: np.ndarray) -> Any:
 
 
 def batch_shapes(prompts: int, p: int, i: int, patch_bytes: int, mesh: Mesh) -> Batch:
-    """Returns ShapeDtypeStructs of a batch on the mesh: P tokens and I patches a prompt."""
+    """Returns ShapeDtypeStructs of a batch on the mesh: P tokens and I patches per prompt."""
 
     def shape(*inner: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((prompts, *inner), dtype, sharding=batch_sharding(mesh))
@@ -276,7 +277,7 @@ def batch_shapes(prompts: int, p: int, i: int, patch_bytes: int, mesh: Mesh) -> 
 
 
 def to_host(tree: Any) -> Any:
-    """Returns the pytree as numpy arrays, whole in every process; all must call it together."""
+    """Returns the pytree as full NumPy arrays; all processes must call it together."""
 
     def fetch(x: Any) -> np.ndarray:
         if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated):

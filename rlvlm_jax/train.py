@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The main program: reinforcement learning of a vision-language model from rule rewards.
+"""Reinforcement learning of a vision-language model from rule rewards (`config.mode="rl"`).
 
-`train` sets up and runs the loop, which is the paper's four steps:
-I data flow, II response collection, III trajectory generation, IV policy update. The compiled
-steps are built once by `make_steps`; the arithmetic is in sampling/, trajectory.py and update.py.
+`train` sets up and runs the loop of the paper's four steps: I data flow, II response collection,
+III trajectory generation, IV policy update. `make_steps` builds the compiled steps once; the
+arithmetic is in sampling/, trajectory.py and update.py.
 
 Removed from MAYE's system: the second inference engine and its weight transfer (sampler and
 trainer are one program with the same parameters), and the second pass of images through the
@@ -34,17 +34,17 @@ from rlvlm_jax.update import computed_tokens, make_update_fn, minibatch_order
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """The functions of the loop, jitted, or compiled for one shape of batch."""
+    """The functions of the loop, jitted, or compiled for one batch shape."""
 
-    encode: Callable[..., Any] | None  # (params, batch) -> features; None: they are trained
-    sample: Callable[..., Any]  # (params, batch, features, key, number of the round) -> Rollout
+    encode: Callable[..., Any] | None  # (params, batch) -> features; None if they are trained
+    sample: Callable[..., Any]  # (params, batch, features, key, round number) -> Rollout
     passes: Callable[..., Any]  # see trajectory.make_passes_fn
     trajectory: Callable[..., Any]  # see trajectory.make_trajectory_fn
     update: Callable[..., Any]  # see update.make_update_fn; donates the state
 
 
 def make_steps(session: startup.Session, optimizer: Any, state: TrainState) -> Steps:
-    """Builds and jits steps II, III and IV once; the state keeps its places on the mesh."""
+    """Builds and jits steps II, III and IV once; the state keeps its sharding."""
     config, model = session.config, session.model
     policy = Policy(config.rollout.temperature, session.banned)
     settings = SampleSettings(
@@ -82,7 +82,7 @@ def make_steps(session: startup.Session, optimizer: Any, state: TrainState) -> S
 
 
 def make_planner(session: startup.Session) -> packing.Planner:
-    """Returns what packs the batches of a run for steps III and IV; nothing, by default."""
+    """Returns the planner that packs batches for steps III and IV; by default it packs nothing."""
     config = session.config
     return packing.Planner(
         tokens=config.update.pack_tokens,
@@ -99,22 +99,22 @@ def lower_steps(
     reference: Params | None,
     bucket: tuple[int, int],
 ) -> Steps:
-    """Lowers the steps for one shape of batch; compiles and runs nothing.
+    """Lowers the steps for one batch shape; compiles and runs nothing.
 
     Args:
         steps: jitted.
         session: of the run.
         state: arrays, or ShapeDtypeStructs with their shardings.
-        reference: parameters to compare with, alike, or None.
+        reference: parameters of the reference model, or their ShapeDtypeStructs, or None.
         bucket: (P tokens, I patches) of a prompt.
 
     Returns:
-        What `jax.jit(...).lower` returns, of each step.
+        The result of `jax.jit(...).lower` for each step.
     """
     rows = sharding.batch_sharding(session.mesh)
     key = jax.random.key(0)
 
-    def divided(shapes: Any) -> Any:
+    def sharded(shapes: Any) -> Any:
         return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), shapes)
 
     batch = sharding.batch_shapes(
@@ -123,14 +123,14 @@ def lower_steps(
     encode = features = None
     if session.features_frozen:
         encode = steps.encode.lower(state.params, batch)
-        features = divided(encode.out_info)
+        features = sharded(encode.out_info)
     sample = steps.sample.lower(state.params, batch, features, key, np.uint32(0))
-    rollout = divided(sample.out_info)
+    rollout = sharded(sample.out_info)
     prompts, lengths = np.ones(batch.mask.shape, bool), np.zeros(rollout.truncated.shape, int)
     order = jax.eval_shape(lambda key: minibatch_order(session.config, key), key)
     order = sharding.with_shardings(order, sharding.replicated(session.mesh))
     planner = make_planner(session)
-    plans = (  # an empty plan has the shape of any other
+    plans = (  # an empty plan has the same shape as any other
         planner.for_passes(prompts, lengths),
         planner.for_update(prompts, lengths, np.zeros(order.shape, int)),
     )
@@ -138,13 +138,13 @@ def lower_steps(
     plan, minibatches = sharding.with_shardings(plans, plan_shardings)
     passes = steps.passes.lower(state.params, reference, batch, features, rollout, plan)
     scores, in_update = (
-        divided(jax.ShapeDtypeStruct(rollout.truncated.shape, dtype))
+        sharded(jax.ShapeDtypeStruct(rollout.truncated.shape, dtype))
         for dtype in (np.float32, bool)
     )
     trajectory = steps.trajectory.lower(
-        batch, features, rollout, divided(passes.out_info), scores, in_update
+        batch, features, rollout, sharded(passes.out_info), scores, in_update
     )
-    update = steps.update.lower(state, divided(trajectory.out_info[0]), order, minibatches)
+    update = steps.update.lower(state, sharded(trajectory.out_info[0]), order, minibatches)
     return Steps(encode, sample, passes, trajectory, update)
 
 
@@ -155,25 +155,25 @@ def compile_steps(
     reference: Params | None,
     bucket: tuple[int, int],
 ) -> Steps:
-    """Compiles what `lower_steps` lowers.
+    """Compiles the steps for one batch shape; see `lower_steps`.
 
     Returns:
-        The same functions, which accept batches of this shape only and never compile.
+        The same functions, which accept only batches of this shape and never recompile.
     """
     lowered = lower_steps(steps, session, state, reference, bucket)
     return Steps(**{name: step and step.compile() for name, step in vars(lowered).items()})
 
 
 def needs_reference(config: ConfigDict) -> bool:
-    """Returns whether any term compares with the model that training started from."""
+    """Returns whether any term needs the model that training started from."""
     return bool(config.algorithm.kl_loss_coef or config.algorithm.kl_reward_coef)
 
 
 def train(config: ConfigDict, workdir: str) -> bool:
-    """Runs reinforcement learning in `workdir`, from its newest checkpoint where it holds one.
+    """Runs reinforcement learning in `workdir`, from its latest checkpoint if there is one.
 
     Returns:
-        True when all steps are done; False when a signal asked to stop and a checkpoint was saved.
+        True if all steps are done; False if a signal stopped the run and a checkpoint was saved.
 
     Raises:
         InputError: something the user can fix.
@@ -216,15 +216,15 @@ def train(config: ConfigDict, workdir: str) -> bool:
                     batch = run.put(host_batch)
                     steps = compiled[batch.tokens.shape[1], batch.patches.shape[1]]
 
-                # Step II: response collection, with the live parameters.
+                # Step II: response collection, with the current parameters.
                 with watch.measure("rollout"):
                     features = cache.encode(steps.encode, state.params, batch, host_batch)
                     number = np.uint32(len(rounds))
                     rollout = steps.sample(state.params, batch, features, sample_key, number)
                     responses = run.read(rollout)
 
-                # Step III: trajectory generation. The device goes over the responses once more
-                # while the host scores their texts.
+                # Step III: trajectory generation. The device runs the log-prob passes over the
+                # responses while the host scores their texts.
                 with watch.measure("trajectory"):
                     prompts = sharding.to_host(batch.mask)
                     plan = planner.for_passes(prompts, responses.tokens)
@@ -235,7 +235,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
                 keep = collection.kept_groups(config, scores.rewards["accuracy"])
                 rounds.append(Round(examples, batch, rollout, passes, responses, scores, keep))
 
-            if run.stopping():  # this step is begun anew by the next start
+            if run.stopping():  # the next start repeats this step
                 break
             with watch.measure("trajectory"):
                 chosen = collection.choose(config, rounds)
@@ -269,7 +269,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
                 prompts, lengths, np.asarray(order), computed_tokens(config, prompts, plans)
             )
             logprob_diffs = update_stats.pop("logprob_diffs", None)
-            if np.isfinite(update_stats["update/loss"]):  # a step was made, at this rate
+            if np.isfinite(update_stats["update/loss"]):  # a step was taken, at this rate
                 update_stats["update/lr"] = schedule(int(state.step) - 1)
             stats = {**trajectory_stats, **update_stats, **cache.metrics()}
             per_token = sharding.to_host(trajectory.advantages)

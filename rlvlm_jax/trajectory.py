@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Step III, trajectory generation: old and reference log-probabilities, and advantages.
 
-Two compiled functions of arrays: the passes over the responses, which run on the device while the
-host scores the texts, and the advantages, which need the scores. Text and rewards are unknown here.
+Two compiled functions of arrays: the log-prob passes, which run on the device while the host scores
+the texts, and the advantages, which need the scores. This module knows nothing about text or
+rewards.
 """
 
 from collections.abc import Callable
@@ -22,10 +23,10 @@ from rlvlm_jax.types import Array, Batch, Params, Passes, Rollout, Trajectory
 
 
 def _in_passes(function: Callable[..., Any], passes: int, prompts: int, arrays: Any) -> Any:
-    """Applies `function` to parts of a batch, one after another, and joins the results.
+    """Applies `function` to parts of a batch in sequence and joins the results.
 
-    A part takes every `passes`-th prompt with its samples, so that each device, which holds a
-    contiguous run of prompts, has its share of every part.
+    A part takes every `passes`-th prompt with its samples. Each device has a contiguous run of
+    prompts, so it has a share of every part.
 
     Args:
         function: of one argument, the pytree `arrays` with shorter leading axes.
@@ -59,7 +60,7 @@ def compute_advantages(
         config: the whole configuration; `algorithm` and `rollout` are read.
         scores: float32[B], reward units.
         mask: bool[B, R].
-        token_kl: float32[B, R], nats, where a KL penalty belongs into the return.
+        token_kl: float32[B, R], nats, for a KL penalty in the return, or None.
 
     Returns:
         float32[B, R], 0 outside the mask.
@@ -73,7 +74,7 @@ def compute_advantages(
             returns = scores - algorithm.kl_reward_coef * masked.sum(token_kl, mask, axis=1)
         if algorithm.advantage == "rloo":
             result = advantages.rloo(returns, group_size)
-        else:  # the mean of the group as baseline; GRPO divides by its deviation
+        else:  # the group's mean as baseline; GRPO divides by its deviation
             scale = algorithm.scale if algorithm.advantage == "grpo" else "none"
             result = advantages.grpo(returns, group_size, scale=scale, eps=algorithm.eps)
         result = masked.fill(result[:, None], mask)
@@ -94,7 +95,7 @@ def compute_advantages(
 def _reinforce_pp(
     algorithm: ConfigDict, scores: Array, mask: Array, token_kl: Array | None
 ) -> Array:
-    """REINFORCE++, its statistics within each of `whiten_parts` equal runs of rows."""
+    """REINFORCE++ with separate statistics for each of `whiten_parts` equal runs of rows."""
 
     def one_part(part: Any) -> Array:
         part_scores, part_mask, part_kl = part
@@ -115,7 +116,9 @@ def _reinforce_pp(
 
 
 def make_passes_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[..., Passes]:
-    """Builds the first half of step III, to be jitted once; it needs no scores.
+    """Builds the first half of step III, the log-prob passes, to be jitted once.
+
+    It needs no scores.
 
     Args:
         model: functions of parameters (see models.Model).
@@ -124,7 +127,7 @@ def make_passes_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[.
 
     Returns:
         passes(params, ref_params, batch, features, rollout, plan=None) -> Passes. `ref_params` is
-        None where no reference is asked for. With a plan of all responses the passes are packed.
+        None if no reference is needed. With a plan of all responses the passes are packed.
     """
     settings = (model, policy, config.update.logprob_chunk)
     flat = config.algorithm.flat_positions
@@ -178,8 +181,8 @@ def make_trajectory_fn(config: ConfigDict) -> Callable[..., Any]:
 
     Returns:
         trajectory(batch, features, rollout, passes, scores float32[B], in_update bool[B]) ->
-        (Trajectory, stats). Rows that are not kept take part in nothing; truncated ones that are
-        masked still take part in what others are compared with.
+        (Trajectory, stats). Rows not in the update have no effect. Masked truncated rows still
+        count in the baselines of other rows.
     """
     algorithm = config.algorithm
 

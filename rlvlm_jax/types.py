@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The four records that the four steps hand on: Batch -> Rollout -> Trajectory -> TrainState.
+"""The records that the four steps pass on: Batch -> Rollout -> Trajectory -> TrainState.
 
-They are named tuples, hence pytrees, and this file imports neither JAX nor Flax: the host side
-(data, rewards) can name them without loading an accelerator library.
+They are named tuples, hence pytrees. This module imports neither JAX nor Flax, so the host side
+(data, rewards) can use it without loading an accelerator library.
 
-Letters used in shapes throughout the project:
+Letters in shapes throughout the project:
 
     N  prompts in a batch          B  sequences = N * G, the samples of one prompt adjacent
     G  samples of one prompt       R  response length, tokens (static)
@@ -25,12 +25,12 @@ Params = dict[str, Any]  # plain nested dict of arrays
 
 
 class Batch(NamedTuple):
-    """Prompts on the device: each prompt once, however many samples are drawn from it.
+    """Prompts on the device, each once, for any number of samples drawn from it.
 
-    The leading axis of every field is N, so a row selection is `jax.tree.map(lambda x: x[rows])`.
+    The leading axis of every field is N, so `jax.tree.map(lambda x: x[rows], batch)` selects rows.
     """
 
-    tokens: Array  # int32[N, P], left-padded; one image token per merged patch, already expanded
+    tokens: Array  # int32[N, P], left-padded; one image token per merge block, already expanded
     mask: Array  # bool[N, P]
     positions: Array  # int32[N, 3, P], rotary (time, row, column); 0 at padding
     patches: Array  # uint8[N, I, C], channel-major pixels of one still frame, merge-block order
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """What the sampler returns."""
+    """The sampler's result."""
 
     tokens: Array  # int32[B, R], pad id after the end
     mask: Array  # bool[B, R], True up to and including the stop token
@@ -49,10 +49,10 @@ class Rollout(NamedTuple):
 
 
 class Passes(NamedTuple):
-    """What the trainer's passes over the responses give; nats, 0 outside the mask.
+    """Results of the trainer's log-prob passes over the responses; nats, 0 outside the mask.
 
-    None where a pass is not made: see `config.algorithm.old_logprobs`, and where no reference is
-    asked for.
+    A field is None if its pass is not made: see `config.algorithm.old_logprobs`; `ref` is None if
+    no reference is needed.
     """
 
     old: Array | None  # float32[B, R], log-probabilities before the update
@@ -62,22 +62,22 @@ class Passes(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """What the loss consumes: the prompts, their responses, and one advantage a token."""
+    """The loss's input: the prompts, their responses, and one advantage per token."""
 
     batch: Batch
-    features: Array | None  # [N, M, D] image features, or None where the vision side is trained
+    features: Array | None  # [N, M, D] image features, or None if the vision side is trained
     tokens: Array  # int32[B, R]
-    mask: Array  # bool[B, R], without the groups that a filter leaves out
+    mask: Array  # bool[B, R], False for groups that a filter drops
     rollout_logprobs: Array  # float32[B, R], the sampler's
-    old_logprobs: Array | None  # float32[B, R], before the update; None: those of the update
-    ref_logprobs: Array | None  # float32[B, R], or None where no reference is asked for
+    old_logprobs: Array | None  # float32[B, R], before the update; None: use the update's own
+    ref_logprobs: Array | None  # float32[B, R], or None if no reference is needed
     advantages: Array  # float32[B, R], 0 outside the mask
 
 
 class TrainState(NamedTuple):
-    """Everything the update changes; donated to it and returned."""
+    """Everything that the update changes; donated and returned."""
 
     params: Params  # all parameters, frozen ones included
     opt_state: Any  # optax state of the trained parameters only
     step: Array  # int32[], optimizer steps taken (skipped ones not counted)
-    bad_steps: Array  # int32[], updates skipped in a row for a non-finite gradient
+    bad_steps: Array  # int32[], consecutive updates skipped for a non-finite gradient

@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Step IV, policy update: the train step.
 
-One compiled, donated function makes all optimizer steps of a batch: a scan over minibatches, in
-each a loop over micro-batches whose gradients add up. Every loss is a sum divided by a count over
-the whole minibatch, so neither the micro-batch size nor the number of devices changes it, nor
-whether a micro-batch is some rows or some packed streams.
+One compiled function with a donated state makes all optimizer steps of a batch. It scans over
+minibatches; in each, a loop over micro-batches adds up gradients. Every loss is a sum divided by a
+count over the whole minibatch. So it depends neither on the micro-batch size nor on the number of
+devices, nor on whether a micro-batch is rows or packed streams.
 
-`make_optimizer_step` is shared with supervised training. Text and files are unknown here.
+Supervised training uses `make_optimizer_step` too. This module knows nothing about text or files.
 """
 
 import math
@@ -46,15 +46,20 @@ def make_optimizer_step(
 
     Args:
         optimizer: an optax transformation of the trained parameters.
-        is_trained: from `optim.make_trained`; only what it chooses is differentiated.
+        is_trained: from `optim.make_trained`; only these parameters are differentiated.
 
     Returns:
-        A function of the state, of loss_fn(params, piece) -> (its share of the loss, sums to be
-        reported), of the pieces, stacked on a leading axis, of whether there is anything to train
-        on: without it, nothing moves, not even by weight decay, and no step is counted; and of how
-        many of the pieces to run, int32[], where that is not all.
-        Gradients add up over the pieces. A non-finite gradient leaves parameters and optimizer as
-        they are and adds one to `bad_steps`; a finite one sets it to 0. Sums gain "loss",
+        A function of
+
+        * state;
+        * loss_fn(params, piece) -> (the piece's share of the loss, sums to report);
+        * pieces, stacked on a leading axis;
+        * has_tokens, bool[]: whether there is anything to train on. If not, nothing changes, not
+          even by weight decay, and no step is counted;
+        * num_pieces, int32[]: how many pieces to run; None for all.
+
+        Gradients add up over the pieces. A non-finite gradient leaves parameters and optimizer
+        unchanged and adds one to `bad_steps`; a finite one sets it to 0. The sums also get "loss",
         "grad_norm" (before clipping) and "skipped".
     """
 
@@ -81,12 +86,12 @@ def make_optimizer_step(
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         if num_pieces is None:
             (grads, sums), _ = jax.lax.scan(add_piece, zeros, pieces)
-        else:  # gradients are taken inside the loop, so its length may be found at run time
+        else:  # gradients are taken inside the loop, so its length can be dynamic
 
-            def add_number(k: Array, total: tuple[Params, Sums]) -> tuple[Params, Sums]:
+            def add_piece_number(k: Array, total: tuple[Params, Sums]) -> tuple[Params, Sums]:
                 return add_piece(total, jax.tree.map(lambda x: x[k], pieces))[0]
 
-            grads, sums = jax.lax.fori_loop(0, num_pieces, add_number, zeros)
+            grads, sums = jax.lax.fori_loop(0, num_pieces, add_piece_number, zeros)
         norm = optax.tree.norm(grads)
 
         def accept() -> TrainState:
@@ -106,7 +111,7 @@ def make_optimizer_step(
 
 
 def select(trajectory: Trajectory, rows: Array, sharing: int, group_size: int) -> Trajectory:
-    """Returns the given sequences, each `sharing` adjacent ones with one copy of their prompt.
+    """Returns the sequences `rows`, with one copy of the prompt per `sharing` adjacent ones.
 
     Args:
         trajectory: of B sequences.
@@ -123,10 +128,10 @@ def select(trajectory: Trajectory, rows: Array, sharing: int, group_size: int) -
 def make_loss_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[..., Any]:
     """Builds loss(params, Trajectory of a micro-batch, counts, streams=None) -> (share, sums).
 
-    `counts` are the minibatch's denominators: of the aggregation, and its number of tokens. With
-    streams, the micro-batch is those tokens of the trajectory that they hold; they are (source,
-    previous), int32[S, T] each, of a `packing.Plan`. If no pass was made before the update, sums
-    hold "logprob_diff" too, float32[rows of the trajectory], the largest difference from the
+    `counts` are the minibatch's denominators: that of the aggregation, and the number of tokens.
+    `streams` are (source, previous), int32[S, T] each, of a `packing.Plan`; with them, the
+    micro-batch is the trajectory's tokens in these streams. If no pass was made before the update,
+    sums also hold "logprob_diff", float32[rows of the trajectory], the largest difference from the
     sampler in nats.
     """
     has_pass = old_logprobs(config) == "trainer"
@@ -185,22 +190,22 @@ def make_loss_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[...
 
 
 def _unit(config: ConfigDict) -> int:
-    """Returns how many sequences of a group stay together when minibatches are drawn."""
+    """Returns how many sequences of a group stay together when drawing minibatches."""
     return math.gcd(config.rollout.samples, config.update.minibatch)
 
 
 def _sharing(config: ConfigDict) -> int:
-    """Returns how many of them share one pass over their prompt where nothing is packed."""
+    """Returns how many of them share one pass over their prompt if nothing is packed."""
     return math.gcd(_unit(config), microbatch(config) // pass_shards(config))
 
 
 def computed_tokens(config: ConfigDict, prompts: np.ndarray, plans: Plan | None) -> int:
-    """Returns the tokens that go through the model in one batch's update, padding included.
+    """Returns the number of tokens, padding included, in the passes of one batch's update.
 
     Args:
         config: the whole configuration.
         prompts: bool[N, P], the prompts' mask.
-        plans: of its minibatches, on the host; None where nothing is packed.
+        plans: of its minibatches, on the host; None if nothing is packed.
     """
     if plans is not None:
         return int(plans.count.sum()) * plans.source[0, 0, 0].size
@@ -211,8 +216,8 @@ def computed_tokens(config: ConfigDict, prompts: np.ndarray, plans: Plan | None)
 def minibatch_order(config: ConfigDict, key: Array) -> Array:
     """Draws which sequences make up each minibatch: int32[epochs, minibatches, sequences].
 
-    A minibatch is made of whole groups where `update.minibatch` is a multiple of
-    `rollout.samples`, of parts of groups otherwise; which ones is drawn anew for every epoch.
+    A minibatch consists of whole groups if `update.minibatch` is a multiple of `rollout.samples`,
+    else of parts of groups. Every epoch draws new ones.
 
     Args:
         config: the whole configuration.
@@ -230,21 +235,21 @@ def minibatch_order(config: ConfigDict, key: Array) -> Array:
 def encode_present_images(
     model: Any, params: Params, batch: Batch, source: Array, mesh: Any
 ) -> Array:
-    """Encodes the images of those prompts only that some streams hold.
+    """Encodes images only for prompts that occur in the streams.
 
     Args:
         model: with `encode_images`.
         params: of the model.
         batch: N prompts.
         source: int32[S, T], of a `packing.Plan` made with `few_prompts`.
-        mesh: the prompts are divided over its `data`, `fsdp` and `sequence` axes.
+        mesh: prompts are sharded over its `data`, `fsdp` and `sequence` axes.
 
     Returns:
-        Image features [N, M, D], 0 for the other prompts.
+        Image features [N, M, D], 0 for other prompts.
     """
     prompts, size = batch.tokens.shape
     streams, tokens = source.shape
-    prompt = jnp.where(source < 0, prompts, source // size)  # a response's is beyond the last too
+    prompt = jnp.where(source < 0, prompts, source // size)  # past the last for a response too
     present = jnp.zeros(prompts, bool).at[prompt].set(True, mode="drop")
     devices = math.prod(mesh.shape[axis] for axis in ROWS)
     most = streams * most_prompts(tokens, size)
@@ -262,22 +267,22 @@ def make_update_fn(
 ) -> Callable[..., tuple[TrainState, Sums]]:
     """Builds step IV, to be jitted once with the state donated.
 
-    Samples of a prompt that fall into one micro-batch, or into one stream, share one pass over it.
+    Samples of a prompt in the same micro-batch, or the same stream, share one pass over it.
 
     Args:
         model: functions of parameters (see models.Model).
         config: the whole configuration.
         optimizer: from `optim.make_optimizer`.
-        policy: the distribution the sampler recorded.
-        mesh: micro-batches are divided over its `data` and `fsdp` axes.
+        policy: the distribution that the sampler recorded.
+        mesh: micro-batches are sharded over its `data` and `fsdp` axes.
 
     Returns:
-        update(state, trajectory, order, plans=None) -> (state, stats): means over the optimizer
-        steps of this batch, one for each minibatch of `minibatch_order`, and "update/skipped", the
-        number of updates left out. Where no pass compared sampler and trainer
-        (`algorithm.old_logprobs`), the first optimizer step does: rollout/logprob_gap_*, and
-        "logprob_diffs" float32[B], NaN for sequences not in it. With plans, of these minibatches,
-        micro-batches are packed streams.
+        update(state, trajectory, order, plans=None) -> (state, stats). There is one optimizer step
+        per minibatch of `order`, see `minibatch_order`. With plans of these minibatches,
+        micro-batches are packed streams. Stats are means over the optimizer steps, and
+        "update/skipped", the number of skipped steps. If no pass compared sampler and trainer
+        (`algorithm.old_logprobs`), the first optimizer step does and adds rollout/logprob_gap_* and
+        "logprob_diffs" float32[B], NaN for sequences not in it.
     """
     mini, micro = config.update.minibatch, microbatch(config)
     group_size, a = config.rollout.samples, config.algorithm
@@ -303,7 +308,7 @@ def make_update_fn(
                 if a.aggregate == "microbatch":
                     counts = (losses.denominator(piece.mask) * (mini / micro), whole[1])
                 share, sums = loss_fn(params, piece, counts)
-                if "logprob_diff" in sums:  # of these rows, among all
+                if "logprob_diff" in sums:  # scatter these rows among all
                     diffs = jnp.zeros(len(trajectory.mask))
                     diffs = diffs.at[piece_rows].set(sums["logprob_diff"])
                     sums = sums | {"logprob_diff": diffs}
@@ -328,7 +333,7 @@ def make_update_fn(
 
         state, stats = jax.lax.scan(one_epoch, state, (order, plans))
         diff_stats = {}
-        if "logprob_diff" in stats:  # as long as the parameters are those that sampled
+        if "logprob_diff" in stats:  # valid while the parameters are those that sampled
             first = jnp.zeros(len(trajectory.mask), bool).at[order[0, 0]].set(True)
             first &= trajectory.mask.any(axis=1)
             largest = stats.pop("logprob_diff")[0, 0]
@@ -339,7 +344,7 @@ def make_update_fn(
                 "logprob_diffs": jnp.where(first, largest, jnp.nan),
             }
         stats = mean_stats(stats) | diff_stats
-        if diff_stats:  # nothing was seen where nothing was trained
+        if diff_stats:  # undefined without a trained token
             entropy = stats["update/entropy"]
             stats["update/entropy"] = jnp.where(trajectory.mask.any(), entropy, jnp.nan)
         return state, stats
@@ -348,7 +353,7 @@ def make_update_fn(
 
 
 def mean_stats(stats: Sums) -> Sums:
-    """Averages the statistics of the optimizer steps that were not skipped, NaN without one."""
+    """Averages the statistics of optimizer steps that were not skipped; NaN if there is none."""
     skipped = stats.pop("skipped")
     taken = jnp.sum(1.0 - skipped)
     means = {

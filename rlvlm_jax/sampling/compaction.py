@@ -29,7 +29,7 @@ class State(NamedTuple):
     """The part that changes with every token."""
 
     hidden: Array  # [B, D], predicts the next token
-    cache: tuple  # for each entry of the prefix a tuple of KV pairs; the last is written
+    cache: tuple  # per prefix entry a tuple of KV pairs [N, K, (L,) G, ...]; the last is written
     done: Array  # bool[B]
     tokens: Array  # int32[B, slots]
     mask: Array  # bool[B, slots]

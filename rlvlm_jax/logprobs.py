@@ -142,11 +142,11 @@ def make_packed_logprobs_fn(
         index = source - batch.tokens.size  # among the responses' tokens
         targets = jnp.where(index >= 0, jnp.take(tokens, jnp.maximum(index, 0)), 0)
         stats = _stats_in_chunks(model, policy, params, chunk, hidden, targets)
-        outside = jnp.where(index >= 0, index, tokens.size)
+        flat_index = jnp.where(index >= 0, index, tokens.size)
 
         def spread(values: Array) -> Array:
             flat = jnp.zeros(tokens.size, values.dtype)
-            return flat.at[outside].set(values, mode="drop").reshape(tokens.shape)
+            return flat.at[flat_index].set(values, mode="drop").reshape(tokens.shape)
 
         lps, entropies = (jnp.where(mask, spread(x), 0.0) for x in stats)
         present = mask & spread(index >= 0)

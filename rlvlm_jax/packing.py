@@ -31,7 +31,7 @@ class Plan(NamedTuple):
     count: Array  # int32[], micro-batches in use; those after it are empty
 
 
-def most_microbatches(
+def max_microbatches(
     rows: int, tokens: int, streams: int, prompt_size: int, response_size: int
 ) -> int:
     """Returns K, a number of micro-batches that is enough for any lengths.
@@ -49,7 +49,7 @@ def most_microbatches(
     return -(-rows // (tokens // (prompt_size + response_size) * streams))
 
 
-def most_prompts(tokens: int, prompt_size: int) -> int:
+def max_prompts(tokens: int, prompt_size: int) -> int:
     """Returns how many prompts a stream may hold if its images are encoded with it."""
     return tokens // prompt_size
 
@@ -63,7 +63,7 @@ def plan(
     streams: int,
     prompt_size: int,
     response_size: int,
-    few_prompts: bool = False,
+    limit_prompts: bool = False,
 ) -> Plan:
     """Packs the responses of each minibatch and their prompts.
 
@@ -79,7 +79,7 @@ def plan(
         streams: S.
         prompt_size: P.
         response_size: R.
-        few_prompts: limit a stream to `most_prompts`.
+        limit_prompts: limit a stream to `max_prompts`.
 
     Returns:
         A plan with the leading axes of `order`.
@@ -94,11 +94,13 @@ def plan(
     if response_lengths.reshape(-1, samples)[prompt_lengths == 0].any():
         raise ValueError("a response to an empty prompt cannot be packed")
     minibatches = np.asarray(order).reshape(-1, np.shape(order)[-1])
-    most = most_microbatches(minibatches.shape[1], tokens, streams, prompt_size, response_size)
-    shape = (len(minibatches), most * streams, tokens)
+    num_microbatches = max_microbatches(
+        minibatches.shape[1], tokens, streams, prompt_size, response_size
+    )
+    shape = (len(minibatches), num_microbatches * streams, tokens)
     source, previous = np.full(shape, -1, np.int32), np.zeros(shape, np.int32)
     count = np.zeros(len(minibatches), np.int32)
-    limit = most_prompts(tokens, prompt_size) if few_prompts else None
+    limit = max_prompts(tokens, prompt_size) if limit_prompts else None
     starts = np.concatenate(  # the index of the first token of each prompt and of each response
         [
             (1 + np.arange(len(prompt_lengths))) * prompt_size - prompt_lengths,
@@ -124,7 +126,7 @@ def plan(
                     predictors[column : column + length] = column - 1 + np.arange(length)
                     predictors[column] = last
                     column += length
-    leading, inner = np.shape(order)[:-1], (most, streams, tokens)
+    leading, inner = np.shape(order)[:-1], (num_microbatches, streams, tokens)
     source, previous = (x.reshape(*leading, *inner) for x in (source, previous))
     return Plan(source, previous, count.reshape(leading))
 
@@ -137,13 +139,13 @@ class Planner:
         tokens: T; 0 makes no plans, i.e. packs nothing.
         streams: S.
         response_size: R.
-        few_prompts: whether the update limits a stream to `most_prompts`.
+        limit_prompts: whether the update limits a stream to `max_prompts`.
     """
 
     tokens: int
     streams: int
     response_size: int
-    few_prompts: bool
+    limit_prompts: bool
 
     def check(self, buckets: Sequence[tuple[int, int]]) -> None:
         """Checks that a stream has room for any prompt and a response to it.
@@ -170,7 +172,7 @@ class Planner:
             prompts: bool[N, P], the prompts' mask.
             lengths: int[B], tokens of each response, 0 if unused.
         """
-        return self._plan(prompts, lengths, np.arange(len(lengths)), few_prompts=False)
+        return self._plan(prompts, lengths, np.arange(len(lengths)), limit_prompts=False)
 
     def for_update(
         self, prompts: np.ndarray, lengths: np.ndarray, order: np.ndarray
@@ -182,10 +184,10 @@ class Planner:
             lengths: int[B], tokens of each response, 0 if unused.
             order: int32[epochs, minibatches, sequences], from `update.minibatch_order`.
         """
-        return self._plan(prompts, lengths, order, few_prompts=self.few_prompts)
+        return self._plan(prompts, lengths, order, limit_prompts=self.limit_prompts)
 
     def _plan(
-        self, prompts: np.ndarray, lengths: np.ndarray, order: np.ndarray, *, few_prompts: bool
+        self, prompts: np.ndarray, lengths: np.ndarray, order: np.ndarray, *, limit_prompts: bool
     ) -> Plan | None:
         if not self.tokens:
             return None
@@ -197,7 +199,7 @@ class Planner:
             streams=self.streams,
             prompt_size=prompts.shape[1],
             response_size=self.response_size,
-            few_prompts=few_prompts,
+            limit_prompts=limit_prompts,
         )
 
 

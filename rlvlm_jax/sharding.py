@@ -222,8 +222,10 @@ def _holders(mesh: Mesh, count: int) -> dict[tuple[int, int], list[int]]:
 
 def rows_here(mesh: Mesh, count: int) -> np.ndarray:
     """Returns int[], the rows of a sharded axis that this process holds, in order."""
-    me = jax.process_index()
-    parts = [np.arange(*part) for part, holders in _holders(mesh, count).items() if me in holders]
+    process = jax.process_index()
+    parts = [
+        np.arange(*part) for part, holders in _holders(mesh, count).items() if process in holders
+    ]
     return np.concatenate([np.zeros(0, int), *parts])
 
 
@@ -232,11 +234,13 @@ def rows_owned(mesh: Mesh, count: int) -> np.ndarray:
 
     If several processes hold the same rows, each owns an equal run of them.
     """
-    me = jax.process_index()
+    process = jax.process_index()
     owned = [np.zeros(0, int)]
     for (start, stop), holders in _holders(mesh, count).items():
-        if me in holders:
-            owned.append(np.array_split(np.arange(start, stop), len(holders))[holders.index(me)])
+        if process in holders:
+            owned.append(
+                np.array_split(np.arange(start, stop), len(holders))[holders.index(process)]
+            )
     return np.concatenate(owned)
 
 
@@ -252,9 +256,9 @@ def take_here(tree: Any, rows: np.ndarray) -> Any:
         if not isinstance(x, jax.Array) or x.is_fully_addressable:
             return np.asarray(x)[rows]
         parts = {shard.index[0].start or 0: shard.data for shard in x.addressable_shards}
-        here = [start + np.arange(parts[start].shape[0]) for start in sorted(parts)]
+        local_rows = [start + np.arange(parts[start].shape[0]) for start in sorted(parts)]
         local = np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
-        return local[np.searchsorted(np.concatenate(here), rows)]
+        return local[np.searchsorted(np.concatenate(local_rows), rows)]
 
     return jax.tree.map(take, tree)
 

@@ -62,7 +62,7 @@ def make_steps(session: startup.Session, optimizer: Any, state: TrainState) -> S
     )
     sample = make_sample_fn(model, settings)
     ids = np.arange(sequences(config), dtype=np.uint32)
-    rows, whole = sharding.batch_sharding(session.mesh), sharding.replicated(session.mesh)
+    rows, replicated = sharding.batch_sharding(session.mesh), sharding.replicated(session.mesh)
     return Steps(
         encode=jax.jit(model.encode_images, out_shardings=rows),
         sample=jax.jit(
@@ -72,10 +72,10 @@ def make_steps(session: startup.Session, optimizer: Any, state: TrainState) -> S
             out_shardings=rows,
         ),
         passes=jax.jit(make_passes_fn(model, config, policy), out_shardings=rows),
-        trajectory=jax.jit(make_trajectory_fn(config), out_shardings=(rows, whole)),
+        trajectory=jax.jit(make_trajectory_fn(config), out_shardings=(rows, replicated)),
         update=jax.jit(
             make_update_fn(model, config, optimizer, policy, session.mesh),
-            out_shardings=(jax.tree.map(lambda x: x.sharding, state), whole),
+            out_shardings=(jax.tree.map(lambda x: x.sharding, state), replicated),
             donate_argnums=0,
         ),
     )
@@ -88,7 +88,7 @@ def make_planner(session: startup.Session) -> packing.Planner:
         tokens=config.update.pack_tokens,
         streams=pass_shards(config),
         response_size=config.rollout.max_tokens,
-        few_prompts=not session.features_frozen,
+        limit_prompts=not session.features_frozen,
     )
 
 
@@ -198,8 +198,8 @@ def train(config: ConfigDict, workdir: str) -> bool:
     cache = make_cache(session)
     evaluate = scheme.make_evaluate_fn(session, config, cache)
     base_key = jax.random.key(config.seed)
-    whole = sharding.replicated(session.mesh)
-    draw_order = jax.jit(lambda key: minibatch_order(config, key), out_shardings=whole)
+    replicated = sharding.replicated(session.mesh)
+    draw_order = jax.jit(lambda key: minibatch_order(config, key), out_shardings=replicated)
     draw_order = draw_order.lower(base_key).compile()
 
     with run:

@@ -24,7 +24,7 @@ from rlvlm_jax.algorithms import kl, losses
 from rlvlm_jax.config import microbatch, old_logprobs, pass_shards, sequences
 from rlvlm_jax.logprobs import make_logprobs_fn, make_packed_logprobs_fn
 from rlvlm_jax.optim import make_trained, merge, split
-from rlvlm_jax.packing import Plan, most_prompts
+from rlvlm_jax.packing import Plan, max_prompts
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sharding import ROWS, batch_sharding, pass_sharding
 from rlvlm_jax.types import Array, Batch, Params, TrainState, Trajectory
@@ -137,9 +137,9 @@ def make_loss_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[...
     has_pass = old_logprobs(config) == "trainer"
     a = config.algorithm
     settings = (model, policy, config.update.logprob_chunk)
-    how = {"flat_positions": a.flat_positions, "entropy_gradient": a.entropy_coef > 0}
-    logprobs_fn = make_logprobs_fn(*settings, **how)
-    packed_logprobs_fn = make_packed_logprobs_fn(*settings, **how)
+    options = {"flat_positions": a.flat_positions, "entropy_gradient": a.entropy_coef > 0}
+    logprobs_fn = make_logprobs_fn(*settings, **options)
+    packed_logprobs_fn = make_packed_logprobs_fn(*settings, **options)
 
     def loss(
         params: Params,
@@ -241,7 +241,7 @@ def encode_present_images(
         model: with `encode_images`.
         params: of the model.
         batch: N prompts.
-        source: int32[S, T], of a `packing.Plan` made with `few_prompts`.
+        source: int32[S, T], of a `packing.Plan` made with `limit_prompts`.
         mesh: prompts are sharded over its `data`, `fsdp` and `sequence` axes.
 
     Returns:
@@ -252,14 +252,14 @@ def encode_present_images(
     prompt = jnp.where(source < 0, prompts, source // size)  # past the last for a response too
     present = jnp.zeros(prompts, bool).at[prompt].set(True, mode="drop")
     devices = math.prod(mesh.shape[axis] for axis in ROWS)
-    most = streams * most_prompts(tokens, size)
-    most = min(prompts, -(-most // devices) * devices)
-    (rows,) = jnp.nonzero(present, size=most, fill_value=prompts)
+    max_present = streams * max_prompts(tokens, size)
+    max_present = min(prompts, -(-max_present // devices) * devices)
+    (rows,) = jnp.nonzero(present, size=max_present, fill_value=prompts)
     present_batch = jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), batch)
     present_batch = jax.lax.with_sharding_constraint(present_batch, batch_sharding(mesh))
     features = model.encode_images(params, present_batch)
-    everything = jnp.zeros((prompts, *features.shape[1:]), features.dtype)
-    return everything.at[rows].set(features, mode="drop")
+    all_features = jnp.zeros((prompts, *features.shape[1:]), features.dtype)
+    return all_features.at[rows].set(features, mode="drop")
 
 
 def make_update_fn(
@@ -299,14 +299,17 @@ def make_update_fn(
         ) -> tuple[TrainState, Sums]:
             chosen, plan = minibatch
             mask = trajectory.mask[chosen]
-            whole = (losses.denominator(mask, a.aggregate, norm), losses.denominator(mask))
+            minibatch_counts = (
+                losses.denominator(mask, a.aggregate, norm),
+                losses.denominator(mask),
+            )
 
             def piece_loss(params: Params, piece_rows: Array) -> tuple[Array, Sums]:
                 piece = select(trajectory, piece_rows, sharing, group_size)
                 piece = jax.lax.with_sharding_constraint(piece, pass_sharding(mesh))
-                counts = whole
+                counts = minibatch_counts
                 if a.aggregate == "microbatch":
-                    counts = (losses.denominator(piece.mask) * (mini / micro), whole[1])
+                    counts = (losses.denominator(piece.mask) * (mini / micro), minibatch_counts[1])
                 share, sums = loss_fn(params, piece, counts)
                 if "logprob_diff" in sums:  # scatter these rows among all
                     diffs = jnp.zeros(len(trajectory.mask))
@@ -320,7 +323,7 @@ def make_update_fn(
                 if piece.features is None:
                     features = encode_present_images(model, params, piece.batch, streams[0], mesh)
                     piece = piece._replace(features=features)
-                return loss_fn(params, piece, whole, streams)
+                return loss_fn(params, piece, minibatch_counts, streams)
 
             if plan is not None:
                 pieces = plan.source, plan.previous

@@ -77,17 +77,23 @@ def test_every_token_is_placed_once_behind_its_prompt(seed):
     rows = rng.permutation(24)[:16]
     sizes = {"tokens": int(rng.integers(21, 80)), "streams": 1 + seed % 3}
     plan = packing.plan(
-        prompts, responses, rows, **sizes, prompt_size=p, response_size=r, few_prompts=seed % 2 == 0
+        prompts,
+        responses,
+        rows,
+        **sizes,
+        prompt_size=p,
+        response_size=r,
+        limit_prompts=seed % 2 == 0,
     )
     held = check(plan, prompts, responses, rows, p, r, samples)
     assert plan.source.shape[1:] == (sizes["streams"], sizes["tokens"])
     if seed % 2 == 0:
-        assert max(map(len, held)) <= packing.most_prompts(sizes["tokens"], p)
+        assert max(map(len, held)) <= packing.max_prompts(sizes["tokens"], p)
 
 
-@pytest.mark.parametrize("few_prompts", [False, True])
+@pytest.mark.parametrize("limit_prompts", [False, True])
 @pytest.mark.parametrize("tokens", [21, 41, 42, 70, 150])
-def test_the_most_micro_batches_are_enough_for_any_lengths(tokens, few_prompts):
+def test_the_most_micro_batches_are_enough_for_any_lengths(tokens, limit_prompts):
     p, r = 12, 9
     sizes = {"tokens": tokens, "streams": 2, "prompt_size": p, "response_size": r}
     for seed in range(30):
@@ -95,9 +101,9 @@ def test_the_most_micro_batches_are_enough_for_any_lengths(tokens, few_prompts):
         prompts = rng.integers(1, p + 1, 8) if seed else np.full(8, p)
         responses = rng.integers(1, r + 1, 32) if seed else np.full(32, r)
         rows = rng.permutation(32)
-        plan = packing.plan(prompts, responses, rows, **sizes, few_prompts=few_prompts)
+        plan = packing.plan(prompts, responses, rows, **sizes, limit_prompts=limit_prompts)
         check(plan, prompts, responses, rows, p, r, 4)
-        assert len(plan.source) == packing.most_microbatches(32, tokens, 2, p, r)
+        assert len(plan.source) == packing.max_microbatches(32, tokens, 2, p, r)
 
 
 def test_minibatches_are_packed_each_by_itself():
@@ -160,7 +166,7 @@ def test_computed_tokens_by_hand():
     # Two samples of a prompt share it.
     assert computed_tokens(c, prompts, None) == 3 * (8 * 24 + 16 * 6)
     order = np.arange(16).reshape(1, 2, 8)
-    planner = packing.Planner(tokens=64, streams=2, response_size=6, few_prompts=False)
+    planner = packing.Planner(tokens=64, streams=2, response_size=6, limit_prompts=False)
     plans = planner.for_update(prompts, np.full(16, 6), order)
     # A minibatch is two groups of 24 + 4 * 6 tokens: one stream each, so one micro-batch of two.
     assert plans.count.tolist() == [[1, 1]]
@@ -218,7 +224,7 @@ def test_gradients_reach_the_tower_through_streams(tiny, responses, given):
     model, params = tiny
     batch = tiny_model.batch()
     weights = np.random.default_rng(4).normal(size=(16, R)).astype(np.float32)
-    plan = plan_of(batch, responses[1], np.arange(16), 250, few_prompts=given)
+    plan = plan_of(batch, responses[1], np.arange(16), 250, limit_prompts=given)
     assert plan.count == 1
     streams = plan.source[0], plan.previous[0]
     rows = make_logprobs_fn(model, POLICY, 4)
@@ -279,7 +285,7 @@ def updated(trajectory, *, tokens=0, mesh=ONE, **settings):
     if tokens:
         plans = plan_of(
             *(trajectory.batch, trajectory.mask, order, tokens, mesh[0] * mesh[1]),
-            few_prompts=trajectory.features is None,
+            limit_prompts=trajectory.features is None,
         )
         plans = sharding.put_plan(plans, devices)
     sharded = sharding.put_batch(trajectory, devices)
@@ -407,7 +413,7 @@ def test_the_order_of_minibatches_is_drawn_from_the_key():
 
 
 def test_streams_must_hold_the_longest_prompt_and_a_response():
-    planner = packing.Planner(tokens=40, streams=1, response_size=6, few_prompts=False)
+    planner = packing.Planner(tokens=40, streams=1, response_size=6, limit_prompts=False)
     planner.check([(16, 0), (34, 8)])
     with pytest.raises(InputError, match="pack_tokens=40 has no room.*35 tokens.*least 41"):
         planner.check([(16, 0), (35, 8)])

@@ -24,7 +24,7 @@ def check_shape(name: str, array: jax.Array, shape: tuple[int | None, ...]) -> N
         ValueError: The rank or a size differs.
     """
     sizes = zip(array.shape, shape, strict=False)
-    if array.ndim != len(shape) or any(want not in (None, got) for got, want in sizes):
+    if array.ndim != len(shape) or any(want not in (None, size) for size, want in sizes):
         expected = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{name} has shape {array.shape}, expected ({expected})")
 

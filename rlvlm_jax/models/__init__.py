@@ -128,10 +128,10 @@ def build(
         vision_key, language_key = jax.random.split(key)
         batch = _smallest_batch(config)
         features = jnp.zeros((1, 1, config.width))
-        alone = {"kernel": PLAIN, "sharding": UNSHARDED}  # one prompt cannot be sharded
+        unsharded = {"kernel": PLAIN, "sharding": UNSHARDED}  # one prompt cannot be sharded
         return {
-            "vision": vision.clone(**alone).init(vision_key, batch)["params"],
-            "language": language.clone(**alone).init(language_key, batch, features)["params"],
+            "vision": vision.clone(**unsharded).init(vision_key, batch)["params"],
+            "language": language.clone(**unsharded).init(language_key, batch, features)["params"],
         }
 
     def encode_images(params, batch):
@@ -139,14 +139,14 @@ def build(
             return jnp.zeros((batch.patches.shape[0], 0, config.width), dtype)
         return vision.apply({"params": params["vision"]}, batch)
 
-    def of_language(method):
+    def language_method(method):
         def apply(params, *args):
             return language.apply({"params": params["language"]}, *args, method=method)
 
         return apply
 
     def prefill(params, batch, features):
-        return of_language("prefill")(params, batch, features, cache, platform)
+        return language_method("prefill")(params, batch, features, cache, platform)
 
     def decoder(params):
         decoded = qwen_vl.decoder(params["language"], config, dtype, platform, sharding)
@@ -180,11 +180,11 @@ def build(
         empty_cache=empty_cache,
         rotary=functools.partial(qwen_vl.rotary, config=config),
         decode=decode,
-        forward=of_language("forward"),
-        packed=of_language("packed"),
-        next_logits=of_language("next_logits"),
+        forward=language_method("forward"),
+        packed=language_method("packed"),
+        next_logits=language_method("next_logits"),
         spread=spread,
-        logits=of_language("logits"),
+        logits=language_method("logits"),
         param_rules=(*RULES, *lora.rules(RULES)),
         part=part,
     )

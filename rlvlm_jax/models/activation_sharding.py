@@ -57,8 +57,8 @@ class ActivationSharding(NamedTuple):
         Each device looks up its own channels for all rows, then an all-to-all exchanges channels
         for rows. Otherwise the compiler may gather the table.
         """
-        spare = self.mesh is None or self.mesh.shape["fsdp"] == 1
-        if spare or not self._divides(tokens, 0, PASS_ROWS):
+        unsharded = self.mesh is None or self.mesh.shape["fsdp"] == 1
+        if unsharded or not self._divides(tokens, 0, PASS_ROWS):
             return table[tokens].astype(dtype)
         table = self._constrain(table, "tensor", "fsdp")  # as at rest; its gradient too
         x = table[self._constrain(tokens, "data", None)].astype(dtype)

@@ -116,8 +116,8 @@ def attend(
         shape = (*x.shape[:axis], block, blocks, *x.shape[axis + 1 :])
         return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis + 1, 0)
 
-    def attend_block(block_of):
-        return run_block(block_of[0], Ids(*block_of[1:]))
+    def attend_block(inputs):
+        return run_block(inputs[0], Ids(*inputs[1:]))
 
     out = jax.lax.map(
         jax.checkpoint(attend_block, prevent_cse=False),

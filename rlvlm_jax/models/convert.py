@@ -397,9 +397,9 @@ def _drop_tied_head(stored: dict[str, _Stored]):
     head, embedding = stored.pop(_HEAD[0][0]), stored.get(_LANGUAGE[0][0])
     if embedding is None:
         return  # reported later with all missing tensors
-    with _open(head.file) as of_head, _open(embedding.file) as of_embedding:
+    with _open(head.file) as head_file, _open(embedding.file) as embedding_file:
         if not np.array_equal(
-            of_head.get_tensor(head.name), of_embedding.get_tensor(embedding.name)
+            head_file.get_tensor(head.name), embedding_file.get_tensor(embedding.name)
         ):
             raise InputError(
                 f"config.json says tie_word_embeddings, but {head.name} in {head.file} differs "
@@ -417,8 +417,8 @@ def _check_fit(directory: str | os.PathLike, stored: dict[str, _Stored], table: 
         if name in expected and entry.shape != expected[name]
     ]
     complaints = [
-        f"{what} {_first_few(items)}"
-        for what, items in (
+        f"{label} {_first_few(items)}"
+        for label, items in (
             ("missing:", missing),
             ("unexpected:", unexpected),
             ("misshapen:", misshapen),
@@ -536,8 +536,8 @@ def lossless_dtypes(params: Params, files: Mapping[str, str]) -> dict[str, str]:
         leaf = leaves[rule.path]
         value = np.asarray(leaf if layer is None else leaf[layer])
         with np.errstate(over="ignore"):
-            same = np.array_equal(value.astype(DTYPES[stated_dtype]).astype(np.float32), value)
-        dtypes[name] = stated_dtype if same else "float32"
+            exact = np.array_equal(value.astype(DTYPES[stated_dtype]).astype(np.float32), value)
+        dtypes[name] = stated_dtype if exact else "float32"
     return dtypes
 
 
@@ -619,7 +619,7 @@ def _state_dtype(text: str, tensors: list[_Planned]) -> str:
     counts: Counter[str] = Counter()
     for tensor in tensors:
         counts[tensor.dtype] += math.prod(tensor.rule.shape)
-    [(most, _)] = counts.most_common(1)
+    [(most_common, _)] = counts.most_common(1)
     parts = [content, content.get("text_config") or {}, content.get("vision_config") or {}]
     stated = [(part, key) for part in parts for key in ("dtype", "torch_dtype") if part.get(key)]
     if any(key in content for _, key in stated) and all(
@@ -627,7 +627,7 @@ def _state_dtype(text: str, tensors: list[_Planned]) -> str:
     ):
         return text
     for part, key in stated or [(content, "torch_dtype")]:
-        part[key] = most
+        part[key] = most_common
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -74,13 +74,13 @@ def _by_weight_backward(dtype, factors, g):
     del dtype
     x, y = factors
     g = g.astype(y.dtype)
-    of_x = jnp.einsum("...md,dc->...mc", g, y, preferred_element_type=x.dtype)
-    rows, pulled = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    if rows.shape[1] < pulled.shape[1]:
-        of_y = jnp.einsum("mc,md->cd", rows, pulled, preferred_element_type=y.dtype).T
+    x_grad = jnp.einsum("...md,dc->...mc", g, y, preferred_element_type=x.dtype)
+    x_rows, g_rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    if x_rows.shape[1] < g_rows.shape[1]:
+        y_grad = jnp.einsum("mc,md->cd", x_rows, g_rows, preferred_element_type=y.dtype).T
     else:
-        of_y = jnp.einsum("md,mc->dc", pulled, rows, preferred_element_type=y.dtype)
-    return of_x, of_y
+        y_grad = jnp.einsum("md,mc->dc", g_rows, x_rows, preferred_element_type=y.dtype)
+    return x_grad, y_grad
 
 
 _by_weight.defvjp(_by_weight_forward, _by_weight_backward)

@@ -165,12 +165,12 @@ def decode(
     """
     rows, blocks = prompts * samples, blocks or (steps,)
     slots = sum(blocks)
-    met = sum(size * sum(blocks[: number + 1]) for number, size in enumerate(blocks))
-    own = (steps - 1) * steps / 2  # (query, key) pairs within a response, the token itself included
-    needed = _decoder(config, rows * (steps - 1), rows * ((steps - 1) * length + own))
-    executed = _decoder(config, rows * slots, rows * (slots * length + met))
+    attended = sum(size * sum(blocks[: number + 1]) for number, size in enumerate(blocks))
+    own_pairs = (steps - 1) * steps / 2  # (query, key) pairs within a response, itself included
+    needed = _decoder(config, rows * (steps - 1), rows * ((steps - 1) * length + own_pairs))
+    executed = _decoder(config, rows * slots, rows * (slots * length + attended))
     weights = ((steps - 1) * layer_weights(config) + steps * head_weights(config)) * size
-    read = (steps - 1) * prompts * length + rows * own
+    read = (steps - 1) * prompts * length + rows * own_pairs
     return Work(
         needed + logits(config, rows * steps),
         executed + logits(config, rows * slots),

@@ -206,25 +206,25 @@ def splash(
     heads = q.shape[2] // kv_heads
     offset = keys - queries if causal else None
     sizes = q.shape[1], k.shape[1], heads, kernel.query_parts
-    by_sequence = _splash_kernel(*sizes, offset, kernel.interpret)
+    sequence_kernel = _splash_kernel(*sizes, offset, kernel.interpret)
 
-    def run(q, query_segment, k, v, key_segment, by_sequence):
+    def run(q, query_segment, k, v, key_segment, sequence_kernel):
         b, length, _, size = q.shape
         q = q.reshape(b, length, -1, heads, size).transpose(0, 2, 3, 1, 4)  # [B, K, h, Q, E]
         k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))  # [B, K, S, E]
-        of_key_heads = jax.vmap(by_sequence, (0, 0, 0, None))
+        by_key_head = jax.vmap(sequence_kernel, (0, 0, 0, None))
         segments = splash_attention.SegmentIds(query_segment, key_segment)
-        out = jax.vmap(of_key_heads)(q, k, v, segments)
+        out = jax.vmap(by_key_head)(q, k, v, segments)
         return out.transpose(0, 3, 1, 2, 4).reshape(b, length, -1, size)
 
-    of_kernel = jax.tree.map(lambda _: P(), by_sequence)
+    kernel_specs = jax.tree.map(lambda _: P(), sequence_kernel)
     if kernel.query_parts > 1:
         query_sharding = NamedSharding(kernel.mesh, P(None, "sequence"))
-        of_kernel = by_sequence.manual_sharding_spec(query_sharding)
-    divided = _on_mesh(
-        kernel, run, (q, query_segment), (k, v, key_segment), (by_sequence, of_kernel)
+        kernel_specs = sequence_kernel.manual_sharding_spec(query_sharding)
+    out = _on_mesh(
+        kernel, run, (q, query_segment), (k, v, key_segment), (sequence_kernel, kernel_specs)
     )
-    return divided[:, :queries]
+    return out[:, :queries]
 
 
 @functools.cache
@@ -252,14 +252,14 @@ def _splash_kernel(queries, keys, heads, parts, offset, interpret):
         block_kv_dq=block_kv,
     )
     with jax.core.eval_context():  # outside any trace
-        made = splash_attention.make_splash_mqa(
+        splash_kernel = splash_attention.make_splash_mqa(
             splash_attention.MultiHeadMask([mask] * heads),
             block_sizes=sizes,
             head_shards=1,
             q_seq_shards=parts,
             interpret=interpret,
         )
-        return jax.tree.map(np.asarray, made)
+        return jax.tree.map(np.asarray, splash_kernel)
 
 
 def _block(length):
@@ -269,34 +269,34 @@ def _block(length):
 
 def _pad(x, multiple, axis):
     """Pads the end of an axis with zeros (or False) up to the next multiple."""
-    short = -x.shape[axis] % multiple
-    return jnp.pad(x, [(0, short if a == axis else 0) for a in range(x.ndim)]) if short else x
+    padding = -x.shape[axis] % multiple
+    return jnp.pad(x, [(0, padding if a == axis else 0) for a in range(x.ndim)]) if padding else x
 
 
 def _on_mesh(
     kernel: Kernel,
     run: Callable,
-    of_queries: tuple[Array, ...],
-    of_keys: tuple[Array, ...],
+    query_arrays: tuple[Array, ...],
+    key_arrays: tuple[Array, ...],
     *rest: tuple[Any, Any],
 ) -> Array:
-    """Calls run(*of_queries, *of_keys, *rest) on each device's shard; see `Kernel`.
+    """Calls run(*query_arrays, *key_arrays, *rest) on each device's shard; see `Kernel`.
 
     The compiler cannot shard a kernel that is opaque to it. If the sequences, the queries or the
     key heads do not divide over their axes, each device computes all of them.
 
     Args:
         kernel: gives the mesh and the sharding.
-        run: returns an array like the first of `of_queries`.
-        of_queries: [B, Q, H, E], and [B, Q, ...] without heads.
-        of_keys: [B, S, K, E], and [B, S, ...] without heads.
+        run: returns an array like the first of `query_arrays`.
+        query_arrays: [B, Q, H, E], and [B, Q, ...] without heads.
+        key_arrays: [B, S, K, E], and [B, S, ...] without heads.
         rest: (further argument, its PartitionSpecs).
     """
     mesh = kernel.mesh
-    others = [other for other, _ in rest]
+    rest_arrays = [array for array, _ in rest]
     if mesh is None:
-        return run(*of_queries, *of_keys, *others)
-    q, k = of_queries[0], of_keys[0]
+        return run(*query_arrays, *key_arrays, *rest_arrays)
+    q, k = query_arrays[0], key_arrays[0]
     rows = PASS_ROWS if kernel.by_tokens else ROWS
     if q.shape[0] % math.prod(mesh.shape[axis] for axis in rows):
         rows = None
@@ -306,11 +306,15 @@ def _on_mesh(
     def specs(arrays: tuple[Array, ...], tokens: str | None) -> list[P]:
         return [P(rows, tokens, *[heads] * (x.ndim == 4)) for x in arrays]
 
-    divided = jax.shard_map(
+    run_sharded = jax.shard_map(
         run,
         mesh=mesh,
-        in_specs=(*specs(of_queries, tokens), *specs(of_keys, None), *[spec for _, spec in rest]),
+        in_specs=(
+            *specs(query_arrays, tokens),
+            *specs(key_arrays, None),
+            *[spec for _, spec in rest],
+        ),
         out_specs=P(rows, tokens, heads),
         check_vma=False,
     )
-    return divided(*of_queries, *of_keys, *others)
+    return run_sharded(*query_arrays, *key_arrays, *rest_arrays)

@@ -104,13 +104,13 @@ def shapes_like(params: Params, stored: Params) -> Params:
     return shapes
 
 
-def rules(of_weights: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
+def rules(weight_rules: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
     """Returns sharding rules of adapters, derived from the rules of their weights.
 
     A is sharded like the weight's input, B like its output; r is never sharded.
     """
     adapter_rules: list[tuple[str, Any]] = []
-    for pattern, spec in of_weights:
+    for pattern, spec in weight_rules:
         if not pattern.endswith("/weight$"):
             continue
         prefix = pattern.removesuffix("weight$")

@@ -143,11 +143,11 @@ def attend_near(q: Array, k: Array, v: Array, segment: Array, size: int, kernel:
         return x.reshape(n * count, *x.shape[2:])
 
     q, k, v = rows(cut(q)), rows(around(k)), rows(around(v))
-    own, near = (
+    block_ids, near_ids = (
         Ids(rows(x)[:, None], jnp.zeros(x.shape[-1], jnp.int32))
         for x in (cut(segment), around(segment))
     )
-    attended = attend(q[:, None], own, [Keys(k, v, near)], kernel=kernel, causal=False)
+    attended = attend(q[:, None], block_ids, [Keys(k, v, near_ids)], kernel=kernel, causal=False)
     return attended.reshape(n, count * size, *attended.shape[3:])[:, :i]
 
 

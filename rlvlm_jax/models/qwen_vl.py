@@ -136,14 +136,14 @@ class Block(nn.Module):
         return (prompt, response), None
 
     def decode(
-        self, x: Array, rotary: Rotary, own: Ids, pairs: tuple, ids: list[Ids], slot: Array
+        self, x: Array, rotary: Rotary, query_ids: Ids, pairs: tuple, ids: list[Ids], slot: Array
     ) -> tuple[Array, dict]:
         """Runs one layer for one token per sequence.
 
         Args:
             x: [N, G, 1, D].
             rotary: of the token.
-            own: ids of the token.
+            query_ids: ids of the token.
             pairs: KV pairs of the prompt and then of the response.
             ids: of each pair.
             slot: int32[], the slot of the last pair to write.
@@ -154,17 +154,17 @@ class Block(nn.Module):
         q, k, v = self._project_rows(x, rotary)
         last = cache.write(pairs[-1], by_head(k), by_head(v), slot)
         runs = self._runs((*pairs[:-1], last), ids)
-        return self._finish_rows(x, attend_by_head(q, own, runs)), last
+        return self._finish_rows(x, attend_by_head(q, query_ids, runs)), last
 
     def decode_without_write(
-        self, x: Array, rotary: Rotary, own: Ids, pairs: tuple, ids: list[Ids]
+        self, x: Array, rotary: Rotary, query_ids: Ids, pairs: tuple, ids: list[Ids]
     ) -> tuple[Array, tuple[Array, Array]]:
         """`decode`, but returns the token's key and value instead of writing them.
 
         Args:
             x: [N, G, 1, D].
             rotary: of the token.
-            own: ids of the token.
+            query_ids: ids of the token.
             pairs: KV pairs of the prompt and then of the response.
             ids: of each pair; they must hide slots that are not written yet.
 
@@ -174,9 +174,9 @@ class Block(nn.Module):
         q, k, v = self._project_rows(x, rotary)
         k, v = by_head(k), by_head(v)
         # In the cache's dtype, so that a token sees itself as later tokens see it.
-        alone = cache.stored(k, v, pairs[-1].k.x.dtype.name, "")
-        runs = self._runs((*pairs, alone), [*ids, own])
-        return self._finish_rows(x, attend_by_head(q, own, runs)), (k, v)
+        own_pair = cache.stored(k, v, pairs[-1].k.x.dtype.name, "")
+        runs = self._runs((*pairs, own_pair), [*ids, query_ids])
+        return self._finish_rows(x, attend_by_head(q, query_ids, runs)), (k, v)
 
     def _project(self, x, rotary):
         """Returns queries of each device's own tokens, keys and values of all tokens."""
@@ -305,27 +305,27 @@ class LanguageModel(nn.Module):
         group = jnp.arange(rows) // (rows // n)  # the prompt of each response
         column = jnp.arange(steps)
 
-        def of_stream(prompts, responses):
+        def to_streams(prompts, responses):
             """[S, T, ...] of [N, P, ...] and [B, R, ...], or arrays that broadcast to these."""
             inner = jnp.shape(prompts)[2:]
             prompts = jnp.broadcast_to(prompts, (n, length, *inner)).reshape(-1, *inner)
             responses = jnp.broadcast_to(responses, (rows, steps, *inner)).reshape(-1, *inner)
             return jnp.concatenate([prompts, responses])[source]
 
-        x = self._embed(of_stream(batch.tokens, tokens))  # [S, T, D]
+        x = self._embed(to_streams(batch.tokens, tokens))  # [S, T, D]
         if features.shape[1]:
             is_image = (batch.tokens == self.config.image_token_id) & batch.mask
             first = jnp.arange(n)[:, None] * features.shape[1]
             number = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, features.shape[1] - 1)
-            number = of_stream(jnp.where(is_image, first + number, -1), -1)
+            number = to_streams(jnp.where(is_image, first + number, -1), -1)
             chosen = features.reshape(-1, features.shape[-1])[jnp.maximum(number, 0)]
             x = jnp.where(number[..., None] >= 0, chosen.astype(x.dtype), x)
 
         last = jnp.where(batch.mask[:, None], batch.positions, -1).max((1, 2))  # as in `forward`
-        onwards = last[group, None] + 1 + column  # int32[B, R]
-        positions = of_stream(batch.positions.swapaxes(1, 2), onwards[..., None])
-        segment = of_stream(jnp.arange(n)[:, None] + 1, group[:, None] + 1)
-        branch = of_stream(jnp.zeros((n, 1), jnp.int32), jnp.arange(rows)[:, None] + 1)
+        response_positions = last[group, None] + 1 + column  # int32[B, R]
+        positions = to_streams(batch.positions.swapaxes(1, 2), response_positions[..., None])
+        segment = to_streams(jnp.arange(n)[:, None] + 1, group[:, None] + 1)
+        branch = to_streams(jnp.zeros((n, 1), jnp.int32), jnp.arange(rows)[:, None] + 1)
         ids = Ids(
             segment=jnp.where(source < 0, 0, segment)[:, None],
             order=jnp.arange(source.shape[1]),
@@ -410,7 +410,7 @@ def decode(
     # In a scan the token is not in its slot yet. It takes the column before that, after all others.
     scanned = is_scanned(platform)
     column = columns + step - 1 if scanned else columns + step
-    own = Ids(jnp.ones((n, 1, 1), jnp.int32), jnp.reshape(column, 1))
+    query_ids = Ids(jnp.ones((n, 1, 1), jnp.int32), jnp.reshape(column, 1))
     ids = [_ids(prefix_mask[:, None])]
     for size, start in zip(sizes, starts, strict=True):
         ids.append(_ids(jnp.ones((n, 1, size), bool), columns + start))
@@ -422,33 +422,33 @@ def decode(
         return norm.apply({"params": weights["norm"]}, x.reshape(tokens.shape[0], -1))
 
     if scanned:
-        (prompt_pair,), (own_blocks,) = prefix, blocks
+        (prompt_pair,), (response_pairs,) = prefix, blocks
 
-        def one_layer(x, now):
-            layer_weights, number = now
+        def one_layer(x, inputs):
+            layer_weights, number = inputs
             pairs = jax.tree.map(
                 lambda x: jax.lax.dynamic_index_in_dim(x, number, 2, keepdims=False),
-                (prompt_pair, *own_blocks),
+                (prompt_pair, *response_pairs),
             )
             apply = partial(block.apply, {"params": layer_weights}, method="decode_without_write")
-            return apply(x, rotary, own, pairs, ids)
+            return apply(x, rotary, query_ids, pairs, ids)
 
-        now = weights["layers"], jnp.arange(config.layers)
-        x, new_pairs = jax.lax.scan(one_layer, x, now)
+        inputs = weights["layers"], jnp.arange(config.layers)
+        x, new_pairs = jax.lax.scan(one_layer, x, inputs)
         k, v = (jnp.moveaxis(new, 0, 2) for new in new_pairs)  # [N, K, L, G, 1, E]
-        last = cache.write(own_blocks[-1], k, v, step - starts[-1])
-        return normed(x), ((*own_blocks[:-1], last),)
+        last = cache.write(response_pairs[-1], k, v, step - starts[-1])
+        return normed(x), ((*response_pairs[:-1], last),)
 
     layers = []
-    for layer_weights, prompt_pair, own_blocks in zip(
+    for layer_weights, prompt_pair, response_pairs in zip(
         weights["layers"], prefix, blocks, strict=True
     ):
         x, last = block.apply(
             {"params": layer_weights},
-            *(x, rotary, own, (prompt_pair, *own_blocks), ids, step - starts[-1]),
+            *(x, rotary, query_ids, (prompt_pair, *response_pairs), ids, step - starts[-1]),
             method="decode",
         )
-        layers.append((*own_blocks[:-1], last))
+        layers.append((*response_pairs[:-1], last))
     return normed(x), tuple(layers)
 
 

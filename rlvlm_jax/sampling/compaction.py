@@ -36,15 +36,15 @@ class State(NamedTuple):
     logprobs: Array  # float32[B, slots], nats
 
 
-def unfinished(done: Array, shards: int, few: int) -> Array:
-    """Returns int32[shards, few], the rows to take within each shard, unfinished ones first.
+def unfinished(done: Array, shards: int, shard_rows: int) -> Array:
+    """Returns int32[shards, shard_rows], the rows to take within each shard, unfinished ones first.
 
     Args:
         done: bool[B].
         shards: divides B.
-        few: rows to take from a shard.
+        shard_rows: rows to take from a shard.
     """
-    return jnp.argsort(done.reshape(shards, -1), axis=1, stable=True)[:, :few]
+    return jnp.argsort(done.reshape(shards, -1), axis=1, stable=True)[:, :shard_rows]
 
 
 def take_context(context: Context, rows: Array, samples: int) -> Context:
@@ -85,9 +85,9 @@ def put_state(state: State, part: State, rows: Array, samples: int) -> State:
         (*blocks[:-1], jax.tree.map(put_block, blocks[-1], new[-1]))
         for blocks, new in zip(state.cache, part.cache, strict=True)
     )
-    news = _row_fields(part)
+    part_fields = _row_fields(part)
     return State(
-        cache=cache, **{name: put(x, news[name]) for name, x in _row_fields(state).items()}
+        cache=cache, **{name: put(x, part_fields[name]) for name, x in _row_fields(state).items()}
     )
 
 

@@ -112,8 +112,8 @@ def choose(keys: jax.Array, logits: jax.Array) -> jax.Array:
         return jnp.argmax(mass > random[:, None] * mass.max(axis=-1, keepdims=True), axis=-1)
 
     run = invert(row_sum(weights)[..., 0], random[:, 0])
-    of_run = jnp.take_along_axis(weights, run[:, None, None], axis=1)[:, 0]
-    return (run * size + invert(of_run, random[:, 1])).astype(jnp.int32)
+    run_weights = jnp.take_along_axis(weights, run[:, None, None], axis=1)[:, 0]
+    return (run * size + invert(run_weights, random[:, 1])).astype(jnp.int32)
 
 
 def draw(

@@ -91,17 +91,17 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
     length = math.ceil(s.max_tokens / s.chunk) * s.chunk  # cache slots; R rounded up to a chunk
     sizes = block_sizes(length, s.chunk)
     stops = np.asarray(s.stop_ids, np.int32)
-    forbidden = Policy(1.0, s.banned_ids)
+    unbanned = Policy(1.0, s.banned_ids)
 
     def one_token(
-        weights: Params, context: Context, state: State, now: tuple[Array, Any]
+        weights: Params, context: Context, state: State, inputs: tuple[Array, Any]
     ) -> tuple[State, None]:
-        t, rotary = now
+        t, rotary = inputs
         logits = model.next_logits(weights, state.hidden)  # float32[B, V]
         row_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(context.keys, t)
         token = draw(
             row_keys,
-            forbidden.scale(logits),
+            unbanned.scale(logits),
             temperature=s.temperature,
             top_k=s.top_k,
             top_p=s.top_p,
@@ -126,8 +126,10 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
             logprobs=write(state.logprobs, logprob),
         ), None
 
-    def one_chunk(weights: Params, context: Context, few: int, state: State, t: Array) -> State:
-        """Decodes s.chunk tokens; only unfinished rows if a shard has at most `few` of them."""
+    def one_chunk(
+        weights: Params, context: Context, shard_rows: int, state: State, t: Array
+    ) -> State:
+        """Decodes s.chunk tokens; only unfinished rows if at most `shard_rows` per shard."""
         steps = t + jnp.arange(s.chunk)
 
         def run(context: Context, state: State) -> State:
@@ -135,15 +137,15 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
             return jax.lax.scan(partial(one_token, weights, context), state, (steps, rotary))[0]
 
         def unfinished_rows(state: State) -> State:
-            rows = unfinished(state.done, s.shards, few)
+            rows = unfinished(state.done, s.shards, shard_rows)
             part_context = take_context(context, rows, s.samples)
             part = run(part_context, take_state(state, rows, s.samples))
             return put_state(state, part, rows, s.samples)
 
-        if not few:
+        if not shard_rows:
             return run(context, state)
         left = (~state.done).reshape(s.shards, -1).sum(axis=1).max()
-        return jax.lax.cond(left <= few, unfinished_rows, partial(run, context), state)
+        return jax.lax.cond(left <= shard_rows, unfinished_rows, partial(run, context), state)
 
     def sample(params: Params, batch: Batch, features: Array | None, keys: Array) -> Rollout:
         rows = batch.tokens.shape[0] * s.samples
@@ -166,19 +168,19 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
             block = model.empty_cache(prefix, s.samples, size)
             cache = tuple((*old, new) for old, new in zip(state.cache, block, strict=True))
             start, end = end, end + size
-            few = rows // (s.shards * SHRINK) if start else 0  # unfinished rows per shard
+            shard_rows = rows // (s.shards * SHRINK) if start else 0  # unfinished rows per shard
             # Each of them reads its own copy of the prompt; that must not read more in total.
             prompts, width = batch.mask.shape
-            if few * s.shards * (width + end) >= prompts * width + rows * end:
-                few = 0
-            chunk = partial(one_chunk, weights, context, few)
+            if shard_rows * s.shards * (width + end) >= prompts * width + rows * end:
+                shard_rows = 0
+            chunk = partial(one_chunk, weights, context, shard_rows)
 
-            def goes_on(carry: tuple[State, Array], end: int = end) -> Array:
+            def has_unfinished(carry: tuple[State, Array], end: int = end) -> Array:
                 state, t = carry
                 return (t < end) & ~jnp.all(state.done)
 
             state, _ = jax.lax.while_loop(
-                goes_on,
+                has_unfinished,
                 lambda carry, chunk=chunk: (chunk(*carry), carry[1] + s.chunk),
                 (state._replace(cache=cache), jnp.int32(start)),
             )

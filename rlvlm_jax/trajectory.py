@@ -181,8 +181,8 @@ def make_trajectory_fn(config: ConfigDict) -> Callable[..., Any]:
 
     Returns:
         trajectory(batch, features, rollout, passes, scores float32[B], in_update bool[B]) ->
-        (Trajectory, stats). Rows not in the update have no effect. Masked truncated rows still
-        count in the baselines of other rows.
+        (Trajectory, stats). Rows not in the update have no effect. Truncated rows that are masked
+        out still count in the baselines of other rows.
     """
     algorithm = config.algorithm
 

@@ -30,7 +30,7 @@ def check_shape(name: str, array: jax.Array, shape: tuple[int | None, ...]) -> N
 
 
 def fill(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """Sets masked values to 0, in float32.
+    """Sets values outside the mask to 0, in float32.
 
     Apply it to *inputs*, before any exponential: a garbage value in exp has an infinite derivative,
     and a mask applied afterwards multiplies it by 0, which is NaN.
@@ -46,7 +46,7 @@ def fill(values: jax.Array, mask: jax.Array) -> jax.Array:
 
 
 def sum(values: jax.Array, mask: jax.Array, axis: Axis = None, keepdims: bool = False) -> jax.Array:
-    """Adds up the unmasked values; float32, 0 if there is none."""
+    """Adds up the valid values; float32, 0 if there is none."""
     return jnp.sum(fill(values, mask), axis=axis, keepdims=keepdims)
 
 
@@ -58,7 +58,7 @@ def count(mask: jax.Array, axis: Axis = None, keepdims: bool = False) -> jax.Arr
 def mean(
     values: jax.Array, mask: jax.Array, axis: Axis = None, keepdims: bool = False
 ) -> jax.Array:
-    """Averages the unmasked values.
+    """Averages the valid values.
 
     Args:
         values: Number[...].
@@ -73,7 +73,7 @@ def mean(
 
 
 def centre(values: jax.Array, mask: jax.Array, axis: Axis = None) -> jax.Array:
-    """Subtracts the mean of the unmasked values.
+    """Subtracts the mean of the valid values.
 
     The mean is taken of the distances to the smallest value. Equal values thus give exactly 0, not
     rounding noise that a later division by a deviation would amplify.
@@ -101,7 +101,7 @@ def var(
     *,
     ddof: int = 1,
 ) -> jax.Array:
-    """Computes the variance of the unmasked values.
+    """Computes the variance of the valid values.
 
     sum((x - mean)**2) / (count - ddof)
 
@@ -122,9 +122,9 @@ def var(
 def whiten(
     values: jax.Array, mask: jax.Array, *, keep_mean: bool = False, eps: float = 1e-8
 ) -> jax.Array:
-    """Scales the unmasked values to unit variance, around 0 or around their mean.
+    """Scales the valid values to unit variance, around 0 or around their mean.
 
-    (x - mean) / sqrt(var + eps) [+ mean], with the unbiased variance over all unmasked values.
+    (x - mean) / sqrt(var + eps) [+ mean], with the unbiased variance over all valid values.
 
     Args:
         values: Number[...].
@@ -142,7 +142,7 @@ def whiten(
 
 
 def is_last(mask: jax.Array) -> jax.Array:
-    """Marks the last unmasked position of each row.
+    """Marks the last valid position of each row.
 
     Args:
         mask: bool[B, R].
@@ -151,5 +151,5 @@ def is_last(mask: jax.Array) -> jax.Array:
         bool[B, R], one True per row, none if the row's mask is empty.
     """
     mask = jnp.asarray(mask, bool)
-    left = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]  # unmasked positions from here on
+    left = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]  # valid positions from here on
     return mask & (left == 1)

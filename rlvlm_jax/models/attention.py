@@ -93,7 +93,7 @@ def attend(
     length, heads = q.shape[2:4]
     entries = heads * sum(run.k.shape[-3] for run in keys)  # scores per query
     if kernel.name == "splash" and ids.branch is not None:
-        raise ValueError("splash knows no branches; see kernels.choose")
+        raise ValueError("splash does not support branches; see kernels.choose")
     if kernel.name == "plain":
         runs = [
             HeadKeys(by_head(run.k), by_head(run.v).swapaxes(-1, -2), run.ids, v_transposed=True)

@@ -139,7 +139,7 @@ def attend_near(q: Array, k: Array, v: Array, segment: Array, size: int, kernel:
         x = jnp.pad(cut(x), [(0, 0), (1, 1), *[(0, 0)] * (x.ndim - 1)])
         return jnp.concatenate([x[:, :-2], x[:, 1:-1], x[:, 2:]], axis=2)
 
-    def rows(x: Array) -> Array:  # each block as a sequence of its own
+    def rows(x: Array) -> Array:  # each block as its own sequence
         return x.reshape(n * count, *x.shape[2:])
 
     q, k, v = rows(cut(q)), rows(around(k)), rows(around(v))

@@ -204,7 +204,7 @@ def grouped(name: str, values: jax.Array, group_size: int, least: int = 2) -> ja
 
 
 def _discounted_returns(rewards: jax.Array, mask: jax.Array, gamma: float) -> jax.Array:
-    """G_t = r_t + gamma * G_{t+1} along axis 1, skipping columns outside the mask; float32[B, R]."""
+    """G_t = r_t + gamma * G_{t+1} along axis 1, skipping invalid columns; float32[B, R]."""
 
     def earlier(following, column):
         reward, valid = column

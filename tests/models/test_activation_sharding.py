@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Weights that lie elsewhere, or are scanned, give the same numbers; over eight fake devices."""
+"""Any sharding of weights, and a scan over layers, give the same numbers; eight fake devices."""
 
 import re
 
@@ -74,7 +74,7 @@ def plainly():
         pytest.param("train", "cpu", 2, marks=pytest.mark.slow),
     ],
 )
-def test_samples_do_not_depend_on_where_weights_lie(
+def test_samples_do_not_depend_on_the_sharding_of_weights(
     monkeypatch, plainly, layout, platform, sequence
 ):
     monkeypatch.setattr(sampler, "FIRST_BLOCK", 16)  # several blocks, and a smaller batch
@@ -92,7 +92,7 @@ def test_samples_do_not_depend_on_where_weights_lie(
 
 @pytest.mark.parametrize("axes", [(1, 4, 1, 2), (1, 2, 2, 2), (2, 2, 2, 1), (1, 4, 2, 1)])
 def test_no_weight_of_the_decoder_is_whole_on_a_device(axes):
-    """Laid out anew for decoding, by the compiler's count of memory and its text."""
+    """After resharding for decoding, by the text of the compiled program."""
     data, fsdp, sequence, tensor = axes
     mesh = sharding.make_mesh(data, fsdp, tensor, sequence=sequence)
     sizes = {"vocab_size": 1024, "hidden_size": 64, "intermediate_size": 160}
@@ -163,7 +163,7 @@ def test_tokens_are_looked_up_without_gathering_table_or_tokens(fsdp, sequence, 
     def loss(params, batch, features):
         tokens, mask = batch.tokens[:, :64], batch.mask[:, :64]
         hidden = model.forward(params, batch, features, tokens, mask)
-        # The table is the output layer too, whose gradient lies otherwise.
+        # The table is the output layer too, whose gradient is sharded differently.
         return jnp.square(model.logits(model.spread(params), hidden[:, :4])).sum()
 
     arguments = sharding.with_shardings(shapes, shardings), batch, features

@@ -246,7 +246,7 @@ def kept_for_decoding(c):
 
 
 def laid_for_decoding(c):
-    """Of the real network over two devices: its decoder, with the places asked for."""
+    """Of the real network over two devices: its decoder, with the configured sharding."""
     c.mesh.fsdp = 2
     with PATCHES() as patch:
         patch.setattr(models, "build", BUILD)
@@ -459,7 +459,7 @@ def kept_programs(c):
         compilation_cache.reset_cache()
 
 
-def places(c):
+def shard_shapes(c):
     """What each device holds of the parameters and of a batch."""
     session = startup.open_session(c, SOURCE)
     batch = sharding.batch_shapes(c.rollout.prompts, 32, 16, 9, session.mesh)
@@ -786,10 +786,10 @@ CASES = {
     "sft.style": [case("worked", "mixed", data_flow, **SFT)],
     "sft.direct_share": [case(0.6, 0.1, data_flow, **SFT, sft__style="mixed")],
     # devices
-    "mesh.data": [case(1, 2, places), case(1, 2, update)],
-    "mesh.fsdp": [case(1, 2, places)],
-    "mesh.sequence": [case(1, 2, places), case(1, 2, update)],
-    "mesh.tensor": [case(1, 2, places)],
+    "mesh.data": [case(1, 2, shard_shapes), case(1, 2, update)],
+    "mesh.fsdp": [case(1, 2, shard_shapes)],
+    "mesh.sequence": [case(1, 2, shard_shapes), case(1, 2, update)],
+    "mesh.tensor": [case(1, 2, shard_shapes)],
     "hosts.heartbeat_s": [case(30.0, 20.0, connection)],
     "hosts.start_s": [case(300.0, 20.0, connection)],
     "hosts.deadline_s": [case(0.0, 60.0, deadlines)],

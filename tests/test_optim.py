@@ -208,7 +208,7 @@ def test_what_is_frozen_has_no_optimizer_state_and_no_share_in_the_norm():
     assert len(jax.tree.leaves(updates)) == 1
 
 
-def test_moments_lie_where_their_parameters_lie():
+def test_moments_are_sharded_like_their_parameters():
     mesh = sharding.make_mesh(1, 2, 1)
     rules = (("embedding", PartitionSpec("fsdp")), ("weight|bias|scale", PartitionSpec()))
     shapes = jax.eval_shape(params)
@@ -222,9 +222,9 @@ def test_moments_lie_where_their_parameters_lie():
     state = jax.eval_shape(optimizer.init, trained)
     assert jax.tree.structure(got) == jax.tree.structure(state)
     moments = 0
-    for path, place in jax.tree_util.tree_leaves_with_path(got):
+    for path, leaf_sharding in jax.tree_util.tree_leaves_with_path(got):
         name = str(getattr(path[-1], "key", ""))
         expected = {"embedding": shardings["llm"]["embedding"], "scale": shardings["llm"]["scale"]}
-        assert place == expected.get(name, scalar)
+        assert leaf_sharding == expected.get(name, scalar)
         moments += name == "embedding"
     assert moments == 2

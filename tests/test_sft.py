@@ -100,19 +100,24 @@ def build(tiny):
             fixed |= {"update__schedule": "constant", "update__warmup": 0.0}
             c = tiny_model.settings(**fixed, **devices, **settings)
             optimizer, _ = optim.make_optimizer(c.update, 10, model.part)
-            place, is_trained = sharding.make_mesh(*mesh), optim.make_trained(c.update, model.part)
+            device_mesh, is_trained = (
+                sharding.make_mesh(*mesh),
+                optim.make_trained(c.update, model.part),
+            )
             shapes = jax.eval_shape(lambda: params)
-            shardings = sharding.param_shardings(shapes, model.param_rules, place)
+            shardings = sharding.param_shardings(shapes, model.param_rules, device_mesh)
             trained, _ = optim.split(shapes, is_trained)
             trained_shardings, _ = optim.split(shardings, is_trained)
-            scalar = sharding.replicated(place)
+            scalar = sharding.replicated(device_mesh)
             moments = optim.state_shardings(optimizer, trained, trained_shardings, scalar)
             whole = TrainState(shardings, moments, scalar, scalar)
             state = jax.jit(lambda p: init_state(p, optimizer, is_trained), out_shardings=whole)(
                 params
             )
-            step = jax.jit(make_sft_fn(model, c, optimizer, place), out_shardings=(whole, scalar))
-            made[key] = step, state, place
+            step = jax.jit(
+                make_sft_fn(model, c, optimizer, device_mesh), out_shardings=(whole, scalar)
+            )
+            made[key] = step, state, device_mesh
         return made[key]
 
     return get

@@ -113,7 +113,7 @@ def test_shapes_like_those_of_a_checkpoint(adapted):
     assert lora.drop(shapes) == plain
 
 
-def test_every_adapter_has_one_place_on_the_mesh(adapted):
+def test_every_adapter_has_one_sharding(adapted):
     model, _, changed = adapted
     mesh = sharding.make_mesh(2, 2, 2)
     shardings = leaves(

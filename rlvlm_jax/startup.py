@@ -130,7 +130,7 @@ class Session:
         return not (self.config.update.train_vit or self.config.update.train_connector)
 
 
-def sharded_shapes(shapes: Params, model: models.Model, mesh: Any) -> Params:
+def with_mesh_shardings(shapes: Params, model: models.Model, mesh: Any) -> Params:
     """Returns the shapes of parameters with their shardings on the mesh."""
     shardings = sharding.param_shardings(shapes, model.param_rules, mesh)
     return sharding.with_shardings(shapes, shardings)
@@ -168,7 +168,9 @@ def restore_merged(directory: Any, model: models.Model, mesh: Any) -> Params:
         InputError: the checkpoint is damaged, or holds another model.
     """
     base = jax.eval_shape(model.init, jax.random.key(0))
-    wanted = sharded_shapes(lora.shapes_like(base, checkpoint.param_shapes(directory)), model, mesh)
+    wanted = with_mesh_shardings(
+        lora.shapes_like(base, checkpoint.param_shapes(directory)), model, mesh
+    )
     params = checkpoint.restore_params(directory, wanted)
     if not lora.has_adapters(params):
         return params
@@ -269,7 +271,7 @@ def open_session(
         source=source,
         mesh=mesh,
         model=model,
-        shapes=sharded_shapes(shapes, model, mesh),
+        shapes=with_mesh_shardings(shapes, model, mesh),
         tokenizer=text,
         spec=image_spec(source, config.data.min_pixels, config.data.max_pixels),
         banned=banned_ids(source, text),

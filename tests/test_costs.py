@@ -98,7 +98,7 @@ def programs(vocabulary=V, prompt=P, **settings):
     )
     optimizer, _ = optim.make_optimizer(config.update, 10, model.part)
     is_trained = optim.make_trained(config.update, model.part)
-    params = startup.sharded_shapes(jax.eval_shape(model.init, jax.random.key(0)), model, mesh)
+    params = startup.with_mesh_shardings(jax.eval_shape(model.init, jax.random.key(0)), model, mesh)
     state = jax.eval_shape(lambda p: init_state(p, optimizer, is_trained), params)
     shardings = jax.tree.map(lambda _: sharding.replicated(mesh), state)
     state = sharding.with_shardings(state, shardings)

@@ -36,7 +36,7 @@ class Round(NamedTuple):
     passes: Passes  # on the device
     responses: Responses  # B
     scores: Scores  # B
-    kept: np.ndarray  # bool[N], see `kept_groups`
+    keep: np.ndarray  # bool[N], see `kept_groups`
 
 
 def kept_groups(config: ConfigDict, accuracy: np.ndarray) -> np.ndarray:
@@ -57,8 +57,8 @@ def is_enough(config: ConfigDict, rounds: Sequence[Round]) -> bool:
     """Returns whether a step can go on to its update with these rounds."""
     if not rounds:
         return False
-    kept = sum(int(one.kept.sum()) for one in rounds)
-    return kept >= config.rollout.prompts or len(rounds) > config.algorithm.filter_refills
+    num_kept = sum(int(round_.keep.sum()) for round_ in rounds)
+    return num_kept >= config.rollout.prompts or len(rounds) > config.algorithm.filter_refills
 
 
 def choose(config: ConfigDict, rounds: Sequence[Round]) -> np.ndarray:
@@ -68,8 +68,8 @@ def choose(config: ConfigDict, rounds: Sequence[Round]) -> np.ndarray:
     """
     if len(rounds) == 1:  # the batch as it is
         return np.arange(config.rollout.prompts)
-    kept = np.concatenate([one.kept for one in rounds])
-    return np.argsort(~kept, kind="stable")[: config.rollout.prompts]
+    keep = np.concatenate([round_.keep for round_ in rounds])
+    return np.argsort(~keep, kind="stable")[: config.rollout.prompts]
 
 
 def merge(
@@ -92,17 +92,19 @@ def merge(
         Host arrays: N prompts, of the smallest shape that holds every round's, and their B
         responses.
     """
-    shapes = [(one.batch.tokens.shape[1], one.batch.patches.shape[1]) for one in rounds]
+    shapes = [(round_.batch.tokens.shape[1], round_.batch.patches.shape[1]) for round_ in rounds]
     p, i = (max(sizes) for sizes in zip(*shapes, strict=True))
-    shape = min((one for one in buckets if one[0] >= p and one[1] >= i), key=sum)
-    found = sharding.to_host([(one.batch, one.rollout, one.passes) for one in rounds])
-    batches = [pad_batch(batch, *shape, pad_id) for batch, *_ in found]
+    shape = min((bucket for bucket in buckets if bucket[0] >= p and bucket[1] >= i), key=sum)
+    host_rounds = sharding.to_host(
+        [(round_.batch, round_.rollout, round_.passes) for round_ in rounds]
+    )
+    batches = [pad_batch(batch, *shape, pad_id) for batch, *_ in host_rounds]
     rows = rows_of(chosen, config.rollout.samples)
 
     def join(parts: Sequence[Any], places: np.ndarray) -> Any:
         return jax.tree.map(lambda *x: np.concatenate(x)[places], *parts)
 
-    return join(batches, chosen), *join([responses for _, *responses in found], rows)
+    return join(batches, chosen), *join([responses for _, *responses in host_rounds], rows)
 
 
 def scores_of(
@@ -110,9 +112,9 @@ def scores_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (scores float32[B], whether each is trained on, bool[B]) of the chosen groups."""
     samples = config.rollout.samples
-    scores = np.concatenate([one.scores.score for one in rounds])[rows_of(chosen, samples)]
-    kept = np.concatenate([one.kept for one in rounds])[chosen]
-    return scores, np.repeat(kept, samples)
+    scores = np.concatenate([round_.scores.score for round_ in rounds])[rows_of(chosen, samples)]
+    keep = np.concatenate([round_.keep for round_ in rounds])[chosen]
+    return scores, np.repeat(keep, samples)
 
 
 def metrics(config: ConfigDict, rounds: Sequence[Round], chosen: np.ndarray) -> dict[str, float]:
@@ -124,14 +126,14 @@ def metrics(config: ConfigDict, rounds: Sequence[Round], chosen: np.ndarray) -> 
     samples = config.rollout.samples
     if samples == 1:
         return {}
-    kept = np.concatenate([one.kept for one in rounds])
-    correct = np.concatenate([one.scores.correct for one in rounds]).reshape(-1, samples)
-    trained = int(kept[chosen].sum())
+    keep = np.concatenate([round_.keep for round_ in rounds])
+    correct = np.concatenate([round_.scores.correct for round_ in rounds]).reshape(-1, samples)
+    trained = int(keep[chosen].sum())
     return {
-        "filter/kept_fraction": float(kept.mean()),
+        "filter/kept_fraction": float(keep.mean()),
         "filter/all_correct": float(correct.all(axis=1).mean()),
         "filter/all_wrong": float((~correct).all(axis=1).mean()),
         "filter/rounds": len(rounds),
         "filter/trained": trained,
-        "filter/surplus": int(kept.sum()) - trained,
+        "filter/surplus": int(keep.sum()) - trained,
     }

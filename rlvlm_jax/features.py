@@ -62,7 +62,7 @@ class FeatureCache:
         self._rows: dict[bytes, np.ndarray] = {}
         self._arriving: _Encoded | None = None
         self._full = False
-        self._prompts = self._found = 0
+        self._prompts = self._hits = 0
         self.used_bytes = 0
 
     def encode(
@@ -95,11 +95,11 @@ class FeatureCache:
         sizes = np.count_nonzero(host_batch.patch_image, axis=1)
         keys = [row_key(host_batch, row, size) for row, size in enumerate(sizes)]
         sizes //= self._block
-        found = all(key is None or key in self._rows for key in keys)
+        all_cached = all(key is None or key in self._rows for key in keys)
         if counted:
             self._prompts += len(keys)
-            self._found += len(keys) if found else 0
-        if found:
+            self._hits += len(keys) if all_cached else 0
+        if all_cached:
             return sharding.put_batch(self._padded(keys, host_batch), self._mesh)
         features = encode(params, batch)
         if not self._full:
@@ -114,12 +114,12 @@ class FeatureCache:
         those without a picture need none, so they never keep a batch from being found.
         """
         self._settle()
-        prompts, found = self._prompts, self._found
-        self._prompts = self._found = 0
+        prompts, hits = self._prompts, self._hits
+        self._prompts = self._hits = 0
         if not prompts:
             return {}
         return {
-            "memory/feature_cache_hits": found / prompts,
+            "memory/feature_cache_hits": hits / prompts,
             "memory/feature_cache_gib": self.used_bytes / GIB,
         }
 
@@ -133,8 +133,8 @@ class FeatureCache:
         for key, size, row in zip(keys, sizes.tolist(), values, strict=True):
             if key is None or key in self._rows:
                 continue
-            kept = row[:size].copy()  # or the whole batch would stay in memory
-            if self.used_bytes + kept.nbytes > self._budget:
+            unpadded = row[:size].copy()  # or the whole batch would stay in memory
+            if self.used_bytes + unpadded.nbytes > self._budget:
                 self._full = True
                 logging.info(
                     "the features of %d prompts fill config.data.feature_cache_gib=%g; further "
@@ -142,8 +142,8 @@ class FeatureCache:
                     *(len(self._rows), self._budget / GIB),
                 )
                 return
-            self._rows[key] = kept
-            self.used_bytes += kept.nbytes
+            self._rows[key] = unpadded
+            self.used_bytes += unpadded.nbytes
 
     def _padded(self, keys: list[bytes | None], host_batch: Batch) -> np.ndarray:
         """Returns the features [N, M, D] of known prompts."""
@@ -151,8 +151,8 @@ class FeatureCache:
         features = np.zeros((n, patches // self._block, self._width), self._dtype)
         for row, key in enumerate(keys):
             if key is not None:
-                kept = self._rows[key]
-                features[row, : len(kept)] = kept
+                unpadded = self._rows[key]
+                features[row, : len(unpadded)] = unpadded
         return features
 
 
@@ -189,9 +189,9 @@ def make_cache(session: Any) -> FeatureCache:
         session: of the run, see startup.Session.
     """
     config, model = session.config, session.model
-    able = session.features_frozen and jax.process_count() == 1
+    enabled = session.features_frozen and jax.process_count() == 1
     return FeatureCache(
-        int(config.data.feature_cache_gib * GIB) if able else 0,
+        int(config.data.feature_cache_gib * GIB) if enabled else 0,
         model.config.width,
         config.model.dtype,
         session.spec.merge_size,

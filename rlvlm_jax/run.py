@@ -466,7 +466,7 @@ class Run:
         rows = self._response_rows(
             examples, responses, scores.correct, scores.status, scores.rewards, found
         )
-        kept = np.repeat(np.concatenate([one.kept for one in rounds]), samples)
+        kept = np.repeat(np.concatenate([one.keep for one in rounds]), samples)
         in_batch = np.isin(np.arange(len(rows)), of_batch)
         for row, trained in zip(rows, in_batch & kept, strict=True):
             row["trained"] = bool(trained)

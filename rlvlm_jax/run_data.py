@@ -62,8 +62,8 @@ def open_data(session: Session) -> RunData:
     reports, questions, digests = {}, {}, {}
     for split in SPLITS:
         if c.data[split]:
-            found, reports[split] = reader.read(c.data[split], f"config.data.{split}")
-            questions[split] = found[: c.data.limit_eval or None]
+            examples, reports[split] = reader.read(c.data[split], f"config.data.{split}")
+            questions[split] = examples[: c.data.limit_eval or None]
             digests[split] = digest(questions[split])
     evaluation_sets = _evaluation_sets(session, reader, questions)
     if c.mode == "eval":
@@ -73,14 +73,14 @@ def open_data(session: Session) -> RunData:
     if c.mode == "sft":
         prompts = c.update.minibatch
         reader = dataclasses.replace(reader, max_solution_tokens=c.rollout.max_tokens)
-    found, reports["train"] = reader.read(c.data.train, "config.data.train", at_least=prompts)
-    for split, asked in questions.items():
-        reports[split]["also_in_train"] = _overlap(split, found, asked)
+    examples, reports["train"] = reader.read(c.data.train, "config.data.train", at_least=prompts)
+    for split, eval_examples in questions.items():
+        reports[split]["also_in_train"] = _overlap(split, examples, eval_examples)
     if c.mode == "sft" and c.sft.style == "mixed":
-        found = list(problems.in_mixed_styles(found, c.sft.direct_share))
-    digests["train"] = digest(found)
+        examples = list(problems.in_mixed_styles(examples, c.sft.direct_share))
+    digests["train"] = digest(examples)
     training = loader.Loader(
-        found,
+        examples,
         reader.encode,
         prompts=prompts,
         buckets=c.data.buckets,
@@ -90,17 +90,24 @@ def open_data(session: Session) -> RunData:
         on_bad_record=c.data.on_bad_record,
         share=_share(session, prompts),
     )
-    total_steps = c.total_steps or math.ceil(c.epochs * len(found) / prompts)
+    total_steps = c.total_steps or math.ceil(c.epochs * len(examples) / prompts)
     return RunData(training, total_steps, evaluation_sets, reports, digests)
 
 
 def digest(examples: Iterable[Example]) -> str:
     """Returns twelve digits that differ where texts, lengths or pictures' sizes do."""
-    found = hashlib.sha256()
-    for one in examples:
-        about = (one.id, one.question, one.solution, one.messages, one.tokens, one.patches)
-        found.update(repr(about).encode("utf-8", "backslashreplace"))
-    return found.hexdigest()[:12]
+    hasher = hashlib.sha256()
+    for example in examples:
+        about = (
+            example.id,
+            example.question,
+            example.solution,
+            example.messages,
+            example.tokens,
+            example.patches,
+        )
+        hasher.update(repr(about).encode("utf-8", "backslashreplace"))
+    return hasher.hexdigest()[:12]
 
 
 def _evaluation_sets(
@@ -111,11 +118,13 @@ def _evaluation_sets(
     prompts = config_lib.eval_batch(c)
     if not questions:
         return {}
-    sizes = [(one.tokens, one.patches) for found in questions.values() for one in found]
+    sizes = [
+        (example.tokens, example.patches) for examples in questions.values() for example in examples
+    ]
     buckets = loader.choose_buckets(sizes, loader.EVALUATION_BUCKETS, prompts)
     return {
         split: loader.EvaluationSet(
-            found,
+            examples,
             reader.encode,
             prompts=prompts,
             buckets=buckets,
@@ -125,20 +134,20 @@ def _evaluation_sets(
             patch_bytes=session.spec.patch_bytes,
             share=_share(session, prompts),
         )
-        for split, found in questions.items()
+        for split, examples in questions.items()
     }
 
 
-def _overlap(split: str, trained_on: list[Example], asked: list[Example]) -> list[str]:
+def _overlap(split: str, train_examples: list[Example], eval_examples: list[Example]) -> list[str]:
     """Returns the ids of the questions that are trained on too, and warns of them."""
-    shared = dataset.overlap(trained_on, asked)
+    shared = dataset.overlap(train_examples, eval_examples)
     if shared:
         logging.warning(
             "%d of %d questions of config.data.%s are in config.data.train too, such as "
             "%s; their accuracy says nothing of new problems",
-            *(len(shared), len(asked), split, shared[0][1]),
+            *(len(shared), len(eval_examples), split, shared[0][1]),
         )
-    return [theirs for _, theirs in shared]
+    return [eval_id for _, eval_id in shared]
 
 
 def _share(session: Session, prompts: int) -> loader.Share:

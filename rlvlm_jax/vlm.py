@@ -47,8 +47,8 @@ def _image_of(part: Mapping[str, Any]) -> Any:
     """Returns the picture of one part of a chat message."""
     for key in ("image", "path", "url", "image_url"):
         if part.get(key) is not None:
-            found = part[key]
-            return found["url"] if isinstance(found, Mapping) else found
+            source = part[key]
+            return source["url"] if isinstance(source, Mapping) else source
     raise InputError(f"a message's image part {dict(part)!r} names no image")
 
 
@@ -151,15 +151,15 @@ class VLM:
         results: list[list[Completion]] = []
         for start, batch in self._batches(encoded, max(1, MAX_ROWS // n)):
             rows = np.zeros(batch.tokens.shape[0], np.uint32)
-            found = ids[start : start + len(rows)]
-            rows[: len(found)] = found
+            batch_ids = ids[start : start + len(rows)]
+            rows[: len(batch_ids)] = batch_ids
             keys = jax.vmap(lambda k: sequence_keys(k, np.arange(n, dtype=np.uint32)))(
                 sequence_keys(key, rows)
             ).reshape(-1)
             rollout = jax.device_get(
                 sample(self.params, batch, self._encode(self.params, batch), keys)
             )
-            for prompt in range(len(found)):
+            for prompt in range(len(batch_ids)):
                 group = range(prompt * n, prompt * n + n)
                 results.append([self._completion(rollout, row) for row in group])
         return results
@@ -191,14 +191,14 @@ class VLM:
         results = []
         for start, batch in self._batches(encoded, MAX_ROWS // 4):
             rows = batch.tokens.shape[0]
-            found = responses[start : start + rows]
+            batch_responses = responses[start : start + rows]
             tokens, mask = np.zeros((rows, length), np.int32), np.zeros((rows, length), bool)
-            for row, response in enumerate(found):
+            for row, response in enumerate(batch_responses):
                 tokens[row, : len(response)], mask[row, : len(response)] = response, True
             features = self._encode(self.params, batch)
             lps, _ = self._logprobs(self.params, batch, features, tokens, mask)
             lps = np.asarray(lps)
-            results += [lps[row, : len(response)] for row, response in enumerate(found)]
+            results += [lps[row, : len(response)] for row, response in enumerate(batch_responses)]
         return results
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
@@ -247,9 +247,9 @@ class VLM:
         for start in range(0, len(encoded), rows):
             part = list(encoded[start : start + rows])
             count = _round_up(len(part), 1)
-            tokens = _round_up(max(len(one.tokens) for one in part), 32)
+            tokens = _round_up(max(len(prompt.tokens) for prompt in part), 32)
             merge = self.spec.merge_size**2
-            patches = _round_up(max(len(one.patches) for one in part), 4 * merge)
+            patches = _round_up(max(len(prompt.patches) for prompt in part), 4 * merge)
             part += [None] * (count - len(part))
             yield start, processor.collate(part, tokens, patches, self.tokenizer.pad_id)
 
@@ -271,12 +271,13 @@ def _jitted_sampler(model: models.Model, settings: SampleSettings) -> Any:
 
 def _prompt_ids(encoded: Sequence[processor.Encoded]) -> np.ndarray:
     """Returns uint32[N]: a hash of each prompt's content and of how often it came before."""
-    seen: dict[int, int] = {}
+    repeats: dict[int, int] = {}
     ids = []
-    for one in encoded:
+    for prompt in encoded:
         content = 0
-        for array in (one.tokens, one.positions, one.patches):  # positions hold pictures' shapes
+        # The positions hold the shapes of the images.
+        for array in (prompt.tokens, prompt.positions, prompt.patches):
             content = zlib.crc32(array.tobytes(), content)
-        seen[content] = seen.get(content, -1) + 1
-        ids.append(zlib.crc32(seen[content].to_bytes(4, "little"), content))
+        repeats[content] = repeats.get(content, -1) + 1
+        ids.append(zlib.crc32(repeats[content].to_bytes(4, "little"), content))
     return np.asarray(ids, np.uint32)

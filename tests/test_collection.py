@@ -51,9 +51,9 @@ def round_of(config, right, *, first=0, tokens=5, patches=8):
 
 def test_groups_inside_the_limits_are_kept():
     config = settings()
-    assert round_of(config, [0, 1, 3, 4]).kept.tolist() == [False, True, True, False]
+    assert round_of(config, [0, 1, 3, 4]).keep.tolist() == [False, True, True, False]
     config = tiny_model.settings()
-    assert round_of(config, [0, 1, 3, 4]).kept.all()
+    assert round_of(config, [0, 1, 3, 4]).keep.all()
 
 
 @pytest.mark.parametrize("refills", [0, 1, 2])

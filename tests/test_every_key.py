@@ -267,7 +267,7 @@ def rounds(c):
     """How many batches are sampled where no group is kept."""
     drawn = []
     while not collection.is_enough(c, drawn):
-        drawn.append(types.SimpleNamespace(kept=np.zeros(c.rollout.prompts, bool)))
+        drawn.append(types.SimpleNamespace(keep=np.zeros(c.rollout.prompts, bool)))
     return len(drawn)
 
 

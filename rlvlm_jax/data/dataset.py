@@ -160,29 +160,29 @@ class Reader:
             dropped.setdefault(kind, []).append(record_id or where)
 
         examples: dict[str, Example] = {}
-        for where, found in read_records(name, key):
+        for where, record in read_records(name, key):
             total += 1
-            if isinstance(found, BadRecord):
-                refuse(found.kind, where, found.name, found)
-            elif found.id in examples:
-                first = examples[found.id].source
-                refuse("duplicate_id", where, found.id, f"the id is taken by {first}")
+            if isinstance(record, BadRecord):
+                refuse(record.kind, where, record.name, record)
+            elif record.id in examples:
+                first = examples[record.id].source
+                refuse("duplicate_id", where, record.id, f"the id is taken by {first}")
             else:
-                examples[found.id] = found
+                examples[record.id] = record
 
         sized = []
-        for example, found in zip(
+        for example, size in zip(
             examples.values(), self._sizes(list(examples.values()), name), strict=True
         ):
-            if isinstance(found, _Unreadable):
-                refuse(found.kind, example.source, example.id, found.problem)
+            if isinstance(size, _Unreadable):
+                refuse(size.kind, example.source, example.id, size.problem)
             else:
-                sized.append(replace(example, tokens=found.tokens, patches=found.patches))
+                sized.append(replace(example, tokens=size.tokens, patches=size.patches))
 
         check = self.gold_check or (lambda solutions: [None] * len(solutions))
         solutions = [example.solution for example in sized]
-        kept = []
-        for example, problem in zip(sized, self._shared_out(solutions, check), strict=True):
+        usable = []
+        for example, problem in zip(sized, self._split_work(solutions, check), strict=True):
             if problem is not None:
                 refuse("unparsable_solution", example.source, example.id, problem)
             elif example.tokens > self.max_prompt_tokens:
@@ -190,16 +190,16 @@ class Reader:
             elif self._solution_is_too_long(example):
                 dropped.setdefault("solution_too_long", []).append(example.id)
             else:
-                kept.append(example)
+                usable.append(example)
 
         if dropped:
             _LOG.warning("%s=%s: %s", key, name, _describe(dropped, total))
-        if len(kept) < max(at_least, 1):
+        if len(usable) < max(at_least, 1):
             raise InputError(
-                f"{key}={name} has {len(kept)} usable records of {total}, but {max(at_least, 1)} "
+                f"{key}={name} has {len(usable)} usable records of {total}, but {max(at_least, 1)} "
                 f"are needed; {_describe(dropped, total)}"
             )
-        return kept, {"records": total, "used": len(kept), "dropped": dropped}
+        return usable, {"records": total, "used": len(usable), "dropped": dropped}
 
     def messages(self, example: Example) -> list[dict[str, Any]]:
         """Returns the chat that asks for a solution.
@@ -213,11 +213,11 @@ class Reader:
             texts = example.question.split(MARKER)
         if self.instruction:
             texts[-1] += "\n" + self.instruction
-        picture = {"type": "image"}
-        lead = [picture] * (len(example.images) - (len(texts) - 1))
+        image = {"type": "image"}
+        lead = [image] * (len(example.images) - (len(texts) - 1))
         content = [*lead, {"type": "text", "text": texts[0]}]
         for text in texts[1:]:
-            content += [picture, {"type": "text", "text": text}]
+            content += [image, {"type": "text", "text": text}]
         content = [part for part in content if part.get("text") != ""]
         system = [{"role": "system", "content": self.system}] if self.system else []
         return [*system, {"role": "user", "content": content}]
@@ -269,7 +269,7 @@ class Reader:
         limits = spec.patch_size, spec.merge_size, spec.min_pixels, spec.max_pixels
         return SizeIndex(directory, name, f"{self.tokenizer.fingerprint()} {limits}")
 
-    def _shared_out(
+    def _split_work(
         self, items: Sequence[Any], work: Callable[[list[Any]], Sequence[Any]]
     ) -> list[Any]:
         """Returns what `work` gives for all items, of which this process takes its part."""
@@ -284,30 +284,30 @@ class Reader:
         """Returns what `_size` gives for each example, and keeps it for the next start."""
         index = self._open_index(name)
 
-        def size(mine: list[Example]) -> list[_Sized | _Unreadable]:
+        def sizes_of(part: list[Example]) -> list[_Sized | _Unreadable]:
             with ThreadPoolExecutor(_HEADER_THREADS) as threads:
-                return list(threads.map(lambda one: self._size(one, index), mine))
+                return list(threads.map(lambda example: self._size(example, index), part))
 
-        found = self._shared_out(examples, size)
+        sizes = self._split_work(examples, sizes_of)
         if index is not None:
-            for one in found:
-                if isinstance(one, _Sized) and one.key:
-                    index.put(*one)
+            for size in sizes:
+                if isinstance(size, _Sized) and size.key:
+                    index.put(*size)
             index.save()
-        return found
+        return sizes
 
     def _size(self, example: Example, index: SizeIndex | None) -> "_Sized | _Unreadable":
         key = ""
         if index is not None:
             with contextlib.suppress(ImageError, OSError):  # `size` says what is wrong
                 key = key_of(self.messages(example), example.images)
-        found = index.get(key) if key else None
-        if found is None:
+        size = index.get(key) if key else None
+        if size is None:
             try:
-                found = self.size(example)
+                size = self.size(example)
             except ImageError as problem:
                 return _Unreadable(problem.kind, str(problem))
-        return _Sized(key, *found)
+        return _Sized(key, *size)
 
 
 class _Sized(NamedTuple):
@@ -356,10 +356,10 @@ def read_records(name: str, key: str = "data") -> Iterator[tuple[str, Example | 
         from rlvlm_jax.data import problems  # which imports this module
 
         try:
-            found = problems.named(name)
+            examples = problems.named(name)
         except InputError as error:
             raise InputError(f"{key}={name}: {error}") from error
-        yield from ((example.source, example) for example in found)
+        yield from ((example.source, example) for example in examples)
         return
     path = Path(name)
     rows: Iterator[tuple[str, int, Any]]
@@ -393,7 +393,8 @@ def _table_rows(name: str, key: str) -> Iterator[tuple[str, int, Any]]:
                 row[column] = _reference(cell, table, number, column, None, where)
             elif isinstance(cell, list) and cell and all(map(_is_stored, cell)):
                 row[column] = [
-                    _reference(one, table, number, column, k, where) for k, one in enumerate(cell)
+                    _reference(stored, table, number, column, k, where)
+                    for k, stored in enumerate(cell)
                 ]
         yield where, number, row
 
@@ -417,8 +418,8 @@ def _open_table(name: str, key: str) -> tuple[Any, str]:
     import datasets  # a second to import: only where it is used
 
     path, split = name, ""
-    if not Path(name).exists() and (found := re.fullmatch(r"(.+):([\w.-]+)", name)):
-        path, split = found.groups()
+    if not Path(name).exists() and (match := re.fullmatch(r"(.+):([\w.-]+)", name)):
+        path, split = match.groups()
     local = Path(path)
     try:
         if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
@@ -453,38 +454,41 @@ def _open_table(name: str, key: str) -> tuple[Any, str]:
 # ---- the same problem in two data sets -------------------------------------------------------
 
 
-def overlap(ours: Sequence[Example], theirs: Sequence[Example]) -> list[tuple[str, str]]:
+def overlap(
+    train_examples: Sequence[Example], eval_examples: Sequence[Example]
+) -> list[tuple[str, str]]:
     """Finds problems that occur in both data sets: the same question with the same pictures.
 
     White space and case of the question do not matter; pictures are compared by their bytes, and
     read only where the questions agree.
 
     Args:
-        ours: examples, of the training set for instance.
-        theirs: of an evaluation set.
+        train_examples: of the training set.
+        eval_examples: of an evaluation set.
 
     Returns:
-        Pairs of ids, in the order of `theirs`.
+        Pairs of ids, in the order of `eval_examples`.
     """
 
     def text(example: Example) -> str:
         return " ".join(example.question.lower().split())
 
     by_text: dict[str, list[Example]] = {}
-    for example in ours:
+    for example in train_examples:
         by_text.setdefault(text(example), []).append(example)
     hashes: dict[int, list[str]] = {}
 
-    def pictures(example: Example) -> list[str]:
+    def image_hashes(example: Example) -> list[str]:
         if id(example) not in hashes:
             hashes[id(example)] = [hashlib.sha256(_bytes_of(i)).hexdigest() for i in example.images]
         return hashes[id(example)]
 
     return [
-        (mine.id, example.id)
-        for example in theirs
-        for mine in by_text.get(text(example), ())
-        if len(mine.images) == len(example.images) and pictures(mine) == pictures(example)
+        (candidate.id, example.id)
+        for example in eval_examples
+        for candidate in by_text.get(text(example), ())
+        if len(candidate.images) == len(example.images)
+        and image_hashes(candidate) == image_hashes(example)
     ]
 
 
@@ -544,13 +548,13 @@ def _parse_question(row: dict[str, Any], name: str, where: str, folder: Path) ->
     question = _string(row, "question" if row.get("question") is not None else "problem")
     if not question.strip():
         raise BadRecord("missing_question", "question is missing or empty")
-    given = row.get("images")
-    given = row.get("image") if given is None else given
-    given = [] if given is None else given if isinstance(given, list) else [given]
-    images = tuple(_image(image, folder) for image in given)
+    sources = row.get("images")
+    sources = row.get("image") if sources is None else sources
+    sources = [] if sources is None else sources if isinstance(sources, list) else [sources]
+    images = tuple(_image(source, folder) for source in sources)
     return Example(
         id=name,
-        question=_place_images(question, len(images)),
+        question=_strip_leading_marker(question, len(images)),
         answer=_string(row, "answer"),
         solution=_solution(row),
         images=images,
@@ -570,12 +574,12 @@ def _from_conversations(row: dict[str, Any]) -> dict[str, Any]:
             "wrong_type",
             f"conversations has turns from {', '.join(speakers) or 'nobody'}; expected human, gpt",
         )
-    found = {**row, "question": _string(turns[0], "value")}
+    record = {**row, "question": _string(turns[0], "value")}
     if row.get("solution") is None:
         reply = _string(turns[1], "value")
         tagged = re.search(r"<answer>(.*?)</answer>", reply, re.DOTALL)
-        found["answer"] = tagged[1].strip() if tagged else reply
-    return found
+        record["answer"] = tagged[1].strip() if tagged else reply
+    return record
 
 
 def _parse_chat(row: dict[str, Any], name: str, where: str, folder: Path) -> Example:
@@ -597,9 +601,9 @@ def _parse_chat(row: dict[str, Any], name: str, where: str, folder: Path) -> Exa
             raise BadRecord("wrong_type", "a turn's content is neither a string nor a list")
         parts = []
         for part in content:
-            picture, text = _chat_part(part)
+            image, text = _chat_part(part)
             if text is None:
-                images.append(_image(picture, folder))
+                images.append(_image(image, folder))
                 parts.append({"type": "image"})
             else:
                 parts.append({"type": "text", "text": text})
@@ -674,7 +678,7 @@ def _image(image: Any, folder: Path) -> Any:
         raise BadRecord(problem.kind, str(problem)) from problem
 
 
-def _place_images(question: str, images: int) -> str:
+def _strip_leading_marker(question: str, images: int) -> str:
     """Returns the question without a marker that only says "a picture comes first".
 
     As many markers as pictures say where each belongs, and stay.

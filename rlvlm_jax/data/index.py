@@ -46,10 +46,10 @@ class SizeIndex:
 
     def get(self, key: str) -> tuple[int, int] | None:
         """Returns (tokens, patches), or None for a prompt that was not counted yet."""
-        found = self._known.get(key)
-        if found is not None:
-            self._used[key] = found
-        return found
+        size = self._known.get(key)
+        if size is not None:
+            self._used[key] = size
+        return size
 
     def put(self, key: str, tokens: int, patches: int) -> None:
         """Remembers the length of a prompt."""
@@ -59,13 +59,13 @@ class SizeIndex:
         """Writes what was asked for or put, whole or not at all; nothing where it is unchanged."""
         if self._used == self._known:
             return
-        mine = self.path.with_suffix(f".{os.getpid()}")
+        temporary = self.path.with_suffix(f".{os.getpid()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            found = sorted(self._used.items())
-            lines = (f"{key} {tokens} {patches}\n" for key, (tokens, patches) in found)
-            mine.write_text("".join(lines), encoding="utf-8")
-            mine.replace(self.path)
+            entries = sorted(self._used.items())
+            lines = (f"{key} {tokens} {patches}\n" for key, (tokens, patches) in entries)
+            temporary.write_text("".join(lines), encoding="utf-8")
+            temporary.replace(self.path)
         except OSError as error:
             _LOG.warning(
                 "the lengths of prompts cannot be kept for the next start: %s; name another "
@@ -83,15 +83,15 @@ def key_of(messages: Sequence[dict[str, Any]], images: Sequence[Any]) -> str:
         ImageError: a picture is not a local file.
         OSError: there is no such file.
     """
-    pictures = [_identity(image) for image in images]
-    return _digest(json.dumps([list(messages), pictures], default=str).encode())
+    identities = [_identity(image) for image in images]
+    return _digest(json.dumps([list(messages), identities], default=str).encode())
 
 
 def _identity(image: Any) -> str:
     if isinstance(image, str | Path):
         path = local_path(image)
-        found = path.stat()
-        return f"{path.absolute()} {found.st_size} {found.st_mtime_ns}"
+        stat = path.stat()
+        return f"{path.absolute()} {stat.st_size} {stat.st_mtime_ns}"
     return _digest(image if isinstance(image, bytes) else image.read())
 
 

@@ -163,7 +163,7 @@ class _Stream:
         self._largest, self._prompts, self._workers = largest, prompts, workers
         self._on_bad_record, self._drop, self._share = on_bad_record, drop, share
         self._threads: Any = None
-        self._opened_at = self._given = 0  # where the threads began, and how many they gave
+        self._opened_at = self._num_taken = 0  # where the threads began, and how many they gave
 
     def number(self, place: int) -> int:
         """Returns which example stands at a place."""
@@ -176,55 +176,61 @@ class _Stream:
             (numbers of its examples, prompts of those in this process's rows, (tokens, patches)
             that the largest needs).
         """
-        start, sizes, mine = self.position, {}, {}
+        start, sizes, encoded_by_place = self.position, {}, {}
         good: list[int] = []
         while len(good) < self._prompts and self.position < self._end:
-            wanted = self._prompts - len(good)
-            asked = range(self.position, min(self.position + wanted, self._end))
-            self.position = asked.stop
-            for part in self._share.together(lambda asked=asked: self._read(asked, start, mine)):
+            missing = self._prompts - len(good)
+            places = range(self.position, min(self.position + missing, self._end))
+            self.position = places.stop
+            for part in self._share.together(
+                lambda places=places: self._read(places, start, encoded_by_place)
+            ):
                 sizes |= part
-            for place in asked:
+            for place in places:
                 if isinstance(sizes[place], str):
                     self._drop(sizes[place], self._examples[self.number(place)].id)
             good = [k for k in range(start, self.position) if not isinstance(sizes[k], str)]
         here = [good[row] for row in self._share.rows.tolist() if row < len(good)]
-        encoded = [mine[k] if k in mine else self._encoded_now(k) for k in here]
+        encoded = [
+            encoded_by_place[k] if k in encoded_by_place else self._encoded_now(k) for k in here
+        ]
         numbers = [self.number(place) for place in good]
         needed = tuple(map(int, np.max([sizes[k] for k in good], axis=0))) if good else (0, 0)
         return numbers, encoded, needed
 
-    def _read(self, asked: range, start: int, mine: dict[int, Encoded]) -> dict[int, Any]:
+    def _read(
+        self, places: range, start: int, encoded_by_place: dict[int, Encoded]
+    ) -> dict[int, Any]:
         """Encodes what this process has of some places; place -> (tokens, patches) or a defect."""
         rows = set(self._share.rows.tolist())
-        found: dict[int, Any] = {}
-        for place in asked:
+        sizes: dict[int, Any] = {}
+        for place in places:
             if (place - start) % self._prompts not in rows:
                 continue
-            one = self._next(place, start)
-            if isinstance(one, ImageError):
-                found[place] = one.kind
+            encoded = self._next(place, start)
+            if isinstance(encoded, ImageError):
+                sizes[place] = encoded.kind
             else:
-                found[place] = len(one.tokens), len(one.patches)
-                mine[place] = one
-        return found
+                sizes[place] = len(encoded.tokens), len(encoded.patches)
+                encoded_by_place[place] = encoded
+        return sizes
 
     def _next(self, place: int, start: int) -> Encoded | ImageError:
         """Returns what the threads have made of a place; begins anew where they went elsewhere."""
         if place < start + self._prompts and self._ahead() != place:
             self.close()
         if self._threads is None:
-            self._opened_at, self._given = start, 0
+            self._opened_at, self._num_taken = start, 0
             self._threads = self._open()
         if self._ahead() != place:
             return self._encode_at(place)
-        self._given += 1
+        self._num_taken += 1
         return next(self._threads)
 
-    def _ahead(self, given: int | None = None) -> int:
+    def _ahead(self, index: int | None = None) -> int:
         """Returns the place that the threads give next, or as their number `given`."""
-        given = self._given if given is None else given
-        batch, row = divmod(given, len(self._share.rows))
+        index = self._num_taken if index is None else index
+        batch, row = divmod(index, len(self._share.rows))
         return self._opened_at + batch * self._prompts + int(self._share.rows[row])
 
     def _open(self) -> Any:
@@ -243,10 +249,10 @@ class _Stream:
 
     def _encoded_now(self, place: int) -> Encoded:
         """Encodes a place that another process has found to be whole."""
-        found = self._encode_at(place)
-        if isinstance(found, ImageError):
-            raise found
-        return found
+        encoded = self._encode_at(place)
+        if isinstance(encoded, ImageError):
+            raise encoded
+        return encoded
 
     def _encode_at(self, place: int) -> Encoded | ImageError:
         """What the threads run.
@@ -320,7 +326,7 @@ class Loader:
         self._seed = seed
         self._pad_id = pad_id
         self._examples = examples
-        self.buckets = _given_or_chosen(examples, buckets, prompts)
+        self.buckets = _resolve_buckets(examples, buckets, prompts)
         self.dropped = _Drops()
         self._stream = _Stream(
             examples,
@@ -380,11 +386,11 @@ class Loader:
         Raises:
             InputError: the cursor belongs to other data or another seed.
         """
-        ours = {"examples": len(self._examples), "seed": self._seed}
-        theirs = {key: state.get(key) for key in ours}
-        if ours != theirs:
+        expected = {"examples": len(self._examples), "seed": self._seed}
+        saved = {key: state.get(key) for key in expected}
+        if expected != saved:
             raise InputError(
-                f"the checkpoint's data cursor is of {theirs}, but this run has {ours}; restore "
+                f"the checkpoint's data cursor is of {saved}, but this run has {expected}; restore "
                 "config.data.train and config.seed, or start a new --workdir"
             )
         self._stream.close()
@@ -422,7 +428,7 @@ class EvaluationSet:
     ):
         """Chooses the shapes; arguments as of `Loader` and `collate`."""
         self.examples = list(examples)
-        self.buckets = _given_or_chosen(self.examples, buckets, prompts)
+        self.buckets = _resolve_buckets(self.examples, buckets, prompts)
         self.dropped = _Drops()
         self._encode = encode
         self._prompts = prompts
@@ -477,7 +483,7 @@ class EvaluationSet:
             stream.close()
 
 
-def _given_or_chosen(
+def _resolve_buckets(
     examples: Sequence[Example], buckets: int | Sequence[Bucket], prompts: int
 ) -> tuple[Bucket, ...]:
     """Returns the shapes, checked when they were given.
@@ -492,11 +498,11 @@ def _given_or_chosen(
         raise ValueError("examples without sizes; read them with dataset.Reader.read")
     if isinstance(buckets, int):
         return choose_buckets(sizes, buckets, prompts)
-    given = tuple(sorted((int(p), int(i)) for p, i in buckets))
+    shapes = tuple(sorted((int(p), int(i)) for p, i in buckets))
     p, i = np.max(sizes, axis=0)
-    if p > given[-1][0] or i > given[-1][1]:
+    if p > shapes[-1][0] or i > shapes[-1][1]:
         raise InputError(
-            f"config.data.buckets={given}: the largest prompt has {p} tokens and {i} patches; "
+            f"config.data.buckets={shapes}: the largest prompt has {p} tokens and {i} patches; "
             "enlarge the last bucket"
         )
-    return given
+    return shapes

@@ -131,25 +131,25 @@ class ImageSpec:
                 contradicts config.json.
         """
         name = "preprocessor_config.json"
-        given = _json_object(files, name)
-        if not given:
+        fields = _json_object(files, name)
+        if not fields:
             name = "processor_config.json"
-            given = _json_object(files, name).get("image_processor") or {}
+            fields = _json_object(files, name).get("image_processor") or {}
         for key, only in _ONLY.items():
-            if given.get(key) not in (None, only):
-                raise InputError(f"{name}: {key}={given[key]!r}; only {only!r} is supported")
-        if not math.isclose(given.get("rescale_factor") or 1 / 255, 1 / 255, rel_tol=1e-6):
-            raise InputError(f"{name}: rescale_factor={given['rescale_factor']!r}, not 1/255")
-        size = given.get("size") or {}
+            if fields.get(key) not in (None, only):
+                raise InputError(f"{name}: {key}={fields[key]!r}; only {only!r} is supported")
+        if not math.isclose(fields.get("rescale_factor") or 1 / 255, 1 / 255, rel_tol=1e-6):
+            raise InputError(f"{name}: rescale_factor={fields['rescale_factor']!r}, not 1/255")
+        size = fields.get("size") or {}
         settings = {
-            "min_pixels": given.get("min_pixels")
+            "min_pixels": fields.get("min_pixels")
             or size.get("shortest_edge")
             or size.get("min_pixels"),
-            "max_pixels": given.get("max_pixels")
+            "max_pixels": fields.get("max_pixels")
             or size.get("longest_edge")
             or size.get("max_pixels"),
-            **{k: given.get(k) for k in ("patch_size", "merge_size", "temporal_patch_size")},
-            **{k: tuple(given[k]) for k in ("image_mean", "image_std") if given.get(k)},
+            **{k: fields.get(k) for k in ("patch_size", "merge_size", "temporal_patch_size")},
+            **{k: tuple(fields[k]) for k in ("image_mean", "image_std") if fields.get(k)},
         }
         settings = {key: value for key, value in settings.items() if value is not None}
 
@@ -162,12 +162,12 @@ class ImageSpec:
             "spatial_merge_size": "merge_size",
             "temporal_patch_size": "temporal_patch_size",
         }
-        for theirs, ours in same.items():
-            value = vision.get(theirs)
-            if value is not None and value != settings.setdefault(ours, value):
+        for vision_key, key in same.items():
+            value = vision.get(vision_key)
+            if value is not None and value != settings.setdefault(key, value):
                 raise InputError(
-                    f"{name} has {ours}={settings[ours]}, but config.json has "
-                    f"vision_config.{theirs}={value}; they must agree"
+                    f"{name} has {key}={settings[key]}, but config.json has "
+                    f"vision_config.{vision_key}={value}; they must agree"
                 )
         return cls(**settings)
 
@@ -304,10 +304,10 @@ def image_size(source: Any) -> tuple[int, int]:
     """
     image = open_image(source)
     width, height = image.size
-    lies_on_its_side = _orientation(image) in (5, 6, 7, 8)
+    is_rotated = _orientation(image) in (5, 6, 7, 8)
     if image is not source:
         image.close()
-    return (height, width) if lies_on_its_side else (width, height)
+    return (height, width) if is_rotated else (width, height)
 
 
 def flatten(image: Image.Image) -> Image.Image:
@@ -343,7 +343,7 @@ def load_pixels(source: Any) -> Image.Image:
         ImageError: see `open_image`, or the body is damaged or cut off.
     """
     image = open_image(source)
-    turn = _UPRIGHT.get(_orientation(image))
+    transpose = _UPRIGHT.get(_orientation(image))
     try:
         rgb = flatten(image)
     except Exception as error:  # decoders of foreign bytes raise whatever they come upon
@@ -353,7 +353,7 @@ def load_pixels(source: Any) -> Image.Image:
     finally:
         if image is not source:
             image.close()
-    return rgb if turn is None else rgb.transpose(turn)
+    return rgb if transpose is None else rgb.transpose(transpose)
 
 
 def resized_size(width: int, height: int, spec: ImageSpec) -> tuple[int, int]:
@@ -486,11 +486,12 @@ def check_placeholders(ids: Sequence[int], images: int, vision: VisionTokens, na
     Raises:
         InputError: naming the prompt, what was expected and what was found.
     """
-    found = sum(token == vision.image for token in ids)
-    if found != images:
+    num_placeholders = sum(token == vision.image for token in ids)
+    if num_placeholders != images:
         raise InputError(
-            f"{name}: {images} images, but {found} <|image_pad|> in its text; the rendered prompt "
-            "must hold exactly one for each image (is the chat template made for images?)"
+            f"{name}: {images} images, but {num_placeholders} <|image_pad|> in its text; the "
+            "rendered prompt must hold exactly one for each image (is the chat template made for "
+            "images?)"
         )
     if vision.video is not None and vision.video in ids:
         raise InputError(f"{name}: its text holds <|video_pad|>; video is not supported")
@@ -520,7 +521,7 @@ def collate(
     """
     n = len(encoded)
     if patch_bytes is None:
-        patch_bytes = next(one.patches.shape[1] for one in encoded if one is not None)
+        patch_bytes = next(prompt.patches.shape[1] for prompt in encoded if prompt is not None)
     batch = Batch(
         tokens=np.full((n, p), pad_id, np.int32),
         mask=np.zeros((n, p), bool),
@@ -530,21 +531,21 @@ def collate(
         patch_image=np.zeros((n, i), np.int32),
         patch_window=np.zeros((n, i), np.int32),
     )
-    for row, one in enumerate(encoded):
-        if one is None:
+    for row, prompt in enumerate(encoded):
+        if prompt is None:
             continue
-        length, count = len(one.tokens), len(one.patches)
+        length, count = len(prompt.tokens), len(prompt.patches)
         if length > p or count > i:
             raise ValueError(
                 f"a prompt of {length} tokens and {count} patches does not fit into P={p}, I={i}"
             )
-        batch.tokens[row, p - length :] = one.tokens
+        batch.tokens[row, p - length :] = prompt.tokens
         batch.mask[row, p - length :] = True
-        batch.positions[row, :, p - length :] = one.positions
-        batch.patches[row, :count] = one.patches
-        batch.patch_coords[row, :count] = one.coords
-        batch.patch_image[row, :count] = one.image
-        batch.patch_window[row, :count] = one.window
+        batch.positions[row, :, p - length :] = prompt.positions
+        batch.patches[row, :count] = prompt.patches
+        batch.patch_coords[row, :count] = prompt.coords
+        batch.patch_image[row, :count] = prompt.image
+        batch.patch_window[row, :count] = prompt.window
     return batch
 
 
@@ -556,9 +557,9 @@ def _join(arrays: Sequence[np.ndarray], empty: tuple[int, ...], dtype: Any) -> n
 def _json_object(files: Mapping[str, str], name: str) -> dict[str, Any]:
     """Returns the object in a file, or an empty one where there is no file."""
     try:
-        found = json.loads(files.get(name) or "{}")
+        content = json.loads(files.get(name) or "{}")
     except ValueError as error:
         raise InputError(f"{name} is not valid JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{name} holds a {type(found).__name__}; expected an object")
-    return found
+    if not isinstance(content, dict):
+        raise InputError(f"{name} holds a {type(content).__name__}; expected an object")
+    return content

@@ -114,16 +114,16 @@ class Tokenizer:
         Args:
             ids: of a response; special tokens add nothing.
         """
-        found, start = [], 0
+        texts, start = [], 0
         for end in range(1, len(ids) + 1):
             (text,) = self.decode_batch([ids[start:end]])
             complete = not text.endswith("\ufffd") or end - start >= _LONGEST_WAIT
-            found.append(text if complete else "")
+            texts.append(text if complete else "")
             if complete:
                 start = end
         if start < len(ids):
-            (found[-1],) = self.decode_batch([ids[start:]])
-        return found
+            (texts[-1],) = self.decode_batch([ids[start:]])
+        return texts
 
     def escape(self, text: str) -> str:
         """Returns `text` with a space inside whatever would be read as a special token.
@@ -131,7 +131,7 @@ class Tokenizer:
         So a question that quotes "<|im_end|>" neither ends its turn nor, quoting "<|image_pad|>",
         asks for a picture that is not there: "< |im_end|>" reads the same and is ordinary text.
         """
-        return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+        return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
     def render(self, messages: Sequence[dict[str, Any]]) -> str:
         """Applies the chat template and opens the assistant's turn.
@@ -197,12 +197,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} holds a {type(found).__name__}; expected an object")
-    return found
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__}; expected an object")
+    return content
 
 
 def _stop_ids(directory: Path, own: int | None) -> tuple[int, ...]:
@@ -214,10 +214,10 @@ def _stop_ids(directory: Path, own: int | None) -> tuple[int, ...]:
         ("config.json", config),
         ("config.json text_config", text_config if isinstance(text_config, dict) else {}),
     ):
-        given = group.get("eos_token_id")
-        for value in given if isinstance(given, list) else [given]:
+        eos = group.get("eos_token_id")
+        for value in eos if isinstance(eos, list) else [eos]:
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise InputError(f"{directory}: eos_token_id of {name} is {given!r}; expected ids")
+                raise InputError(f"{directory}: eos_token_id of {name} is {eos!r}; expected ids")
             if value is not None:
                 ids.append(value)
     if not ids:
@@ -230,5 +230,5 @@ def _stop_ids(directory: Path, own: int | None) -> tuple[int, ...]:
 
 def _template_of_processor(directory: Path) -> str | None:
     """Returns the template from where processors of transformers 4 keep it."""
-    found = _read_json(directory / "chat_template.json").get("chat_template")
-    return found if isinstance(found, str) else None
+    template = _read_json(directory / "chat_template.json").get("chat_template")
+    return template if isinstance(template, str) else None

@@ -65,7 +65,7 @@ def accuracy_row(group: Group, split: str, setting: str) -> dict[str, Any] | Non
     initial = [values[0] for steps, values in curves if steps[0] == 0]
     if initial:
         row["initial"] = float(np.mean(initial))
-    later = [found for steps, values in curves if len(found := values[steps > 0])]
+    later = [after_start for steps, values in curves if len(after_start := values[steps > 0])]
     if later:
         row["mean"] = float(np.concatenate(later).mean())
         row["max"] = float(np.mean([values.max() for values in later]))
@@ -97,10 +97,10 @@ def selected_accuracy(
     table, questions = solved_table(group.runs, split, setting, chosen, kind)
     if not questions:
         return None
-    found = spread(table.mean(axis=1))
-    del found["n"]
+    summary = spread(table.mean(axis=1))
+    del summary["n"]
     low, high = interval(table)
-    return {"steps": chosen, **found, "low": low, "high": high, "questions": len(questions)}
+    return {"steps": chosen, **summary, "low": low, "high": high, "questions": len(questions)}
 
 
 def _is_reportable(group: Group, split: str, setting: str) -> bool:
@@ -129,7 +129,7 @@ def solved_table(
     """
     solved = [run.solved(split, setting, step, kind) for run, step in zip(runs, steps, strict=True)]
     questions = sorted(set.intersection(*map(set, solved)))
-    table = [[one[question] for question in questions] for one in solved]
+    table = [[by_question[question] for question in questions] for by_question in solved]
     return np.array(table, np.float64), questions
 
 
@@ -147,17 +147,17 @@ def length_sensitivity(group: Group) -> dict[str, float]:
         return {}
     fifth = max(1, len(steps) // 5)
     first, last = lengths[:, :fifth], lengths[:, -fifth:]
-    found = {
+    statistics = {
         "n": len(group.runs),
         "length_first": first.mean(),
         "length_last": last.mean(),
         "change": last.mean() / first.mean() - 1,
     }
     if len(group.runs) > 1:
-        found["std_first"] = first.std(axis=0).mean()
-        found["std_last"] = last.std(axis=0).mean()
-        found["relative_std_last"] = found["std_last"] / found["length_last"]
-    return {name: float(value) for name, value in found.items()}
+        statistics["std_first"] = first.std(axis=0).mean()
+        statistics["std_last"] = last.std(axis=0).mean()
+        statistics["relative_std_last"] = statistics["std_last"] / statistics["length_last"]
+    return {name: float(value) for name, value in statistics.items()}
 
 
 def reflection_and_length(group: Group) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def reflection_and_length(group: Group) -> dict[str, Any]:
     )
     shared = np.intersect1d(x, z)
     lengths, ratios = lengths[:, np.isin(x, shared)], ratios[:, np.isin(z, shared)]
-    found: dict[str, Any] = {
+    coefficients: dict[str, Any] = {
         "curves": correlations(lengths.mean(axis=0), ratios.mean(axis=0)),
         "runs": [correlations(a, b) for a, b in zip(lengths, ratios, strict=True)],
     }
@@ -186,12 +186,12 @@ def reflection_and_length(group: Group) -> dict[str, Any]:
     table = np.asarray(pairs, np.float64).reshape(-1, 2)
     single = correlations(table[:, 0], table[:, 1])
     if "pearson" in single:
-        found["responses"] = single["pearson"]
-    return found
+        coefficients["responses"] = single["pearson"]
+    return coefficients
 
 
 def compare(
-    ours: Group, theirs: Group, split: str, setting: str = SELECT_BY, kind: str = ""
+    method: Group, baseline: Group, split: str, setting: str = SELECT_BY, kind: str = ""
 ) -> dict[str, float] | None:
     """Finding 3: the difference of two methods on one test set, each at its selected steps.
 
@@ -200,14 +200,14 @@ def compare(
         one of them was not evaluated, where they share no question, and on the validation
         questions that chose a step.
     """
-    if not all(_is_reportable(group, split, setting) for group in (ours, theirs)):
+    if not all(_is_reportable(group, split, setting) for group in (method, baseline)):
         return None
-    both = (*ours.runs, *theirs.runs)
+    both = (*method.runs, *baseline.runs)
     steps = chosen_steps(both, split, setting)
     table, questions = solved_table(both, split, setting, steps, kind)
     if not questions:
         return None
-    a, b = table[: len(ours.runs)], table[len(ours.runs) :]
+    a, b = table[: len(method.runs)], table[len(method.runs) :]
     low, high = interval(a, b)
     return {
         "difference": float(a.mean() - b.mean()),

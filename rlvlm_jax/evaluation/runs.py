@@ -70,20 +70,20 @@ class RunRecord:
     @functools.cached_property
     def evaluations(self) -> dict[tuple[str, str], dict[int, Path]]:
         """(split, setting) -> {step: file of the responses}, steps in order."""
-        found: dict[tuple[str, str], dict[int, Path]] = {}
+        evaluations: dict[tuple[str, str], dict[int, Path]] = {}
         for file in (self.path / "eval").glob("*.jsonl"):
             step, _, rest = file.name.removesuffix(".jsonl").partition(".")
             split, _, setting = rest.partition(".")
             if step.isdecimal() and setting:
-                found.setdefault((split, setting), {})[int(step)] = file
-        return {key: dict(sorted(files.items())) for key, files in sorted(found.items())}
+                evaluations.setdefault((split, setting), {})[int(step)] = file
+        return {key: dict(sorted(files.items())) for key, files in sorted(evaluations.items())}
 
     @functools.cached_property
     def rollouts(self) -> dict[int, Path]:
         """{step: file of the training responses}, in order."""
         files = (self.path / "rollouts").glob("*.jsonl")
-        found = {int(f.stem): f for f in files if f.stem.isdecimal()}
-        return dict(sorted(found.items()))
+        by_step = {int(f.stem): f for f in files if f.stem.isdecimal()}
+        return dict(sorted(by_step.items()))
 
     @functools.cached_property
     def judge_versions(self) -> tuple[int, ...]:
@@ -108,17 +108,19 @@ class RunRecord:
             {question: 1 if any of its first k responses is correct, else 0}.
         """
         k = int(setting.removeprefix("pass@").partition("_")[0])
-        found: dict[Question, list[bool]] = {}
+        correct_by_question: dict[Question, list[bool]] = {}
         for row in read_rows(self.evaluations[split, setting][step]):
             if not kind or row.get("kind") == kind:
                 question = row["id"], row["question"], row["solution"]
-                found.setdefault(question, []).append(row["correct"])
-        return {question: float(any(correct[:k])) for question, correct in found.items()}
+                correct_by_question.setdefault(question, []).append(row["correct"])
+        return {
+            question: float(any(correct[:k])) for question, correct in correct_by_question.items()
+        }
 
     def kinds(self, split: str) -> list[str]:
         """Returns the kinds of question in an evaluated set, where its records name them."""
-        for (of, _), files in self.evaluations.items():
-            if of == split:
+        for (evaluated_split, _), files in self.evaluations.items():
+            if evaluated_split == split:
                 rows = read_rows(next(iter(files.values())))
                 return sorted({row["kind"] for row in rows if "kind" in row})
         return []
@@ -263,17 +265,17 @@ def read_groups(directories: Iterable[str | Path]) -> tuple[Group, ...]:
 def _recipe(config: dict[str, Any]) -> str:
     """What a run does, as text: the configuration without its seed and what is harmless."""
 
-    def kept(group: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        found = {}
+    def relevant(group: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        remaining = {}
         for key, value in group.items():
             name = prefix + key
             if isinstance(value, dict):
-                found[key] = kept(value, f"{name}.")
+                remaining[key] = relevant(value, f"{name}.")
             elif name != "seed" and not name.startswith(HARMLESS):
-                found[key] = value
-        return found
+                remaining[key] = value
+        return remaining
 
-    return json.dumps(kept(config), sort_keys=True)
+    return json.dumps(relevant(config), sort_keys=True)
 
 
 def _places(directory: Path) -> list[Path]:

@@ -49,14 +49,14 @@ def accuracies(setting: str, correct: np.ndarray) -> dict[str, float]:
     """
     k = EVAL_SETTINGS[setting][0]
     n = correct.shape[1]
-    found = {setting: float(correct[:, :k].any(axis=1).mean())}
+    scores = {setting: float(correct[:, :k].any(axis=1).mean())}
     temperature = setting.partition("_")[2]
     smaller = 1
     while smaller < n:
         rates = [pass_at_k(n, int(c), smaller) for c in correct.sum(axis=1)]
-        found[f"pass@{smaller}_{temperature}_unbiased"] = float(np.mean(rates))
+        scores[f"pass@{smaller}_{temperature}_unbiased"] = float(np.mean(rates))
         smaller *= 2
-    return found
+    return scores
 
 
 def sample_ids(questions: np.ndarray, samples: int) -> np.ndarray:
@@ -124,14 +124,14 @@ def make_evaluate_fn(
         collected: dict[str, list[Responses]] = {name: [] for name in samplers}
         places: dict[str, list[np.ndarray]] = {name: [] for name in samplers}
         examples: list[Example] = []
-        for numbers, found, host_batch in questions:
+        for numbers, batch_examples, host_batch in questions:
             if stop():
                 return
             prompts = len(numbers)
             here = sharding.rows_here(session.mesh, prompts)
             batch = sharding.put_rows(host_batch, here, prompts, session.mesh)
             own = sharding.rows_owned(session.mesh, prompts)
-            own = own[own < len(found)]  # the last batch is filled up with empty prompts
+            own = own[own < len(batch_examples)]  # the last batch is filled up with empty prompts
             if cache is None:
                 features = encode(params, batch)  # once for all settings
             else:
@@ -140,21 +140,21 @@ def make_evaluate_fn(
                 ids = sharding.put_batch(sample_ids(numbers, samples[name]), session.mesh)
                 rollout = sample(params, batch, features, key, ids)
                 rows = rows_of(own, samples[name])
-                mine = sharding.take_here(rollout, rows)
-                collected[name].append(read_responses(mine, session.tokenizer))
+                own_rollout = sharding.take_here(rollout, rows)
+                collected[name].append(read_responses(own_rollout, session.tokenizer))
                 places[name].append(rows + len(examples) * samples[name])
-            examples += found
+            examples += batch_examples
         for name, parts in collected.items():
-            rows, mine = np.concatenate(places[name]), join(parts)
+            rows, own_responses = np.concatenate(places[name]), join(parts)
             verdicts = rewards.judge_batch(
-                mine.texts,
+                own_responses.texts,
                 [examples[row // samples[name]].solution for row in rows],
                 config.rewards.judge,
                 config.rewards.deadline_s,
                 rules=rewards.Rules(config.rewards.tolerance, config.rewards.rounding),
                 workers=config.rewards.workers,
             )
-            responses = distributed.gather_rows(rows, mine, join, take)
+            responses = distributed.gather_rows(rows, own_responses, join, take)
             verdicts = distributed.gather_rows(rows, verdicts, _join_lists, _take_list)
             correct = np.array([v.correct for v in verdicts]).reshape(-1, samples[name])
             yield Evaluation(name, accuracies(name, correct), examples, responses, verdicts)

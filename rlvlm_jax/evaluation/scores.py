@@ -122,7 +122,7 @@ def reflection(
     if len(texts) != len(correct):
         raise ValueError(f"{len(texts)} texts but {len(correct)} judgements")
     counts = [count_reflection(text, match) for text in texts]
-    reflective = [any(of_text.values()) for of_text in counts]
+    reflective = [any(text_counts.values()) for text_counts in counts]
     n, r, c = len(texts), sum(reflective), sum(map(bool, correct))
     both = sum(a and bool(b) for a, b in zip(reflective, correct, strict=True))
     quotients = {
@@ -133,7 +133,9 @@ def reflection(
         "accuracy_without": (c - both, n - r),
     }
     result: dict[str, Any] = {name: a / b for name, (a, b) in quotients.items() if b}
-    result["words"] = {word: sum(of_text[word] for of_text in counts) for word in REFLECTION_WORDS}
+    result["words"] = {
+        word: sum(text_counts[word] for text_counts in counts) for word in REFLECTION_WORDS
+    }
     return result
 
 

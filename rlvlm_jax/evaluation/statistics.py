@@ -83,7 +83,7 @@ def interval(
 
     if not free:
         return (difference(), difference())
-    found = scipy.stats.bootstrap(
+    bounds = scipy.stats.bootstrap(
         [factors[number] for number in free],
         difference,
         n_resamples=resamples,
@@ -92,7 +92,7 @@ def interval(
         method="percentile",
         rng=np.random.default_rng(seed),
     ).confidence_interval
-    return (float(found.low), float(found.high))
+    return (float(bounds.low), float(bounds.high))
 
 
 def correlations(x: Sequence[float], y: Sequence[float], window: int = 5) -> dict[str, float]:
@@ -124,15 +124,15 @@ def correlations(x: Sequence[float], y: Sequence[float], window: int = 5) -> dic
             return None
         return float(scipy.stats.pearsonr(a, b)[0])
 
-    found = {"pearson": pearson(x, y)}
-    if found["pearson"] is not None:
-        found["spearman"] = float(scipy.stats.spearmanr(x, y)[0])
+    coefficients = {"pearson": pearson(x, y)}
+    if coefficients["pearson"] is not None:
+        coefficients["spearman"] = float(scipy.stats.spearmanr(x, y)[0])
     if len(x) >= window:
-        found["smoothed"] = pearson(averaged(x), averaged(y))
+        coefficients["smoothed"] = pearson(averaged(x), averaged(y))
     if len(x) > 5:
-        found["detrended"] = pearson(without_parabola(x), without_parabola(y))
-        found["differences"] = pearson(np.diff(x), np.diff(y))
-    return {name: value for name, value in found.items() if value is not None}
+        coefficients["detrended"] = pearson(without_parabola(x), without_parabola(y))
+        coefficients["differences"] = pearson(np.diff(x), np.diff(y))
+    return {name: value for name, value in coefficients.items() if value is not None}
 
 
 def _constant(curve: np.ndarray) -> bool:

@@ -28,20 +28,20 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--over", choices=("epoch", "step"), default="epoch", help="of accuracies")
     parser.add_argument("--title", default="rlvlm_jax report")
     parser.add_argument("--responses", type=int, default=10_000, help="at most so many in the page")
-    given = parser.parse_args(argv)
-    if not given.runs and not given.paper:
+    arguments = parser.parse_args(argv)
+    if not arguments.runs and not arguments.paper:
         raise InputError("nothing to report: give one or more run directories, or --paper=FILE")
-    if given.paper and given.over == "step":
+    if arguments.paper and arguments.over == "step":
         raise InputError("--over=step: published curves are over epochs; leave out --paper")
-    out = Path(given.out)
+    out = Path(arguments.out)
     if not out.name or out.is_dir():
-        raise InputError(f"--out={given.out} is a directory; name a file, such as report.html")
+        raise InputError(f"--out={arguments.out} is a directory; name a file, such as report.html")
     # Imported here, so that a bad flag is answered before matplotlib is loaded.
     from rlvlm_jax.evaluation import runs
     from rlvlm_jax.report import browser, curves, figures, page, tables
 
-    ours = [curves.measured(group, given.over) for group in runs.read_groups(given.runs)]
-    papers = curves.published(given.paper) if given.paper else {}
+    ours = [curves.measured(group, arguments.over) for group in runs.read_groups(arguments.runs)]
+    papers = curves.published(arguments.paper) if arguments.paper else {}
     drawn = {"Runs": ours} if ours else {}
     for name, methods in papers.items():
         drawn[f"Published: {name}"] = [*ours, *methods]
@@ -63,42 +63,42 @@ def main(argv: Sequence[str]) -> int:
         for method in ours
         for run in method.group.runs
     }
-    responses = browser.collect(ours, given.responses)
+    responses = browser.collect(ours, arguments.responses)
     notes = judges(ours)
     notes += [note for method in ours for note in (*differences(method), *overlaps(method))]
-    write(out, page.build(given.title, sections, notes, configs, responses), files)
+    write(out, page.build(arguments.title, sections, notes, configs, responses), files)
     return cli.DONE
 
 
 def judges(methods: Sequence["curves.Method"]) -> list[str]:
     """Says which version of the judge decided for each run, where it was not one for all."""
-    found = {
+    versions_by_run = {
         f"{method.label} seed {run.seed}": run.judge_versions
         for method in methods
         for run in method.group.runs
     }
-    if len(set().union(*found.values())) < 2:
+    if len(set().union(*versions_by_run.values())) < 2:
         return []
-    told = [
+    decided = [
         f"{label} by version{'s' * (len(versions) > 1)} {' and '.join(map(str, versions))}"
-        for label, versions in found.items()
+        for label, versions in versions_by_run.items()
     ]
     return [
         "Warning: different versions of the judge decided what is correct, so accuracies cannot be "
-        f"compared: {', '.join(told)}."
+        f"compared: {', '.join(decided)}."
     ]
 
 
 def differences(method: "curves.Method") -> list[str]:
     """Says where the runs of one group were not made by the same program on the same device."""
-    found = []
+    notes = []
     for name in ("git_revision", "versions", "device_kind", "device_count"):
         values = {json.dumps(run.about.get(name), sort_keys=True) for run in method.group.runs}
         if len(values) > 1:
-            found.append(
+            notes.append(
                 f"The runs of {method.label} differ in {name}: {'; '.join(sorted(values))}"
             )
-    return found
+    return notes
 
 
 def overlaps(method: "curves.Method") -> list[str]:
@@ -106,9 +106,9 @@ def overlaps(method: "curves.Method") -> list[str]:
     data = method.group.runs[0].about.get("data", {})
     return [
         f"Questions of {method.label}'s {name} set that are in its training set too: "
-        f"{len(one['also_in_train'])}, such as {one['also_in_train'][0]}."
-        for name, one in data.items()
-        if one.get("also_in_train")
+        f"{len(report['also_in_train'])}, such as {report['also_in_train'][0]}."
+        for name, report in data.items()
+        if report.get("also_in_train")
     ]
 
 
@@ -118,11 +118,11 @@ def write(out: Path, text: str, files: dict[str, bytes]) -> None:
     Raises:
         InputError: they cannot be written.
     """
-    beside = out.with_name(f"{out.stem}_files")
+    folder = out.with_name(f"{out.stem}_files")
     try:
-        beside.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
-            (beside / name.replace("/", "_").replace("@", "_")).write_bytes(content)
+            (folder / name.replace("/", "_").replace("@", "_")).write_bytes(content)
         out.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise InputError(f"--out={out} cannot be written ({error.strerror})") from error

@@ -90,19 +90,19 @@
   const draw = ([group, responses], kind) => {
     const box = make("article", undefined, "group");
     box.append(make("div", `${group.run} · ${group.kind} · step ${group.step} · ${group.id}`, "where"));
-    const pictures = make("div", undefined, "pictures");
-    for (const number of group.pictures) {
+    const images = make("div", undefined, "images");
+    for (const number of group.images) {
       if (number === null) {
-        pictures.append(make("span", "(a picture that is not in this page)", "where"));
+        images.append(make("span", "(an image that is not in this page)", "where"));
         continue;
       }
       const image = make("img");
-      image.src = data.pictures[number];
-      image.alt = "picture of the question";
+      image.src = data.images[number];
+      image.alt = "image of the question";
       image.loading = "lazy";
-      pictures.append(image);
+      images.append(image);
     }
-    box.append(pictures, make("p", group.question));
+    box.append(images, make("p", group.question));
     box.append(make("div", `reference: ${group.solution}`, "where"));
     if (responses.length < group.responses.length) {
       box.append(make("div", `${responses.length} of ${group.responses.length} responses`, "where"));

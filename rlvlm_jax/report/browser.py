@@ -19,7 +19,7 @@ from rlvlm_jax.report.curves import Method
 
 LARGEST = 60_000  # bytes of a picture that goes in as it is; larger ones are scaled down
 SIDE = 512  # pixels of a side of those
-ALL_PICTURES = 32_000_000  # bytes of all pictures; what comes after them is left out
+MAX_IMAGE_BYTES = 32_000_000  # bytes of all pictures; what comes after them is left out
 _MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "GIF": "image/gif", "WEBP": "image/webp"}
 
 
@@ -31,8 +31,8 @@ def collect(methods: Sequence[Method], limit: int) -> dict[str, Any]:
         limit: responses at most.
 
     Returns:
-        {"words", "pictures": [data URI], "groups": [{"run", "kind", "step", "id", "question",
-        "solution", "pictures": [index or null], "responses": [...]}], "shown", "total"}.
+        {"words", "images": [data URI], "groups": [{"run", "kind", "step", "id", "question",
+        "solution", "images": [index or null], "responses": [...]}], "shown", "total"}.
     """
     sources = [
         (f"{method.label} seed {run.seed}", run, kind, step, file)
@@ -42,7 +42,7 @@ def collect(methods: Sequence[Method], limit: int) -> dict[str, Any]:
         for kind, step, file in _files(run)
     ]
     share = limit / max(1, len(sources))
-    pictures = _Pictures()
+    images = _Images()
     groups: list[dict[str, Any]] = []
     shown = total = 0
     for number, (label, run, kind, step, file) in enumerate(sources, 1):
@@ -51,10 +51,10 @@ def collect(methods: Sequence[Method], limit: int) -> dict[str, Any]:
             if shown + len(rows) <= share * number:
                 shown += len(rows)
                 about = {"run": label, "kind": kind, "step": step}
-                groups.append({**about, **_group(run, rows, pictures)})
+                groups.append({**about, **_group(run, rows, images)})
     return {
         "words": list(REFLECTION_WORDS),
-        "pictures": pictures.uris,
+        "images": images.uris,
         "groups": groups,
         "shown": shown,
         "total": total,
@@ -79,7 +79,7 @@ def _grouped(rows: Sequence[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
             start = end
 
 
-def _group(run: RunRecord, rows: list[dict[str, Any]], pictures: "_Pictures") -> dict[str, Any]:
+def _group(run: RunRecord, rows: list[dict[str, Any]], images: "_Images") -> dict[str, Any]:
     first = rows[0]
     names = first.get("image") or []
     names = [names] if isinstance(names, str) else names
@@ -87,26 +87,26 @@ def _group(run: RunRecord, rows: list[dict[str, Any]], pictures: "_Pictures") ->
         "id": first["id"],
         "question": first["question"],
         "solution": first["solution"],
-        "pictures": [pictures.add(run.path / name) for name in names],
+        "images": [images.add(run.path / name) for name in names],
         "responses": [_response(row) for row in rows],
     }
 
 
 def _response(row: dict[str, Any]) -> dict[str, Any]:
-    kept = ("response", "length", "truncated", "correct", "judge", "rewards", "reflective")
-    found = {name: row[name] for name in kept}
+    required = ("response", "length", "truncated", "correct", "judge", "rewards", "reflective")
+    response = {name: row[name] for name in required}
     for name in ("logprob_gap", "pieces", "logprobs", "advantages"):
         if name in row:
-            found[name] = row[name]
-    return found
+            response[name] = row[name]
+    return response
 
 
-class _Pictures:
+class _Images:
     """Each file once, as a data URI, up to a number of bytes in all."""
 
     def __init__(self) -> None:
         self.uris: list[str] = []
-        self._left = ALL_PICTURES
+        self._left = MAX_IMAGE_BYTES
         self._places: dict[Path, int | None] = {}
 
     def add(self, file: Path) -> int | None:
@@ -129,9 +129,9 @@ def _data_uri(file: Path) -> str | None:
             if len(data) > LARGEST or kind not in _MIME:
                 image.thumbnail((SIDE, SIDE))
                 target = io.BytesIO()
-                seen = image.convert("RGBA")
-                paper = Image.new("RGBA", seen.size, "white")
-                Image.alpha_composite(paper, seen).convert("RGB").save(target, "JPEG", quality=80)
+                rgba = image.convert("RGBA")
+                paper = Image.new("RGBA", rgba.size, "white")
+                Image.alpha_composite(paper, rgba).convert("RGB").save(target, "JPEG", quality=80)
                 data, kind = target.getvalue(), "JPEG"
     except (OSError, ValueError, Image.DecompressionBombError):
         return None  # the page says that the picture is not there

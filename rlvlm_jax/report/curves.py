@@ -115,24 +115,24 @@ def published(file: str | Path) -> dict[str, tuple[Method, ...]]:
 
 def _published(setting: dict[str, Any], name: str) -> Iterable[Method]:
     curves: dict[str, dict[str, Curve]] = {"RL": {}, "SFT": {}, "Vanilla": {}}
-    for ours, theirs in BEHAVIOUR.items():
-        curves["RL"][ours] = _curve(setting[theirs], first=1)
+    for metric, key in BEHAVIOUR.items():
+        curves["RL"][metric] = _curve(setting[key], first=1)
     for word in REFLECTION_WORDS:
         curves["RL"][f"reflection_words/{word}"] = _curve(setting["word_counts"][word], first=1)
     curves["RL"][TRAINING_ACCURACY] = _curve(setting["training_accuracy"], first=1)
-    for key, found in setting["eval"].items():
+    for key, values in setting["eval"].items():
         split, _, rest = key.partition("_")
         metric = f"eval/{split}/{rest.replace('pass', 'pass@')}"
-        line = {"mean": found["rl_mean"], "std": found["rl_std"]}
+        line = {"mean": values["rl_mean"], "std": values["rl_std"]}
         curves["RL"][metric] = _curve(line, first=1)
-        if found["sft"]:
-            sft = {"mean": found["sft"], "std": np.zeros(len(found["sft"]))}
+        if values["sft"]:
+            sft = {"mean": values["sft"], "std": np.zeros(len(values["sft"]))}
             curves["SFT"][metric] = _curve(sft, first=1, n=1)
-        if found["vanilla"] is not None:
-            curves["Vanilla"][metric] = _curve({"mean": [found["vanilla"]], "std": [0.0]}, n=1)
-    for kind, found in curves.items():
-        if found:
-            yield Method(f"{kind} {name} (published)", kind, published=True, find=found.get)
+        if values["vanilla"] is not None:
+            curves["Vanilla"][metric] = _curve({"mean": [values["vanilla"]], "std": [0.0]}, n=1)
+    for kind, by_metric in curves.items():
+        if by_metric:
+            yield Method(f"{kind} {name} (published)", kind, published=True, find=by_metric.get)
 
 
 # Published lists begin with the first step and the first epoch, which are number 1 here.

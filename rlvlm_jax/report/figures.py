@@ -117,12 +117,14 @@ def layouts(methods: Sequence[Method]) -> tuple[Layout, ...]:
             tuple(words),
         ),
     )
-    found = []
+    drawable = []
     for layout in candidates:
-        there = tuple(m for m in layout.metrics if m and any(one.find(m) for one in methods))
-        if there:
-            found.append(layout._replace(metrics=there))
-    return tuple(found)
+        metrics = tuple(
+            m for m in layout.metrics if m and any(method.find(m) for method in methods)
+        )
+        if metrics:
+            drawable.append(layout._replace(metrics=metrics))
+    return tuple(drawable)
 
 
 def looks(methods: Sequence[Method]) -> dict[str, tuple[str, Any]]:
@@ -212,5 +214,5 @@ def _bytes(figure: Figure, form: str) -> bytes:
 
 
 def _occurrences(methods: Sequence[Method], metric: str) -> float:
-    found = [method.find(metric) for method in methods]
-    return float(sum(curve.mean.sum() for curve in found if curve is not None))
+    curves = [method.find(metric) for method in methods]
+    return float(sum(curve.mean.sum() for curve in curves if curve is not None))

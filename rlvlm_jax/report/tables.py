@@ -97,11 +97,11 @@ def kinds(methods: Sequence[Method]) -> Table:
     for split, split_words in SPLITS.items():
         for method in methods:
             for kind in method.group.kinds(split) if method.group else ():
-                found = analysis.selected_accuracy(method.group, split, SELECT_BY, kind)
-                if found is not None:
-                    cells = [percent(found[name]) for name in ("mean", "low", "high")]
+                selected = analysis.selected_accuracy(method.group, split, SELECT_BY, kind)
+                if selected is not None:
+                    cells = [percent(selected[name]) for name in ("mean", "low", "high")]
                     about = (split_words, kind, method.label, str(len(method.group.runs)))
-                    rows.append((*about, *cells, str(found["questions"])))
+                    rows.append((*about, *cells, str(selected["questions"])))
     return Table(
         "kinds",
         f"Accuracy in percent by kind of question, {SETTINGS[SELECT_BY]}, at the step that "
@@ -121,22 +121,22 @@ def difference(methods: Sequence[Method]) -> Table:
     pairs = [(a, b) for a in groups for b in groups if order[a.kind] < order[b.kind]]
     rows = []
     for split, words in SPLITS.items():
-        for ours, theirs in pairs:
+        for method, baseline in pairs:
             cases = [(setting, "") for setting in SETTINGS]
-            cases += [(SELECT_BY, kind) for kind in ours.group.kinds(split)]
+            cases += [(SELECT_BY, kind) for kind in method.group.kinds(split)]
             for setting, kind in cases:
-                found = analysis.compare(ours.group, theirs.group, split, setting, kind)
-                if found is not None:
+                comparison = analysis.compare(method.group, baseline.group, split, setting, kind)
+                if comparison is not None:
                     rows.append(
                         (
                             f"{words}: {kind}" if kind else words,
-                            *(SETTINGS[setting], f"{ours.label} − {theirs.label}"),
-                            f"{len(ours.group.runs)}, {len(theirs.group.runs)}",
+                            *(SETTINGS[setting], f"{method.label} − {baseline.label}"),
+                            f"{len(method.group.runs)}, {len(baseline.group.runs)}",
                             *(
-                                f"{100 * found[name]:+.1f}"
+                                f"{100 * comparison[name]:+.1f}"
                                 for name in ("difference", "low", "high")
                             ),
-                            str(found["questions"]),
+                            str(comparison["questions"]),
                         )
                     )
     return Table(
@@ -153,7 +153,7 @@ def difference(methods: Sequence[Method]) -> Table:
 
 def pass_at_k(methods: Sequence[Method]) -> Table:
     """The unbiased pass@k of many samples, at the last evaluation; in percent."""
-    found: dict[tuple[str, ...], dict[int, str]] = {}
+    cells: dict[tuple[str, ...], dict[int, str]] = {}
     for split, words in SPLITS.items():
         for method in methods:
             for metric in method.group.metrics if method.group else ():
@@ -161,9 +161,9 @@ def pass_at_k(methods: Sequence[Method]) -> Table:
                 curve = method.find(metric) if match and match[1] == split else None
                 if curve is not None:
                     about = (words, method.label, str(curve.n), f"T = {match[3]}")
-                    found.setdefault(about, {})[int(match[2])] = percent(curve.mean[-1])
-    ks = sorted({k for row in found.values() for k in row})
-    rows = [(*about, *(row.get(k, "") for k in ks)) for about, row in found.items()]
+                    cells.setdefault(about, {})[int(match[2])] = percent(curve.mean[-1])
+    ks = sorted({k for row in cells.values() for k in row})
+    rows = [(*about, *(row.get(k, "") for k in ks)) for about, row in cells.items()]
     return Table(
         "pass_at_k",
         "Pass@k in percent at the last evaluation, mean over n runs: the unbiased estimate from "
@@ -181,18 +181,18 @@ def correlation(methods: Sequence[Method]) -> Table:
         lengths, ratios = method.find("response/length"), method.find("reflection/ratio")
         if lengths is None or ratios is None:
             continue
-        found, n = {}, "" if lengths.n is None else str(lengths.n)
+        coefficients, n = {}, "" if lengths.n is None else str(lengths.n)
         if method.group is None:
             shared = np.intersect1d(lengths.x, ratios.x)
-            of = [curve.mean[np.isin(curve.x, shared)] for curve in (lengths, ratios)]
-            found["curves"] = correlations(*of)
+            means = [curve.mean[np.isin(curve.x, shared)] for curve in (lengths, ratios)]
+            coefficients["curves"] = correlations(*means)
         else:
-            found = analysis.reflection_and_length(method.group)
-        cells = [number(found["curves"].get(name)) for name in names]
-        rows.append((method.label, n, *cells, number(found.get("responses"))))
+            coefficients = analysis.reflection_and_length(method.group)
+        cells = [number(coefficients["curves"].get(name)) for name in names]
+        rows.append((method.label, n, *cells, number(coefficients.get("responses"))))
         if method.group is not None and len(method.group.runs) > 1:
-            for run, of_run in zip(method.group.runs, found["runs"], strict=True):
-                cells = [number(of_run.get(name)) for name in names]
+            for run, run_coefficients in zip(method.group.runs, coefficients["runs"], strict=True):
+                cells = [number(run_coefficients.get(name)) for name in names]
                 rows.append((f"{method.label}, seed {run.seed}", "1", *cells, ""))
     return Table(
         "correlation",
@@ -209,15 +209,15 @@ def sensitivity(methods: Sequence[Method]) -> Table:
     """How far response length depends on the seed."""
     rows = []
     for method in methods:
-        found = analysis.length_sensitivity(method.group) if method.group else {}
-        if found:
+        statistics = analysis.length_sensitivity(method.group) if method.group else {}
+        if statistics:
             rows.append(
                 (
-                    *(method.label, f"{found['n']:.0f}"),
-                    *(f"{found[name]:.1f}" for name in ("length_first", "length_last")),
-                    f"{100 * found['change']:+.1f}",
-                    *(number(found.get(name)) for name in ("std_first", "std_last")),
-                    percent(found.get("relative_std_last")),
+                    *(method.label, f"{statistics['n']:.0f}"),
+                    *(f"{statistics[name]:.1f}" for name in ("length_first", "length_last")),
+                    f"{100 * statistics['change']:+.1f}",
+                    *(number(statistics.get(name)) for name in ("std_first", "std_last")),
+                    percent(statistics.get("relative_std_last")),
                 )
             )
     return Table(
@@ -283,9 +283,9 @@ def audit(methods: Sequence[Method]) -> Table:
     )
     rows = []
     for method in methods:
-        found = [method.find(f"judge/{name}") for name in counts]
-        if method.group is not None and any(curve is not None for curve in found):
-            cells = ["" if curve is None else f"{curve.mean.mean():.2f}" for curve in found]
+        curves = [method.find(f"judge/{name}") for name in counts]
+        if method.group is not None and any(curve is not None for curve in curves):
+            cells = ["" if curve is None else f"{curve.mean.mean():.2f}" for curve in curves]
             means = [method.find(name) for name in shares]
             cells += ["" if curve is None else percent(curve.mean.mean()) for curve in means]
             rows.append((method.label, str(len(method.group.runs)), *cells))
@@ -314,13 +314,13 @@ def speed(methods: Sequence[Method]) -> Table:
     for method in methods:
         if method.group is None:
             continue
-        found = [
+        series = [
             np.concatenate([run.curve(name)[1][1:] for run in method.group.runs]) for name in names
         ]
         evaluations = sum(run.curve("time/eval_s")[1].sum() for run in method.group.runs)
         whole = sum(run.lines[-1].get("wall_s", 0.0) for run in method.group.runs if run.lines)
-        if any(map(len, found)) or evaluations:
-            cells = [f"{np.median(values):.4g}" if len(values) else "" for values in found]
+        if any(map(len, series)) or evaluations:
+            cells = [f"{np.median(values):.4g}" if len(values) else "" for values in series]
             n = len(method.group.runs)
             share = f"{100 * evaluations / whole:.0f}" if evaluations and whole else ""
             goodput = [run.curve("goodput/run")[1][-1:] for run in method.group.runs]

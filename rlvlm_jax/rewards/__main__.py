@@ -53,7 +53,9 @@ def list_unusable(names: Sequence[str]) -> int:
     total = unusable = 0
     for name in names:
         records = list(dataset.read_records(name, "--references"))
-        examples = [(where, one) for where, one in records if isinstance(one, dataset.Example)]
+        examples = [
+            (where, record) for where, record in records if isinstance(record, dataset.Example)
+        ]
         problems = check_golds([example.solution for _, example in examples])
         total += len(examples)
         for (where, example), problem in zip(examples, problems, strict=True):

@@ -48,8 +48,8 @@ def maye_fragment(text: str) -> str:
     A sentence ends at `.`, `!` or `?` that no digit touches. The result is empty where no sentence
     has the word.
     """
-    found = [part for part in _SENTENCE_END.split(text) if "boxed" in part]
-    fragment = found[-1].strip() if found else ""
+    sentences = [part for part in _SENTENCE_END.split(text) if "boxed" in part]
+    fragment = sentences[-1].strip() if sentences else ""
     for spelling, replacement in _MAYE_SPELLINGS:
         fragment = fragment.replace(spelling, replacement)
     return fragment
@@ -82,8 +82,8 @@ def maye(fragment: str, reference: str) -> Verdict:
 
 
 def _same_boxed_digits(fragment: str, reference: str) -> bool:
-    found = [_MAYE_BOXED_DIGITS.search(text) for text in (fragment, reference)]
-    return all(found) and found[0].group(1) == found[1].group(1)
+    matches = [_MAYE_BOXED_DIGITS.search(text) for text in (fragment, reference)]
+    return all(matches) and matches[0].group(1) == matches[1].group(1)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -124,10 +124,10 @@ def mm_eureka(content: str, reference: str) -> Verdict:
     """
     if not content:
         return Verdict(False, "no_answer")
-    wanted = _parse(f"${reference}$", strings=True)
-    if not wanted:
+    parsed_reference = _parse(f"${reference}$", strings=True)
+    if not parsed_reference:
         return Verdict(True, "ok")
-    correct = _verify(_parse(content, strings=True), wanted)
+    correct = _verify(_parse(content, strings=True), parsed_reference)
     letter = reference.lower()
     if not correct and letter in ("a", "b", "c", "d"):
         correct = {c for c in content.lower() if c in "abcd"} == {letter}

@@ -411,8 +411,8 @@ def shared(workers: int | None = None) -> Pool:
     global _shared
     with _shared_lock:
         if _shared is not None and workers is not None:
-            wanted = workers or min(os.cpu_count() or 1, MAX_WORKERS)
-            if wanted != _shared.workers:
+            num_workers = workers or min(os.cpu_count() or 1, MAX_WORKERS)
+            if num_workers != _shared.workers:
                 _shared.close()
                 _shared = None
         if _shared is None:

@@ -145,10 +145,10 @@ _JUDGES = {
 def _judge_item(
     style: Style, answer: str | None, reference: str | None, rules: Rules
 ) -> tuple[bool, str]:
-    more = (rules,) if style == "strict" else ()
+    options = (rules,) if style == "strict" else ()
     with pool.limited_memory():
         try:
-            return tuple(_JUDGES[style](answer, reference, *more))
+            return tuple(_JUDGES[style](answer, reference, *options))
         except (MemoryError, RecursionError):  # too big to finish, as if it had run out of time
             return tuple(_TIMEOUT)
 
@@ -395,18 +395,18 @@ def _custom(
     ]
     results = pool.shared(config.workers).map(custom_reward.call, items, config.deadline_s)
     numbers = [result for result in results if isinstance(result, float)]
-    of_all = [number for part in gather(numbers) for number in part]
+    all_numbers = [number for part in gather(numbers) for number in part]
     errors = [i for i, result in enumerate(results) if isinstance(result, str)]
     if errors:
         name = examples[errors[0]].get("id", "without id")
-        said = (
+        message = (
             f"the reward function {config.custom} failed on {len(errors)} of {len(texts)} "
             f"responses, first on {errors[0]} (example {name}):\n{results[errors[0]]}"
         )
-        if not of_all:
-            raise RuntimeError(said)
-        _LOG.warning("%s", said)
+        if not all_numbers:
+            raise RuntimeError(message)
+        _LOG.warning("%s", message)
     worst = min if config.custom_weight >= 0 else max
-    stand_in = worst([0.0, *of_all])
+    stand_in = worst([0.0, *all_numbers])
     values = [result if isinstance(result, float) else stand_in for result in results]
     return values, len(texts) - len(numbers) - len(errors), len(errors)

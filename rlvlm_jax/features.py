@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Image features on the host, so that a frozen vision tower sees each prompt's pictures once.
+"""Image features on the host, so that a frozen vision tower sees each prompt's images once.
 
 Within a step one encoding serves rollout, log-prob passes and update anyway; here it serves later
 epochs and evaluations too. Only for features that stay what they are while the run lasts.
@@ -12,7 +12,7 @@ What is kept are the rows that came first, until the budget is used up; nothing 
 In shuffled epochs every row is wanted once an epoch, so replacing the least recently used row
 throws out the very ones that are wanted next and finds nothing, while rows that stay are found in
 every epoch; and evaluation sets come in the same order each time, so the batches at their
-beginning are found whole. Where not all training pictures fit, few whole batches are found.
+beginning are found whole. Where not all training images fit, few whole batches are found.
 """
 
 import hashlib
@@ -111,7 +111,7 @@ class FeatureCache:
         """Returns memory/feature_cache_hits and _gib, and counts anew; nothing where it is off.
 
         Hits are the share of the prompts since the last call whose features came from the host;
-        those without a picture need none, so they never keep a batch from being found.
+        those without an image need none, so they never keep a batch from being found.
         """
         self._settle()
         prompts, hits = self._prompts, self._hits
@@ -157,10 +157,10 @@ class FeatureCache:
 
 
 def row_key(batch: Batch, row: int, patches: int) -> bytes | None:
-    """Returns what stands for the pictures of one prompt in a batch of this shape.
+    """Returns what stands for the images of one prompt in a batch of this shape.
 
-    It is a digest of all that the tower reads of the row, so that the same pictures are the same
-    wherever they come from, and a picture that has changed is another. The shape belongs to it
+    It is a digest of all that the tower reads of the row, so that the same images are the same
+    wherever they come from, and an image that has changed is another. The shape belongs to it
     because it decides the last bits of the features: the same row in a wider batch is summed in
     another order. Neither its place in the batch nor the other rows decide any.
 
@@ -170,7 +170,7 @@ def row_key(batch: Batch, row: int, patches: int) -> bytes | None:
         patches: how many of its patches count; the others are padding.
 
     Returns:
-        32 bytes, or None without a picture.
+        32 bytes, or None without an image.
     """
     if not patches:
         return None

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a run's directory: configuration, metrics, responses, pictures.
+"""The files of a run's directory: configuration, metrics, responses, images.
 
 A line is appended whole or not at all, other files are written aside and renamed. After a crash
 `trim` removes what lies beyond the checkpoint that the run goes on from, so that no step appears
@@ -157,7 +157,7 @@ class RunDirectory:
         self._write(self.path / "eval" / f"{step}.{split}.{setting}.jsonl", _lines(rows))
 
     def write_image(self, encoded: bytes) -> str:
-        """Writes a picture that has no file of its own, once; returns its path from here."""
+        """Writes an image that has no file of its own, once; returns its path from here."""
         suffix = ".png" if encoded.startswith(b"\x89PNG") else ".jpg"
         relative = Path("images") / (hashlib.sha256(encoded).hexdigest()[:24] + suffix)
         target = self.path / relative

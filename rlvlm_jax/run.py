@@ -401,13 +401,13 @@ class Run:
     ) -> list[dict[str, Any]]:
         rows = []
         samples = len(responses.texts) // len(examples)
-        pictures = [self._image_names(example) for example in examples]
+        images = [self._image_names(example) for example in examples]
         for b in range(len(responses.texts)):
             example = examples[b // samples]
             row = {
                 "id": example.id,
                 "question": example.question,
-                "image": pictures[b // samples],
+                "image": images[b // samples],
                 "solution": example.solution,
                 "response": responses.texts[b],
                 "tokens": int(responses.tokens[b]),

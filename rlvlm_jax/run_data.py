@@ -95,7 +95,7 @@ def open_data(session: Session) -> RunData:
 
 
 def digest(examples: Iterable[Example]) -> str:
-    """Returns twelve digits that differ where texts, lengths or pictures' sizes do."""
+    """Returns twelve digits that differ where texts, lengths or images' sizes do."""
     hasher = hashlib.sha256()
     for example in examples:
         about = (

@@ -44,7 +44,7 @@ def _round_up(size: int, multiple: int) -> int:
 
 
 def _image_of(part: Mapping[str, Any]) -> Any:
-    """Returns the picture of one part of a chat message."""
+    """Returns the image of one part of a chat message."""
     for key in ("image", "path", "url", "image_url"):
         if part.get(key) is not None:
             source = part[key]

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Small problems with pictures of many sizes, and the command in this process."""
+"""Small problems with images of many sizes, and the command in this process."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 def write_problems(folder, count=12, seed=0):
-    """Writes `count` problems, each with a picture of another size; returns the jsonl file."""
+    """Writes `count` problems, each with an image of another size; returns the jsonl file."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     records = []

@@ -197,7 +197,7 @@ def test_bad_record_is_named_by_line_and_id(refused, tmp_path, data, changes, ex
 
 
 def test_image_that_is_no_image(refused, tmp_path, data):
-    (data.parent / "4.png").write_text("not a picture")
+    (data.parent / "4.png").write_text("not an image")
     message = refused(arguments(tmp_path / "run", data))
     assert "4.png" in message
     assert "p4" in message
@@ -212,7 +212,7 @@ def test_image_of_an_impossible_shape(refused, tmp_path, data):
 
 @pytest.mark.slow
 def test_bad_records_are_left_out_when_asked(tmp_path, data, monkeypatch):
-    (data.parent / "4.png").write_text("not a picture")
+    (data.parent / "4.png").write_text("not an image")
     change(data, 7, solution="")
     keys = {"data__on_bad_record": "skip", "total_steps": 1, "eval_every": 0, "data__val": ""}
     assert execute(arguments(tmp_path / "run", data, **keys), monkeypatch) == 0

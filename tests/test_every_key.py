@@ -371,7 +371,7 @@ def data_flow(c):
     }
 
 
-def data_flow_of_pictures(c):
+def data_flow_of_images(c):
     write_problems(Path(), count=12)
     return data_flow(c)
 
@@ -382,10 +382,10 @@ def data_flow_with_a_bad_record(c):
     return data_flow(c)
 
 
-def data_flow_with_a_damaged_picture(c):
+def data_flow_with_a_damaged_image(c):
     write_problems(Path(), count=5)
-    picture = Path("0.png")
-    picture.write_bytes(picture.read_bytes()[:200])
+    image = Path("0.png")
+    image.write_bytes(image.read_bytes()[:200])
     return data_flow(c)
 
 
@@ -665,18 +665,18 @@ CASES = {
     "data.max_prompt_tokens": [case(2048, 40, data_flow)],
     "data.on_bad_record": [
         case("error", "skip", data_flow_with_a_bad_record, **ON_FILE),
-        case("error", "skip", data_flow_with_a_damaged_picture, **ON_FILE),
-        case("error", "skip", data_flow_with_a_damaged_picture, data__val="problems.jsonl"),
+        case("error", "skip", data_flow_with_a_damaged_image, **ON_FILE),
+        case("error", "skip", data_flow_with_a_damaged_image, data__val="problems.jsonl"),
     ],
     "data.min_pixels": [case(0, 120 * 120, data_flow)],
     "data.max_pixels": [case(0, 56 * 56, data_flow)],
     "data.instruction": [case("", "Show your working.", data_flow)],
     "data.system": [case("", "You are a teacher.", data_flow)],
     "data.buckets": [
-        case(2, 1, data_flow_of_pictures, **ON_FILE, rollout__prompts=1, update__minibatch=4)
+        case(2, 1, data_flow_of_images, **ON_FILE, rollout__prompts=1, update__minibatch=4)
     ],
     "data.workers": [case(2, 1, reading_threads)],
-    "data.index": [case("", "index", data_flow_of_pictures, **ON_FILE)],
+    "data.index": [case("", "index", data_flow_of_images, **ON_FILE)],
     "data.feature_cache_gib": [case(1.0, 0.0, loop, total_steps=6)],
     "data.limit_eval": [case(0, 2, data_flow)],
     # step II

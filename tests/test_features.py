@@ -37,7 +37,7 @@ def tower(mesh):
 
 @pytest.fixture(scope="module")
 def prompts():
-    """Six prompts; the second has no picture, the third has two."""
+    """Six prompts; the second has no image, the third has two."""
     rng = np.random.default_rng(0)
     return [tiny_model.prompt(rng, 5, grids) for grids in GRIDS]
 
@@ -95,7 +95,7 @@ def test_one_unknown_prompt_runs_the_tower_for_all(encode):
     assert encode.cache.metrics()["memory/feature_cache_hits"] == 0.0
 
 
-def test_prompts_without_a_picture_and_empty_rows_are_always_known(encode):
+def test_prompts_without_an_image_and_empty_rows_are_always_known(encode):
     encode(1, 1, None, None)
     assert encode.runs == 0
     encode(0, None, 1, 2)
@@ -123,7 +123,7 @@ def test_another_shape_of_batch_is_encoded_anew(encode):
     assert encode.runs == 3
 
 
-def test_longer_prompts_of_the_same_pictures_are_known(encode):
+def test_longer_prompts_of_the_same_images_are_known(encode):
     host_batch = collate([encode.prompts[0]], 24, 48, tiny_model.PAD)
     for batch in (host_batch, pad_batch(host_batch, 40, 48, tiny_model.PAD)):
         sharded = sharding.put_batch(batch, encode.mesh)
@@ -220,7 +220,7 @@ def session(mesh, **keys):
 
 
 def is_on(cache):
-    """Whether prompts without a picture are encoded by nothing."""
+    """Whether prompts without an image are encoded by nothing."""
     nothing = tiny_model.batch()._replace(patch_image=np.zeros((4, 32), np.int32))
     return cache.encode(lambda *_: None, None, None, nothing) is not None
 

@@ -197,7 +197,7 @@ def test_an_epoch_sees_every_problem_once(finished):
 
 @pytest.mark.slow
 def test_no_image_size_compiles_anything_after_the_first_step(tmp_path):
-    """40 pictures of random sizes, 10 steps an epoch; two static shapes."""
+    """40 images of random sizes, 10 steps an epoch; two static shapes."""
     data = write_problems(tmp_path / "many", count=40, seed=1)
     workdir = tmp_path / "run"
     keys = {"data__buckets": 2, "total_steps": 14, "eval_every": 0, "data__val": ""}
@@ -492,8 +492,8 @@ def test_adapters_are_trained_resumed_evaluated_and_exported(tmp_path, data):
     out = tmp_path / "hf"
     assert export.main([f"--checkpoint={whole / 'checkpoints'}", f"--out={out}"]) == 0
     merged = VLM.from_pretrained(out)
-    picture = {"type": "image", "image": str(data.parent / "0.png")}
-    content = [picture, {"type": "text", "text": "What is 2 + 3?"}]
+    image = {"type": "image", "image": str(data.parent / "0.png")}
+    content = [image, {"type": "text", "text": "What is 2 + 3?"}]
     prompts = [{"messages": [{"role": "user", "content": content}]}]
     with_adapters = VLM.from_pretrained(whole / "checkpoints")
     tokens = [[5, 6, 7, 8]]

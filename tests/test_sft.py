@@ -59,7 +59,7 @@ def test_the_bundled_tokenizer_reads_its_own_targets_back():
     assert ids[-1] in tokenizer.stop_ids
     assert tokenizer.decode(ids) == solution
     assert (tokens[~mask] == tokenizer.pad_id).all()
-    # what a solution quotes is text: it neither ends the response early nor asks for a picture
+    # what a solution quotes is text: it neither ends the response early nor asks for an image
     special = {*tokenizer.stop_ids, tokenizer.token_id("<|image_pad|>")}
     assert not special & set(tokens[1][mask[1]][:-1].tolist())
 

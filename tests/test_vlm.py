@@ -20,7 +20,7 @@ import rlvlm_jax
 from rlvlm_jax.errors import InputError
 
 BUNDLED = Path(str(importlib.resources.files("rlvlm_jax") / "assets" / "tiny"))
-PICTURE = "<|vision_start|><|image_pad|><|vision_end|>"
+IMAGE = "<|vision_start|><|image_pad|><|vision_end|>"
 VISION_TOKENS = ("vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
 SAMPLES, LIMIT = 4, 8
 HOT = 1e4  # a temperature at which all allowed tokens are as good as equally probable
@@ -30,7 +30,7 @@ def chat(question):
     return f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
-def picture(width, height, seed):
+def make_image(width, height, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3))
     return Image.fromarray(pixels.astype(np.uint8))
 
@@ -42,17 +42,17 @@ def vlm():
 
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory):
-    """Four prompts with one, no, two and one picture; one of them a file."""
-    path = tmp_path_factory.mktemp("pictures") / "picture.png"
-    picture(84, 56, 3).save(path)
+    """Four prompts with one, no, two and one image; one of them a file."""
+    path = tmp_path_factory.mktemp("images") / "image.png"
+    make_image(84, 56, 3).save(path)
     return [
-        {"text": chat(f"{PICTURE}How many?"), "images": [picture(60, 90, 0)]},
+        {"text": chat(f"{IMAGE}How many?"), "images": [make_image(60, 90, 0)]},
         {"text": chat("What is 2 + 3?"), "images": []},
         {
-            "text": chat(f"{PICTURE}{PICTURE}Which is larger?"),
-            "images": [picture(112, 56, 1), picture(70, 70, 2)],
+            "text": chat(f"{IMAGE}{IMAGE}Which is larger?"),
+            "images": [make_image(112, 56, 1), make_image(70, 70, 2)],
         },
-        {"text": chat(f"{PICTURE}What is it?"), "images": [str(path)]},
+        {"text": chat(f"{IMAGE}What is it?"), "images": [str(path)]},
     ]
 
 
@@ -160,10 +160,10 @@ def test_a_response_does_not_depend_on_its_neighbours(vlm, prompts):
         np.testing.assert_allclose(lps[:shared], more[:shared], atol=1e-5)
 
 
-def test_pictures_matter(vlm, prompts):
-    """Each of two pictures, and their order."""
+def test_images_matter(vlm, prompts):
+    """Each of two images, and their order."""
     text, (first, second) = prompts[2]["text"], prompts[2]["images"]
-    other = picture(*second.size, 9)
+    other = make_image(*second.size, 9)
     pairs = [(first, second), (second, first), (first, other), (second, second)]
     found = vlm.logprobs([{"text": text, "images": pair} for pair in pairs], [[3, 4, 5]] * 4)
     for one, lps in enumerate(found):
@@ -227,8 +227,8 @@ def test_a_prompt_alone_has_the_same_samples(vlm, prompts, sampled):
     assert_same(alone, sampled[1:2])
 
 
-def test_pictures_of_equal_content_and_other_shape_are_other_prompts(vlm, prompts):
-    """Blank pictures 2 x 1 and 1 x 2 have the same patches and as many tokens."""
+def test_images_of_equal_content_and_other_shape_are_other_prompts(vlm, prompts):
+    """Blank images 2 x 1 and 1 x 2 have the same patches and as many tokens."""
     wide, tall = (Image.new("RGB", size, "white") for size in ((112, 56), (56, 112)))
     both = [{"text": prompts[0]["text"], "images": [image]} for image in (wide, tall)]
     rest = prompts[2:3]
@@ -241,7 +241,7 @@ def test_pictures_of_equal_content_and_other_shape_are_other_prompts(vlm, prompt
 
 
 def test_messages_equal_their_rendered_text(vlm, prompts, sampled, tmp_path):
-    path = tmp_path / "a picture.png"
+    path = tmp_path / "an image.png"
     prompts[2]["images"][1].save(path)
     first, file = prompts[0]["images"][0], prompts[3]["images"][0]
     contents = [
@@ -267,15 +267,15 @@ def test_messages_equal_their_rendered_text(vlm, prompts, sampled, tmp_path):
     ("prompt", "message"),
     [
         ({"text": chat("What?"), "images": [Image.new("RGB", (28, 28))]}, "1 images, but 0"),
-        ({"text": chat(f"{PICTURE}What?"), "images": []}, "0 images, but 1"),
-        ({"text": chat(f"{PICTURE}What?")}, "0 images, but 1"),
+        ({"text": chat(f"{IMAGE}What?"), "images": []}, "0 images, but 1"),
+        ({"text": chat(f"{IMAGE}What?")}, "0 images, but 1"),
         ({"text": chat("<|video_pad|>What?"), "images": []}, "video is not supported"),
         ({"text": "", "images": []}, "the prompt is empty"),
-        ({"text": chat(PICTURE), "images": ["/no/such/picture.png"]}, "picture.png does not exist"),
-        ({"text": chat(PICTURE), "images": ["https://x.org/a.png"]}, "not a local file"),
-        ({"text": chat(PICTURE), "images": [BUNDLED / "config.json"]}, "config.json cannot be"),
-        ({"text": chat(PICTURE), "images": [b"GIF89a"]}, "cannot be read"),
-        ({"text": chat(PICTURE), "images": [Image.new("RGB", (3000, 10))]}, "aspect ratio"),
+        ({"text": chat(IMAGE), "images": ["/no/such/image.png"]}, "image.png does not exist"),
+        ({"text": chat(IMAGE), "images": ["https://x.org/a.png"]}, "not a local file"),
+        ({"text": chat(IMAGE), "images": [BUNDLED / "config.json"]}, "config.json cannot be"),
+        ({"text": chat(IMAGE), "images": [b"GIF89a"]}, "cannot be read"),
+        ({"text": chat(IMAGE), "images": [Image.new("RGB", (3000, 10))]}, "aspect ratio"),
         ({"question": "What?"}, 'neither "text" nor "messages"'),
         ({"messages": [{"role": "user"}]}, "expected a string or a list of parts"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "names no image"),
@@ -297,9 +297,9 @@ def test_a_prompt_that_cannot_be_used_is_named(vlm, prompts, prompt, message):
         [{"messages": "What?"}],
         [{"messages": ["What?"]}],
         [{"text": None, "images": []}],
-        [{"text": chat(PICTURE), "images": Image.new("RGB", (28, 28))}],  # not in a list
-        [{"text": chat(PICTURE), "images": [np.zeros((28, 28, 3), np.uint8)]}],
-        [{"text": chat(PICTURE), "images": [None]}],
+        [{"text": chat(IMAGE), "images": Image.new("RGB", (28, 28))}],  # not in a list
+        [{"text": chat(IMAGE), "images": [np.zeros((28, 28, 3), np.uint8)]}],
+        [{"text": chat(IMAGE), "images": [None]}],
     ],
 )
 def test_a_prompt_of_a_wrong_type_is_bad_input(vlm, prompts):

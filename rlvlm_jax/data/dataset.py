@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One problem, and where problems come from: jsonl files, `datasets`, the bundled generator.
 
-Every record is checked here, before the first step: its fields, its pictures' headers, its
+Every record is checked here, before the first step: its fields, its images' headers, its
 solution, the length of its prompt. What is wrong is refused with file, line and id, or dropped and
-counted. Also says how a problem becomes a prompt. Does not decode pictures ahead of time, does not
+counted. Also says how a problem becomes a prompt. Does not decode images ahead of time, does not
 batch, and does not know how solutions are judged: the check of solutions is a function it is given.
 """
 
@@ -34,7 +34,7 @@ from rlvlm_jax.data.processor import (
 from rlvlm_jax.data.tokenizer import Tokenizer
 from rlvlm_jax.errors import InputError
 
-MARKER = "<image>"  # stands for a picture in a question
+MARKER = "<image>"  # stands for an image in a question
 _FILES = (".jsonl", ".json", ".ndjson")
 _HEADER_THREADS = 8  # they mostly wait for the disk
 _LOG = logging.getLogger(__name__)
@@ -46,15 +46,15 @@ class Example:
 
     Attributes:
         id: unique within its data set.
-        question: the text of the problem; `<image>` inside it says where a picture belongs.
+        question: the text of the problem; `<image>` inside it says where an image belongs.
         answer: the bare answer, for reading; may be empty.
         solution: what responses are judged by; its answer is in a box.
         images: paths, encoded bytes, or objects whose `read()` gives encoded bytes.
         messages: a whole chat, where the record holds one instead of a question.
         kind: which of the data set's kinds of problem it is, such as "vision"; may be empty.
         source: file and line, for messages.
-        tokens: length of its prompt, known from the headers of its pictures; 0 before `Reader`.
-        patches: of all its pictures; likewise.
+        tokens: length of its prompt, known from the headers of its images; 0 before `Reader`.
+        patches: of all its images; likewise.
     """
 
     id: str
@@ -80,12 +80,12 @@ class BadRecord(Exception):
 
 @dataclass(frozen=True, eq=False)
 class StoredImage:
-    """A picture inside a `datasets` table, read when it is needed and not kept."""
+    """An image inside a `datasets` table, read when it is needed and not kept."""
 
     table: Any
     row: int
     column: str
-    number: int | None  # position in the column's list; None where the column holds one picture
+    number: int | None  # position in the column's list; None where the column holds one image
     label: str
 
     def read(self) -> bytes:
@@ -204,7 +204,7 @@ class Reader:
     def messages(self, example: Example) -> list[dict[str, Any]]:
         """Returns the chat that asks for a solution.
 
-        The pictures stand where the question's markers are, or before its text.
+        The images stand where the question's markers are, or before its text.
         """
         if example.messages is not None:
             return list(example.messages)
@@ -223,15 +223,15 @@ class Reader:
         return [*system, {"role": "user", "content": content}]
 
     def text(self, example: Example) -> str:
-        """Returns the rendered prompt, with one image token for each picture."""
+        """Returns the rendered prompt, with one image token for each image."""
         return self.tokenizer.render(self.messages(example))
 
     def size(self, example: Example) -> tuple[int, int]:
-        """Returns (tokens, patches) of the prompt; reads headers of pictures only.
+        """Returns (tokens, patches) of the prompt; reads headers of images only.
 
         Raises:
-            ImageError: a picture cannot be used.
-            InputError: the chat template leaves pictures out.
+            ImageError: an image cannot be used.
+            InputError: the chat template leaves images out.
         """
         counts = [count_image_tokens(*image_size(i), self.spec) for i in example.images]
         ids = self.tokenizer.encode(self.text(example))
@@ -241,10 +241,10 @@ class Reader:
         return len(ids) - len(counts) + tokens, tokens * self.spec.merge_size**2
 
     def encode(self, example: Example) -> Encoded:
-        """Returns the prompt as arrays; decodes its pictures.
+        """Returns the prompt as arrays; decodes its images.
 
         Raises:
-            ImageError: a picture cannot be used; the message names the record.
+            ImageError: an image cannot be used; the message names the record.
         """
         try:
             return encode_prompt(
@@ -319,7 +319,7 @@ class _Sized(NamedTuple):
 
 
 class _Unreadable(NamedTuple):
-    """What is wrong with a picture."""
+    """What is wrong with an image."""
 
     kind: str
     problem: str
@@ -406,7 +406,7 @@ def _is_stored(cell: Any) -> bool:
 def _reference(
     cell: dict[str, Any], table: Any, row: int, column: str, number: int | None, where: str
 ) -> StoredImage | str | None:
-    """Returns the picture's path, or where its bytes lie in the table."""
+    """Returns the image's path, or where its bytes lie in the table."""
     if cell["bytes"] is None:
         return cell["path"]
     place = "" if number is None else f"[{number}]"
@@ -414,7 +414,7 @@ def _reference(
 
 
 def _open_table(name: str, key: str) -> tuple[Any, str]:
-    """Opens what `datasets` knows; returns (table without decoding of pictures, its label)."""
+    """Opens what `datasets` knows; returns (table without decoding of images, its label)."""
     import datasets  # a second to import: only where it is used
 
     path, split = name, ""
@@ -457,9 +457,9 @@ def _open_table(name: str, key: str) -> tuple[Any, str]:
 def overlap(
     train_examples: Sequence[Example], eval_examples: Sequence[Example]
 ) -> list[tuple[str, str]]:
-    """Finds problems that occur in both data sets: the same question with the same pictures.
+    """Finds problems that occur in both data sets: the same question with the same images.
 
-    White space and case of the question do not matter; pictures are compared by their bytes, and
+    White space and case of the question do not matter; images are compared by their bytes, and
     read only where the questions agree.
 
     Args:
@@ -508,7 +508,7 @@ def _parse(row: Any, number: int, where: str, folder: Path) -> Example:
         row: a line of a file, or a dict.
         number: of the line or row: the id of a record without one.
         where: file and line.
-        folder: what paths of pictures are relative to.
+        folder: what paths of images are relative to.
 
     Raises:
         BadRecord: something is missing or of the wrong type.
@@ -627,7 +627,7 @@ def _parse_chat(row: dict[str, Any], name: str, where: str, folder: Path) -> Exa
 
 
 def _chat_part(part: Any) -> tuple[Any, str | None]:
-    """Returns (picture, None) or (None, text) of a part of a turn."""
+    """Returns (image, None) or (None, text) of a part of a turn."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return None, part["text"]
@@ -667,7 +667,7 @@ def _solution(row: dict[str, Any]) -> str:
 
 
 def _image(image: Any, folder: Path) -> Any:
-    """Returns where a picture lies; a relative path counts from `folder`."""
+    """Returns where an image lies; a relative path counts from `folder`."""
     if isinstance(image, StoredImage):
         return image
     if not isinstance(image, str) or not image:
@@ -679,9 +679,9 @@ def _image(image: Any, folder: Path) -> Any:
 
 
 def _strip_leading_marker(question: str, images: int) -> str:
-    """Returns the question without a marker that only says "a picture comes first".
+    """Returns the question without a marker that only says "an image comes first".
 
-    As many markers as pictures say where each belongs, and stay.
+    As many markers as images say where each belongs, and stay.
     """
     markers = question.count(MARKER)
     if markers == 1 and images and question.lstrip().startswith(MARKER):

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of the bundled problems: one function a family, from the facts to a PNG.
+"""Images of the bundled problems: one function a family, from the facts to a PNG.
 
 Labels are written with glyphs of our own, 5 by 7 points doubled, so that no font file decides how a
-picture looks; each glyph fills one 14-pixel patch of the vision tower, which is what lets a model
+image looks; each glyph fills one 14-pixel patch of the vision tower, which is what lets a model
 of two million parameters learn to read. Figures are not to scale. This file knows nothing of
 questions, answers or splits.
 """
@@ -61,12 +61,12 @@ def draw_rectangle(facts: Sequence[int], labels: bool, rng: Random, colour: Colo
 
     Args:
         facts: width, height and area of the hole, each of one digit.
-        labels: whether the facts are written into the picture.
+        labels: whether the facts are written into the image.
         rng: source of what may vary without changing the facts.
         colour: of the rectangle.
 
     Returns:
-        The PNG file of an RGB picture of SIZE x SIZE pixels.
+        The PNG file of an RGB image of SIZE x SIZE pixels.
     """
     image, pen = _canvas()
     left, top, right, bottom = 16 + _jitter(rng), 16 + _jitter(rng), 80 - _jitter(rng), 80

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lengths of prompts that were counted before, kept on disk.
 
-To count, every prompt is rendered and tokenised and the header of every picture read: minutes for a
-large data set, at every start. Here they are found again, as long as the prompt, its pictures, the
+To count, every prompt is rendered and tokenised and the header of every image read: minutes for a
+large data set, at every start. Here they are found again, as long as the prompt, its images, the
 tokenizer and the pixel limits are the same. Knows no records; `dataset.Reader` asks it.
 """
 
@@ -75,12 +75,12 @@ class SizeIndex:
 
 
 def key_of(messages: Sequence[dict[str, Any]], images: Sequence[Any]) -> str:
-    """Returns what stands for a prompt: its chat, and its pictures as they are now.
+    """Returns what stands for a prompt: its chat, and its images as they are now.
 
     A file is told by path, size and time of change, encoded bytes by their digest.
 
     Raises:
-        ImageError: a picture is not a local file.
+        ImageError: an image is not a local file.
         OSError: there is no such file.
     """
     identities = [_identity(image) for image in images]

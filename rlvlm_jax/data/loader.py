@@ -119,10 +119,10 @@ class Share:
 
 
 class _Stream:
-    """Batches of encoded examples: of each, the next N whose pictures are whole.
+    """Batches of encoded examples: of each, the next N whose images are whole.
 
     Examples stand at places 0, 1, 2, ... A place is encoded by the processes that hold the row it
-    would have if no picture were damaged; what moves to another process's row, because some before
+    would have if no image were damaged; what moves to another process's row, because some before
     it are, is encoded there once more. So the batches do not depend on how many processes share
     them.
 
@@ -155,7 +155,7 @@ class _Stream:
             prompts: N.
             workers: threads that encode ahead, two batches at most.
             on_bad_record: see `Loader`.
-            drop: called with (kind, id) of each damaged picture, in the order of their places.
+            drop: called with (kind, id) of each damaged image, in the order of their places.
             share: of this process.
         """
         self.position = 0
@@ -258,7 +258,7 @@ class _Stream:
         """What the threads run.
 
         Raises:
-            ImageError: the picture is damaged and on_bad_record="error".
+            ImageError: the image is damaged and on_bad_record="error".
         """
         example = self._examples[self.number(place)]
         try:
@@ -290,7 +290,7 @@ class Loader:
     Attributes:
         buckets: the shapes (P, I) that batches have.
         epoch: passes over the data so far; 2.5 is in the middle of the third.
-        dropped: kind -> ids of examples whose pictures turned out to be damaged.
+        dropped: kind -> ids of examples whose images turned out to be damaged.
     """
 
     def __init__(
@@ -350,7 +350,7 @@ class Loader:
         """Returns the next N examples, and the rows of their batch that are encoded here.
 
         Raises:
-            InputError: a damaged picture with on_bad_record="error", or too few examples are left.
+            InputError: a damaged image with on_bad_record="error", or too few examples are left.
         """
         numbers, encoded, needed = self._stream.take()
         batch = collate(encoded, *fit_bucket(needed, self.buckets), self._pad_id)
@@ -410,7 +410,7 @@ class EvaluationSet:
     Attributes:
         examples: all of them.
         buckets: the shapes (P, I) that batches have.
-        dropped: kind -> ids of examples whose pictures turned out to be damaged.
+        dropped: kind -> ids of examples whose images turned out to be damaged.
     """
 
     def __init__(
@@ -447,7 +447,7 @@ class EvaluationSet:
         `examples` are those of the real rows only, at most N, which come first.
 
         Raises:
-            InputError: a damaged picture with on_bad_record="error", or none that is not.
+            InputError: a damaged image with on_bad_record="error", or none that is not.
         """
         count, rows = len(self.examples), self._share.rows
         stream = _Stream(
@@ -477,7 +477,7 @@ class EvaluationSet:
             if self.dropped.count == count:
                 raise InputError(
                     f"all {count} records of an evaluation set, the first from "
-                    f"{self.examples[0].source}, have damaged pictures ({dict(self.dropped)})"
+                    f"{self.examples[0].source}, have damaged images ({dict(self.dropped)})"
                 )
         finally:
             stream.close()

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The bundled visual problems: made by computation, the same everywhere, with no file to fetch.
 
-Six families of two-step arithmetic about a small picture, each in two kinds. In a *text-dominant*
-problem the statement carries the facts and the picture only supports; in a *vision-dominant* one
-the facts are in the picture alone. Every problem has an integer answer and a worked solution whose
+Six families of two-step arithmetic about a small image, each in two kinds. In a *text-dominant*
+problem the statement carries the facts and the image only supports; in a *vision-dominant* one
+the facts are in the image alone. Every problem has an integer answer and a worked solution whose
 last part is the answer in a box.
 
 Splits share no facts: what a problem is about (its family and numbers, in any order that leaves
@@ -51,9 +51,9 @@ class Family:
         key: what must not be shared between splits; equal for facts that differ in order only.
         special: whether the facts are kept for the out-of-distribution test.
         text: the question that states the facts.
-        vision: the question that leaves them to the picture.
+        vision: the question that leaves them to the image.
         steps: the two computations, written out.
-        draw: the picture, see `drawing`.
+        draw: the image, see `drawing`.
     """
 
     name: str

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures to patches, prompts to arrays, and prompts together to a `Batch` of static shape.
+"""Images to patches, prompts to arrays, and prompts together to a `Batch` of static shape.
 
-The heart of step I. A picture is opened, flattened onto white, resized to whole merge blocks
+The heart of step I. An image is opened, flattened onto white, resized to whole merge blocks
 within its pixel limits, and cut into patches that stay uint8: the model normalises them on the
-device. How many tokens a picture takes is known from its header alone. Knows nothing of data sets
-and configuration; the only other place that opens pictures is `rlvlm_jax.VLM`'s caller.
+device. How many tokens an image takes is known from its header alone. Knows nothing of data sets
+and configuration; the only other place that opens images is `rlvlm_jax.VLM`'s caller.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from rlvlm_jax.data.tokenizer import Tokenizer
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.types import Batch
 
-MAX_ASPECT = 200  # longer pictures are refused: no resizing fits them
+MAX_ASPECT = 200  # longer images are refused: no resizing fits them
 MAX_OPENED_PIXELS = 89_478_485  # beyond, a small file may unpack to gigabytes; Pillow's own limit
 
 _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
@@ -51,7 +51,7 @@ _ONLY = {
 
 
 class ImageError(InputError):
-    """A picture that cannot be used.
+    """An image that cannot be used.
 
     Attributes:
         kind: "missing_image", "unreadable_image", "image_too_long" or "image_too_large".
@@ -64,13 +64,13 @@ class ImageError(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
-    """How a model wants its pictures.
+    """How a model wants its images.
 
     Attributes:
         patch_size: side of a patch, pixels.
         merge_size: patches along the side of the square that becomes one image token.
-        temporal_patch_size: frames of a patch; a still picture's one frame serves for all.
-        min_pixels: a smaller picture is enlarged to at least this area.
+        temporal_patch_size: frames of a patch; a still image's one frame serves for all.
+        min_pixels: a smaller image is enlarged to at least this area.
         max_pixels: a larger one is reduced to at most this area.
         window_size: side of an attention window, pixels; 0 = no windows.
         image_mean: per channel, of pixels in [0, 1].
@@ -174,7 +174,7 @@ class ImageSpec:
 
 @dataclasses.dataclass(frozen=True)
 class VisionTokens:
-    """Ids of the tokens that concern pictures; None where a tokenizer has no such token."""
+    """Ids of the tokens that concern images; None where a tokenizer has no such token."""
 
     image: int | None
     vision_start: int | None
@@ -196,28 +196,28 @@ class VisionTokens:
 
 @dataclasses.dataclass
 class Encoded:
-    """One prompt, not yet padded: p tokens, i patches of all its pictures."""
+    """One prompt, not yet padded: p tokens, i patches of all its images."""
 
     tokens: np.ndarray  # int32[p]
     positions: np.ndarray  # int32[3, p]
     patches: np.ndarray  # uint8[i, C]
-    coords: np.ndarray  # int32[i, 2], (row, column) in the patch's own picture
-    image: np.ndarray  # int32[i], number of the picture from 1
-    window: np.ndarray  # int32[i], number of the attention window from 1, over all pictures
+    coords: np.ndarray  # int32[i, 2], (row, column) in the patch's own image
+    image: np.ndarray  # int32[i], number of the image from 1
+    window: np.ndarray  # int32[i], number of the attention window from 1, over all images
 
 
-# ---- pictures -------------------------------------------------------------------------------
+# ---- images -------------------------------------------------------------------------------
 
 
 def open_image(source: Any) -> Image.Image:
-    """Opens a picture and reads its header, not its pixels.
+    """Opens an image and reads its header, not its pixels.
 
     Args:
         source: path or file:// address, encoded bytes, an object whose `read()` gives encoded
-            bytes, or a picture that is open already.
+            bytes, or an image that is open already.
 
     Raises:
-        ImageError: there is no such file, no picture in it, or one that is far too large.
+        ImageError: there is no such file, no image in it, or one that is far too large.
     """
     image = source if isinstance(source, Image.Image) else _open_encoded(source)
     width, height = image.size
@@ -272,7 +272,7 @@ def local_path(source: str | Path) -> Path:
 
 
 def _name(source: Any) -> str:
-    """Returns how a message calls a picture."""
+    """Returns how a message calls an image."""
     if isinstance(source, bytes):
         return f"of {len(source)} bytes"
     if isinstance(source, Image.Image):
@@ -293,11 +293,11 @@ def _orientation(image: Image.Image) -> int:
         exif.load(data)
         return exif.get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
-        return 1  # the note about the picture is damaged, the picture itself is not
+        return 1  # the note about the image is damaged, the image itself is not
 
 
 def image_size(source: Any) -> tuple[int, int]:
-    """Returns (width, height) of the upright picture in pixels; reads the header only.
+    """Returns (width, height) of the upright image in pixels; reads the header only.
 
     Raises:
         ImageError: see `open_image`.
@@ -311,7 +311,7 @@ def image_size(source: Any) -> tuple[int, int]:
 
 
 def flatten(image: Image.Image) -> Image.Image:
-    """Returns the picture as RGB, what is transparent on white.
+    """Returns the image as RGB, what is transparent on white.
 
     Figures often are black lines on a transparent ground: dropping the alpha channel instead would
     leave them black on black. 16-bit grey is reduced to 8 bits, and grey without a fixed range
@@ -335,7 +335,7 @@ def flatten(image: Image.Image) -> Image.Image:
 
 
 def load_pixels(source: Any) -> Image.Image:
-    """Returns the picture decoded, upright, as RGB on white; the first frame of several.
+    """Returns the image decoded, upright, as RGB on white; the first frame of several.
 
     The orientation noted by a camera is followed, as transformers does when it opens files.
 
@@ -357,7 +357,7 @@ def load_pixels(source: Any) -> Image.Image:
 
 
 def resized_size(width: int, height: int, spec: ImageSpec) -> tuple[int, int]:
-    """Returns (width, height) in pixels to which a picture is resized.
+    """Returns (width, height) in pixels to which an image is resized.
 
     Both are whole merge blocks, as near to the original as rounding allows; an area outside the
     limits is first scaled to the limit, keeping the aspect ratio, then rounded towards the inside.
@@ -383,7 +383,7 @@ def resized_size(width: int, height: int, spec: ImageSpec) -> tuple[int, int]:
 
 
 def count_image_tokens(width: int, height: int, spec: ImageSpec) -> int:
-    """Returns the tokens that a picture of this size takes in a prompt.
+    """Returns the tokens that an image of this size takes in a prompt.
 
     Raises:
         ImageError: see `resized_size`.
@@ -392,7 +392,7 @@ def count_image_tokens(width: int, height: int, spec: ImageSpec) -> int:
 
 
 def process_image(image: Any, spec: ImageSpec) -> tuple[np.ndarray, tuple[int, int]]:
-    """Cuts a picture into patches.
+    """Cuts an image into patches.
 
     Args:
         image: what `open_image` takes, of any mode; transparency is put on white.
@@ -415,7 +415,7 @@ def process_image(image: Any, spec: ImageSpec) -> tuple[np.ndarray, tuple[int, i
 
 
 def patch_places(rows: int, columns: int, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Returns where the patches of one picture lie, in the order of `process_image`.
+    """Returns where the patches of one image lie, in the order of `process_image`.
 
     Returns:
         (coords int32[i, 2], window int32[i] from 0, all 0 without windows). Windows are laid from
@@ -437,19 +437,19 @@ def patch_places(rows: int, columns: int, spec: ImageSpec) -> tuple[np.ndarray, 
 def encode_prompt(
     text: str, images: Sequence[Any], tokenizer: Tokenizer, spec: ImageSpec, name: str = "prompt"
 ) -> Encoded:
-    """Turns a rendered prompt and its pictures into arrays.
+    """Turns a rendered prompt and its images into arrays.
 
     Args:
-        text: with one image token for each picture, in order; it is repeated here to the tokens
-            that the picture takes.
+        text: with one image token for each image, in order; it is repeated here to the tokens
+            that the image takes.
         images: what `open_image` takes.
         tokenizer: of the model.
         spec: of the model.
         name: the prompt's id, for messages.
 
     Raises:
-        ImageError: a picture cannot be used.
-        InputError: the number of image tokens is not that of pictures, or there is a video.
+        ImageError: an image cannot be used.
+        InputError: the number of image tokens is not that of images, or there is a video.
     """
     ids = tokenizer.encode(text)
     if not ids:
@@ -481,7 +481,7 @@ def encode_prompt(
 
 
 def check_placeholders(ids: Sequence[int], images: int, vision: VisionTokens, name: str) -> None:
-    """Checks that a prompt has one image token for each picture, and no video.
+    """Checks that a prompt has one image token for each image, and no video.
 
     Raises:
         InputError: naming the prompt, what was expected and what was found.

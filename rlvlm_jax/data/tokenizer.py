@@ -3,7 +3,7 @@
 """Text to token ids and back, and the chat template: the only place that knows `transformers`.
 
 Serves step I (prompts) and step III (texts of responses). It does not know images: a rendered
-prompt holds one image token for each picture, which `processor.encode_prompt` repeats.
+prompt holds one image token for each image, which `processor.encode_prompt` repeats.
 """
 
 import hashlib
@@ -129,7 +129,7 @@ class Tokenizer:
         """Returns `text` with a space inside whatever would be read as a special token.
 
         So a question that quotes "<|im_end|>" neither ends its turn nor, quoting "<|image_pad|>",
-        asks for a picture that is not there: "< |im_end|>" reads the same and is ordinary text.
+        asks for an image that is not there: "< |im_end|>" reads the same and is ordinary text.
         """
         return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
@@ -142,7 +142,7 @@ class Tokenizer:
                 escaped (see `escape`).
 
         Returns:
-            A text with one image token for each picture.
+            A text with one image token for each image.
 
         Raises:
             InputError: there is no template, or it does not accept these messages.

@@ -72,7 +72,7 @@ def open_model(path: str) -> tuple[startup.Source, Any, str]:
 def largest_bucket(
     config: ConfigDict, spec: Any, prompt_tokens: int, patches: int
 ) -> tuple[int, int]:
-    """Returns (P, I): what is given, or else the most that the limits allow, one picture a prompt.
+    """Returns (P, I): what is given, or else the most that the limits allow, one image a prompt.
 
     Args:
         config: `data.max_prompt_tokens` is read.

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The rollout browser's data: which responses go into the page, with their pictures.
+"""The rollout browser's data: which responses go into the page, with their images.
 
 Plain JSON values; what a model wrote is only ever data here. The page's script shows it as text.
 """
@@ -17,9 +17,9 @@ from rlvlm_jax.evaluation.runs import RunRecord, read_rows
 from rlvlm_jax.evaluation.scores import REFLECTION_WORDS
 from rlvlm_jax.report.curves import Method
 
-LARGEST = 60_000  # bytes of a picture that goes in as it is; larger ones are scaled down
+LARGEST = 60_000  # bytes of an image that goes in as it is; larger ones are scaled down
 SIDE = 512  # pixels of a side of those
-MAX_IMAGE_BYTES = 32_000_000  # bytes of all pictures; what comes after them is left out
+MAX_IMAGE_BYTES = 32_000_000  # bytes of all images; what comes after them is left out
 _MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "GIF": "image/gif", "WEBP": "image/webp"}
 
 
@@ -110,7 +110,7 @@ class _Images:
         self._places: dict[Path, int | None] = {}
 
     def add(self, file: Path) -> int | None:
-        """Returns the picture's number, None where it is gone, broken, or one too many."""
+        """Returns the image's number, None where it is gone, broken, or one too many."""
         if file not in self._places:
             self._places[file] = None
             uri = _data_uri(file) if self._left > 0 else None
@@ -134,5 +134,5 @@ def _data_uri(file: Path) -> str | None:
                 Image.alpha_composite(paper, rgba).convert("RGB").save(target, "JPEG", quality=80)
                 data, kind = target.getvalue(), "JPEG"
     except (OSError, ValueError, Image.DecompressionBombError):
-        return None  # the page says that the picture is not there
+        return None  # the page says that the image is not there
     return f"data:{_MIME[kind]};base64,{base64.b64encode(data).decode()}"

@@ -17,7 +17,7 @@ from rlvlm_jax.report.figures import Layout, panel_svg
 from rlvlm_jax.report.tables import Table
 
 _ASSETS = resources.files("rlvlm_jax.report")
-# Scripts and styles are this page's own, pictures are inside it, and nothing else may load.
+# Scripts and styles are this page's own, images are inside it, and nothing else may load.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 

@@ -309,7 +309,7 @@ def score(
     Args:
         texts: B responses, special tokens removed.
         examples: one for each response, with the key "solution"; handed on to the user's function,
-            so each must be picklable (file names rather than pictures).
+            so each must be picklable (file names rather than images).
         truncated: for each response, whether it has no stop token.
         lengths: tokens of each response, the stop token not counted.
         config: weights and rules.

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of data share: a byte tokenizer, small pictures, the real problems."""
+"""What the tests of data share: a byte tokenizer, small images, the real problems."""
 
 import json
 import threading
@@ -87,12 +87,12 @@ def k12() -> Path:
     return folder
 
 
-def picture(width: int = 28, height: int = 28, colour: str = "red") -> Image.Image:
+def make_image(width: int = 28, height: int = 28, colour: str = "red") -> Image.Image:
     return Image.new("RGB", (width, height), colour)
 
 
-def save_picture(path: Path, *args, **kwargs) -> Path:
-    picture(*args, **kwargs).save(path)
+def save_image(path: Path, *args, **kwargs) -> Path:
+    make_image(*args, **kwargs).save(path)
     return path
 
 

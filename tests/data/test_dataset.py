@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from data_cases import IMAGE_ID, k12, picture, save_picture, write_tokenizer
+from data_cases import IMAGE_ID, k12, make_image, save_image, write_tokenizer
 from PIL import Image
 
 from rlvlm_jax.data.dataset import Reader, overlap
@@ -34,10 +34,10 @@ def write_jsonl(path, *records):
 
 @pytest.fixture
 def folder(tmp_path):
-    save_picture(tmp_path / "a.png", 56, 28)
-    save_picture(tmp_path / "b.png", 28, 28)
-    save_picture(tmp_path / "long.png", 402, 2)
-    (tmp_path / "text.png").write_text("no picture", encoding="utf-8")
+    save_image(tmp_path / "a.png", 56, 28)
+    save_image(tmp_path / "b.png", 28, 28)
+    save_image(tmp_path / "long.png", 402, 2)
+    (tmp_path / "text.png").write_text("no image", encoding="utf-8")
     return tmp_path
 
 
@@ -98,15 +98,15 @@ def test_problems_that_two_sets_share(folder, reader):
     theirs = write_jsonl(
         folder / "theirs.jsonl",
         {**GOOD, "id": "copy", "question": "<image> find  X.", "image": "same.png"},
-        {**GOOD, "id": "other picture", "image": "b.png"},
+        {**GOOD, "id": "other image", "image": "b.png"},
         {**GOOD, "id": "other question", "question": "<image>Find y."},
-        {**bare, "id": "no picture"},
+        {**bare, "id": "no image"},
     )
     sets = [strict(reader).read(name)[0] for name in (ours, theirs)]
-    assert overlap(*sets) == [("g", "copy"), ("text", "no picture")]
+    assert overlap(*sets) == [("g", "copy"), ("text", "no image")]
 
 
-def test_prompt_is_pictures_question_instruction(folder, reader):
+def test_prompt_is_images_question_instruction(folder, reader):
     reader = strict(reader, instruction="Answer in \\boxed{}.", system="Be brief.")
     (example,), _ = reader.read(write_jsonl(folder / "d.jsonl", GOOD))
     assert reader.text(example) == (
@@ -145,13 +145,13 @@ def test_size_from_headers_is_the_size_of_the_encoded_prompt(folder, reader):
         ("Find <|image_pad|>.", None, "Find < |image_pad|>."),
     ],
 )
-def test_where_pictures_stand(folder, reader, question, images, expected):
+def test_where_images_stand(folder, reader, question, images, expected):
     record = GOOD | {"question": question, "image": images}
     (example,), _ = strict(reader).read(write_jsonl(folder / "d.jsonl", record))
     text = reader.text(example)
     assert text == f"<|im_start|>user\n{expected}<|im_end|>\n<|im_start|>assistant\n"
-    pictures = sum(token == IMAGE_ID for token in reader.tokenizer.encode(text))
-    assert pictures == len(example.images)
+    num_images = sum(token == IMAGE_ID for token in reader.tokenizer.encode(text))
+    assert num_images == len(example.images)
 
 
 def test_ids_default_to_line_numbers_and_numbers_are_text(folder, reader):
@@ -350,7 +350,7 @@ def test_long_prompts_are_dropped_never_cut(folder, reader, policy):
     assert len(replace(limited, max_prompt_tokens=full.tokens).read(name)[0]) == 2
 
 
-def test_template_without_pictures_is_named(folder, reader, tmp_path):
+def test_template_without_images_is_named(folder, reader, tmp_path):
     blind = (
         "{% for m in messages %}{{ m['content'] if m['content'] is string else '' }}{% endfor %}"
     )
@@ -382,7 +382,7 @@ def table(folder):
     rows = {
         "problem": ["<image>Find x.", "<image><image>Find y.", "Find z."],
         "answer": ["1", "2", "3"],
-        "images": [[picture(56, 28)], [picture(28, 28), picture(28, 56, "blue")], []],
+        "images": [[make_image(56, 28)], [make_image(28, 28), make_image(28, 56, "blue")], []],
     }
     features = {
         "problem": datasets.Value("string"),
@@ -429,7 +429,7 @@ def test_saved_splits(folder, reader, table):
         reader.read(f"{name}:val")
 
 
-def test_one_picture_a_row_and_paths(folder, reader):
+def test_one_image_a_row_and_paths(folder, reader):
     datasets = pytest.importorskip("datasets")
     rows = {
         "id": ["a", "b"],
@@ -439,9 +439,9 @@ def test_one_picture_a_row_and_paths(folder, reader):
     }
     paths = datasets.Dataset.from_dict(rows)
     paths.save_to_disk(folder / "paths")
-    pictures = paths.cast_column("image", datasets.Image())
-    pictures.save_to_disk(folder / "pictures")
-    for name in ("paths", "pictures"):
+    images = paths.cast_column("image", datasets.Image())
+    images.save_to_disk(folder / "images")
+    for name in ("paths", "images"):
         examples, _ = strict(reader).read(str(folder / name))
         assert [example.patches for example in examples] == [8, 4]
         assert [len(reader.encode(example).patches) for example in examples] == [8, 4]
@@ -449,7 +449,7 @@ def test_one_picture_a_row_and_paths(folder, reader):
 
 def test_bad_rows_of_a_table(folder, reader):
     datasets = pytest.importorskip("datasets")
-    cells = [{"bytes": b"no picture", "path": None}, {"bytes": None, "path": "nowhere.png"}, None]
+    cells = [{"bytes": b"no image", "path": None}, {"bytes": None, "path": "nowhere.png"}, None]
     rows = {"question": ["Q"] * 3, "answer": ["1"] * 3, "image": cells}
     table = datasets.Dataset.from_dict(rows)
     table.save_to_disk(folder / "saved")

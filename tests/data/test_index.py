@@ -68,7 +68,7 @@ def test_another_prompt_or_pixel_limit_is_counted_anew(reader, data, counted, ch
     assert found == sizes(replace(other, index=""), data)
 
 
-def test_a_changed_picture_or_question_is_counted_anew(reader, data, counted):
+def test_a_changed_image_or_question_is_counted_anew(reader, data, counted):
     before = sizes(reader, data)
     Image.new("RGB", (300, 200)).save(data.parent / "2.png")
     lines = data.read_text().splitlines()
@@ -82,10 +82,10 @@ def test_a_changed_picture_or_question_is_counted_anew(reader, data, counted):
     ]
 
 
-def test_a_picture_that_is_gone_or_broken_is_still_refused(reader, data):
+def test_an_image_that_is_gone_or_broken_is_still_refused(reader, data):
     sizes(reader, data)
     (data.parent / "1.png").unlink()
-    (data.parent / "3.png").write_bytes(b"no picture")
+    (data.parent / "3.png").write_bytes(b"no image")
     lenient = replace(reader, on_bad_record="skip")
     _, report = lenient.read(str(data))
     assert report["dropped"] == {"missing_image": ["p1"], "unreadable_image": ["p3"]}
@@ -135,7 +135,7 @@ def test_several_processes_count_their_part_and_keep_the_whole(reader, data, cou
 
 
 def test_a_bad_record_of_another_process_is_refused_by_all(reader, data, tmp_path):
-    (tmp_path / "data" / "4.png").write_text("no picture")
+    (tmp_path / "data" / "4.png").write_text("no image")
     expected = pytest.raises(InputError, reader.read, str(data)).value
 
     def program(number, together):

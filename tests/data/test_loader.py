@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Order, epochs, cursors, damaged pictures and static shapes."""
+"""Order, epochs, cursors, damaged images and static shapes."""
 
 import itertools
 import json
@@ -36,7 +36,7 @@ def encode(problem):
 
 
 def breaking(*numbers):
-    """An `encode` to which the pictures of these examples are damaged."""
+    """An `encode` to which the images of these examples are damaged."""
 
     def encode_or_raise(problem):
         if int(problem.id) in numbers:
@@ -159,15 +159,15 @@ def test_cursor_of_other_data_is_refused(opened, changed):
         opened(**changed).restore(state)
 
 
-# ---- damaged pictures -----------------------------------------------------------------------
+# ---- damaged images -----------------------------------------------------------------------
 
 
-def test_damaged_picture_stops_the_run(opened):
+def test_damaged_image_stops_the_run(opened):
     with pytest.raises(InputError, match=r"d\.jsonl:7: cannot be decoded"):
         ids(opened(encode=breaking(7)), 3)
 
 
-def test_damaged_pictures_are_skipped_counted_once_and_replaced(opened):
+def test_damaged_images_are_skipped_counted_once_and_replaced(opened):
     loader = opened(encode=breaking(7, 2), on_bad_record="skip")
     order = flat(ids(loader, 8))  # four epochs of the eight that are left
     assert {kind: sorted(names) for kind, names in loader.dropped.items()} == {
@@ -184,7 +184,7 @@ def test_nothing_left_is_an_error_not_a_hang(opened):
         ids(loader, 3)
 
 
-def test_body_larger_than_its_header_is_a_damaged_picture(opened):
+def test_body_larger_than_its_header_is_a_damaged_image(opened):
     def growing(problem):
         return encode(example(problem.id, patches=64 if problem.id == "4" else 4))
 
@@ -194,7 +194,7 @@ def test_body_larger_than_its_header_is_a_damaged_picture(opened):
     assert 4 not in flat(ids(loader, 6))
 
 
-def test_other_exceptions_are_not_taken_for_damaged_pictures(opened):
+def test_other_exceptions_are_not_taken_for_damaged_images(opened):
     def failing(problem):
         raise ZeroDivisionError(problem.id)
 
@@ -284,7 +284,7 @@ def test_a_process_encodes_its_own_rows_only(opened):
         assert (seen[half] - needed).total() <= 4  # two batches ahead
 
 
-def test_a_damaged_picture_of_one_process_stops_all(opened):
+def test_a_damaged_image_of_one_process_stops_all(opened):
     def program(share):
         loader = opened(encode=breaking(7), share=share)
         with pytest.raises(InputError, match=r"d\.jsonl:7: cannot be decoded"):
@@ -336,7 +336,7 @@ def test_evaluation_of_fewer_questions_than_rows():
     assert batch.mask.any(axis=1).tolist() == [True, True, False, False]
 
 
-def test_evaluation_of_damaged_pictures():
+def test_evaluation_of_damaged_images():
     with pytest.raises(InputError, match=r"d\.jsonl:5"):
         list(EvaluationSet(EXAMPLES, breaking(5), prompts=4))
     questions = EvaluationSet(EXAMPLES, breaking(5), prompts=4, on_bad_record="skip")

@@ -56,7 +56,7 @@ def test_the_texts_never_change(splits):
     assert digest[:16] == "e01b00f47ec0bad8"
 
 
-def test_the_pictures_never_change(splits):
+def test_the_images_never_change(splits):
     digest = hashlib.sha256()
     for items in splits.values():
         for item in items[:48]:
@@ -125,7 +125,7 @@ def test_splits_share_no_facts_in_any_order(family):
 
 
 def test_equal_facts_of_the_two_kinds_are_in_the_same_split(splits):
-    """The picture of a vision problem must not give away the answer of a text problem."""
+    """The image of a vision problem must not give away the answer of a text problem."""
     solutions = {}
     for split, items in splits.items():
         for item in items:
@@ -184,14 +184,14 @@ def test_a_text_problem_states_the_numbers_that_its_solution_uses(splits):
 
 
 @pytest.mark.parametrize("family", problems.FAMILIES, ids=lambda family: family.name)
-def test_the_labelled_picture_tells_all_facts_apart(family):
+def test_the_labelled_image_tells_all_facts_apart(family):
     facts = family.space[::7]
     made = {family.draw(each, True, Random(3), COLOURS[0]) for each in facts}
     assert len(made) == len(facts)
 
 
 @pytest.mark.parametrize("family", problems.FAMILIES, ids=lambda family: family.name)
-def test_the_picture_without_labels_does_not_tell_the_facts(family):
+def test_the_image_without_labels_does_not_tell_the_facts(family):
     facts = family.space[::7]
     made = {family.draw(each, False, Random(3), COLOURS[0]) for each in facts}
     if family.name == "bars":
@@ -201,7 +201,7 @@ def test_the_picture_without_labels_does_not_tell_the_facts(family):
         assert len(made) == len({known(each) for each in facts})
 
 
-def test_pictures_are_small_rgb_png_files(splits):
+def test_images_are_small_rgb_png_files(splits):
     for items in splits.values():
         for item in items:
             image = Image.open(io.BytesIO(item.images[0]))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of all kinds to patches, prompts to arrays, prompts to batches."""
+"""Images of all kinds to patches, prompts to arrays, prompts to batches."""
 
 import io
 import json
@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from data_cases import IMAGE_ID, k12, picture, save_picture
+from data_cases import IMAGE_ID, k12, make_image, save_image
 from PIL import Image
 
 from rlvlm_jax.data.processor import (
@@ -76,7 +76,7 @@ def test_resized_size(width, height, limits, expected):
 
 
 @pytest.mark.parametrize(("width", "height"), [(201, 1), (3, 601)])
-def test_too_long_pictures_are_refused(width, height):
+def test_too_long_images_are_refused(width, height):
     with pytest.raises(ImageError, match="aspect ratio over 200") as caught:
         count_image_tokens(width, height, SPEC)
     assert caught.value.kind == "image_too_long"
@@ -131,7 +131,7 @@ def test_windows_at_the_edges_are_smaller():
     assert np.bincount(window).tolist() == [16, 16, 8, 8, 8, 4]
 
 
-def test_without_windows_there_is_one_per_picture():
+def test_without_windows_there_is_one_per_image():
     assert not patch_places(6, 10, ImageSpec())[1].any()
 
 
@@ -156,7 +156,7 @@ def test_windows_equal_those_of_transformers(grid):
 
 
 def black_on_nothing(mode):
-    """A picture whose left half is black and whose right half is transparent black."""
+    """An image whose left half is black and whose right half is transparent black."""
     alpha = Image.new("L", (4, 2), 255)
     alpha.paste(0, (2, 0, 4, 2))
     if mode == "RGBA":
@@ -219,7 +219,7 @@ def test_other_modes_keep_black_and_white(mode):
 
 
 def test_first_frame_of_an_animation():
-    frames = [picture(28, 28, colour) for colour in ("red", "blue")]
+    frames = [make_image(28, 28, colour) for colour in ("red", "blue")]
     data = encoded_bytes(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert load_pixels(data).getpixel((5, 5)) == (255, 0, 0)
 
@@ -227,7 +227,7 @@ def test_first_frame_of_an_animation():
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_followed_and_its_size_known_from_the_header(kind, orientation):
-    corner = picture(64, 32, "black")
+    corner = make_image(64, 32, "black")
     corner.paste((255, 255, 255), (0, 0, 16, 16))
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -249,21 +249,27 @@ def test_orientation_is_followed_and_its_size_known_from_the_header(kind, orient
     assert max(upright.getpixel(((1 - right) * (width - 1), (1 - bottom) * (height - 1)))) < 50
 
 
-def test_damaged_exif_does_not_cost_the_picture():
-    data = encoded_bytes(picture(), "JPEG", exif=b"Exif\x00\x00garbage")
+def test_damaged_exif_does_not_cost_the_image():
+    data = encoded_bytes(make_image(), "JPEG", exif=b"Exif\x00\x00garbage")
     assert image_size(data) == load_pixels(data).size == (28, 28)
 
 
 # ---- sources and defects --------------------------------------------------------------------
 
 
-def test_sources_are_paths_addresses_bytes_and_open_pictures(tmp_path):
-    path = save_picture(tmp_path / "a b.png", 30, 20)
-    sources = (path, str(path), f"file://{tmp_path}/a%20b.png", path.read_bytes(), picture(30, 20))
+def test_sources_are_paths_addresses_bytes_and_open_images(tmp_path):
+    path = save_image(tmp_path / "a b.png", 30, 20)
+    sources = (
+        path,
+        str(path),
+        f"file://{tmp_path}/a%20b.png",
+        path.read_bytes(),
+        make_image(30, 20),
+    )
     for source in sources:
         assert image_size(source) == (30, 20)
         assert load_pixels(source).getpixel((0, 0)) == (255, 0, 0)
-        assert load_pixels(source).getpixel((0, 0)) == (255, 0, 0)  # a picture stays usable
+        assert load_pixels(source).getpixel((0, 0)) == (255, 0, 0)  # an image stays usable
 
 
 def header_only_png(width, height):
@@ -285,7 +291,7 @@ def test_header_is_enough_for_the_size():
         ("nowhere.png", "missing_image"),
         ("https://example.org/a.png", "missing_image"),
         (b"", "unreadable_image"),
-        (b"this is no picture", "unreadable_image"),
+        (b"this is no image", "unreadable_image"),
         (header_only_png(0, 5), "unreadable_image"),
         (header_only_png(100_000, 100_000), "image_too_large"),  # Pillow refuses
         (header_only_png(10_000, 10_000), "image_too_large"),  # Pillow would only warn
@@ -298,7 +304,7 @@ def test_what_cannot_be_opened(source, kind):
 
 
 @pytest.mark.filterwarnings("default")
-def test_large_picture_is_refused_where_warnings_are_not_errors():
+def test_large_image_is_refused_where_warnings_are_not_errors():
     with pytest.warns(Image.DecompressionBombWarning), pytest.raises(ImageError, match="at most"):
         image_size(header_only_png(10_000, 10_000))
 
@@ -408,8 +414,8 @@ def spec(model_dir):
     return ImageSpec.from_directory(model_dir)
 
 
-def test_encode_prompt_with_two_pictures(tokenizer, spec):
-    images = [picture(56, 28, "black"), picture(140, 140, "white")]
+def test_encode_prompt_with_two_images(tokenizer, spec):
+    images = [make_image(56, 28, "black"), make_image(140, 140, "white")]
     one = encode_prompt(f"a{ONE}b{ONE}", images, tokenizer, spec)
     start, end = tokenizer.token_id("<|vision_start|>"), tokenizer.token_id("<|vision_end|>")
     expected = [97, start, *[IMAGE_ID] * 2, end, 98, start, *[IMAGE_ID] * 25, end]
@@ -431,24 +437,24 @@ def test_encode_prompt_with_two_pictures(tokenizer, spec):
     assert [one.tokens.dtype, one.patches.dtype, one.window.dtype] == [np.int32, np.uint8, np.int32]
 
 
-def test_encode_prompt_without_pictures(tokenizer, spec):
+def test_encode_prompt_without_images(tokenizer, spec):
     one = encode_prompt("ab", [], tokenizer, spec)
     assert one.tokens.tolist() == [97, 98]
     assert one.patches.shape == (0, 588)
     assert one.coords.shape == (0, 2)
 
 
-def test_without_windows_the_window_is_the_picture(tokenizer, spec):
-    images = [picture(), picture(280, 280)]
+def test_without_windows_the_window_is_the_image(tokenizer, spec):
+    images = [make_image(), make_image(280, 280)]
     one = encode_prompt(ONE + ONE, images, tokenizer, replace(spec, window_size=0))
     np.testing.assert_array_equal(one.window, one.image)
 
 
 @pytest.mark.parametrize(("text", "images"), [("a", 1), (ONE, 0), (ONE * 2, 1), (ONE, 2)])
-def test_pictures_and_placeholders_must_agree(tokenizer, spec, text, images):
+def test_images_and_placeholders_must_agree(tokenizer, spec, text, images):
     message = f"item 7: {images} images, but {text.count(ONE)} "
     with pytest.raises(InputError, match=message):
-        encode_prompt(text, [picture()] * images, tokenizer, spec, "item 7")
+        encode_prompt(text, [make_image()] * images, tokenizer, spec, "item 7")
 
 
 def test_video_and_empty_prompt_are_refused(tokenizer, spec):
@@ -463,9 +469,9 @@ def test_vision_tokens(tokenizer):
 
 
 def test_collate_pads_tokens_left_and_patches_right(tokenizer, spec):
-    picturesque = encode_prompt(f"a{ONE}", [picture()], tokenizer, spec)
+    with_image = encode_prompt(f"a{ONE}", [make_image()], tokenizer, spec)
     plain = encode_prompt("abc", [], tokenizer, spec)
-    batch = collate([picturesque, plain, None], 6, 8, 77)
+    batch = collate([with_image, plain, None], 6, 8, 77)
     assert batch.tokens.tolist() == [
         [77, 77, 97, 259, 262, 260],
         [77, 77, 77, 97, 98, 99],
@@ -476,7 +482,7 @@ def test_collate_pads_tokens_left_and_patches_right(tokenizer, spec):
     assert batch.positions[0].tolist() == [[0, 0, 0, 1, 2, 3]] * 3
     assert batch.patch_image.tolist() == [[1] * 4 + [0] * 4, [0] * 8, [0] * 8]
     assert batch.patch_window.tolist() == batch.patch_image.tolist()
-    np.testing.assert_array_equal(batch.patches[0, :4], picturesque.patches)
+    np.testing.assert_array_equal(batch.patches[0, :4], with_image.patches)
     assert not batch.patches[0, 4:].any()
     assert not batch.patches[1:].any()
     assert batch.patch_coords[0, :4].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
@@ -486,26 +492,26 @@ def test_collate_pads_tokens_left_and_patches_right(tokenizer, spec):
 
 @pytest.mark.parametrize(("p", "i"), [(3, 8), (6, 3)])
 def test_collate_refuses_what_does_not_fit(tokenizer, spec, p, i):
-    one = encode_prompt(f"a{ONE}", [picture()], tokenizer, spec)
+    one = encode_prompt(f"a{ONE}", [make_image()], tokenizer, spec)
     with pytest.raises(ValueError, match="does not fit"):
         collate([one], p, i, 0)
 
 
 def test_an_encoded_prompt_is_as_small_as_its_pixels(tokenizer, spec):
-    one = encode_prompt(ONE, [picture(280, 280)], tokenizer, spec)
+    one = encode_prompt(ONE, [make_image(280, 280)], tokenizer, spec)
     extra = sum(getattr(one, f).nbytes for f in Encoded.__annotations__ if f != "patches")
     assert one.patches.nbytes == 280 * 280 * 3
     assert extra < one.patches.nbytes / 20
 
 
-# ---- real pictures --------------------------------------------------------------------------
+# ---- real images --------------------------------------------------------------------------
 
 
 def k12_rows(folder):
     return map(json.loads, (folder / "k12.jsonl").read_text(encoding="utf-8").splitlines())
 
 
-def test_token_counts_of_real_pictures_from_headers():
+def test_token_counts_of_real_images_from_headers():
     folder = k12()
     shapes = [image_size(folder / row["image"]) for row in k12_rows(folder)]
     assert len(shapes) == 298
@@ -522,7 +528,7 @@ def test_token_counts_of_real_pictures_from_headers():
 
 
 @pytest.mark.slow
-def test_every_real_picture_becomes_patches():
+def test_every_real_image_becomes_patches():
     folder = k12()
     spec = ImageSpec(max_pixels=501_760)
     uniform = 0
@@ -532,4 +538,4 @@ def test_every_real_picture_becomes_patches():
         assert patches.shape == (rows * columns, 588)
         assert rows * columns == 4 * count_image_tokens(*image_size(path), spec)
         uniform += patches.min() == patches.max()
-    assert uniform == 0  # dropping transparency would leave five pictures black
+    assert uniform == 0  # dropping transparency would leave five images black

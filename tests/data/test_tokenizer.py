@@ -64,14 +64,14 @@ def test_token_id(tokenizer):
     assert tokenizer.token_id("<|no_such_token|>") is None
 
 
-def test_render_puts_pictures_in_order(tokenizer):
+def test_render_puts_images_in_order(tokenizer):
     content = [
         {"type": "image", "image": "a.png"},
         {"type": "text", "text": "Look."},
         {"type": "image_url", "image_url": {"url": "file:///b.png"}},
     ]
-    picture = "<|vision_start|><|image_pad|><|vision_end|>"
-    expected = f"<|im_start|>user\n{picture}Look.{picture}<|im_end|>\n<|im_start|>assistant\n"
+    image = "<|vision_start|><|image_pad|><|vision_end|>"
+    expected = f"<|im_start|>user\n{image}Look.{image}<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.render(user(content)) == expected
 
 

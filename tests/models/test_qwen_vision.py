@@ -11,7 +11,7 @@ import pytest
 from rlvlm_jax.models import build, qwen_vision
 from rlvlm_jax.models.kernels import PLAIN, Kernel
 
-# Side 4 patches: ragged at both edges, several pictures, a flat and a tall one, none at all.
+# Side 4 patches: ragged at both edges, several images, a flat and a tall one, none at all.
 PROMPTS = [([(10, 6), (4, 14)], 3), ([(12, 12)], 1), ([], 4), ([(2, 30), (30, 2)], 2)]
 
 

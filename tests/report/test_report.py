@@ -32,7 +32,7 @@ TABLE_3 = {
 
 @pytest.fixture
 def sweep(tmp_path):
-    """Two seeds of RL with pictures, hostile text and reflection, and a vanilla evaluation."""
+    """Two seeds of RL with images, hostile text and reflection, and a vanilla evaluation."""
     for seed in (0, 1):
         path = tmp_path / "rl" / f"seed_{seed}"
         (path / "images").mkdir(parents=True)
@@ -138,45 +138,45 @@ def test_text_of_a_model_stays_text(tmp_path, sweep):
     assert "<img src=x" not in text
 
 
-def test_pictures_go_in_once_and_missing_ones_are_marked(sweep):
+def test_images_go_in_once_and_missing_ones_are_marked(sweep):
     methods = [curves.measured(group) for group in runs.read_groups(sweep)]
     found = browser.collect(methods, 10_000)
     assert found["shown"] == found["total"] == 2 * (6 * 4 + 6 * 4) + 8
-    assert len(found["pictures"]) == 2  # one a run directory
-    assert found["groups"][0]["pictures"] == [0]
-    assert found["groups"][1]["pictures"] == [None]
+    assert len(found["images"]) == 2  # one a run directory
+    assert found["groups"][0]["images"] == [0]
+    assert found["groups"][1]["images"] == [None]
     fewer = browser.collect(methods, 30)
     assert 20 <= fewer["shown"] <= 30
     assert {group["step"] for group in fewer["groups"]} >= {0, 2, 4, 6}  # from the whole run
     assert all(len(group["responses"]) in (1, 2) for group in fewer["groups"])
 
 
-def test_large_pictures_are_scaled_down(tmp_path):
+def test_large_images_are_scaled_down(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (900, 1200, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "big.png")
-    pictures = browser._Pictures()
-    assert pictures.add(tmp_path / "big.png") == 0
-    assert pictures.uris[0].startswith("data:image/jpeg;base64,")
-    assert len(pictures.uris[0]) < 400_000
+    images = browser._Images()
+    assert images.add(tmp_path / "big.png") == 0
+    assert images.uris[0].startswith("data:image/jpeg;base64,")
+    assert len(images.uris[0]) < 400_000
 
 
-def test_there_is_a_limit_to_all_pictures(tmp_path, monkeypatch):
-    monkeypatch.setattr(browser, "ALL_PICTURES", 400)
-    pictures = browser._Pictures()
+def test_there_is_a_limit_to_all_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(browser, "MAX_IMAGE_BYTES", 400)
+    images = browser._Images()
     for number in range(9):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
-    found = [pictures.add(tmp_path / f"{number}.png") for number in range(9)]
+    found = [images.add(tmp_path / f"{number}.png") for number in range(9)]
     assert found[:2] == [0, 1]
     assert found[-3:] == [None] * 3
-    assert pictures.add(tmp_path / "a\0b.png") is None
+    assert images.add(tmp_path / "a\0b.png") is None
 
 
-def test_transparent_pictures_lie_on_white(tmp_path, monkeypatch):
+def test_transparent_images_lie_on_white(tmp_path, monkeypatch):
     monkeypatch.setattr(browser, "LARGEST", 10)
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
-    pictures = browser._Pictures()
-    pictures.add(tmp_path / "clear.png")
-    encoded = base64.b64decode(pictures.uris[0].partition(",")[2])
+    images = browser._Images()
+    images.add(tmp_path / "clear.png")
+    encoded = base64.b64decode(images.uris[0].partition(",")[2])
     with Image.open(io.BytesIO(encoded)) as image:
         assert np.asarray(image).min() > 250
 

@@ -57,7 +57,7 @@ def is_enough(config: ConfigDict, rounds: Sequence[Round]) -> bool:
     """Returns whether a step can go on to its update with these rounds."""
     if not rounds:
         return False
-    num_kept = sum(int(round_.keep.sum()) for round_ in rounds)
+    num_kept = sum(int(r.keep.sum()) for r in rounds)
     return num_kept >= config.rollout.prompts or len(rounds) > config.algorithm.filter_refills
 
 
@@ -68,7 +68,7 @@ def choose(config: ConfigDict, rounds: Sequence[Round]) -> np.ndarray:
     """
     if len(rounds) == 1:  # the batch as it is
         return np.arange(config.rollout.prompts)
-    keep = np.concatenate([round_.keep for round_ in rounds])
+    keep = np.concatenate([r.keep for r in rounds])
     return np.argsort(~keep, kind="stable")[: config.rollout.prompts]
 
 
@@ -92,12 +92,10 @@ def merge(
         Host arrays: N prompts, of the smallest shape that holds every round's, and their B
         responses.
     """
-    shapes = [(round_.batch.tokens.shape[1], round_.batch.patches.shape[1]) for round_ in rounds]
+    shapes = [(r.batch.tokens.shape[1], r.batch.patches.shape[1]) for r in rounds]
     p, i = (max(sizes) for sizes in zip(*shapes, strict=True))
     shape = min((bucket for bucket in buckets if bucket[0] >= p and bucket[1] >= i), key=sum)
-    host_rounds = sharding.to_host(
-        [(round_.batch, round_.rollout, round_.passes) for round_ in rounds]
-    )
+    host_rounds = sharding.to_host([(r.batch, r.rollout, r.passes) for r in rounds])
     batches = [pad_batch(batch, *shape, pad_id) for batch, *_ in host_rounds]
     rows = rows_of(chosen, config.rollout.samples)
 
@@ -112,8 +110,8 @@ def scores_of(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (scores float32[B], whether each is trained on, bool[B]) of the chosen groups."""
     samples = config.rollout.samples
-    scores = np.concatenate([round_.scores.score for round_ in rounds])[rows_of(chosen, samples)]
-    keep = np.concatenate([round_.keep for round_ in rounds])[chosen]
+    scores = np.concatenate([r.scores.score for r in rounds])[rows_of(chosen, samples)]
+    keep = np.concatenate([r.keep for r in rounds])[chosen]
     return scores, np.repeat(keep, samples)
 
 
@@ -126,8 +124,8 @@ def metrics(config: ConfigDict, rounds: Sequence[Round], chosen: np.ndarray) -> 
     samples = config.rollout.samples
     if samples == 1:
         return {}
-    keep = np.concatenate([round_.keep for round_ in rounds])
-    correct = np.concatenate([round_.scores.correct for round_ in rounds]).reshape(-1, samples)
+    keep = np.concatenate([r.keep for r in rounds])
+    correct = np.concatenate([r.scores.correct for r in rounds]).reshape(-1, samples)
     trained = int(keep[chosen].sum())
     return {
         "filter/kept_fraction": float(keep.mean()),

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""One problem, and where problems come from: jsonl files, `datasets`, the bundled generator.
+"""One problem, and its sources: jsonl files, `datasets`, the bundled generator.
 
-Every record is checked here, before the first step: its fields, its images' headers, its
-solution, the length of its prompt. What is wrong is refused with file, line and id, or dropped and
-counted. Also says how a problem becomes a prompt. Does not decode images ahead of time, does not
-batch, and does not know how solutions are judged: the check of solutions is a function it is given.
+Checks every record before the first step: its fields, the headers of its images, its solution and
+the length of its prompt. Refuses a bad record with file, line and id, or drops and counts it. Also
+turns a problem into a prompt. Does not decode images ahead of time and does not batch. Does not
+know how solutions are judged: the caller passes a function that checks them.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from rlvlm_jax.errors import InputError
 
 MARKER = "<image>"  # stands for an image in a question
 _FILES = (".jsonl", ".json", ".ndjson")
-_HEADER_THREADS = 8  # they mostly wait for the disk
+_HEADER_THREADS = 8  # mostly waiting for the disk
 _LOG = logging.getLogger(__name__)
 
 
@@ -46,15 +46,15 @@ class Example:
 
     Attributes:
         id: unique within its data set.
-        question: the text of the problem; `<image>` inside it says where an image belongs.
+        question: the text of the problem; `<image>` inside it marks the place of an image.
         answer: the bare answer, for reading; may be empty.
-        solution: what responses are judged by; its answer is in a box.
+        solution: the reference for judging responses; its answer is in a box.
         images: paths, encoded bytes, or objects whose `read()` gives encoded bytes.
-        messages: a whole chat, where the record holds one instead of a question.
-        kind: which of the data set's kinds of problem it is, such as "vision"; may be empty.
+        messages: a whole chat, if the record has one instead of a question.
+        kind: the kind of problem within its data set, such as "vision"; may be empty.
         source: file and line, for messages.
-        tokens: length of its prompt, known from the headers of its images; 0 before `Reader`.
-        patches: of all its images; likewise.
+        tokens: length of its prompt, computed from the image headers; 0 before `Reader`.
+        patches: number of patches of all its images; 0 before `Reader`.
     """
 
     id: str
@@ -70,22 +70,22 @@ class Example:
 
 
 class BadRecord(Exception):
-    """Says what is wrong with a record, and of which kind that is."""
+    """Says what is wrong with a record, and which kind of defect it is."""
 
     def __init__(self, kind: str, message: str, name: str = ""):
         super().__init__(message)
         self.kind = kind
-        self.name = name  # the record's id, where it has one
+        self.name = name  # the record's id, if it has one
 
 
 @dataclass(frozen=True, eq=False)
 class StoredImage:
-    """An image inside a `datasets` table, read when it is needed and not kept."""
+    """An image inside a `datasets` table, read each time it is needed."""
 
     table: Any
     row: int
     column: str
-    number: int | None  # position in the column's list; None where the column holds one image
+    number: int | None  # position in the column's list; None if the column holds one image
     label: str
 
     def read(self) -> bytes:
@@ -102,18 +102,18 @@ class Reader:
     """Reads data sets for one model, and turns their problems into its prompts.
 
     Attributes:
-        tokenizer: of the model.
-        spec: of the model.
-        instruction: put on a line of its own behind every question; not added to chats.
+        tokenizer: the model's tokenizer.
+        spec: the model's image settings.
+        instruction: added after every question, on a separate line; not added to chats.
         system: system message; "" leaves it to the chat template; not added to chats.
-        max_prompt_tokens: a longer prompt is dropped, never cut.
-        max_solution_tokens: the same of solutions, end token included; 0 = no limit.
+        max_prompt_tokens: longer prompts are dropped, never cut.
+        max_solution_tokens: longer solutions are dropped; counts the end token; 0 = no limit.
         on_bad_record: "error" refuses the data set at the first bad record, "skip" drops and
             counts bad records.
-        gold_check: solutions -> for each None, or why nothing can be judged by it.
-        index: directory in which the lengths of prompts are kept for the next start; "" = nowhere.
-        part: (k, n): this process counts and checks every n-th record from the k-th on.
-        together: runs a function in all n processes and returns the results of all.
+        gold_check: solutions -> for each, None or the reason why it cannot serve as a reference.
+        index: directory that stores prompt lengths for the next start; "" = none.
+        part: (k, n): this process counts and checks every n-th record, starting at the k-th.
+        together: runs a function in all n processes and returns all their results.
     """
 
     tokenizer: Tokenizer
@@ -134,18 +134,18 @@ class Reader:
         """Reads and checks a whole data set.
 
         Args:
-            name: a jsonl file, a parquet file, a directory or hub name for `datasets` (with
-                ":SPLIT" behind it where there are several splits), or "bundled:SPLIT".
-            key: the configuration key that gave the name, for messages.
+            name: a jsonl file, a parquet file, a directory or hub name for `datasets` (followed by
+                ":SPLIT" if there are several splits), or "bundled:SPLIT".
+            key: the configuration key that holds the name, for messages.
             at_least: fewer usable records are an error.
 
         Returns:
-            (examples in the order of the file, {"records": all, "used": those returned,
+            (examples in file order, {"records": number read, "used": number returned,
             "dropped": {kind: [id or file:line, …]}}).
 
         Raises:
-            InputError: there is no such data set; a bad record with on_bad_record="error"; or too
-                few usable records.
+            InputError: the data set does not exist, on_bad_record="error" and a record is bad, or
+                too few records are usable.
         """
         dropped: dict[str, list[str]] = {}
         total = 0
@@ -154,7 +154,7 @@ class Reader:
             label = f"{where} (id {record_id})" if record_id else where
             if self.on_bad_record == "error":
                 raise InputError(
-                    f"{key}: {label}: {problem}; mend the record, or set "
+                    f"{key}: {label}: {problem}; fix the record, or set "
                     "config.data.on_bad_record=skip to leave such records out"
                 )
             dropped.setdefault(kind, []).append(record_id or where)
@@ -204,7 +204,7 @@ class Reader:
     def messages(self, example: Example) -> list[dict[str, Any]]:
         """Returns the chat that asks for a solution.
 
-        The images stand where the question's markers are, or before its text.
+        The images replace the question's markers; without markers they come before its text.
         """
         if example.messages is not None:
             return list(example.messages)
@@ -223,11 +223,11 @@ class Reader:
         return [*system, {"role": "user", "content": content}]
 
     def text(self, example: Example) -> str:
-        """Returns the rendered prompt, with one image token for each image."""
+        """Returns the rendered prompt, with one image token per image."""
         return self.tokenizer.render(self.messages(example))
 
     def size(self, example: Example) -> tuple[int, int]:
-        """Returns (tokens, patches) of the prompt; reads headers of images only.
+        """Returns (tokens, patches) of the prompt; reads only the image headers.
 
         Raises:
             ImageError: an image cannot be used.
@@ -241,7 +241,7 @@ class Reader:
         return len(ids) - len(counts) + tokens, tokens * self.spec.merge_size**2
 
     def encode(self, example: Example) -> Encoded:
-        """Returns the prompt as arrays; decodes its images.
+        """Decodes the images and returns the prompt as arrays.
 
         Raises:
             ImageError: an image cannot be used; the message names the record.
@@ -263,7 +263,7 @@ class Reader:
         try:
             directory = Path(self.index).expanduser()
         except RuntimeError as error:  # a user without a home
-            _LOG.warning("config.data.index=%s: %s; lengths are not kept", self.index, error)
+            _LOG.warning("config.data.index=%s: %s; lengths are not stored", self.index, error)
             return None
         spec = self.spec
         limits = spec.patch_size, spec.merge_size, spec.min_pixels, spec.max_pixels
@@ -272,7 +272,7 @@ class Reader:
     def _split_work(
         self, items: Sequence[Any], work: Callable[[list[Any]], Sequence[Any]]
     ) -> list[Any]:
-        """Returns what `work` gives for all items, of which this process takes its part."""
+        """Returns `work(items)`, computed by all processes, each for its share of the items."""
         number, count = self.part
         results: list[Any] = [None] * len(items)
         parts = self.together(lambda: list(work(list(items[number::count]))))
@@ -281,7 +281,7 @@ class Reader:
         return results
 
     def _sizes(self, examples: list[Example], name: str) -> list["_Sized | _Unreadable"]:
-        """Returns what `_size` gives for each example, and keeps it for the next start."""
+        """Returns `_size` of each example, and stores it for the next start."""
         index = self._open_index(name)
 
         def sizes_of(part: list[Example]) -> list[_Sized | _Unreadable]:
@@ -311,7 +311,7 @@ class Reader:
 
 
 class _Sized(NamedTuple):
-    """The length of a prompt, and what stands for it in the index ("" for nothing)."""
+    """The length of a prompt, and its key in the index ("" for none)."""
 
     key: str
     tokens: int
@@ -330,7 +330,7 @@ def _label(example: Example) -> str:
 
 
 def _describe(dropped: dict[str, list[str]], total: int) -> str:
-    """Returns counts of what was dropped, with the first ids of each kind."""
+    """Returns the number of dropped records, with the first ids of each kind."""
     kinds = [
         f"{kind} {len(names)} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
         for kind, names in dropped.items()
@@ -339,21 +339,21 @@ def _describe(dropped: dict[str, list[str]], total: int) -> str:
     return f"{count} of {total} records dropped" + (f": {'; '.join(kinds)}" if kinds else "")
 
 
-# ---- where records come from ----------------------------------------------------------------
+# ---- sources of records ---------------------------------------------------------------------
 
 
 def read_records(name: str, key: str = "data") -> Iterator[tuple[str, Example | BadRecord]]:
-    """Yields (file and line, the problem or what is wrong with it) for every record.
+    """Yields (file and line, problem or defect) for every record.
 
     Args:
         name: see `Reader.read`.
-        key: the configuration key that gave the name, for messages.
+        key: the configuration key that holds the name, for messages.
 
     Raises:
-        InputError: there is no such data set.
+        InputError: the data set does not exist.
     """
     if name.startswith("bundled:"):
-        from rlvlm_jax.data import problems  # which imports this module
+        from rlvlm_jax.data import problems  # it imports this module
 
         try:
             examples = problems.named(name)
@@ -406,7 +406,7 @@ def _is_stored(cell: Any) -> bool:
 def _reference(
     cell: dict[str, Any], table: Any, row: int, column: str, number: int | None, where: str
 ) -> StoredImage | str | None:
-    """Returns the image's path, or where its bytes lie in the table."""
+    """Returns the image's path, or a reference to its bytes in the table."""
     if cell["bytes"] is None:
         return cell["path"]
     place = "" if number is None else f"[{number}]"
@@ -414,8 +414,8 @@ def _reference(
 
 
 def _open_table(name: str, key: str) -> tuple[Any, str]:
-    """Opens what `datasets` knows; returns (table without decoding of images, its label)."""
-    import datasets  # a second to import: only where it is used
+    """Opens a data set with `datasets`; returns (table with undecoded images, its label)."""
+    import datasets  # takes a second to import, so only here
 
     path, split = name, ""
     if not Path(name).exists() and (match := re.fullmatch(r"(.+):([\w.-]+)", name)):
@@ -459,15 +459,15 @@ def overlap(
 ) -> list[tuple[str, str]]:
     """Finds problems that occur in both data sets: the same question with the same images.
 
-    White space and case of the question do not matter; images are compared by their bytes, and
-    read only where the questions agree.
+    Ignores white space and case of the question. Compares images by their bytes, and reads them
+    only if the questions agree.
 
     Args:
-        train_examples: of the training set.
-        eval_examples: of an evaluation set.
+        train_examples: the training set.
+        eval_examples: an evaluation set.
 
     Returns:
-        Pairs of ids, in the order of `eval_examples`.
+        Pairs of ids (train, eval), in the order of `eval_examples`.
     """
 
     def text(example: Example) -> str:
@@ -498,17 +498,17 @@ def _bytes_of(image: Any) -> bytes:
     return Path(image).read_bytes() if isinstance(image, str | Path) else image.read()
 
 
-# ---- what a record must hold ----------------------------------------------------------------
+# ---- parsing of records ---------------------------------------------------------------------
 
 
 def _parse(row: Any, number: int, where: str, folder: Path) -> Example:
-    """Makes a problem of one record.
+    """Turns one record into a problem.
 
     Args:
         row: a line of a file, or a dict.
-        number: of the line or row: the id of a record without one.
+        number: of the line or row; serves as the id of a record without one.
         where: file and line.
-        folder: what paths of images are relative to.
+        folder: base of relative image paths.
 
     Raises:
         BadRecord: something is missing or of the wrong type.
@@ -564,7 +564,7 @@ def _parse_question(row: dict[str, Any], name: str, where: str, folder: Path) ->
 
 
 def _from_conversations(row: dict[str, Any]) -> dict[str, Any]:
-    """Returns a record of VLM-R1's form, turns from "human" and "gpt", as question and answer."""
+    """Converts a record in VLM-R1's form, turns from "human" and "gpt", to question and answer."""
     turns = row["conversations"]
     if not isinstance(turns, list) or not all(isinstance(turn, dict) for turn in turns):
         raise BadRecord("wrong_type", "conversations is not a list of turns")
@@ -627,7 +627,7 @@ def _parse_chat(row: dict[str, Any], name: str, where: str, folder: Path) -> Exa
 
 
 def _chat_part(part: Any) -> tuple[Any, str | None]:
-    """Returns (image, None) or (None, text) of a part of a turn."""
+    """Returns (image, None) or (None, text) for a part of a turn."""
     kind = part.get("type") if isinstance(part, dict) else None
     if kind == "text" and isinstance(part.get("text"), str):
         return None, part["text"]
@@ -640,7 +640,7 @@ def _chat_part(part: Any) -> tuple[Any, str | None]:
 
 
 def _string(row: dict[str, Any], field: str) -> str:
-    """Returns a field as text: "" where it is absent, numbers as written."""
+    """Returns a field as text: "" if it is absent, numbers as written."""
     value = row.get(field)
     if value is None:
         return ""
@@ -650,7 +650,7 @@ def _string(row: dict[str, Any], field: str) -> str:
 
 
 def _solution(row: dict[str, Any]) -> str:
-    r"""Returns the solution; a record without that field is judged by its answer, put in a box."""
+    r"""Returns the solution; for a record without that field, its answer in a box."""
     solution = _string(row, "solution")
     if row.get("solution") is None:
         answer = _string(row, "answer").strip()
@@ -667,7 +667,7 @@ def _solution(row: dict[str, Any]) -> str:
 
 
 def _image(image: Any, folder: Path) -> Any:
-    """Returns where an image lies; a relative path counts from `folder`."""
+    """Returns the path of an image; `folder` is the base of a relative path."""
     if isinstance(image, StoredImage):
         return image
     if not isinstance(image, str) or not image:
@@ -679,9 +679,9 @@ def _image(image: Any, folder: Path) -> Any:
 
 
 def _strip_leading_marker(question: str, images: int) -> str:
-    """Returns the question without a marker that only says "an image comes first".
+    """Returns the question without a single leading marker, which only says that images come first.
 
-    As many markers as images say where each belongs, and stay.
+    Keeps the markers if there is one per image: they say where each image belongs.
     """
     markers = question.count(MARKER)
     if markers == 1 and images and question.lstrip().startswith(MARKER):

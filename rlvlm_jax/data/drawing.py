@@ -1,11 +1,10 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images of the bundled problems: one function a family, from the facts to a PNG.
+"""Images of the bundled problems: one function per family, from the facts to a PNG.
 
-Labels are written with glyphs of our own, 5 by 7 points doubled, so that no font file decides how a
-image looks; each glyph fills one 14-pixel patch of the vision tower, which is what lets a model
-of two million parameters learn to read. Figures are not to scale. This file knows nothing of
-questions, answers or splits.
+Labels use built-in glyphs, 5 by 7 points doubled, so that images do not depend on a font file. Each
+glyph fills one 14-pixel patch of the vision tower; this lets a model of two million parameters
+learn to read. Figures are not to scale. This file knows nothing of questions, answers or splits.
 """
 
 import io
@@ -15,13 +14,13 @@ from typing import TypeVar
 
 from PIL import Image, ImageDraw
 
-SIZE = 84  # pixels a side: 6 x 6 patches, 3 x 3 image tokens
-CELL = 14  # pixels a side of a patch, and of the cell that a glyph is written into
+SIZE = 84  # pixels per side: 6 x 6 patches, 3 x 3 image tokens
+CELL = 14  # pixels per side of a patch, and of the cell of one glyph
 
 BLACK = (0, 0, 0)
 WHITE = (255, 255, 255)
 GREY = (200, 200, 200)
-COLOURS = (  # of figures in every split but the out-of-distribution test
+COLOURS = (  # of figures in every split except the out-of-distribution test
     (220, 40, 40),
     (40, 80, 220),
     (20, 140, 60),
@@ -52,7 +51,7 @@ Colour = tuple[int, int, int]
 
 
 def pick(rng: Random, items: Sequence[Item]) -> Item:
-    """Draws one item, from `rng.random` alone: the one stream Python promises never to change."""
+    """Draws one item from `rng.random`: the only stream that Python promises never to change."""
     return items[int(rng.random() * len(items))]
 
 
@@ -60,9 +59,9 @@ def draw_rectangle(facts: Sequence[int], labels: bool, rng: Random, colour: Colo
     """Draws a rectangle with a square hole; labels: width above, height on the left, hole inside.
 
     Args:
-        facts: width, height and area of the hole, each of one digit.
-        labels: whether the facts are written into the image.
-        rng: source of what may vary without changing the facts.
+        facts: width, height and area of the hole, one digit each.
+        labels: whether to write the facts into the image.
+        rng: source of variation that leaves the facts unchanged.
         colour: of the rectangle.
 
     Returns:
@@ -107,7 +106,7 @@ def draw_triangle_angles(facts: Sequence[int], labels: bool, rng: Random, colour
 
 
 def draw_bars(facts: Sequence[int], labels: bool, rng: Random, colour: Colour) -> bytes:
-    """Draws three bars over their letters; without labels the letters stay, the scale goes.
+    """Draws three bars over their letters; without labels, the letters stay but not the scale.
 
     Facts: the heights of A, B and C, 1 to 9 units of 7 pixels. See `draw_rectangle`.
     """
@@ -143,7 +142,7 @@ def draw_number_line(facts: Sequence[int], labels: bool, rng: Random, colour: Co
 
 
 def draw_grid(facts: Sequence[int], labels: bool, rng: Random, colour: Colour) -> bytes:
-    """Draws a grid with dark cells, or, without labels, the empty grid. See `draw_rectangle`.
+    """Draws a grid with dark cells; without labels, the empty grid. See `draw_rectangle`.
 
     Facts: rows and columns, 2 to 6 each, and how many cells are dark.
     """
@@ -169,7 +168,7 @@ def _jitter(rng: Random) -> int:
 
 
 def _triangle(pen: ImageDraw.ImageDraw, rng: Random, colour: Colour) -> None:
-    """Draws a triangle row by row: Pillow's own slanted edges differ between its versions."""
+    """Draws a triangle row by row, because Pillow's slanted edges differ between its versions."""
     left, right, peak = 16 + _jitter(rng), 68 - _jitter(rng), 36 + 3 * _jitter(rng)
     top, bottom = 16 + _jitter(rng), 64 + _jitter(rng)
     filled = rng.random() < 0.5
@@ -187,7 +186,7 @@ def _cell(pen: ImageDraw.ImageDraw, row: int, column: int, colour: Colour) -> No
 
 
 def _write(pen: ImageDraw.ImageDraw, text: str, column: int, row: int) -> None:
-    """Writes the text in black, a glyph a cell, from the given cell of the 6 x 6 to the right."""
+    """Writes the text in black, one glyph per cell, rightwards from a cell of the 6 x 6 grid."""
     for index, letter in enumerate(text):
         left, top = (column + index) * CELL + 2, row * CELL
         for y, line in enumerate(_GLYPHS[letter].split()):

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The lengths of prompts that were counted before, kept on disk.
+"""An index of prompt lengths on disk, so that the next start need not count them again.
 
-To count, every prompt is rendered and tokenised and the header of every image read: minutes for a
-large data set, at every start. Here they are found again, as long as the prompt, its images, the
-tokenizer and the pixel limits are the same. Knows no records; `dataset.Reader` asks it.
+Counting renders and tokenises every prompt and reads every image header: minutes for a large data
+set, at every start. An entry is valid as long as the prompt, its images, the tokenizer and the
+pixel limits stay the same. Knows no records; used by `dataset.Reader`.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ class SizeIndex:
     """(tokens, patches) of the prompts of one data set. Safe to use from several threads.
 
     Args:
-        directory: where indexes lie; created when one is saved.
+        directory: of all indexes; created by `save`.
         name: of the data set.
         counted_by: everything else that a prompt's length depends on, such as the tokenizer.
     """
@@ -42,21 +42,21 @@ class SizeIndex:
             pass
         except (OSError, ValueError) as error:
             self._known = {}
-            _LOG.warning("the index %s cannot be read (%s); it is made anew", self.path, error)
+            _LOG.warning("the index %s cannot be read (%s); rebuilding it", self.path, error)
 
     def get(self, key: str) -> tuple[int, int] | None:
-        """Returns (tokens, patches), or None for a prompt that was not counted yet."""
+        """Returns (tokens, patches), or None if the prompt has not been counted yet."""
         size = self._known.get(key)
         if size is not None:
             self._used[key] = size
         return size
 
     def put(self, key: str, tokens: int, patches: int) -> None:
-        """Remembers the length of a prompt."""
+        """Records the length of a prompt."""
         self._used[key] = tokens, patches
 
     def save(self) -> None:
-        """Writes what was asked for or put, whole or not at all; nothing where it is unchanged."""
+        """Atomically writes the entries that were read or put; writes nothing if none changed."""
         if self._used == self._known:
             return
         temporary = self.path.with_suffix(f".{os.getpid()}")
@@ -68,20 +68,20 @@ class SizeIndex:
             temporary.replace(self.path)
         except OSError as error:
             _LOG.warning(
-                "the lengths of prompts cannot be kept for the next start: %s; name another "
+                "the lengths of prompts cannot be stored for the next start: %s; name another "
                 "directory in config.data.index, or none",
                 error,
             )
 
 
 def key_of(messages: Sequence[dict[str, Any]], images: Sequence[Any]) -> str:
-    """Returns what stands for a prompt: its chat, and its images as they are now.
+    """Returns the key of a prompt: a digest of its chat and of its images as they are now.
 
-    A file is told by path, size and time of change, encoded bytes by their digest.
+    A file is identified by path, size and modification time, encoded bytes by their digest.
 
     Raises:
         ImageError: an image is not a local file.
-        OSError: there is no such file.
+        OSError: the file does not exist.
     """
     identities = [_identity(image) for image in images]
     return _digest(json.dumps([list(messages), identities], default=str).encode())

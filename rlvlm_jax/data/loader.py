@@ -3,9 +3,9 @@
 """Problems in shuffled order, encoded ahead in threads, as batches of a few static shapes.
 
 The end of step I. The order is a function of (seed, place in the stream), so a cursor of a few
-numbers restores it exactly; how many threads work ahead does not matter. Prompts wait as uint8
-patches, at most two batches of them, so host memory stays bounded. Knows nothing of devices, files
-or configuration. Several processes share a batch: each encodes the rows that its devices hold.
+numbers restores it exactly, with any number of threads. At most two batches of prompts wait, as
+uint8 patches, so host memory stays bounded. Knows nothing of devices, files or configuration.
+Several processes share a batch: each encodes the rows of its own devices.
 """
 
 import sys
@@ -22,27 +22,27 @@ from rlvlm_jax.types import Batch
 
 Bucket = tuple[int, int]  # (P tokens, I patches)
 
-MULTIPLE = 16  # P and I are multiples of it, as accelerators like it; also whole merge blocks
-EVALUATION_BUCKETS = 2  # shapes at most, each compiled for every decoding setting
-_TRIALS = 512  # batches drawn to estimate how often a bucket would serve
-_MIN_SAVING = 0.05  # a further bucket must save this share of the work: each is compiled
+MULTIPLE = 16  # P and I are multiples of it: fast on accelerators, and whole merge blocks
+EVALUATION_BUCKETS = 2  # at most so many shapes; each is compiled for every decoding setting
+_TRIALS = 512  # batches drawn to estimate how often a bucket would be used
+_MIN_SAVING = 0.05  # another bucket must save this share of the work, for it costs a compile
 
 
 def choose_buckets(sizes: Sequence[Bucket], count: int, prompts: int) -> tuple[Bucket, ...]:
-    """Chooses the static shapes that batches of these prompts are padded to.
+    """Chooses the static shapes to which batches of these prompts are padded.
 
-    A batch takes the smallest shape that fits all its prompts, so what counts is the largest
-    prompt of a batch, not the typical prompt. Batches are drawn at random; the shape of the
-    largest prompt is always there, and those among the drawn batches' own shapes are added, one
-    at a time, that reduce the padded sizes most. Shapes that would save little are left out.
+    A batch takes the smallest shape that fits all its prompts, so the largest prompt of a batch
+    counts, not the typical prompt. The shape of the largest prompt of all is always chosen. Further
+    shapes come from batches drawn at random: greedily, the one that reduces the padded sizes most,
+    until another would save little.
 
     Args:
         sizes: (tokens, patches) of every prompt of the data set.
-        count: shapes at most.
-        prompts: N, prompts in a batch.
+        count: maximum number of shapes.
+        prompts: N, prompts per batch.
 
     Returns:
-        Up to `count` pairs (P, I), from the smallest to the one that fits everything.
+        Up to `count` pairs (P, I), from the smallest to the one that fits every prompt.
     """
     needed = np.asarray(sizes, np.int64).reshape(-1, 2)
     needed = np.maximum(-(-needed // MULTIPLE), 1) * MULTIPLE
@@ -64,10 +64,10 @@ def choose_buckets(sizes: Sequence[Bucket], count: int, prompts: int) -> tuple[B
 
 
 def fit_bucket(needed: Bucket, buckets: Sequence[Bucket]) -> Bucket:
-    """Returns the smallest of the buckets that has room for prompts of this size.
+    """Returns the smallest bucket that fits prompts of this size.
 
     Raises:
-        ValueError: none has.
+        ValueError: no bucket does.
     """
     p, i = needed
     fitting = [bucket for bucket in buckets if p <= bucket[0] and i <= bucket[1]]
@@ -92,7 +92,7 @@ def pad_batch(batch: Batch, p: int, i: int, pad_id: int) -> Batch:
 
 
 class _Drops(dict):
-    """Kind of defect -> ids of the records it cost, each id once."""
+    """Kind of defect -> ids of the dropped records, each id once."""
 
     def add(self, kind: str, name: str) -> None:
         names = self.setdefault(kind, [])
@@ -106,12 +106,12 @@ class _Drops(dict):
 
 @dataclass(frozen=True)
 class Share:
-    """Which rows of every batch this process encodes, and how it hears of the others.
+    """Which rows of every batch this process encodes, and how it talks to the others.
 
     Attributes:
         rows: int[], in order.
-        together: runs a function in every process and returns the results of all; an InputError of
-            one is raised by all.
+        together: runs a function in every process and returns all their results; if one process
+            raises an InputError, all raise it.
     """
 
     rows: np.ndarray
@@ -119,15 +119,15 @@ class Share:
 
 
 class _Stream:
-    """Batches of encoded examples: of each, the next N whose images are whole.
+    """Batches of encoded examples: each takes the next N examples with undamaged images.
 
-    Examples stand at places 0, 1, 2, ... A place is encoded by the processes that hold the row it
-    would have if no image were damaged; what moves to another process's row, because some before
-    it are, is encoded there once more. So the batches do not depend on how many processes share
-    them.
+    Examples have places 0, 1, 2, ... in the stream. A process encodes the places that would fall
+    into its rows if no image were damaged. Damaged images shift later places to other rows; the
+    process of the new row then encodes the example again. So the batches do not depend on the
+    number of processes.
 
     Attributes:
-        position: places used so far.
+        position: number of places used so far.
     """
 
     def __init__(
@@ -147,34 +147,34 @@ class _Stream:
         """Reads nothing before the first batch.
 
         Args:
-            examples: all of them.
+            examples: the whole data set.
             encode: problem -> prompt, called from threads; raises ImageError.
-            places: places[k], the number of the example at place k.
-            end: how many places there are.
-            largest: shape that every prompt must fit into.
+            places: places[k] is the number of the example at place k.
+            end: number of places.
+            largest: shape that must fit every prompt.
             prompts: N.
-            workers: threads that encode ahead, two batches at most.
+            workers: threads that encode ahead, at most two batches.
             on_bad_record: see `Loader`.
-            drop: called with (kind, id) of each damaged image, in the order of their places.
-            share: of this process.
+            drop: called with (kind, id) of each damaged image, in the order of places.
+            share: this process's part of a batch.
         """
         self.position = 0
         self._examples, self._encode, self._places, self._end = examples, encode, places, end
         self._largest, self._prompts, self._workers = largest, prompts, workers
         self._on_bad_record, self._drop, self._share = on_bad_record, drop, share
         self._threads: Any = None
-        self._opened_at = self._num_taken = 0  # where the threads began, and how many they gave
+        self._opened_at = self._num_taken = 0  # first place of the threads; prompts taken from them
 
     def number(self, place: int) -> int:
-        """Returns which example stands at a place."""
+        """Returns the number of the example at a place."""
         return int(self._places[place])
 
     def take(self) -> tuple[list[int], list[Encoded], Bucket]:
         """Returns the next batch; at the end it may have fewer than N examples, or none.
 
         Returns:
-            (numbers of its examples, prompts of those in this process's rows, (tokens, patches)
-            that the largest needs).
+            (numbers of its examples, prompts in this process's rows, the largest (tokens, patches)
+            of the batch).
         """
         start, sizes, encoded_by_place = self.position, {}, {}
         good: list[int] = []
@@ -201,7 +201,7 @@ class _Stream:
     def _read(
         self, places: range, start: int, encoded_by_place: dict[int, Encoded]
     ) -> dict[int, Any]:
-        """Encodes what this process has of some places; place -> (tokens, patches) or a defect."""
+        """Encodes this process's share of `places`; place -> (tokens, patches) or defect."""
         rows = set(self._share.rows.tolist())
         sizes: dict[int, Any] = {}
         for place in places:
@@ -216,7 +216,7 @@ class _Stream:
         return sizes
 
     def _next(self, place: int, start: int) -> Encoded | ImageError:
-        """Returns what the threads have made of a place; begins anew where they went elsewhere."""
+        """Returns the threads' result for a place; restarts them if they work on other places."""
         if place < start + self._prompts and self._ahead() != place:
             self.close()
         if self._threads is None:
@@ -228,14 +228,14 @@ class _Stream:
         return next(self._threads)
 
     def _ahead(self, index: int | None = None) -> int:
-        """Returns the place that the threads give next, or as their number `given`."""
+        """Returns the place of the threads' result number `index`; by default of the next one."""
         index = self._num_taken if index is None else index
         batch, row = divmod(index, len(self._share.rows))
         return self._opened_at + batch * self._prompts + int(self._share.rows[row])
 
     def _open(self) -> Any:
-        """Returns grain's iterator over what this process has of the places from here on."""
-        import grain  # seconds to import: only where it is used
+        """Returns grain's iterator over this process's share of the remaining places."""
+        import grain  # takes seconds to import, so only here
 
         count = len(self._share.rows)
         whole, rest = divmod(self._end - self._opened_at, self._prompts)
@@ -248,14 +248,14 @@ class _Stream:
         )
 
     def _encoded_now(self, place: int) -> Encoded:
-        """Encodes a place that another process has found to be whole."""
+        """Encodes a place whose image another process has found undamaged."""
         encoded = self._encode_at(place)
         if isinstance(encoded, ImageError):
             raise encoded
         return encoded
 
     def _encode_at(self, place: int) -> Encoded | ImageError:
-        """What the threads run.
+        """Encodes a place, in a thread; returns the ImageError of a damaged image.
 
         Raises:
             ImageError: the image is damaged and on_bad_record="error".
@@ -284,11 +284,11 @@ class _Stream:
 class Loader:
     """An endless iterator of (examples, batch) for training.
 
-    Every epoch is shuffled anew; a batch that an epoch's tail does not fill goes on with the next
-    epoch, so nothing is left out.
+    Every epoch has its own order. A batch that the end of an epoch does not fill continues with the
+    next epoch, so no example is left out.
 
     Attributes:
-        buckets: the shapes (P, I) that batches have.
+        buckets: the possible shapes (P, I) of batches.
         epoch: passes over the data so far; 2.5 is in the middle of the third.
         dropped: kind -> ids of examples whose images turned out to be damaged.
     """
@@ -306,19 +306,19 @@ class Loader:
         on_bad_record: str = "error",
         share: Share | None = None,
     ):
-        """Opens the stream at its beginning; nothing is read before the first batch.
+        """Opens the stream at its beginning; reads nothing before the first batch.
 
         Args:
-            examples: sized by `dataset.Reader.read`.
+            examples: with sizes, as `dataset.Reader.read` returns them.
             encode: problem -> prompt, called from threads; raises ImageError.
-            prompts: N, of each batch.
-            buckets: how many shapes to choose from the data, or the shapes.
+            prompts: N, prompts per batch.
+            buckets: the shapes, or how many to choose from the data.
             seed: of the order.
             workers: threads that encode ahead.
             pad_id: fills the padding of the tokens.
-            on_bad_record: "error" lets an ImageError through; "skip" counts the example in
-                `dropped` and takes the next.
-            share: which rows of a batch are encoded here; None for all.
+            on_bad_record: "error" raises the ImageError; "skip" counts the example in `dropped`
+                and takes the next.
+            share: the rows of a batch to encode here; None for all.
         """
         import grain
 
@@ -343,11 +343,11 @@ class Loader:
 
     @property
     def epoch(self) -> float:
-        """Passes over the data that the batches so far amount to."""
+        """Number of passes over the data so far."""
         return self._stream.position / len(self._examples)
 
     def next(self) -> tuple[list[Example], Batch]:
-        """Returns the next N examples, and the rows of their batch that are encoded here.
+        """Returns the next N examples, and this process's rows of their batch.
 
         Raises:
             InputError: a damaged image with on_bad_record="error", or too few examples are left.
@@ -372,7 +372,7 @@ class Loader:
             )
 
     def state(self) -> dict[str, Any]:
-        """Returns the cursor behind the last batch, of plain numbers and strings."""
+        """Returns the cursor after the last batch, as plain numbers and strings."""
         return {
             "examples": len(self._examples),
             "seed": self._seed,
@@ -381,7 +381,7 @@ class Loader:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on behind the batch after which `state` was taken.
+        """Continues after the batch after which `state` was called.
 
         Raises:
             InputError: the cursor belongs to other data or another seed.
@@ -403,13 +403,13 @@ class Loader:
 
 
 class EvaluationSet:
-    """Every example once and in order, as (numbers, examples, batch); each `iter` starts anew.
+    """Every example once and in order, as (numbers, examples, batch); each `iter` starts again.
 
-    The last batch is filled up with empty rows.
+    Empty rows fill up the last batch.
 
     Attributes:
-        examples: all of them.
-        buckets: the shapes (P, I) that batches have.
+        examples: the whole set.
+        buckets: the possible shapes (P, I) of batches.
         dropped: kind -> ids of examples whose images turned out to be damaged.
     """
 
@@ -426,7 +426,7 @@ class EvaluationSet:
         patch_bytes: int | None = None,
         share: Share | None = None,
     ):
-        """Chooses the shapes; arguments as of `Loader` and `collate`."""
+        """Chooses the shapes; see `Loader` and `collate` for the arguments."""
         self.examples = list(examples)
         self.buckets = _resolve_buckets(self.examples, buckets, prompts)
         self.dropped = _Drops()
@@ -441,13 +441,13 @@ class EvaluationSet:
         return len(self.examples)
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, list[Example], Batch]]:
-        """Yields (numbers int32[N], examples, the rows of the batch that are encoded here).
+        """Yields (numbers int32[N], examples, this process's rows of the batch).
 
-        `numbers` are places in the set; those of empty rows go on counting behind the set's end.
-        `examples` are those of the real rows only, at most N, which come first.
+        `numbers` index the set; empty rows continue the count past its end. `examples` holds only
+        those of the real rows, at most N; the real rows come first.
 
         Raises:
-            InputError: a damaged image with on_bad_record="error", or none that is not.
+            InputError: a damaged image with on_bad_record="error", or all images are damaged.
         """
         count, rows = len(self.examples), self._share.rows
         stream = _Stream(
@@ -486,10 +486,10 @@ class EvaluationSet:
 def _resolve_buckets(
     examples: Sequence[Example], buckets: int | Sequence[Bucket], prompts: int
 ) -> tuple[Bucket, ...]:
-    """Returns the shapes, checked when they were given.
+    """Returns the configured shapes, checked, or chooses that many.
 
     Raises:
-        InputError: the largest given shape does not fit every prompt.
+        InputError: the largest configured shape does not fit every prompt.
     """
     sizes = [(example.tokens, example.patches) for example in examples]
     if not sizes:

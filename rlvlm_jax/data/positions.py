@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rotary positions (time, row, column) of a prompt's tokens.
 
-Computed once, on the host, and carried in `Batch`: sampler and trainer cannot disagree about them.
-Knows token ids and grids, neither text nor pixels.
+Computed once, on the host, and passed along in `Batch`, so that sampler and trainer cannot
+disagree. Knows token ids and grids, neither text nor pixels.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ def rope_positions(
     """Returns the three rotary positions of every token of one unpadded prompt.
 
     A text token takes the next whole number p on all three axes. The tokens of an image that
-    begins at p take (p, p + row, p + column) of the merged grid, row by row; the text behind it
-    goes on at p + max(rows, columns), one above the largest position used.
+    begins at p take (p, p + row, p + column) of the merged grid, row by row. The text after it
+    continues at p + max(rows, columns), one above the largest position used.
 
     Args:
         tokens: p ids, image tokens already repeated.
         grids: (rows, columns) of each image in patches, in the order of their tokens.
-        image_token_id: the id that stands for one merged patch.
+        image_token_id: the id of one merged patch.
         merge: patches along one side of a merged patch.
 
     Returns:

@@ -1,16 +1,16 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The bundled visual problems: made by computation, the same everywhere, with no file to fetch.
+"""The bundled visual problems: computed, the same on every machine, without a download.
 
-Six families of two-step arithmetic about a small image, each in two kinds. In a *text-dominant*
-problem the statement carries the facts and the image only supports; in a *vision-dominant* one
-the facts are in the image alone. Every problem has an integer answer and a worked solution whose
-last part is the answer in a box.
+Six families of two-step arithmetic about a small image, each in two kinds. A *text-dominant*
+problem states the facts in its text; the image only supports it. A *vision-dominant* problem shows
+the facts in its image alone. Every problem has an integer answer and a worked solution that ends
+with the answer in a box.
 
-Splits share no facts: what a problem is about (its family and numbers, in any order that leaves
-the answer alone) is assigned to train, val or test by a stable hash, for both kinds at once. The
-out-of-distribution test `test_ood` consists of *special figures*, which no other split contains
-(see `Family.special`), in colours that no other split uses.
+Splits share no facts. A stable hash assigns the subject of a problem (its family and numbers, in
+any order with the same answer) to train, val or test, for both kinds at once. The
+out-of-distribution test `test_ood` consists of *special figures* (see `Family.special`) in other
+colours; no other split contains either.
 """
 
 import hashlib
@@ -47,13 +47,13 @@ class Family:
 
     Attributes:
         name: part of the ids of its problems.
-        space: all facts there are.
-        key: what must not be shared between splits; equal for facts that differ in order only.
-        special: whether the facts are kept for the out-of-distribution test.
+        space: all possible facts.
+        key: facts -> what splits must not share; equal for facts that differ only in order.
+        special: whether the facts are reserved for the out-of-distribution test.
         text: the question that states the facts.
         vision: the question that leaves them to the image.
-        steps: the two computations, written out.
-        draw: the image, see `drawing`.
+        steps: facts -> the two computations, written out.
+        draw: draws the image, see `drawing`.
     """
 
     name: str
@@ -169,21 +169,21 @@ FAMILIES = (
 
 
 def examples(split: str, kind: str | None = None, count: int | None = None) -> list[Example]:
-    """Makes the problems of one split, the same ones at every call and on every machine.
+    """Makes the problems of one split, the same at every call and on every machine.
 
-    Problem number i alternates between the kinds, then goes round the families, then through the
-    facts of the split in a shuffled order; after the last it starts over with other drawings.
+    The numbering alternates between the kinds, then cycles through the families, then through the
+    shuffled facts of the split. After the last facts it starts over with other drawings.
 
     Args:
         split: "train", "val", "test" or "test_ood".
         kind: "text" or "vision"; None for both, alternating.
-        count: how many; None for the split's standard size, of which each kind is one half.
+        count: number of problems; None for the split's standard size, half of it per kind.
 
     Returns:
         `count` examples; their images are PNG files of 84 x 84 pixels.
 
     Raises:
-        InputError: for a split or kind that there is not.
+        InputError: the split or kind does not exist.
     """
     if split not in COUNTS:
         raise InputError(f"there is no bundled split '{split}'; expected one of {_names(COUNTS)}")
@@ -199,7 +199,7 @@ def examples(split: str, kind: str | None = None, count: int | None = None) -> l
 
 
 def named(name: str) -> list[Example]:
-    """Makes the problems that a data name stands for.
+    """Makes the problems of a data name.
 
     Args:
         name: "bundled:SPLIT[/KIND][:COUNT]", such as "bundled:val/vision" or
@@ -216,17 +216,17 @@ def named(name: str) -> list[Example]:
 
 
 def in_mixed_styles(items: list[Example], direct_share: float) -> Iterator[Example]:
-    """Replaces part of the worked solutions by the bare answer, as text on the web mixes the two.
+    """Replaces some worked solutions by the bare answer, as text on the web mixes the two styles.
 
-    A model trained on the mixture prefers the answer without the working where that is the more
-    frequent style, though it is the less often right: what reinforcement learning can find out.
+    A model trained on the mixture prefers bare answers if they are the more frequent style, though
+    it gets them right less often. Reinforcement learning can discover that.
 
     Args:
         items: problems with worked solutions.
-        direct_share: probability, 0 to 1, that a solution becomes the answer in a box alone.
+        direct_share: probability, 0 to 1, that a solution becomes only the answer in a box.
 
     Yields:
-        The problems in the same order; which ones change depends on their ids only.
+        The problems in the same order; their ids alone decide which ones change.
     """
     for item in items:
         direct = Random(f"style {item.id}").random() < direct_share
@@ -235,7 +235,7 @@ def in_mixed_styles(items: list[Example], direct_share: float) -> Iterator[Examp
 
 @cache
 def _facts(family: Family, split: str) -> tuple[Facts, ...]:
-    """The facts of a split, shuffled; of the keys, a tenth each is val and test."""
+    """Returns the facts of a split, shuffled; val and test get a tenth of the keys each."""
     if split == "test_ood":
         keys = {family.key(facts) for facts in family.space if family.special(facts)}
     else:

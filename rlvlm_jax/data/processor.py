@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Images to patches, prompts to arrays, and prompts together to a `Batch` of static shape.
+"""Turns images into patches, prompts into arrays, and several prompts into a static `Batch`.
 
-The heart of step I. An image is opened, flattened onto white, resized to whole merge blocks
-within its pixel limits, and cut into patches that stay uint8: the model normalises them on the
-device. How many tokens an image takes is known from its header alone. Knows nothing of data sets
-and configuration; the only other place that opens images is `rlvlm_jax.VLM`'s caller.
+The heart of step I. It opens an image, flattens it onto white, resizes it to whole merge blocks
+within its pixel limits, and cuts it into patches. Patches stay uint8: the model normalises them on
+the device. The header of an image alone determines its number of tokens. Knows nothing of data sets
+and configuration. Apart from callers of `rlvlm_jax.VLM`, no other code opens images for the model.
 """
 
 import dataclasses
@@ -26,10 +26,10 @@ from rlvlm_jax.data.tokenizer import Tokenizer
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.types import Batch
 
-MAX_ASPECT = 200  # longer images are refused: no resizing fits them
-MAX_OPENED_PIXELS = 89_478_485  # beyond, a small file may unpack to gigabytes; Pillow's own limit
+MAX_ASPECT = 200  # longer images are refused: no resizing makes them fit
+MAX_OPENED_PIXELS = 89_478_485  # Pillow's own limit; beyond it, small files unpack to gigabytes
 
-_UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
+_UPRIGHT = {  # EXIF orientation -> the transpose that makes the stored pixels upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -38,7 +38,7 @@ _UPRIGHT = {  # EXIF orientation -> what turns the stored pixels upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Settings of preprocessor_config.json that this module carries out, and the one value of each.
+# Settings of preprocessor_config.json with a single supported value each.
 _ONLY = {
     "do_convert_rgb": True,
     "do_resize": True,
@@ -64,14 +64,14 @@ class ImageError(InputError):
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
-    """How a model wants its images.
+    """The image settings of a model.
 
     Attributes:
         patch_size: side of a patch, pixels.
         merge_size: patches along the side of the square that becomes one image token.
-        temporal_patch_size: frames of a patch; a still image's one frame serves for all.
-        min_pixels: a smaller image is enlarged to at least this area.
-        max_pixels: a larger one is reduced to at most this area.
+        temporal_patch_size: frames of a patch; a still image repeats its one frame.
+        min_pixels: smaller images are enlarged to at least this area.
+        max_pixels: larger images are reduced to at most this area.
         window_size: side of an attention window, pixels; 0 = no windows.
         image_mean: per channel, of pixels in [0, 1].
         image_std: per channel, of pixels in [0, 1].
@@ -122,13 +122,13 @@ class ImageSpec:
         """Reads a model's settings.
 
         Args:
-            files: name -> text. Read are preprocessor_config.json, or else the image processor's
-                part of processor_config.json, and the vision part of config.json. What no file
-                says has the default of the family's published processor.
+            files: name -> text. Uses preprocessor_config.json, or else the image processor's part
+                of processor_config.json, and the vision part of config.json. The defaults are those
+                of the family's published processor.
 
         Raises:
-            InputError: a file is not JSON, asks for something else than this module does, or
-                contradicts config.json.
+            InputError: a file is not JSON, asks for an unsupported setting, or contradicts
+                config.json.
         """
         name = "preprocessor_config.json"
         fields = _json_object(files, name)
@@ -174,7 +174,7 @@ class ImageSpec:
 
 @dataclasses.dataclass(frozen=True)
 class VisionTokens:
-    """Ids of the tokens that concern images; None where a tokenizer has no such token."""
+    """Ids of the vision tokens; None if the tokenizer has no such token."""
 
     image: int | None
     vision_start: int | None
@@ -184,7 +184,7 @@ class VisionTokens:
 
     @classmethod
     def from_tokenizer(cls, tokenizer: Tokenizer) -> "VisionTokens":
-        """Looks the ids up by the names that the whole model family uses."""
+        """Looks up the ids by their names, the same in the whole model family."""
         return cls(
             image=tokenizer.token_id("<|image_pad|>"),
             vision_start=tokenizer.token_id("<|vision_start|>"),
@@ -214,10 +214,10 @@ def open_image(source: Any) -> Image.Image:
 
     Args:
         source: path or file:// address, encoded bytes, an object whose `read()` gives encoded
-            bytes, or an image that is open already.
+            bytes, or an open image.
 
     Raises:
-        ImageError: there is no such file, no image in it, or one that is far too large.
+        ImageError: the file does not exist, is not an image, or is far too large.
     """
     image = source if isinstance(source, Image.Image) else _open_encoded(source)
     width, height = image.size
@@ -250,17 +250,17 @@ def _open_encoded(source: Any) -> Image.Image:
         return Image.open(file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError("image_too_large", f"image {_name(source)}: {error}") from error
-    except Exception as error:  # decoders of foreign bytes raise whatever they come upon
+    except Exception as error:  # decoders of foreign bytes raise anything
         raise ImageError(
             "unreadable_image", f"image {_name(source)} cannot be read: {error}"
         ) from error
 
 
 def local_path(source: str | Path) -> Path:
-    """Returns the path that a path or a file:// address names.
+    """Returns the path of a path or a file:// address.
 
     Raises:
-        ImageError: an address of another kind; nothing is fetched.
+        ImageError: any other kind of address; nothing is fetched.
     """
     text = str(source)
     if "://" not in text:
@@ -272,7 +272,7 @@ def local_path(source: str | Path) -> Path:
 
 
 def _name(source: Any) -> str:
-    """Returns how a message calls an image."""
+    """Returns the name of an image for messages."""
     if isinstance(source, bytes):
         return f"of {len(source)} bytes"
     if isinstance(source, Image.Image):
@@ -281,9 +281,9 @@ def _name(source: Any) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Returns the EXIF orientation, 1 to 8, from what was read with the header; 1 is upright.
+    """Returns the EXIF orientation, 1 to 8, without reading pixels; 1 is upright.
 
-    Pillow turns TIFF files by itself.
+    Returns 1 for TIFF files, which Pillow rotates itself.
     """
     data = image.info.get("exif")
     if not data or image.format == "TIFF":
@@ -293,7 +293,7 @@ def _orientation(image: Image.Image) -> int:
         exif.load(data)
         return exif.get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, ValueError, KeyError, TypeError, struct.error):
-        return 1  # the note about the image is damaged, the image itself is not
+        return 1  # the EXIF data is damaged, the image itself is not
 
 
 def image_size(source: Any) -> tuple[int, int]:
@@ -311,11 +311,11 @@ def image_size(source: Any) -> tuple[int, int]:
 
 
 def flatten(image: Image.Image) -> Image.Image:
-    """Returns the image as RGB, what is transparent on white.
+    """Returns the image as RGB, transparent pixels blended onto white.
 
-    Figures often are black lines on a transparent ground: dropping the alpha channel instead would
-    leave them black on black. 16-bit grey is reduced to 8 bits, and grey without a fixed range
-    stretched over its own, where Pillow would clip both to white.
+    Figures are often black lines on a transparent background: without the alpha channel they would
+    be black on black. 16-bit grey is reduced to 8 bits. Grey without a fixed range is stretched
+    over its own range. Pillow would clip both to white.
     """
     if image.mode.startswith("I;16"):
         pixels = np.asarray(image).astype(np.float32) / 257.0
@@ -326,7 +326,7 @@ def flatten(image: Image.Image) -> Image.Image:
         scaled = (pixels - low) * (255.0 / (high - low)) if high > low else pixels * 0.0 + 255.0
         return Image.fromarray(np.rint(scaled).astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        if image.mode == "La":  # Pillow has no direct way
+        if image.mode == "La":  # Pillow cannot convert it directly
             image = image.convert("LA")
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -335,18 +335,18 @@ def flatten(image: Image.Image) -> Image.Image:
 
 
 def load_pixels(source: Any) -> Image.Image:
-    """Returns the image decoded, upright, as RGB on white; the first frame of several.
+    """Decodes an image and returns it upright, as RGB on white; the first frame of several.
 
-    The orientation noted by a camera is followed, as transformers does when it opens files.
+    Applies the EXIF orientation, as transformers does for files.
 
     Raises:
-        ImageError: see `open_image`, or the body is damaged or cut off.
+        ImageError: see `open_image`; or the body is damaged or truncated.
     """
     image = open_image(source)
     transpose = _UPRIGHT.get(_orientation(image))
     try:
         rgb = flatten(image)
-    except Exception as error:  # decoders of foreign bytes raise whatever they come upon
+    except Exception as error:  # decoders of foreign bytes raise anything
         raise ImageError(
             "unreadable_image", f"image {_name(source)} cannot be decoded: {error}"
         ) from error
@@ -357,10 +357,10 @@ def load_pixels(source: Any) -> Image.Image:
 
 
 def resized_size(width: int, height: int, spec: ImageSpec) -> tuple[int, int]:
-    """Returns (width, height) in pixels to which an image is resized.
+    """Returns the (width, height) in pixels to which an image is resized.
 
-    Both are whole merge blocks, as near to the original as rounding allows; an area outside the
-    limits is first scaled to the limit, keeping the aspect ratio, then rounded towards the inside.
+    Both are whole merge blocks, rounded from the original size. An area outside the limits is first
+    scaled to the limit, with the same aspect ratio, then rounded towards the inside.
 
     Raises:
         ImageError: one side is over 200 times the other.
@@ -383,7 +383,7 @@ def resized_size(width: int, height: int, spec: ImageSpec) -> tuple[int, int]:
 
 
 def count_image_tokens(width: int, height: int, spec: ImageSpec) -> int:
-    """Returns the tokens that an image of this size takes in a prompt.
+    """Returns the number of tokens in a prompt of an image of this size.
 
     Raises:
         ImageError: see `resized_size`.
@@ -395,12 +395,12 @@ def process_image(image: Any, spec: ImageSpec) -> tuple[np.ndarray, tuple[int, i
     """Cuts an image into patches.
 
     Args:
-        image: what `open_image` takes, of any mode; transparency is put on white.
+        image: any source for `open_image`, of any mode; transparent pixels become white.
         spec: sizes and limits.
 
     Returns:
-        (patches uint8[i, C], (rows, columns) of the grid of patches). Merge blocks row by row, the
-        patches of a block row by row; within a patch channel, row, column.
+        (patches uint8[i, C], (rows, columns) of the grid of patches). Order: merge blocks row by
+        row; the patches of a block row by row; within a patch: channel, row, column.
 
     Raises:
         ImageError: see `open_image` and `resized_size`.
@@ -415,11 +415,11 @@ def process_image(image: Any, spec: ImageSpec) -> tuple[np.ndarray, tuple[int, i
 
 
 def patch_places(rows: int, columns: int, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
-    """Returns where the patches of one image lie, in the order of `process_image`.
+    """Returns coordinates and windows of the patches of one image, in `process_image`'s order.
 
     Returns:
-        (coords int32[i, 2], window int32[i] from 0, all 0 without windows). Windows are laid from
-        the top left, so those at the right and bottom edges may be smaller.
+        (coords int32[i, 2], window int32[i] from 0, all 0 without windows). Windows start at the
+        top left, so those at the right and bottom edges may be smaller.
     """
     m = spec.merge_size
     grid = np.indices((rows, columns), np.int32).reshape(2, rows // m, m, columns // m, m)
@@ -440,16 +440,16 @@ def encode_prompt(
     """Turns a rendered prompt and its images into arrays.
 
     Args:
-        text: with one image token for each image, in order; it is repeated here to the tokens
-            that the image takes.
-        images: what `open_image` takes.
-        tokenizer: of the model.
-        spec: of the model.
+        text: the prompt, with one image token per image, in order. This function repeats each one
+            to the number of tokens of its image.
+        images: sources for `open_image`.
+        tokenizer: the model's tokenizer.
+        spec: the model's image settings.
         name: the prompt's id, for messages.
 
     Raises:
         ImageError: an image cannot be used.
-        InputError: the number of image tokens is not that of images, or there is a video.
+        InputError: the numbers of image tokens and images differ, or there is a video.
     """
     ids = tokenizer.encode(text)
     if not ids:
@@ -481,10 +481,10 @@ def encode_prompt(
 
 
 def check_placeholders(ids: Sequence[int], images: int, vision: VisionTokens, name: str) -> None:
-    """Checks that a prompt has one image token for each image, and no video.
+    """Checks that a prompt has one image token per image, and no video.
 
     Raises:
-        InputError: naming the prompt, what was expected and what was found.
+        InputError: it does not; names the prompt and both numbers.
     """
     num_placeholders = sum(token == vision.image for token in ids)
     if num_placeholders != images:
@@ -504,14 +504,14 @@ def collate(
     pad_id: int,
     patch_bytes: int | None = None,
 ) -> Batch:
-    """Puts prompts together at one static shape: tokens to the right end, patches to the left.
+    """Pads prompts to one static shape: tokens on the left, patches on the right.
 
     Args:
-        encoded: N prompts; None is an empty row, all of it padding.
-        p: P, tokens a prompt.
-        i: I, patches a prompt.
-        pad_id: fills the tokens.
-        patch_bytes: C; None where at least one prompt tells it.
+        encoded: N prompts; None is an empty row, all padding.
+        p: P, tokens per prompt.
+        i: I, patches per prompt.
+        pad_id: fills the padding of the tokens.
+        patch_bytes: C; None if at least one prompt is not None.
 
     Returns:
         Batch of NumPy arrays.
@@ -550,12 +550,12 @@ def collate(
 
 
 def _join(arrays: Sequence[np.ndarray], empty: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """Joins arrays along their first axis; none at all give one of shape `empty`."""
+    """Joins arrays along their first axis; without arrays, returns one of shape `empty`."""
     return np.concatenate([np.zeros(empty, dtype), *arrays], dtype=dtype)
 
 
 def _json_object(files: Mapping[str, str], name: str) -> dict[str, Any]:
-    """Returns the object in a file, or an empty one where there is no file."""
+    """Returns the object in a file, or an empty one if there is no file."""
     try:
         content = json.loads(files.get(name) or "{}")
     except ValueError as error:

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the tokenizer of the bundled small model: `python -m rlvlm_jax.data.tiny_tokenizer DIR`.
 
-A byte-level byte-pair encoding of 512 tokens in Qwen's format: every text encodes, each digit is
-a token of its own, and the words of the bundled problems are mostly single tokens. The merges are
-learnt here, in plain Python, so that the same files come out whatever library is installed.
+A byte-level byte-pair encoding of 512 tokens in Qwen's format. It encodes any text; each digit is
+one token, and so are most words of the bundled problems. Plain Python learns the merges, so that
+the files do not depend on the installed libraries.
 """
 
 import json
@@ -29,7 +29,7 @@ SPECIAL_TOKENS = (  # the last ids, in this order
     "<|video_pad|>",
 )
 
-# How a text is cut before merging: Qwen's rule, and what it comes to in an ASCII text.
+# How to split a text before merging: Qwen's rule, and its equivalent for ASCII text.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -39,7 +39,7 @@ _ASCII_SPLIT = re.compile(
     r"| ?[^\sA-Za-z0-9]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# Words that problems do not contain but that prompts and longer answers are made of.
+# Words that occur in prompts and longer answers but not in the problems.
 _PROSE = """
 Please think step by step, and put your final answer in \\boxed{}.
 The answer is the number of the problem. First we look at the picture, then we read what it shows.
@@ -60,7 +60,7 @@ CHAT_TEMPLATE = (
 
 
 def byte_letters() -> list[str]:
-    """The letter that stands for each byte: itself if printable, else one from U+0100 on."""
+    """Returns the letter for each byte: the byte itself if printable, else one from U+0100 on."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     letters, spare = [], 0x100
     for byte in range(256):
@@ -70,17 +70,17 @@ def byte_letters() -> list[str]:
 
 
 def learn_merges(texts: Iterable[str], count: int) -> list[tuple[str, str]]:
-    """Learns byte-pair merges: again and again the most frequent pair, ties in text order.
+    """Learns byte-pair merges: repeatedly the most frequent pair, ties in text order.
 
     Args:
         texts: ASCII texts.
-        count: how many merges.
+        count: number of merges.
 
     Returns:
         The pairs to merge, in order, as letters of `byte_letters`.
 
     Raises:
-        ValueError: when the texts hold too few pairs.
+        ValueError: the texts contain too few pairs.
     """
     letters = byte_letters()
     pieces = Counter(piece for text in texts for piece in _ASCII_SPLIT.findall(text))
@@ -94,7 +94,7 @@ def learn_merges(texts: Iterable[str], count: int) -> list[tuple[str, str]]:
             for pair in pairwise(word):
                 pairs[pair] += n
         if not pairs:
-            raise ValueError(f"the texts give {len(merges)} merges, {count} are wanted")
+            raise ValueError(f"the texts give {len(merges)} merges, but {count} are required")
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         merged: Counter[tuple[str, ...]] = Counter()

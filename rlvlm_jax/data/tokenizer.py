@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Text to token ids and back, and the chat template: the only place that knows `transformers`.
+"""Text to token ids and back, and the chat template: the only file that uses `transformers`.
 
-Serves step I (prompts) and step III (texts of responses). It does not know images: a rendered
-prompt holds one image token for each image, which `processor.encode_prompt` repeats.
+Serves step I (prompts) and step III (texts of responses). Does not know images: a rendered prompt
+has one image token per image, and `processor.encode_prompt` repeats it.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ from typing import Any
 
 from rlvlm_jax.errors import InputError
 
-# What a directory needs beside tokenizer_config.json; without one of them transformers would
-# build a tokenizer with an empty vocabulary and say nothing.
+# What a directory needs besides tokenizer_config.json. Without it, transformers would silently
+# build a tokenizer with an empty vocabulary.
 _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-_LONGEST_WAIT = 16  # tokens that may pass before their bytes must have made up whole characters
+_LONGEST_WAIT = 16  # within this many tokens their bytes must form whole characters
 _TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
 
 
@@ -27,11 +27,11 @@ class Tokenizer:
     """A byte-pair tokenizer with its chat template. Safe to use from several threads.
 
     Attributes:
-        directory: where the files lie.
-        pad_id: fills masked places; any token would do there.
+        directory: of the files.
+        pad_id: fills masked positions; any token would do.
         stop_ids: ids that end a response, each once.
-        end_id: the first of them: the tokenizer's own end token, which ends a turn of the chat
-            template, where it has one.
+        end_id: the first of them: the tokenizer's own end token, if it has one, which ends a turn
+            of the chat template.
     """
 
     def __init__(self, backend: Any, directory: Path):
@@ -40,8 +40,8 @@ class Tokenizer:
         self.end_id = self.stop_ids[0]
         self.pad_id = self.end_id if backend.pad_token_id is None else backend.pad_token_id
         self._chat = backend
-        # The Rust object itself: the Python layer above it keeps settings between calls, which
-        # threads would change under each other.
+        # The Rust object itself: the Python layer above it keeps settings between calls, so it is
+        # not safe to use from several threads.
         self._fast = backend.backend_tokenizer
         self._template = backend.chat_template or _template_of_processor(directory)
         added = backend.added_tokens_decoder.values()
@@ -65,11 +65,11 @@ class Tokenizer:
         if not any(all((directory / n).is_file() for n in names) for names in _VOCABULARIES):
             raise InputError(
                 f"{directory} has neither tokenizer.json nor vocab.json with merges.txt; "
-                "copy the tokenizer files beside the weights"
+                "copy the tokenizer files next to the weights"
             )
-        # Its notice that PyTorch is missing would stand before our own messages.
+        # Hides its notice that PyTorch is missing.
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        from transformers import AutoTokenizer  # seconds to import: only where it is used
+        from transformers import AutoTokenizer  # takes seconds to import, so only here
 
         try:
             backend = AutoTokenizer.from_pretrained(
@@ -82,11 +82,11 @@ class Tokenizer:
         return cls(backend, directory)
 
     def fingerprint(self) -> str:
-        """Returns a digest of vocabulary, merges and chat template: equal where prompts are."""
+        """Returns a digest of vocabulary, merges and chat template: equal if prompts are equal."""
         return hashlib.sha256(f"{self._fast.to_str()}{self._template}".encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """Returns the ids of `text`; special tokens written in it become their ids."""
+        """Returns the ids of `text`; special tokens in it become their ids."""
         return self._fast.encode(text, add_special_tokens=False).ids
 
     def encode_response(self, text: str) -> list[int]:
@@ -98,18 +98,18 @@ class Tokenizer:
         return self._fast.decode([int(i) for i in ids], skip_special_tokens=skip_special)
 
     def decode_batch(self, rows: Iterable[Iterable[int]], skip_special: bool = True) -> list[str]:
-        """Returns one text for each list of ids."""
+        """Returns one text per list of ids."""
         rows = [[int(i) for i in row] for row in rows]
         return self._fast.decode_batch(rows, skip_special_tokens=skip_special)
 
     def token_id(self, text: str) -> int | None:
-        """Returns the id of a token written as `text`, or None when there is no such token."""
+        """Returns the id of the token with this text, or None if there is none."""
         return self._fast.token_to_id(text)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """Returns the text that each token adds; joined, they are the whole.
+        """Returns the text that each token adds; joined, they give the whole text.
 
-        A character that is spread over several tokens belongs to the one that completes it.
+        A character that spans several tokens belongs to the one that completes it.
 
         Args:
             ids: of a response; special tokens add nothing.
@@ -126,10 +126,10 @@ class Tokenizer:
         return texts
 
     def escape(self, text: str) -> str:
-        """Returns `text` with a space inside whatever would be read as a special token.
+        """Returns `text` with a space inside each special token, which makes it ordinary text.
 
-        So a question that quotes "<|im_end|>" neither ends its turn nor, quoting "<|image_pad|>",
-        asks for an image that is not there: "< |im_end|>" reads the same and is ordinary text.
+        So a question that quotes "<|im_end|>" does not end its turn, and "<|image_pad|>" in a
+        question does not ask for a missing image: "< |im_end|>" reads the same.
         """
         return self._special.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
 
@@ -142,7 +142,7 @@ class Tokenizer:
                 escaped (see `escape`).
 
         Returns:
-            A text with one image token for each image.
+            A text with one image token per image.
 
         Raises:
             InputError: there is no template, or it does not accept these messages.
@@ -162,7 +162,7 @@ class Tokenizer:
             return self._chat.apply_chat_template(
                 plain, chat_template=self._template, tokenize=False, add_generation_prompt=True
             )
-        except Exception as error:  # a template is a program: it raises what it likes
+        except Exception as error:  # a template is a program: it may raise anything
             raise InputError(
                 f"the chat template of {self.directory} fails on these messages: {error}"
             ) from error
@@ -193,7 +193,7 @@ class Tokenizer:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in a JSON file, or an empty one where there is no file."""
+    """Returns the object in a JSON file, or an empty one if there is no file."""
     if not path.is_file():
         return {}
     try:
@@ -229,6 +229,6 @@ def _stop_ids(directory: Path, own: int | None) -> tuple[int, ...]:
 
 
 def _template_of_processor(directory: Path) -> str | None:
-    """Returns the template from where processors of transformers 4 keep it."""
+    """Returns the template from chat_template.json, the file of transformers 4's processors."""
     template = _read_json(directory / "chat_template.json").get("chat_template")
     return template if isinstance(template, str) else None

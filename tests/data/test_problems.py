@@ -246,7 +246,7 @@ def test_merges_of_a_hand_computed_text():
     # Pieces: "aab" three times, " b" twice. Pairs: aa 3, ab 3, "Ġb" 2; aa first, as a < b.
     texts = ["aab", "aab", "aab b b"]
     assert tiny_tokenizer.learn_merges(texts, 3) == [("a", "a"), ("aa", "b"), ("Ġ", "b")]
-    with pytest.raises(ValueError, match="3 merges, 4 are wanted"):
+    with pytest.raises(ValueError, match="3 merges, but 4 are required"):
         tiny_tokenizer.learn_merges(texts, 4)
 
 

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Online filtering: which sampled groups a step trains on, over one or several rounds of sampling.
 
-A round is one batch of prompts with its scored responses. Where groups outside the accuracy limits
-are left out, further rounds may be drawn until enough groups are kept (DAPO's dynamic sampling);
-what is left over is dropped, so nothing older than the parameters is ever trained on. Host arrays
-in, host arrays out.
+A round is one batch of prompts with its scored responses. The filter drops groups outside the
+accuracy limits; then more rounds may be sampled until enough groups are kept (DAPO's dynamic
+sampling). Surplus groups are dropped, so a step never trains on samples of older parameters. Host
+arrays in, host arrays out.
 
 Source: DAPO (arXiv:2503.14476), section 3.2; MM-EUREKA (arXiv:2503.07365), online filter.
 """
@@ -28,7 +28,7 @@ from rlvlm_jax.types import Batch, Passes, Rollout
 
 
 class Round(NamedTuple):
-    """One batch of N prompts and what came of it; B = N * G responses."""
+    """One batch of N prompts with its B = N * G responses."""
 
     examples: list[Example]  # N
     batch: Batch  # on the device
@@ -40,7 +40,7 @@ class Round(NamedTuple):
 
 
 def kept_groups(config: ConfigDict, accuracy: np.ndarray) -> np.ndarray:
-    """Returns bool[N], the groups whose mean accuracy the filter leaves in; all without a filter.
+    """Returns bool[N], the groups whose mean accuracy passes the filter; all without a filter.
 
     Args:
         config: the whole configuration.
@@ -54,7 +54,7 @@ def kept_groups(config: ConfigDict, accuracy: np.ndarray) -> np.ndarray:
 
 
 def is_enough(config: ConfigDict, rounds: Sequence[Round]) -> bool:
-    """Returns whether a step can go on to its update with these rounds."""
+    """Returns whether these rounds suffice for the step's update."""
     if not rounds:
         return False
     num_kept = sum(int(r.keep.sum()) for r in rounds)
@@ -62,9 +62,9 @@ def is_enough(config: ConfigDict, rounds: Sequence[Round]) -> bool:
 
 
 def choose(config: ConfigDict, rounds: Sequence[Round]) -> np.ndarray:
-    """Returns int[N], places in the rounds put behind one another: kept groups, earliest first.
+    """Returns int[N], indices into the concatenated rounds: kept groups first, in order.
 
-    Where too few are kept, others fill the batch up; being outside the mask, they train nothing.
+    If too few are kept, others fill up the batch; they are masked, so they train nothing.
     """
     if len(rounds) == 1:  # the batch as it is
         return np.arange(config.rollout.prompts)
@@ -79,18 +79,17 @@ def merge(
     buckets: Sequence[tuple[int, int]],
     pad_id: int,
 ) -> tuple[Batch, Rollout, Passes]:
-    """Makes one batch of the chosen groups of several rounds.
+    """Merges the chosen groups of several rounds into one batch.
 
     Args:
         config: the whole configuration.
         rounds: of one step.
         chosen: from `choose`.
-        buckets: shapes (P, I) that a batch may have; the last holds every prompt.
+        buckets: the possible shapes (P, I) of a batch; the last fits every prompt.
         pad_id: fills the padding of prompts that move into a larger shape.
 
     Returns:
-        Host arrays: N prompts, of the smallest shape that holds every round's, and their B
-        responses.
+        Host arrays: N prompts, in the smallest shape that fits all rounds, and their B responses.
     """
     shapes = [(r.batch.tokens.shape[1], r.batch.patches.shape[1]) for r in rounds]
     p, i = (max(sizes) for sizes in zip(*shapes, strict=True))
@@ -108,7 +107,7 @@ def merge(
 def scores_of(
     config: ConfigDict, rounds: Sequence[Round], chosen: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (scores float32[B], whether each is trained on, bool[B]) of the chosen groups."""
+    """Returns (scores float32[B], whether to train on each, bool[B]) of the chosen groups."""
     samples = config.rollout.samples
     scores = np.concatenate([r.scores.score for r in rounds])[rows_of(chosen, samples)]
     keep = np.concatenate([r.keep for r in rounds])[chosen]
@@ -119,7 +118,7 @@ def metrics(config: ConfigDict, rounds: Sequence[Round], chosen: np.ndarray) -> 
     """Returns filter/*, over all sampled groups.
 
     kept_fraction, all_correct, all_wrong: shares of the groups; rounds: batches sampled; trained:
-    kept groups in the update's batch; surplus: kept groups that it has no room for.
+    kept groups in the update's batch; surplus: kept groups beyond that batch.
     """
     samples = config.rollout.samples
     if samples == 1:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The records of a run: all are read and checked before its first step, and shapes are chosen."""
+"""The data of a run: reads and checks all records before the first step, and chooses shapes."""
 
 import dataclasses
 import hashlib
@@ -21,14 +21,14 @@ SPLITS = ("val", "test", "test_ood")
 
 
 class RunData(NamedTuple):
-    """What a run reads.
+    """The data of a run.
 
     Attributes:
-        loader: of the batches to train on; None in an evaluation.
-        total_steps: until the training ends.
-        evaluation_sets: split -> its questions, of which each process encodes its share.
-        reports: split -> how many records were found, used and dropped, and why.
-        digests: split -> of what is in the records used, as twelve hexadecimal digits.
+        loader: of the training batches; None in an evaluation.
+        total_steps: number of training steps.
+        evaluation_sets: split -> its questions; each process encodes its share of them.
+        reports: split -> how many records were read, used and dropped, and why.
+        digests: split -> digest of the content of its used records, twelve hexadecimal digits.
     """
 
     loader: loader.Loader | None
@@ -39,10 +39,10 @@ class RunData(NamedTuple):
 
 
 def open_data(session: Session) -> RunData:
-    """Reads and checks all records; every process of a run calls it, and gets the same ones.
+    """Reads and checks all records; every process calls it and gets the same records.
 
     Raises:
-        InputError: names the file, line and id of a record that cannot be used.
+        InputError: a record cannot be used; names its file, line and id.
     """
     c = session.config
     reader = dataset.Reader(
@@ -95,7 +95,7 @@ def open_data(session: Session) -> RunData:
 
 
 def digest(examples: Iterable[Example]) -> str:
-    """Returns twelve digits that differ where texts, lengths or images' sizes do."""
+    """Returns twelve digits that differ if texts, lengths or image sizes differ."""
     hasher = hashlib.sha256()
     for example in examples:
         about = (
@@ -139,18 +139,18 @@ def _evaluation_sets(
 
 
 def _overlap(split: str, train_examples: list[Example], eval_examples: list[Example]) -> list[str]:
-    """Returns the ids of the questions that are trained on too, and warns of them."""
+    """Returns the ids of the questions that are also in the training set, and logs a warning."""
     shared = dataset.overlap(train_examples, eval_examples)
     if shared:
         logging.warning(
             "%d of %d questions of config.data.%s are in config.data.train too, such as "
-            "%s; their accuracy says nothing of new problems",
+            "%s; their accuracy says nothing about new problems",
             *(len(shared), len(eval_examples), split, shared[0][1]),
         )
     return [eval_id for _, eval_id in shared]
 
 
 def _share(session: Session, prompts: int) -> loader.Share:
-    """Returns which rows of a batch of so many prompts this process encodes."""
+    """Returns this process's rows of a batch of `prompts` prompts."""
     rows = sharding.rows_here(session.mesh, prompts)
     return loader.Share(rows, distributed.together)

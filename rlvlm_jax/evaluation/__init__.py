@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""How a model is measured: scores of samples here, the scheme that draws them in `scheme`.
+"""Evaluation of models: scores of samples here; `scheme` draws the samples.
 
 `pass_at_k` and `reflection` are plain Python; importing this package loads no JAX.
 """

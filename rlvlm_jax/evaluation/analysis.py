@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The evaluation scheme's tables: accuracy with intervals, and the paper's three findings.
 
-From the records of runs to numbers; how they are drawn or printed is the report's. Every number
-that can be undefined is absent instead.
+Computes numbers from the records of runs; the report draws and prints them. Undefined numbers are
+absent.
 
 Source: MAYE (arXiv:2504.02587), sections 4 and 5.
 """
@@ -16,22 +16,22 @@ import numpy as np
 from rlvlm_jax.evaluation.runs import Group, Question, RunRecord, read_rows
 from rlvlm_jax.evaluation.statistics import correlations, interval, spread
 
-# The setting whose validation accuracy chooses the step to report: the first that there is.
+# The setting whose validation accuracy chooses the step to report; otherwise the first available.
 SELECT_BY = "pass@1_t0.01"
 _SELECT_BY_ELSE = ("pass@1_t0.6", "pass@8_t1.0")
 
 
 def selected_step(run: RunRecord, among: Collection[int] | None = None) -> int | None:
-    """Returns the evaluated step of the best validation accuracy, the earliest of equals.
+    """Returns the evaluated step with the best validation accuracy, the earliest of equals.
 
-    Step 0 takes part: a training that never improves is reported as the model it started from.
+    Includes step 0: a training run that never improves is reported as its initial model.
 
     Args:
         run: with validation.
         among: the steps to choose from; None for all.
 
     Returns:
-        None where the run has no validation at such a step.
+        The step, or None if the run has no validation at any of them.
     """
     for setting in (SELECT_BY, *_SELECT_BY_ELSE):
         steps, values = run.curve(f"eval/val/{setting}")
@@ -50,11 +50,11 @@ def accuracy_row(group: Group, split: str, setting: str) -> dict[str, Any] | Non
         setting: decoding setting, such as "pass@8_t1.0".
 
     Returns:
-        None where nothing was evaluated. Otherwise, over the n runs,
+        None if nothing was evaluated. Otherwise, over the n runs,
         initial: accuracy before training;
-        mean: over all evaluations after it and all runs, as the paper's "Mean";
-        max: mean over runs of each run's best evaluation, as the paper's "Max". Chosen on the
-            numbers it reports, it is biased upwards;
+        mean: over all later evaluations and all runs, the paper's "Mean";
+        max: mean over runs of each run's best evaluation, the paper's "Max". It is chosen on the
+            reported numbers, so it is biased upwards;
         selected: see `selected_accuracy`.
     """
     curves = [run.curve(f"eval/{split}/{setting}") for run in group.runs]
@@ -78,18 +78,18 @@ def accuracy_row(group: Group, split: str, setting: str) -> dict[str, Any] | Non
 def selected_accuracy(
     group: Group, split: str, setting: str, kind: str = ""
 ) -> dict[str, Any] | None:
-    """Describes the accuracy at the steps that validation chose; without one, at the last step.
+    """Describes the accuracy at the steps chosen by validation; without one, at the last steps.
 
     Args:
         group: runs of one method.
-        split: of an evaluation of theirs.
+        split: of one of their evaluations.
         setting: of that evaluation.
         kind: of question, see `RunRecord.kinds`; "" for all.
 
     Returns:
         steps; mean, std_population and std_sample over the runs; low and high, the 95 % interval
-        over runs and questions; questions, how many there are. None where a run was not evaluated,
-        and on the validation questions themselves where they chose between several steps.
+        over runs and questions; questions, their number. None if a run was not evaluated, or on the
+        validation questions if they chose between several steps.
     """
     if not _is_reportable(group, split, setting):
         return None
@@ -111,7 +111,7 @@ def _is_reportable(group: Group, split: str, setting: str) -> bool:
 
 
 def chosen_steps(runs: Sequence[RunRecord], split: str, setting: str) -> list[int]:
-    """Returns each run's selected step among those of an evaluation, else its last one."""
+    """Returns each run's selected step among those of an evaluation, or its last one."""
     chosen = []
     for run in runs:
         evaluated = run.evaluations[split, setting]
@@ -123,9 +123,9 @@ def chosen_steps(runs: Sequence[RunRecord], split: str, setting: str) -> list[in
 def solved_table(
     runs: Sequence[RunRecord], split: str, setting: str, steps: Sequence[int], kind: str = ""
 ) -> tuple[np.ndarray, list[Question]]:
-    """Returns (float64[runs, questions], questions): which of them each run solved.
+    """Returns (float64[runs, questions], questions): which questions each run solved.
 
-    Only questions that all runs were asked take part.
+    Includes only the questions that all runs were asked.
     """
     solved = [run.solved(split, setting, step, kind) for run, step in zip(runs, steps, strict=True)]
     questions = sorted(set.intersection(*map(set, solved)))
@@ -134,13 +134,13 @@ def solved_table(
 
 
 def length_sensitivity(group: Group) -> dict[str, float]:
-    """Finding 1: how far response length depends on the seed.
+    """Finding 1: how much response length depends on the seed.
 
     Returns:
         n; length_first and length_last, the means over the first and the last fifth of the steps,
-        in tokens; change, the last relative to the first; and, of several runs, std_first and
-        std_last, the population deviation over runs there, averaged, and relative_std_last,
-        std_last / length_last.
+        in tokens; change, the last relative to the first. For several runs also std_first and
+        std_last, the population deviation over runs, averaged over the same steps, and
+        relative_std_last = std_last / length_last.
     """
     steps, lengths = group.curves("response/length")
     if len(steps) < 5:
@@ -161,12 +161,12 @@ def length_sensitivity(group: Group) -> dict[str, float]:
 
 
 def reflection_and_length(group: Group) -> dict[str, Any]:
-    """Finding 2: how far reflection goes with length.
+    """Finding 2: how strongly reflection correlates with length.
 
     Returns:
-        curves: `correlations` of the mean curves over the steps; runs: [those of each run];
+        curves: `correlations` of the mean curves over the steps; runs: [the same for each run];
         responses: Pearson over single responses of all runs and steps, between length and being
-        reflective, absent where no response, or every one, is.
+        reflective; absent if no response is reflective, or all are.
     """
     (x, lengths), (z, ratios) = (
         group.curves(name) for name in ("response/length", "reflection/ratio")
@@ -196,9 +196,9 @@ def compare(
     """Finding 3: the difference of two methods on one test set, each at its selected steps.
 
     Returns:
-        difference (ours - theirs), low and high of its 95 % interval, and questions; None where
-        one of them was not evaluated, where they share no question, and on the validation
-        questions that chose a step.
+        difference (method - baseline), low and high of its 95 % interval, and questions. None if
+        one of them was not evaluated, if they share no question, or on the validation questions
+        that chose a step.
     """
     if not all(_is_reportable(group, split, setting) for group in (method, baseline)):
         return None

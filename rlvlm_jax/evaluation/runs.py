@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What finished or unfinished runs left behind, read back: the input of analysis and report.
+"""Reads the directories of finished or unfinished runs: the input of analysis and report.
 
-A run is one directory; runs that differ in their seed only form a group. Reads files, writes none,
-and computes nothing beyond picking numbers out. Imports no JAX.
+A run is one directory; runs that differ only in their seed form a group. Reads files, writes none,
+and only picks out numbers. Imports no JAX.
 """
 
 import functools
@@ -19,9 +19,9 @@ from rlvlm_jax.config import HARMLESS
 from rlvlm_jax.errors import InputError
 
 TRAININGS = {"rl": "RL", "sft": "SFT"}  # config.mode -> name in figures
-# What a run that only evaluates is: the model that the other runs started from, or any other one.
+# Names of runs that only evaluate: the model from which the other runs started, or any other one.
 VANILLA, EVALUATED = "Vanilla", "Evaluated"
-FIRST_JUDGE = 1  # what judged where no judge_version is written
+FIRST_JUDGE = 1  # the judge version of records without a judge_version
 Question = tuple[str, str, str]  # id, text, solution: ids alone may repeat between data sets
 
 
@@ -32,7 +32,7 @@ class RunRecord:
     Attributes:
         path: of the directory.
         config: the resolved configuration.
-        about: the rest of config.json: versions, device, what was dropped.
+        about: the rest of config.json: versions, device, dropped records.
         lines: of metrics.jsonl.
     """
 
@@ -48,7 +48,7 @@ class RunRecord:
 
     @property
     def model(self) -> str | None:
-        """The model that the run started from, as it was named."""
+        """The model from which the run started, as named in its configuration."""
         return self.config.get("model", {}).get("path")
 
     @property
@@ -57,7 +57,7 @@ class RunRecord:
         return self.config["seed"]
 
     def curve(self, name: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
-        """Returns (x, values) of a metric, float64, at every line that has it.
+        """Returns (x, values) of a metric, float64, from every line that has it.
 
         Args:
             name: such as "response/length".
@@ -87,16 +87,16 @@ class RunRecord:
 
     @functools.cached_property
     def judge_versions(self) -> tuple[int, ...]:
-        """The versions of the judge that decided its evaluations; without any, config.json's.
+        """The versions of the judge in its evaluations; without evaluations, config.json's.
 
-        There are several where the run was resumed under another judge.
+        There are several if the run was resumed under another judge.
         """
         files = [file for steps in self.evaluations.values() for file in steps.values()]
         rows = [row for file in files for row in read_rows(file)] or [self.about]
         return tuple(sorted({row.get("judge_version", FIRST_JUDGE) for row in rows}))
 
     def solved(self, split: str, setting: str, step: int, kind: str = "") -> dict[Question, float]:
-        """Returns what an evaluation found of each question.
+        """Returns which questions an evaluation solved.
 
         Args:
             split: "val", "test" or "test_ood".
@@ -118,7 +118,7 @@ class RunRecord:
         }
 
     def kinds(self, split: str) -> list[str]:
-        """Returns the kinds of question in an evaluated set, where its records name them."""
+        """Returns the kinds of question in an evaluated set, if its records name them."""
         for (evaluated_split, _), files in self.evaluations.items():
             if evaluated_split == split:
                 rows = read_rows(next(iter(files.values())))
@@ -142,12 +142,12 @@ class Group:
 
     @property
     def trained(self) -> bool:
-        """Whether its runs train, so that evaluations follow one another."""
+        """Whether its runs train and therefore have a sequence of evaluations."""
         return self.method in TRAININGS.values()
 
     @property
     def metrics(self) -> list[str]:
-        """The names of all numbers that any of its runs recorded."""
+        """The names of all metrics that any of its runs recorded."""
         return sorted({name for run in self.runs for line in run.lines for name in line})
 
     @property
@@ -156,17 +156,17 @@ class Group:
         return set.intersection(*(set(run.evaluations) for run in self.runs))
 
     def kinds(self, split: str) -> list[str]:
-        """Returns the kinds of question in an evaluated set that all its runs know."""
+        """Returns the kinds of question in an evaluated set that all its runs have."""
         return sorted(set.intersection(*(set(run.kinds(split)) for run in self.runs)))
 
     def curves(self, name: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
-        """Returns (x float64[T], values float64[runs, T]) of the places that all runs have."""
+        """Returns (x float64[T], values float64[runs, T]) at the x that all runs have."""
         places, table = self.all_curves(name, x)
         shared = ~np.isnan(table).any(axis=0)
         return places[shared], table[:, shared]
 
     def all_curves(self, name: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
-        """Returns the same of the places that any run has; NaN where one has no number."""
+        """Returns the same at every x that any run has; NaN if a run has no number there."""
         per_run = []
         for run in self.runs:
             places, values = run.curve(name, x)
@@ -181,7 +181,7 @@ def read_rows(file: Path, *, unfinished: bool = False) -> list[dict[str, Any]]:
 
     Args:
         file: one object a line.
-        unfinished: leave a last line without its end out.
+        unfinished: ignore a last line without a line break.
 
     Raises:
         InputError: a line is not a JSON object.
@@ -202,13 +202,13 @@ def read_rows(file: Path, *, unfinished: bool = False) -> list[dict[str, Any]]:
 
 
 def read_run(directory: str | Path) -> RunRecord:
-    """Reads config.json and metrics.jsonl of a run; the responses are read when asked for.
+    """Reads config.json and metrics.jsonl of a run; responses are read on demand.
 
-    A run that has just begun has no metrics yet, and one that was cut off may end in part of a
-    line, which is left out.
+    A run that has just begun has no metrics yet. The incomplete last line of an interrupted run is
+    ignored.
 
     Raises:
-        InputError: it is no run directory, or a file in it is damaged.
+        InputError: it is not a run directory, or a file in it is damaged.
     """
     path = Path(directory)
     file = path / "config.json"
@@ -263,7 +263,7 @@ def read_groups(directories: Iterable[str | Path]) -> tuple[Group, ...]:
 
 
 def _recipe(config: dict[str, Any]) -> str:
-    """What a run does, as text: the configuration without its seed and what is harmless."""
+    """Returns what a run does, as text: the configuration without seed and harmless keys."""
 
     def relevant(group: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         remaining = {}
@@ -279,13 +279,13 @@ def _recipe(config: dict[str, Any]) -> str:
 
 
 def _places(directory: Path) -> list[Path]:
-    """A run directory itself, or the `seed_N` directories in it."""
+    """Returns a run directory itself, or the `seed_N` directories in it."""
     seeds = sorted(directory.glob("seed_*/config.json"), key=lambda file: (len(str(file)), file))
     return [file.parent for file in seeds] or [directory]
 
 
 def _labels(methods: Sequence[str], paths: Sequence[Path]) -> list[str]:
-    """The method's name; where several groups share it, with the directory's name behind it."""
+    """Returns the method's name per group; if several share it, followed by the directory's."""
     labels: list[str] = []
     for method, path in zip(methods, map(Path.resolve, paths), strict=True):
         name = path.parent.name if path.name.startswith("seed_") else path.name

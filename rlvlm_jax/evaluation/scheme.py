@@ -2,10 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation inside a run: whole sets of questions, several decoding settings, on all devices.
 
-The same sampler, judge and prompt as in training, but temperature and top-p are the setting's, and
-there is no top-k. Random keys belong to (seed, question, sample):
-one model at two steps, or two models under one seed, are compared on the same draws. Writes
-nothing.
+Uses the same sampler, judge and prompt as training, but the setting's temperature and top-p, and no
+top-k. Random keys belong to (seed, question, sample), so that one model at two steps, or two models
+under one seed, are compared on the same draws. Writes nothing.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from rlvlm_jax.types import Params
 
 
 class Evaluation(NamedTuple):
-    """What one decoding setting gave on one set of questions."""
+    """The results of one decoding setting on one set of questions."""
 
     setting: str  # name in config.EVAL_SETTINGS
     accuracies: dict[str, float]  # see `accuracies`
@@ -37,10 +36,10 @@ class Evaluation(NamedTuple):
 
 
 def accuracies(setting: str, correct: np.ndarray) -> dict[str, float]:
-    """Returns the numbers of one decoding setting.
+    """Returns the accuracies of one decoding setting.
 
     Args:
-        setting: name in config.EVAL_SETTINGS, with k samples a question.
+        setting: name in config.EVAL_SETTINGS, with k samples per question.
         correct: bool[questions, n], n >= k.
 
     Returns:
@@ -60,9 +59,9 @@ def accuracies(setting: str, correct: np.ndarray) -> dict[str, float]:
 
 
 def sample_ids(questions: np.ndarray, samples: int) -> np.ndarray:
-    """Returns uint32[N * samples], a number for each (question, sample), adjacent for a question.
+    """Returns uint32[N * samples], an id per (question, sample); a question's ids are adjacent.
 
-    Further samples do not change those already there, as long as a set has at most 2^24 questions.
+    More samples do not change the existing ids, as long as a set has at most 2^24 questions.
     """
     ids = questions.astype(np.uint32)[:, None] + (np.arange(samples, dtype=np.uint32) << 24)
     return ids.reshape(-1)
@@ -79,15 +78,15 @@ def _take_list(items: list[Any], rows: np.ndarray) -> list[Any]:
 def make_evaluate_fn(
     session: Any, config: ConfigDict, cache: FeatureCache | None = None
 ) -> Callable[[Params, EvaluationSet, Callable[[], bool]], Iterator[Evaluation]]:
-    """Builds evaluate(params, questions, stop), compiling one sampler for each decoding setting.
+    """Builds evaluate(params, questions, stop), with one compiled sampler per decoding setting.
 
-    `stop` is asked before every batch; when it says True, nothing is yielded.
+    It calls `stop` before every batch; if that returns True, it ends without yielding anything.
 
     Args:
         session: of the run, see startup.Session.
-        config: the whole configuration; `seed`, `eval`, `rollout` and `rewards` are read.
-        cache: image features for the next evaluation; None where there is none, or where the
-            vision side is trained.
+        config: the whole configuration; reads `seed`, `eval`, `rollout` and `rewards`.
+        cache: image features for the next evaluation; None for no cache, or if the vision side is
+            trained.
     """
     by_rows = sharding.batch_sharding(session.mesh)
 
@@ -131,7 +130,7 @@ def make_evaluate_fn(
             here = sharding.rows_here(session.mesh, prompts)
             batch = sharding.put_rows(host_batch, here, prompts, session.mesh)
             own = sharding.rows_owned(session.mesh, prompts)
-            own = own[own < len(batch_examples)]  # the last batch is filled up with empty prompts
+            own = own[own < len(batch_examples)]  # empty prompts fill up the last batch
             if cache is None:
                 features = encode(params, batch)  # once for all settings
             else:

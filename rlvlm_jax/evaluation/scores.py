@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of responses that have been judged: pass@k, reflection, repetition.
+"""Scores of judged responses: pass@k, reflection, repetition.
 
-Pure functions of texts and counts, for training steps and evaluations alike. How the responses
-were sampled and judged, and where the numbers are written, is not known here.
+Pure functions of texts and counts, for training steps and evaluations. Knows nothing of sampling,
+judging or writing.
 """
 
 import math
@@ -38,10 +38,10 @@ _PIECES = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]")
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     """Estimates the chance that at least one of k samples is correct, without bias.
 
-    1 - C(n - c, k) / C(n, k), the share of the k-subsets of the n samples that hold a correct one.
+    1 - C(n - c, k) / C(n, k), the share of k-subsets of the n samples with a correct one.
 
     Args:
-        num_samples: n >= 1, samples drawn for a question.
+        num_samples: n >= 1, samples drawn per question.
         num_correct: c, how many of them are correct, 0 to n.
         k: Size of the subset, 1 to n. k = n gives "any of k", 1 or 0.
 
@@ -50,7 +50,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
     Raises:
         ValueError: A number is out of its range.
-        TypeError: A number is no integer.
+        TypeError: A number is not an integer.
 
     Source: Chen et al. 2021 (arXiv:2107.03374), eq. 1. MAYE uses k = n = 8.
     """
@@ -68,7 +68,7 @@ def count_reflection(text: str, match: str = "substring") -> dict[str, int]:
 
     Args:
         text: A response; case does not matter.
-        match: "substring" as MAYE counts (the "wait" in "await" too), "word" for whole words only.
+        match: "substring" as MAYE counts ("await" contains "wait"), "word" for whole words only.
 
     Returns:
         {word: non-overlapping occurrences}, zeros included, in the order of the list.
@@ -85,16 +85,16 @@ def count_reflection(text: str, match: str = "substring") -> dict[str, int]:
 
 
 def is_reflective(text: str, match: str = "substring") -> bool:
-    """Tells whether a response holds at least one reflection word; see `count_reflection`."""
+    """Tells whether a response contains a reflection word; see `count_reflection`."""
     return any(count_reflection(text, match).values())
 
 
 def reflection(
     texts: Sequence[str], correct: Sequence[bool], *, match: str = "substring"
 ) -> dict[str, Any]:
-    """Measures how often responses reflect, and how that goes with being correct.
+    """Measures how often responses reflect, and how that relates to being correct.
 
-    With N responses, R reflective ones, C correct ones and RC both:
+    For N responses, of which R are reflective, C correct and RC both:
 
     ratio                R / N
     ratio_in_correct     RC / C
@@ -102,7 +102,7 @@ def reflection(
     accuracy_with        RC / R
     accuracy_without     (C - RC) / (N - R)
 
-    Counts are over all texts given and divided once, so a batch must be passed whole.
+    Divides counts over all texts, so pass a batch whole.
     # Deviates from MAYE: its code averages per-device ratios and takes 0/0 as 0.
 
     Args:
@@ -111,8 +111,8 @@ def reflection(
         match: As in `count_reflection`.
 
     Returns:
-        The five ratios by these names, a ratio being absent where its denominator is 0, and under
-        "words" the fifteen counts {word: occurrences over all texts}.
+        The five ratios by these names, without those whose denominator is 0, and under "words" the
+        fifteen counts {word: occurrences over all texts}.
 
     Raises:
         ValueError: The lengths differ, or an unknown match.
@@ -140,18 +140,18 @@ def reflection(
 
 
 def repetition(text: str, n: int = 4) -> float:
-    """Measures how much of a response says again what it has said before.
+    """Measures how much of a response repeats earlier parts of it.
 
     1 - distinct / all, over the n-grams of its words.
 
     Args:
-        text: A response; case does not matter. Words are runs of letters and digits; every other
-            sign, and every CJK ideograph, is a word of its own.
-        n: Words of an n-gram.
+        text: A response; case does not matter. Words are runs of letters and digits; any other
+            character, and any CJK ideograph, is a word by itself.
+        n: Words per n-gram.
 
     Returns:
         The share of n-grams that occurred earlier in the text, in [0, 1); 0 for a text of fewer
-        than n words. Near 1 is a loop; ordinary worked solutions stay well below a half.
+        than n words. A loop is near 1; ordinary worked solutions stay well below 0.5.
     """
     words = _PIECES.findall(text.lower())
     grams = list(zip(*(words[start:] for start in range(n)), strict=False))
@@ -159,11 +159,11 @@ def repetition(text: str, n: int = 4) -> float:
 
 
 def is_repetitive(text: str, *, n: int = 4, threshold: float = 0.5) -> bool:
-    """Tells whether a response runs in a loop; response/repetition_fraction is the share that does.
+    """Tells whether a response loops; response/repetition_fraction is the share that does.
 
     Args:
         text: A response.
-        n: Words of an n-gram.
-        threshold: A response loops where more than this share of its n-grams is `repetition`.
+        n: Words per n-gram.
+        threshold: A response loops if its `repetition` exceeds this.
     """
     return repetition(text, n) > threshold

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""How sure a number is: spread over runs, intervals over runs and questions, correlations.
+"""Uncertainty of results: spread over runs, intervals over runs and questions, correlations.
 
-Pure functions of numbers, float64. Where the numbers come from is not known here.
+Pure functions of numbers, float64. Knows nothing of their source.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,8 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         values: n >= 1 numbers.
 
     Returns:
-        n, mean and, for n > 1, std_population (ddof 0, the band of MAYE's figures) and std_sample
-        (ddof 1, the estimate for further runs).
+        n, mean and, for n > 1, std_population (ddof 0, the band in MAYE's figures) and std_sample
+        (ddof 1, the estimate for more runs).
     """
     x = np.asarray(values, np.float64)
     if x.ndim != 1 or not len(x):
@@ -43,16 +43,16 @@ def interval(
 ) -> tuple[float, float]:
     """Bootstraps the mean score, or the difference of two, over runs and over questions.
 
-    Runs and questions are drawn anew with replacement, independently of each other. Two methods are
-    compared on the same questions, so one draw of questions serves both, while each has runs of
-    its own. A single run stays as it is: the interval then speaks of the questions alone. With few
-    runs the spread between runs is understated, as by every bootstrap of few items.
+    Draws runs and questions with replacement, independently of each other. Two methods are compared
+    on the same questions, so they share the drawn questions but not the runs. A single run is not
+    resampled: the interval then covers only the questions. With few runs the interval understates
+    the spread between runs, as any bootstrap of few items does.
 
     Args:
         scores: [runs, questions], e.g. 1 for correct and 0 for wrong.
         against: [other runs, the same questions], subtracted; None for the mean itself.
         confidence: share of the resampled means inside the interval.
-        resamples: how often everything is drawn.
+        resamples: number of draws.
         seed: of the draws.
 
     Returns:
@@ -96,17 +96,17 @@ def interval(
 
 
 def correlations(x: Sequence[float], y: Sequence[float], window: int = 5) -> dict[str, float]:
-    """Correlates two curves, also without what a common trend alone would give.
+    """Correlates two curves, also without the part that a common trend explains.
 
     Args:
-        x: T numbers, one a step.
+        x: T numbers, one per step.
         y: T numbers.
         window: steps of the moving average.
 
     Returns:
-        pearson, spearman, smoothed (of moving averages), detrended (of what is left of each beside
-        a fitted parabola) and differences (of changes from step to step). What is undefined,
-        because a curve is constant or too short, is absent.
+        pearson, spearman, smoothed (of moving averages), detrended (of residuals from a fitted
+        parabola) and differences (of changes from step to step). Values that are undefined, because
+        a curve is constant or too short, are absent.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.shape != y.shape or x.ndim != 1:
@@ -136,5 +136,5 @@ def correlations(x: Sequence[float], y: Sequence[float], window: int = 5) -> dic
 
 
 def _constant(curve: np.ndarray) -> bool:
-    """Whether there is no variation beyond rounding, so that a correlation would be noise."""
+    """Whether a curve varies by no more than rounding, so that a correlation would be noise."""
     return len(curve) < 2 or float(np.ptp(curve)) <= 1e-12 * float(np.abs(curve).max(initial=1.0))

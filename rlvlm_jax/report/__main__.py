@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m rlvlm_jax.report RUN_DIR [RUN_DIR ...] --out=report.html`.
 
-Reads run directories (or directories of `seed_N` runs) and writes one page, and beside it, in
-report_files/, each figure as SVG and PNG and each table as CSV.
+Reads run directories (or directories of `seed_N` runs) and writes one page. Next to it, in
+report_files/, writes each figure as SVG and PNG and each table as CSV.
 """
 
 import argparse
@@ -24,10 +24,10 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="rlvlm_jax.report", description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", metavar="RUN_DIR")
     parser.add_argument("--out", required=True, help="the page to write, such as report.html")
-    parser.add_argument("--paper", help="JSON file of published curves to draw beside the runs")
+    parser.add_argument("--paper", help="JSON file of published curves to draw with the runs")
     parser.add_argument("--over", choices=("epoch", "step"), default="epoch", help="of accuracies")
     parser.add_argument("--title", default="rlvlm_jax report")
-    parser.add_argument("--responses", type=int, default=10_000, help="at most so many in the page")
+    parser.add_argument("--responses", type=int, default=10_000, help="maximum number in the page")
     arguments = parser.parse_args(argv)
     if not arguments.runs and not arguments.paper:
         raise InputError("nothing to report: give one or more run directories, or --paper=FILE")
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     out = Path(arguments.out)
     if not out.name or out.is_dir():
         raise InputError(f"--out={arguments.out} is a directory; name a file, such as report.html")
-    # Imported here, so that a bad flag is answered before matplotlib is loaded.
+    # Imported here, so that a bad flag is reported before matplotlib is loaded.
     from rlvlm_jax.evaluation import runs
     from rlvlm_jax.report import browser, curves, figures, page, tables
 
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def judges(methods: Sequence["curves.Method"]) -> list[str]:
-    """Says which version of the judge decided for each run, where it was not one for all."""
+    """Returns a warning that lists each run's judge version, if not all are the same."""
     versions_by_run = {
         f"{method.label} seed {run.seed}": run.judge_versions
         for method in methods
@@ -90,7 +90,7 @@ def judges(methods: Sequence["curves.Method"]) -> list[str]:
 
 
 def differences(method: "curves.Method") -> list[str]:
-    """Says where the runs of one group were not made by the same program on the same device."""
+    """Returns a note per difference in program or device between the runs of one group."""
     notes = []
     for name in ("git_revision", "versions", "device_kind", "device_count"):
         values = {json.dumps(run.about.get(name), sort_keys=True) for run in method.group.runs}
@@ -102,7 +102,7 @@ def differences(method: "curves.Method") -> list[str]:
 
 
 def overlaps(method: "curves.Method") -> list[str]:
-    """Says which evaluation sets of one group hold questions that it was trained on."""
+    """Returns a note per evaluation set of a group that shares questions with its training set."""
     data = method.group.runs[0].about.get("data", {})
     return [
         f"Questions of {method.label}'s {name} set that are in its training set too: "
@@ -113,7 +113,7 @@ def overlaps(method: "curves.Method") -> list[str]:
 
 
 def write(out: Path, text: str, files: dict[str, bytes]) -> None:
-    """Writes the page and, in a directory of its name with `_files` behind it, the rest.
+    """Writes the page to `out`, and the other files to a directory NAME_files next to it.
 
     Raises:
         InputError: they cannot be written.

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The rollout browser's data: which responses go into the page, with their images.
+"""The data of the rollout browser: the responses in the page, with their images.
 
-Plain JSON values; what a model wrote is only ever data here. The page's script shows it as text.
+Plain JSON values. A model's output is only data here; the page's script shows it as text.
 """
 
 import base64
@@ -17,18 +17,18 @@ from rlvlm_jax.evaluation.runs import RunRecord, read_rows
 from rlvlm_jax.evaluation.scores import REFLECTION_WORDS
 from rlvlm_jax.report.curves import Method
 
-LARGEST = 60_000  # bytes of an image that goes in as it is; larger ones are scaled down
-SIDE = 512  # pixels of a side of those
-MAX_IMAGE_BYTES = 32_000_000  # bytes of all images; what comes after them is left out
+LARGEST = 60_000  # bytes; larger images are scaled down, others embedded unchanged
+SIDE = 512  # longest side of a scaled image, pixels
+MAX_IMAGE_BYTES = 32_000_000  # of all images together; further ones are left out
 _MIME = {"PNG": "image/png", "JPEG": "image/jpeg", "GIF": "image/gif", "WEBP": "image/webp"}
 
 
 def collect(methods: Sequence[Method], limit: int) -> dict[str, Any]:
-    """Chooses responses evenly over runs and steps, whole groups at a time.
+    """Chooses responses evenly over runs and steps, in whole groups.
 
     Args:
-        methods: those with runs are looked at.
-        limit: responses at most.
+        methods: those without runs are ignored.
+        limit: maximum number of responses.
 
     Returns:
         {"words", "images": [data URI], "groups": [{"run", "kind", "step", "id", "question",
@@ -102,7 +102,7 @@ def _response(row: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Images:
-    """Each file once, as a data URI, up to a number of bytes in all."""
+    """Image files as data URIs, each once, up to a total number of bytes."""
 
     def __init__(self) -> None:
         self.uris: list[str] = []
@@ -110,7 +110,7 @@ class _Images:
         self._places: dict[Path, int | None] = {}
 
     def add(self, file: Path) -> int | None:
-        """Returns the image's number, None where it is gone, broken, or one too many."""
+        """Returns the image's number; None if it is missing, broken, or over the limit."""
         if file not in self._places:
             self._places[file] = None
             uri = _data_uri(file) if self._left > 0 else None
@@ -134,5 +134,5 @@ def _data_uri(file: Path) -> str | None:
                 Image.alpha_composite(paper, rgba).convert("RGB").save(target, "JPEG", quality=80)
                 data, kind = target.getvalue(), "JPEG"
     except (OSError, ValueError, Image.DecompressionBombError):
-        return None  # the page says that the image is not there
+        return None  # the page says that the image is missing
     return f"data:{_MIME[kind]};base64,{base64.b64encode(data).decode()}"

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What can be drawn: a method's metrics as mean and band, whether measured here or published.
+"""A method's metrics as mean and band, measured here or published.
 
-Groups of runs and the settings of a file of published curves become the same thing, a `Method`, so
-that figures and tables do not ask where a number comes from.
+Groups of runs and settings of a file of published curves both become a `Method`, so that figures
+and tables need not know the source of a number.
 """
 
 import json
@@ -36,15 +36,15 @@ TRAINING_ACCURACY = "epoch/train_accuracy"
 
 
 class Curve(NamedTuple):
-    """Mean over runs at the places x, and the population deviation, the figures' band.
+    """Mean over runs at each x, and the population deviation, the band of the figures.
 
-    At places that some runs have not come to, it is over those that have.
+    At an x that some runs have not reached, it covers those that have.
     """
 
     x: np.ndarray  # float64[T]
     mean: np.ndarray  # float64[T]
     std: np.ndarray  # float64[T], zeros for a single run
-    n: int | None  # runs that have the metric; None where the source does not say
+    n: int | None  # runs that have the metric; None if the source does not say
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Method:
         label: unique.
         kind: "RL", "SFT", "Vanilla" or "Evaluated": the colour.
         published: whether it was read from a paper.
-        find: metric name -> its curve, None where there is none. Accuracy is over epochs,
-            behaviour over steps.
-        group: the runs, where it has some.
-        over: what accuracy is drawn over, "epoch" or "step".
+        find: metric name -> its curve, None if there is none. Accuracy is over epochs, behaviour
+            over steps.
+        group: the runs, if there are any.
+        over: the x axis of accuracies, "epoch" or "step".
     """
 
     label: str
@@ -70,12 +70,12 @@ class Method:
 
 
 def x_of(name: str, over: str = "epoch") -> str:
-    """Returns `over` for accuracies, which the paper draws over epochs, "step" for behaviour."""
+    """Returns `over` for accuracies (the paper uses epochs), "step" for behaviour."""
     return over if name.startswith(("eval/", "epoch/")) else "step"
 
 
 def measured(group: Group, over: str = "epoch") -> Method:
-    """Returns the method that a group of runs is."""
+    """Returns a group of runs as a method."""
 
     def find(name: str) -> Curve | None:
         x, values = group.all_curves(name, x_of(name, over))
@@ -96,7 +96,7 @@ def published(file: str | Path) -> dict[str, tuple[Method, ...]]:
             "vanilla"}}}}.
 
     Returns:
-        {name of the setting: its RL, SFT and vanilla methods, as far as there}.
+        {name of the setting: its RL, SFT and vanilla methods, if present}.
 
     Raises:
         InputError: the file is missing or not of this form.
@@ -109,7 +109,7 @@ def published(file: str | Path) -> dict[str, tuple[Method, ...]]:
         raise InputError(f"--paper={file} cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"--paper={file} is no file of published curves ({type(error).__name__}: {error})"
+            f"--paper={file} is not a file of published curves ({type(error).__name__}: {error})"
         ) from error
 
 
@@ -135,7 +135,7 @@ def _published(setting: dict[str, Any], name: str) -> Iterable[Method]:
             yield Method(f"{kind} {name} (published)", kind, published=True, find=by_metric.get)
 
 
-# Published lists begin with the first step and the first epoch, which are number 1 here.
+# Published lists begin with the first step or epoch, number 1 here.
 def _curve(line: dict[str, Any], first: int = 0, n: int | None = None) -> Curve:
     mean, std = (np.asarray(line[part], np.float64) for part in ("mean", "std"))
     return Curve(first + np.arange(len(mean), dtype=np.float64), mean, std, n)

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The evaluation scheme's figures, laid out like the paper's figures 4 to 8.
 
-A figure is a grid of panels, a panel is one metric over steps or epochs with a line for each
-method. Panels are also drawn singly, for pages as narrow as a phone.
+A figure is a grid of panels; a panel is one metric over steps or epochs, with one line per method.
+Panels are also drawn separately, for narrow pages such as on a phone.
 """
 
 import io
@@ -18,8 +18,8 @@ from rlvlm_jax.evaluation.analysis import SELECT_BY
 from rlvlm_jax.evaluation.scores import REFLECTION_WORDS
 from rlvlm_jax.report.curves import SETTINGS, SPLITS, TRAINING_ACCURACY, Method, x_of
 
-# Distinguishable without red-green vision. Several methods of a kind take the next colour, and
-# where a kind's colours are used up, the same ones with the next style of line.
+# Distinguishable without red-green vision. Each further method of a kind takes the next colour.
+# After the last colour, they repeat with the next line style.
 STYLES = ("-", (0, (6, 2, 1, 2)), (0, (1, 1.5)))
 COLOURS = {
     "RL": ("#c0392b", "#e08e45", "#7d3c98", "#8d6e63"),
@@ -31,7 +31,7 @@ _STYLE = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "rlvlm_jax",  # the same numbers give the same file
     "font.family": "sans-serif",
-    "text.parse_math": False,  # names of directories may hold dollar signs
+    "text.parse_math": False,  # names of directories may contain dollar signs
     "font.size": 9.0,
     "axes.titlesize": 10.0,
     "axes.spines.top": False,
@@ -39,12 +39,12 @@ _STYLE = {
 }
 _TITLES = {
     TRAINING_ACCURACY: "training accuracy",
-    "reward/accuracy": "training accuracy of each step",
+    "reward/accuracy": "training accuracy per step",
     "response/length": "response length (tokens)",
     "response/length_correct": "length of correct responses",
     "response/length_incorrect": "length of incorrect responses",
     "response/truncated_fraction": "truncated share",
-    "response/repetition_fraction": "share caught in a loop",
+    "response/repetition_fraction": "looping share",
     "reflection/ratio": "reflection ratio",
     "reflection/ratio_in_correct": "reflection ratio in correct answers",
     "reflection/ratio_in_incorrect": "reflection ratio in incorrect answers",
@@ -54,7 +54,7 @@ _TITLES = {
 
 
 class Layout(NamedTuple):
-    """A figure: its name for files, its caption, and the metrics of its panels, row by row."""
+    """A figure: its file name, its caption, and the metrics of its panels, row by row."""
 
     name: str
     caption: str
@@ -63,15 +63,15 @@ class Layout(NamedTuple):
 
 
 def layouts(methods: Sequence[Method]) -> tuple[Layout, ...]:
-    """Returns the figures for which any of the methods has a number.
+    """Returns the figures for which any method has data.
 
-    The two words shown beside the dynamics are those that occur most.
+    The dynamics include the two reflection words that occur most often.
     """
     names = [f"reflection_words/{word}" for word in REFLECTION_WORDS]
     words = [name for name in names if _occurrences(methods, name)]
     often = [*sorted(words, key=lambda name: -_occurrences(methods, name)), None, None]
     accuracy = TRAINING_ACCURACY
-    if not any(method.find(accuracy) for method in methods):  # no run has come to an epoch's end
+    if not any(method.find(accuracy) for method in methods):  # no run has finished an epoch
         accuracy = "reward/accuracy"
     accuracies = [f"eval/{split}/{setting}" for split in SPLITS for setting in SETTINGS]
     candidates = (
@@ -93,7 +93,7 @@ def layouts(methods: Sequence[Method]) -> tuple[Layout, ...]:
         Layout("accuracy", "Accuracy on held-out questions.", 3, tuple(accuracies)),
         Layout(
             "reflection",
-            "Length, reflection, and how reflection goes with being correct.",
+            "Length, reflection, and how reflection relates to being correct.",
             3,
             (
                 *("response/length", "reflection/ratio_in_correct", "reflection/accuracy_with"),
@@ -103,7 +103,7 @@ def layouts(methods: Sequence[Method]) -> tuple[Layout, ...]:
         ),
         Layout(
             "responses",
-            "Lengths of correct and incorrect responses, and what ends them.",
+            "Lengths of correct and incorrect responses, and how they end.",
             4,
             (
                 *("response/length_correct", "response/length_incorrect"),
@@ -112,7 +112,7 @@ def layouts(methods: Sequence[Method]) -> tuple[Layout, ...]:
         ),
         Layout(
             "words",
-            "Occurrences of reflection words a step; words that never occur are left out.",
+            "Occurrences of reflection words per step, without words that never occur.",
             5,
             tuple(words),
         ),
@@ -128,7 +128,7 @@ def layouts(methods: Sequence[Method]) -> tuple[Layout, ...]:
 
 
 def looks(methods: Sequence[Method]) -> dict[str, tuple[str, Any]]:
-    """Returns label -> (colour, style of line)."""
+    """Returns label -> (colour, line style)."""
     taken = dict.fromkeys(COLOURS, 0)
     chosen = {}
     for method in methods:
@@ -140,7 +140,7 @@ def looks(methods: Sequence[Method]) -> dict[str, tuple[str, Any]]:
 
 
 def draw_panel(axes: Any, metric: str, methods: Sequence[Method]) -> None:
-    """Draws a metric: mean line and band of one deviation; untrained models as dashed levels."""
+    """Draws a metric: mean line and band of one deviation; untrained models as dashed lines."""
     chosen = looks(methods)
     for method in methods:
         curve = method.find(metric)
@@ -167,7 +167,7 @@ def draw_panel(axes: Any, metric: str, methods: Sequence[Method]) -> None:
 
 
 def title_of(metric: str) -> str:
-    """Returns the words for a metric."""
+    """Returns the title of a metric's panel."""
     if metric.startswith("eval/"):
         _, split, setting = metric.split("/")
         return f"{SPLITS[split]}: {SETTINGS[setting]}"
@@ -207,7 +207,7 @@ def whole(layout: Layout, methods: Sequence[Method], form: str) -> bytes:
 
 def _bytes(figure: Figure, form: str) -> bytes:
     target = io.BytesIO()
-    fields = ("Date", "Creator", "Format", "Type")  # SVG would carry addresses of vocabularies
+    fields = ("Date", "Creator", "Format", "Type")  # in SVG they add addresses of vocabularies
     metadata = dict.fromkeys(fields) if form == "svg" else {}
     figure.savefig(target, format=form, dpi=150, metadata=metadata)
     return target.getvalue()

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The page: one HTML file that needs no network, with figures, tables and the rollout browser.
+"""The page: one HTML file with figures, tables and the rollout browser. Needs no network.
 
-Everything that came out of a model, a data set or a configuration is escaped: in the markup as
-text, in the browser's data as JSON in which no tag can begin.
+Everything from a model, a data set or a configuration is escaped: as text in the markup, and as
+JSON without any tag in the browser's data.
 """
 
 import html
@@ -17,7 +17,7 @@ from rlvlm_jax.report.figures import Layout, panel_svg
 from rlvlm_jax.report.tables import Table
 
 _ASSETS = resources.files("rlvlm_jax.report")
-# Scripts and styles are this page's own, images are inside it, and nothing else may load.
+# Allows only scripts, styles and images inside the page; nothing else may load.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
@@ -32,9 +32,9 @@ def build(
 
     Args:
         title: of the page.
-        sections: (heading, methods, figures, tables) one after another.
-        notes: what a reader must know of the runs, a sentence each.
-        configs: label of a method -> its resolved configuration and environment.
+        sections: (heading, methods, figures, tables) in order.
+        notes: what a reader must know about the runs, one sentence each.
+        configs: label of a run -> its resolved configuration and environment.
         responses: from `browser.collect`.
     """
     parts = [
@@ -92,7 +92,7 @@ def _config(label: str, content: Any) -> str:
 
 
 def _json(value: Any) -> str:
-    """JSON for a script element: no character that could end or begin a tag or comment."""
+    """Returns JSON for a script element, without characters that begin or end tags or comments."""
     text = json.dumps(value, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

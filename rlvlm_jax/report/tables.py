@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The report's numbers as rows of text cells, for the page and for CSV files alike."""
+"""The report's numbers as rows of text cells, for the page and the CSV files."""
 
 import csv
 import io
@@ -30,7 +30,7 @@ class Table(NamedTuple):
 
 
 def to_csv(table: Table) -> str:
-    """Returns the table as CSV, heads first."""
+    """Returns the table as CSV, header first."""
     target = io.StringIO()
     writer = csv.writer(target, lineterminator="\n")
     writer.writerow(table.head)
@@ -39,7 +39,7 @@ def to_csv(table: Table) -> str:
 
 
 def accuracy(methods: Sequence[Method]) -> Table:
-    """The accuracy table: one row a data set, decoding setting and method; in percent."""
+    """The accuracy table: one row per data set, decoding setting and method; in percent."""
     rows = []
     for split, split_words in SPLITS.items():
         for setting, setting_words in SETTINGS.items():
@@ -49,14 +49,13 @@ def accuracy(methods: Sequence[Method]) -> Table:
                     rows.append((split_words, setting_words, method.label, *cells))
     return Table(
         "accuracy",
-        "Accuracy in percent. “Selected” is the mean accuracy of the n runs, each at the step that "
-        "its validation accuracy chose (without validation: at its last), with the standard "
-        "deviations over runs and the 95 % bootstrap interval over runs and questions; it is not "
-        "given for the validation questions themselves, which chose. Of a single run the interval "
-        "speaks of the questions alone, and of few runs it understates their spread. “Mean” is "
+        "Accuracy in percent. “Selected” is the mean accuracy of the n runs, each at the step with "
+        "its best validation accuracy (without validation: at its last step), with the standard "
+        "deviations over runs and the 95 % bootstrap interval over runs and questions. It is "
+        "absent for the validation questions, because they chose the step. For a single run the "
+        "interval covers only the questions; for few runs it understates their spread. “Mean” is "
         "over all evaluations after the start and all runs. “Max (optimistic)” takes each run's "
-        "best evaluation on the very questions it reports, as the paper does, and is biased "
-        "upwards.",
+        "best evaluation on the reported questions, as the paper does, and is biased upwards.",
         (
             *("questions", "decoding", "method", "n", "before training", "mean"),
             *("max (optimistic)", "selected", "std (population)", "std (sample)"),
@@ -75,7 +74,7 @@ def _accuracy_cells(method: Method, split: str, setting: str) -> tuple[str, ...]
         names = ("mean", "std_population", "std_sample", "low", "high")
         cells = [percent(selected.get(name)) for name in names]
         if not method.group.trained:
-            cells[0] = ""  # its one evaluation is already there
+            cells[0] = ""  # its only evaluation is the initial one
         return (
             str(row["n"]),
             *(percent(row.get(name)) for name in ("initial", "mean", "max")),
@@ -104,8 +103,8 @@ def kinds(methods: Sequence[Method]) -> Table:
                     rows.append((*about, *cells, str(selected["questions"])))
     return Table(
         "kinds",
-        f"Accuracy in percent by kind of question, {SETTINGS[SELECT_BY]}, at the step that "
-        "validation chose, with the 95 % bootstrap interval over runs and questions.",
+        f"Accuracy in percent by kind of question, {SETTINGS[SELECT_BY]}, at the step chosen by "
+        "validation, with the 95 % bootstrap interval over runs and questions.",
         (
             *("questions", "kind", "method", "n", "selected", "95 % low", "95 % high"),
             "number of questions",
@@ -115,7 +114,7 @@ def kinds(methods: Sequence[Method]) -> Table:
 
 
 def difference(methods: Sequence[Method]) -> Table:
-    """Every method against those before it in the order RL, SFT, others; also by kind."""
+    """Every method minus those after it in the order RL, SFT, others; also by kind."""
     order = {kind: rank for rank, kind in enumerate(COLOURS)}
     groups = [method for method in methods if method.group is not None]
     pairs = [(a, b) for a in groups for b in groups if order[a.kind] < order[b.kind]]
@@ -197,16 +196,16 @@ def correlation(methods: Sequence[Method]) -> Table:
     return Table(
         "correlation",
         "Correlation of reflection ratio and response length: Pearson and Spearman over the steps "
-        "of the mean curves of n runs, Pearson of 5-step averages, beside a parabola in time, and "
-        "of changes from step to step; and Pearson over single responses. Empty where a curve is "
-        "constant.",
+        "of the mean curves of n runs; Pearson of 5-step averages, of residuals from a parabola in "
+        "time, and of changes from step to step; Pearson over single responses. Empty if a curve "
+        "is constant.",
         ("method", "n", *names, "single responses"),
         rows,
     )
 
 
 def sensitivity(methods: Sequence[Method]) -> Table:
-    """How far response length depends on the seed."""
+    """How much response length depends on the seed."""
     rows = []
     for method in methods:
         statistics = analysis.length_sensitivity(method.group) if method.group else {}
@@ -222,9 +221,9 @@ def sensitivity(methods: Sequence[Method]) -> Table:
             )
     return Table(
         "length",
-        "Response length in tokens, over the first and the last fifth of the steps, its change in "
-        "percent, its population standard deviation over the n runs, and that in percent of the "
-        "length.",
+        "Response length in tokens over the first and the last fifth of the steps, its change in "
+        "percent, its population standard deviation over the n runs, and the latter in percent of "
+        "the length.",
         (
             *("method", "n", "first", "last", "change %", "std, first", "std, last"),
             "std, last, %",
@@ -234,7 +233,7 @@ def sensitivity(methods: Sequence[Method]) -> Table:
 
 
 def words(methods: Sequence[Method]) -> Table:
-    """The fifteen words: occurrences a step, whole words, and responses that hold one."""
+    """The fifteen words: occurrences per step, whole words, and responses with the word."""
     rows = []
     for method in methods:
         for word in REFLECTION_WORDS:
@@ -251,16 +250,16 @@ def words(methods: Sequence[Method]) -> Table:
             rows.append((method.label, n, word, *(f"{end:.1f}" for end in ends), *totals))
     return Table(
         "words",
-        "Reflection words, mean over n runs: occurrences a step in the first and the last tenth of "
-        "the steps and in total, also inside other words as the paper counts; occurrences as words "
-        "of their own; responses that hold such a word.",
+        "Reflection words, mean over n runs: occurrences per step in the first and the last tenth "
+        "of the steps and in total, also inside other words, as the paper counts; occurrences as "
+        "whole words; responses with the word.",
         ("method", "n", "word", "first", "last", "total", "whole words", "responses"),
         rows,
     )
 
 
 def points(methods: Sequence[Method], layouts: Sequence[Layout]) -> Table:
-    """Every point of the figures; for the CSV file alone."""
+    """Every point of the figures; only for the CSV file."""
     metrics = dict.fromkeys(metric for layout in layouts for metric in layout.metrics)
     rows = [
         (method.label, "" if curve.n is None else str(curve.n), metric, x_of(metric, method.over))
@@ -275,7 +274,7 @@ def points(methods: Sequence[Method], layouts: Sequence[Layout]) -> Table:
 
 
 def audit(methods: Sequence[Method]) -> Table:
-    """What rewards may have been earned or lost by accident: shares over all steps and runs."""
+    """Signs of rewards earned or lost by accident: means over all steps and runs."""
     counts = ("timeouts", "custom_errors", "unparsable", "no_answer", "several_answers")
     shares = (
         *("response/truncated_fraction", "response/repetition_fraction"),
@@ -291,10 +290,10 @@ def audit(methods: Sequence[Method]) -> Table:
             rows.append((method.label, str(len(method.group.runs)), *cells))
     return Table(
         "audit",
-        "Reward audit, means over steps and n runs. Responses a step that the judge or the user's "
-        "reward gave up on, that the user's reward failed on, that the judge could not read, found "
-        "no answer in, and that box several different answers; percent of responses that were cut "
-        "off or run in a loop; percent of groups all right, all wrong, and trained on.",
+        "Reward audit, means over steps and n runs. Responses per step for which the judge or the "
+        "user's reward ran out of time, the user's reward failed, the judge could not read the "
+        "answer or found none, or several different answers are boxed; percent of responses that "
+        "are truncated or loop; percent of groups all right, all wrong, and trained on.",
         (
             *("method", "n", "timeouts", "errors", "unparsable", "no answer", "several answers"),
             *("truncated %", "looping %", "all right %", "all wrong %", "kept %"),
@@ -335,8 +334,8 @@ def speed(methods: Sequence[Method]) -> Table:
         "Medians over the steps after the first: tokens per second while sampling and updating, "
         "and seconds per step and part of a step. Whole run: mean seconds of a run after start-up, "
         "and the share of its evaluations, compilation included. Goodput: share of the time since "
-        "the first start, interruptions included, that went into steps that count. Memory: the "
-        "most that a process held, and a device.",
+        "the first start, interruptions included, that went into steps that count. Memory: peak of "
+        "a process and of a device.",
         (
             *("method", "n", "rollout tokens/s", "update tokens/s"),
             *(name[5:-2] + " (s)" for name in names[2:]),
@@ -360,5 +359,5 @@ def percent(value: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Returns two decimals, or nothing for what is undefined."""
+    """Returns two decimals, or "" if undefined."""
     return "" if value is None else f"{value:.2f}"

@@ -287,5 +287,5 @@ def test_a_directory_is_no_page(tmp_path):
 
 def test_damaged_file_of_curves_is_said(tmp_path):
     (tmp_path / "p.json").write_text('{"settings": {"a": "x"}}')
-    with pytest.raises(InputError, match="is no file of published curves"):
+    with pytest.raises(InputError, match="is not a file of published curves"):
         report.main([f"--paper={tmp_path / 'p.json'}", f"--out={tmp_path / 'r.html'}"])

@@ -1,18 +1,18 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Image features on the host, so that a frozen vision tower sees each prompt's images once.
+"""A host cache of image features, so that a frozen vision tower encodes each prompt's images once.
 
-Within a step one encoding serves rollout, log-prob passes and update anyway; here it serves later
-epochs and evaluations too. Only for features that stay what they are while the run lasts.
+Within a step, rollout, log-prob passes and update share one encoding anyway; the cache shares it
+with later epochs and evaluations. Only for features that do not change during the run.
 
-A batch takes its features from here where all its prompts are known, and is encoded whole
-otherwise: the compiled program has one shape, so encoding some rows of it costs as much as all.
+A batch uses the cache only if all its prompts are cached. Otherwise the whole batch is encoded: the
+compiled program has one shape, so encoding some of its rows costs as much as all.
 
-What is kept are the rows that came first, until the budget is used up; nothing is ever replaced.
-In shuffled epochs every row is wanted once an epoch, so replacing the least recently used row
-throws out the very ones that are wanted next and finds nothing, while rows that stay are found in
-every epoch; and evaluation sets come in the same order each time, so the batches at their
-beginning are found whole. Where not all training images fit, few whole batches are found.
+The cache keeps the first rows until the budget is used up, and never replaces any. In shuffled
+epochs every row is used once per epoch. Replacing the least recently used row would discard exactly
+the rows needed next and never hit, while rows that stay hit in every epoch. Evaluation sets always
+have the same order, so their first batches hit as a whole. If not all training images fit, few
+whole batches hit.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ GIB = 2**30
 
 
 class _Encoded(NamedTuple):
-    """A batch on its way to the host."""
+    """A batch that is being copied to the host."""
 
     keys: list[bytes | None]
     sizes: np.ndarray  # int[N], image tokens
@@ -39,21 +39,21 @@ class _Encoded(NamedTuple):
 
 
 class FeatureCache:
-    """Features [m, D] of prompts with m image tokens, without padding, by what was encoded.
+    """Features [m, D] of prompts with m image tokens, without padding, by a digest of the images.
 
     Attributes:
-        used_bytes: of the rows kept; never more than the budget.
+        used_bytes: of the cached rows; never more than the budget.
     """
 
     def __init__(self, budget_bytes: int, width: int, dtype: Any, merge_size: int, mesh: Any):
-        """Makes an empty one.
+        """Makes an empty cache.
 
         Args:
-            budget_bytes: of host memory; 0 = off, every batch is encoded and nothing is kept.
+            budget_bytes: of host memory; 0 = off: every batch is encoded and nothing is cached.
             width: D.
             dtype: of the features.
             merge_size: patches along the side of the square that becomes one image token.
-            mesh: on which features are placed, divided like a batch.
+            mesh: of the returned features, which are sharded like a batch.
         """
         self._budget = budget_bytes
         self._width, self._dtype = width, jnp.dtype(dtype)
@@ -73,19 +73,19 @@ class FeatureCache:
         host_batch: Batch,
         counted: bool = True,
     ) -> Array | None:
-        """Returns the features of a batch, from the host where all of them are there.
+        """Returns the features of a batch, from the host if all of them are cached.
 
         Args:
-            encode: compiled; runs where a prompt is missing. None where every pass computes its
-                own, because they are trained.
-            params: whose vision tower and connector are the same at every call.
+            encode: compiled; runs if a prompt is missing. None if every pass computes its own
+                features, because they are trained.
+            params: with the same vision tower and connector at every call.
             batch: on the device.
             host_batch: the same as NumPy arrays.
             counted: whether the batch counts in `metrics`.
 
         Returns:
-            [N, M, D] on the mesh, with the bits that `encode` gives at this shape of batch; 0 at
-            padding where they come from the host. None without `encode`.
+            [N, M, D] on the mesh, with the bits that `encode` gives for this batch shape, except
+            that padding is 0 if they come from the host. None without `encode`.
         """
         if encode is None:
             return None
@@ -108,10 +108,10 @@ class FeatureCache:
         return features
 
     def metrics(self) -> dict[str, float]:
-        """Returns memory/feature_cache_hits and _gib, and counts anew; nothing where it is off.
+        """Returns memory/feature_cache_hits and _gib, and resets the counts; {} if it is off.
 
-        Hits are the share of the prompts since the last call whose features came from the host;
-        those without an image need none, so they never keep a batch from being found.
+        Hits are the share of the prompts since the last call whose features came from the host.
+        Prompts without an image need no features, so they never cause a miss.
         """
         self._settle()
         prompts, hits = self._prompts, self._hits
@@ -124,7 +124,7 @@ class FeatureCache:
         }
 
     def _settle(self) -> None:
-        """Keeps the rows of the last batch that was encoded; its copy has long arrived."""
+        """Caches the rows of the last encoded batch; its copy to the host has long finished."""
         if self._arriving is None:
             return
         keys, sizes, features = self._arriving
@@ -133,7 +133,7 @@ class FeatureCache:
         for key, size, row in zip(keys, sizes.tolist(), values, strict=True):
             if key is None or key in self._rows:
                 continue
-            unpadded = row[:size].copy()  # or the whole batch would stay in memory
+            unpadded = row[:size].copy()  # a copy, or the whole batch would stay in memory
             if self.used_bytes + unpadded.nbytes > self._budget:
                 self._full = True
                 logging.info(
@@ -146,7 +146,7 @@ class FeatureCache:
             self.used_bytes += unpadded.nbytes
 
     def _padded(self, keys: list[bytes | None], host_batch: Batch) -> np.ndarray:
-        """Returns the features [N, M, D] of known prompts."""
+        """Returns the padded features [N, M, D] of cached prompts."""
         n, patches = host_batch.patch_image.shape
         features = np.zeros((n, patches // self._block, self._width), self._dtype)
         for row, key in enumerate(keys):
@@ -157,17 +157,17 @@ class FeatureCache:
 
 
 def row_key(batch: Batch, row: int, patches: int) -> bytes | None:
-    """Returns what stands for the images of one prompt in a batch of this shape.
+    """Returns the cache key for the images of one prompt in a batch of this shape.
 
-    It is a digest of all that the tower reads of the row, so that the same images are the same
-    wherever they come from, and an image that has changed is another. The shape belongs to it
-    because it decides the last bits of the features: the same row in a wider batch is summed in
-    another order. Neither its place in the batch nor the other rows decide any.
+    The key is a digest of everything that the tower reads of the row: it does not depend on the
+    source of an image, and a changed image has another key. It includes the batch shape, which
+    affects the last bits of the features: a wider batch sums the same row in another order. The
+    row's position in the batch and the other rows do not affect them.
 
     Args:
         batch: on the host.
         row: of the prompt.
-        patches: how many of its patches count; the others are padding.
+        patches: number of its patches without padding.
 
     Returns:
         32 bytes, or None without an image.
@@ -181,9 +181,9 @@ def row_key(batch: Batch, row: int, patches: int) -> bytes | None:
 
 
 def make_cache(session: Any) -> FeatureCache:
-    """Returns the cache of a run: off where its vision side is trained.
+    """Returns the cache of a run; it is off if the run trains the vision side.
 
-    It is off in runs of several processes too, none of which sees all rows of a batch.
+    It is also off in runs of several processes, because none of them has all rows of a batch.
 
     Args:
         session: of the run, see startup.Session.

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""`VLM`: load a model, generate, ask for log-probabilities, save. For notebooks and scripts.
+"""`VLM`: load a model, generate, compute log-probabilities, save. For notebooks and scripts.
 
-The same functions as in training, on one device. Shapes are rounded up to a few sizes, so that a
-new prompt seldom compiles anything.
+Uses the functions of training, on one device. Rounds shapes up to a few sizes, so that a new prompt
+seldom compiles anything.
 """
 
 import functools
@@ -32,8 +32,8 @@ MAX_ROWS = 32  # sequences in one compiled call
 class Completion(NamedTuple):
     """One sampled response."""
 
-    text: str  # special tokens left out
-    tokens: list[int]  # the stop token included
+    text: str  # without special tokens
+    tokens: list[int]  # including the stop token
     logprobs: np.ndarray  # float32[len(tokens)], nats, of the model itself (temperature 1)
     finish_reason: str  # "stop" or "length"
 
@@ -76,11 +76,11 @@ class VLM:
 
         Args:
             path_or_repo: Hugging Face directory or repository, orbax directory (a run's
-                checkpoint, or what `rlvlm_jax.convert` wrote), or "bundled".
+                checkpoint, or the output of `rlvlm_jax.convert`), or "bundled".
             dtype: compute type, "float32" or "bfloat16"; parameters are float32.
 
         Raises:
-            InputError: there is no such model, or it is damaged or of an unsupported kind.
+            InputError: the model does not exist, is damaged or is of an unsupported kind.
         """
         source = startup.open_source(os.fspath(path_or_repo))
         model = models.build(source.config, dtype=dtype, platform=jax.default_backend())
@@ -106,21 +106,21 @@ class VLM:
     ) -> list[list[Completion]]:
         """Samples `n` responses to every prompt.
 
-        Vision tokens are never sampled. The samples of a prompt depend on the seed, the prompt and
-        the number of the sample alone, not on the other prompts of the call.
+        Never samples vision tokens. The samples of a prompt depend only on the seed, the prompt and
+        the number of the sample, not on the other prompts of the call.
 
         Args:
             prompts: each {"text": rendered prompt, "images": [PIL image or path, ...]} or
                 {"messages": chat in the Hugging Face format}.
-            n: responses a prompt.
+            n: responses per prompt.
             temperature: 0 is greedy.
             top_p: nucleus sampling; 1 = off.
             top_k: 0 = off.
-            max_tokens: limit of a response.
+            max_tokens: limit per response.
             seed: of the random keys.
 
         Returns:
-            For every prompt a list of n completions.
+            A list of n completions per prompt.
 
         Raises:
             InputError: a prompt or an argument cannot be used.
@@ -171,14 +171,14 @@ class VLM:
 
         Args:
             prompts: as for `generate`.
-            responses: token ids, one list for each prompt.
+            responses: token ids, one list per prompt.
 
         Returns:
             float32[len(response)] for each, nats, at temperature 1.
 
         Raises:
-            InputError: a prompt cannot be used, a token id is not in the vocabulary, or there are
-                not as many responses as prompts.
+            InputError: a prompt cannot be used, a token id is not in the vocabulary, or the numbers
+                of responses and prompts differ.
         """
         if len(prompts) != len(responses):
             raise InputError(f"{len(prompts)} prompts, but {len(responses)} responses")
@@ -202,10 +202,10 @@ class VLM:
         return results
 
     def save_pretrained(self, directory: str | os.PathLike) -> None:
-        """Writes a Hugging Face directory; every tensor has the bits and type it was loaded with.
+        """Writes a Hugging Face directory; every tensor keeps the bits and type it was loaded with.
 
         Raises:
-            InputError: the directory holds a model already, or cannot be written.
+            InputError: the directory contains a model already, or cannot be written.
         """
         convert.save_hf(self.params, directory, files=self._files, dtypes=self._dtypes)
 
@@ -243,7 +243,7 @@ class VLM:
     def _batches(
         self, encoded: Sequence[processor.Encoded], rows: int
     ) -> Iterator[tuple[int, Batch]]:
-        """Yields (number of the first prompt, batch); the last one is filled with empty rows."""
+        """Yields (number of the first prompt, batch); empty rows fill up the last batch."""
         for start in range(0, len(encoded), rows):
             part = list(encoded[start : start + rows])
             count = _round_up(len(part), 1)
@@ -270,7 +270,7 @@ def _jitted_sampler(model: models.Model, settings: SampleSettings) -> Any:
 
 
 def _prompt_ids(encoded: Sequence[processor.Encoded]) -> np.ndarray:
-    """Returns uint32[N]: a hash of each prompt's content and of how often it came before."""
+    """Returns uint32[N]: a hash of each prompt's content and of its number of earlier copies."""
     repeats: dict[int, int] = {}
     ids = []
     for prompt in encoded:

@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rewards by rule: text in, number out.
 
-`judge` and `judge_batch` say whether an answer is right, `score` adds the other rewards, and
-`check_golds` finds the solutions by which nothing can be judged. `boxes` finds the answer, `math`
-is the strict judge, `faithful` has two published ones, `text_rules` the rest, `custom` the user's
-own; `pool` holds the worker processes. Nothing here loads JAX, and importing it loads no computer
-algebra.
+`judge` and `judge_batch` decide whether an answer is right, `score` adds the other rewards, and
+`check_golds` finds solutions that cannot serve as a reference. `boxes` finds the answer, `math` is
+the strict judge, `faithful` contains two published judges, `text_rules` the other rewards, `custom`
+the user's own, and `pool` the worker processes. Nothing here loads JAX, and importing it loads no
+computer algebra.
 """
 
 from rlvlm_jax.rewards.boxes import has_several_answers

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""How the strict judge reads two answers: `python -m rlvlm_jax.rewards REFERENCE ANSWER`.
 
-Prints both trees and the verdict with its reason. Each is a whole text with a `\boxed{}`, or what
-stands in the box. `--references DATA …` lists the solutions by which nothing can be judged instead.
+Prints both trees and the verdict with its reason. Each argument is a whole text with a `\boxed{}`,
+or the content of the box. `--references DATA …` instead lists the solutions that cannot be judged.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
         nargs="+",
         metavar="DATA",
         help="data sets, as in config.data.train: list each solution that cannot be judged, with "
-        "what in it cannot be read; exit status 2 where there is one",
+        "the unreadable part; exit status 2 if there is one",
     )
     arguments = parser.parse_args(argv)
     if arguments.references and not arguments.texts:
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def list_unusable(names: Sequence[str]) -> int:
-    """Prints every record whose solution cannot be judged; 2 where there is one."""
+    """Prints every record whose solution cannot be judged; returns 2 if there is one."""
     from rlvlm_jax.data import dataset
 
     total = unusable = 0
@@ -67,7 +67,7 @@ def list_unusable(names: Sequence[str]) -> int:
 
 
 def _drawn(box: str | None) -> str:
-    """The trees of a box, a node a line."""
+    """Returns the trees of a box, one node per line."""
     if box is None:
         return "  no complete box"
     try:

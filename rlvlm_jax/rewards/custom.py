@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A reward function of the user's own, named `module:function` in the configuration.
 
-It is called as `function(response: str, example: dict) -> float` in the worker processes. This
-file finds it and calls it; it does not know about scores.
+The worker processes call it as `function(response: str, example: dict) -> float`. This file finds
+and calls it; it does not know about scores.
 """
 
 import importlib
@@ -20,7 +20,7 @@ from rlvlm_jax.rewards.pool import limited_memory
 
 
 class CustomReward(NamedTuple):
-    """Where to find a user's function, also from another process."""
+    """How to find a user's function, also from another process."""
 
     name: str  # module:function
     directory: str  # put first on the module search path
@@ -29,7 +29,7 @@ class CustomReward(NamedTuple):
 def load_custom(name: str) -> CustomReward:
     """Checks that a user's reward function exists.
 
-    The module is looked for in the current directory first, then wherever Python looks.
+    Looks for the module in the current directory first, then on Python's search path.
 
     Args:
         name: `module:function`; the module may be dotted.
@@ -68,11 +68,11 @@ def load_custom(name: str) -> CustomReward:
 def call(
     custom: CustomReward, response: str, example: Mapping[str, Any], memory: int
 ) -> float | str:
-    """Calls a user's function, which may use `memory` bytes; runs in a worker.
+    """Calls a user's function, limited to `memory` bytes; runs in a worker.
 
     Returns:
-        Its value, or a text that says what went wrong, with the traceback where there is one.
-        (An exception itself might not survive the way to the parent.)
+        Its value, or a text with the error, including the traceback if there is one. (The exception
+        itself might not be picklable.)
     """
     with limited_memory(memory):
         try:

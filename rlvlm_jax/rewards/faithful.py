@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""The judges of two published projects, faults included, for faithful reruns of their recipes.
 
-Both are written from descriptions of their behaviour. What they let through is listed with each and
-pinned by tests; to train a model, use the strict judge. Everything that calls math-verify may run
-for ever and belongs in a worker.
+Both are written from descriptions of their behaviour. Each lists its known faults, and tests pin
+them. To train a model, use the strict judge. Everything that calls math-verify may run for ever and
+belongs in a worker.
 """
 
 import re
@@ -45,7 +45,7 @@ _MAYE_SPELLINGS = (
 def maye_fragment(text: str) -> str:
     r"""Keeps the last sentence with the word "boxed" and unifies degree and root signs in it.
 
-    A sentence ends at `.`, `!` or `?` that no digit touches. The result is empty where no sentence
+    A sentence ends at `.`, `!` or `?` with no digit next to it. The result is empty if no sentence
     has the word.
     """
     sentences = [part for part in _SENTENCE_END.split(text) if "boxed" in part]
@@ -60,7 +60,7 @@ def maye(fragment: str, reference: str) -> Verdict:
 
     A. math-verify finds them equal, with answer and reference swapped.
     B. The texts are identical. (The original calls a longer comparison here, but on the raw
-       fragment, box and all, where little else can succeed.)
+       fragment including the box, where little else can succeed.)
     C. Both have the same digits directly after `\boxed{`, followed by `^` or by the end.
 
     Faults kept: a box cut off after its digits is right (C); two texts without any box are right
@@ -90,19 +90,17 @@ def _same_boxed_digits(fragment: str, reference: str) -> bool:
 # MM-EUREKA
 # --------------------------------------------------------------------------------------------------
 
-_ANSWER_SPAN = re.compile(
-    r"<answer>(.*?)</answer>"
-)  # no line breaks inside: theirs has none either
+_ANSWER_SPAN = re.compile(r"<answer>(.*?)</answer>")  # no line breaks inside, as in their code
 
 
 def mm_eureka_content(text: str) -> str:
-    """Takes the first one-line `<answer>` span, else whatever follows the last `<answer>`."""
+    """Returns the first one-line `<answer>` span, or else the text after the last `<answer>`."""
     span = _ANSWER_SPAN.search(text)
     return (span.group(1) if span else text.rpartition("<answer>")[2]).strip()
 
 
 def mm_eureka_reference(solution: str) -> str:
-    r"""Takes the bare answer: the content of the last `\boxed{}` where the solution has one."""
+    r"""Returns the bare answer: the content of the last `\boxed{}` if the solution has one."""
     boxed = last_box(solution)
     return (solution if boxed is None else boxed).strip()
 
@@ -110,11 +108,11 @@ def mm_eureka_reference(solution: str) -> str:
 def mm_eureka(content: str, reference: str) -> Verdict:
     """Judges as MM-EUREKA's instruct reward function does.
 
-    Math-verify with string, LaTeX and expression extraction, arguments swapped; failing that, a
-    reference a, b, c or d is found right where that letter occurs in the content and none of the
-    other three does, be it inside a word.
+    Math-verify with string, LaTeX and expression extraction, arguments swapped. Failing that, for a
+    reference a, b, c or d the answer is right if that letter occurs in the content and none of the
+    other three does, even inside a word.
 
-    Faults kept: where the reference cannot be read, everything but an empty content is right.
+    Faults kept: if the reference cannot be read, everything except an empty content is right.
 
     Args:
         content: `mm_eureka_content` of the response.
@@ -140,9 +138,9 @@ def mm_eureka(content: str, reference: str) -> Verdict:
 
 
 def problem(solution: str, style: str) -> str | None:
-    """Says why a solution must not be judged in one of these styles, or None.
+    """Returns why a solution must not be judged in one of these styles, or None.
 
-    Both would reward every response, or every empty one, where this finds a problem.
+    For such a solution, the judges would reward every response, or every empty one.
     """
     if style == "maye":
         if last_box(solution) is None:

@@ -1,18 +1,18 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Worker processes in which every item has its own deadline.
+"""Worker processes with a deadline for every item.
 
 Symbolic algebra can run for ever on a hostile answer, inside C code that no signal interrupts, so
 it runs in processes that can be killed. pebble supplies the pool; this file adds what a training
-run needs around it:
+run needs:
 
-* workers never run the user's `__main__` and never load JAX, so they start alike and quickly under
-  `python script.py`, `python -m` and `python -`;
-* Ctrl-C and SIGTERM reach only the parent, which decides; a worker ends by SIGKILL alone;
-* on Linux the kernel kills the workers when the parent dies, however it dies;
-* an item whose worker died is tried once more, and a pool that broke is replaced.
+* Workers never run the user's `__main__` and never load JAX, so they start quickly and in the same
+  way under `python script.py`, `python -m` and `python -`.
+* Ctrl-C and SIGTERM reach only the parent, which decides; only SIGKILL ends a worker.
+* On Linux the kernel kills the workers when the parent dies for any reason.
+* An item whose worker died is tried once more, and a broken pool is replaced.
 
-It does not know what the items are; only `shared` names what its workers prepare. POSIX only.
+Knows nothing about the items, except that `shared` preloads the judge. POSIX only.
 """
 
 import atexit
@@ -33,14 +33,14 @@ from typing import Any
 
 import pebble
 
-MAX_WORKERS = 8  # by default; judging is seldom the bottleneck beyond this
-TASKS_PER_WORKER = 5000  # then a fresh process takes over: sympy's caches only ever grow
-MEMORY_BYTES = 4 << 30  # what one judgement may use
-STARTS = 5  # attempts to start the workers, should something kill them meanwhile
-START_S = 120.0  # a first worker is ready within this, on a busy machine too
+MAX_WORKERS = 8  # by default; with more, judging is seldom the bottleneck
+TASKS_PER_WORKER = 5000  # then a new process replaces it: sympy's caches only ever grow
+MEMORY_BYTES = 4 << 30  # limit of one judgement
+STARTS = 5  # attempts to start the workers, in case something kills them
+START_S = 120.0  # limit until a first worker is ready, also on a busy machine
 STALL_S = 30.0  # a pool that finishes nothing for the deadline plus this is broken
-STOP_S = 60.0  # workers are gone within this
-LOOK_S = 1.0  # a waiting thread looks up this often: for signals, and whether its pool still lives
+STOP_S = 60.0  # limit until the workers have ended
+LOOK_S = 1.0  # how often a waiting thread checks for signals and for the life of its pool
 _LOG = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1
@@ -63,7 +63,7 @@ _spawn_lock = threading.Lock()
 def _main_hidden() -> Iterator[None]:
     """Keeps multiprocessing from telling the new process to run the user's script again.
 
-    Only for this thread: another one may be starting processes of its own that need the script.
+    Only for this thread: another thread may start processes that need the script.
     """
     original, owner = spawn.get_preparation_data, threading.get_ident()
 
@@ -85,7 +85,7 @@ class _Popen(popen_spawn_posix.Popen):
     def _launch(self, process_obj: Any) -> None:
         resource_tracker.ensure_running()  # before blocking: it resets this thread's signal mask
         with _spawn_lock, _main_hidden():
-            # The mask is inherited: no signal hits the child before `_start_worker` is ready for it
+            # The child inherits the mask: no signal reaches it before `_start_worker` is ready.
             before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             try:
                 super()._launch(process_obj)
@@ -99,7 +99,7 @@ class _Process(context.SpawnProcess):
         return _Popen(process_obj)
 
     # Workers ignore SIGTERM, so SIGKILL ends them. A forked copy of the parent inherits this object
-    # and pebble's exit hook, but must leave its parent's workers alone.
+    # and pebble's exit hook, but must not end its parent's workers.
 
     def _is_ours(self) -> bool:
         return self._parent_pid == os.getpid()
@@ -121,22 +121,22 @@ class _Context(context.SpawnContext):
 
 
 def _ignore(signum: int, frame: Any) -> None:
-    # A handler and not SIG_IGN, which the user's own subprocesses would inherit.
+    # A handler rather than SIG_IGN, which the user's subprocesses would inherit.
     pass
 
 
 def _start_worker(parent: int, warm_up: Callable[[], None] | None) -> None:
-    """Prepares a worker; runs in it before its first item, hence outside every deadline."""
+    """Prepares a worker; runs in it before its first item, outside any deadline."""
     for signum in _SIGNALS:
         signal.signal(signum, _ignore)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before the call above
+        if os.getppid() != parent:  # the parent died before the call above
             os._exit(0)
     else:
         threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ["JAX_PLATFORMS"] = "cpu"  # should a user's reward import JAX: leave the device alone
+    os.environ["JAX_PLATFORMS"] = "cpu"  # if a user's reward imports JAX, keep it off the device
     if warm_up is not None:
         warm_up()
 
@@ -148,9 +148,9 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def limited_memory(most: int = MEMORY_BYTES) -> Iterator[None]:
-    """Turns a runaway allocation of this process, beyond `most` bytes, into MemoryError.
+    """Limits this process to `most` bytes; an allocation beyond raises MemoryError.
 
-    Linux only. Counts memory that can be written, not what is merely reserved or mapped from files.
+    Linux only. Counts writable memory, not memory that is only reserved or mapped from files.
     """
     if sys.platform != "linux":
         yield
@@ -172,15 +172,15 @@ def limited_memory(most: int = MEMORY_BYTES) -> Iterator[None]:
 
 
 class Pool:
-    """A fixed number of worker processes, started at the first item and kept.
+    """A fixed number of worker processes, which start at the first item and stay.
 
     Safe to use from several threads at once.
 
     Args:
-        workers: number of processes; 0 means one a core, at most `MAX_WORKERS`.
-        warm_up: called without arguments in every new worker before its first item, so that
-            imports do not count against a deadline; a module-level function.
-        tasks_per_worker: items after which a worker is replaced.
+        workers: number of processes; 0 means one per core, at most `MAX_WORKERS`.
+        warm_up: a module-level function, called without arguments in every new worker before its
+            first item, so that imports do not count against a deadline.
+        tasks_per_worker: number of items after which a worker is replaced.
     """
 
     def __init__(
@@ -194,26 +194,26 @@ class Pool:
         self._tasks_per_worker = tasks_per_worker
         self._lock = threading.RLock()
         self._pool: pebble.ProcessPool | None = None
-        self._closing = self._closed = threading.Event()  # of the present pool
-        self._finished = 0  # items ever finished, by whichever thread: the sign of life
-        self._waiting: set[Future] = set()  # of all threads, to be woken when the pool goes
+        self._closing = self._closed = threading.Event()  # of the running pool
+        self._finished = 0  # items finished so far, for any thread: the sign of life
+        self._waiting: set[Future] = set()  # of all threads; cancelled when the pool ends
         self._closes = 0
 
     def map(self, function: Callable[..., Any], items: Sequence[tuple], deadline_s: float) -> list:
         """Applies a function to every item in the workers.
 
         Args:
-            function: importable from a module; must return, since an exception is a fault of ours.
+            function: importable from a module; must not raise.
             items: positional arguments of each call; picklable.
-            deadline_s: seconds that one call may take, counted from its start in a worker, not from
-                its place in the queue.
+            deadline_s: seconds that one call may take, counted from its start in a worker, without
+                the time in the queue.
 
         Returns:
             The results in the order of the items, `LOST` for an item that ran out of time or killed
             its worker twice.
 
         Raises:
-            RuntimeError: the workers do not start, or another thread called `close` meanwhile.
+            RuntimeError: the workers do not start, or another thread called `close`.
         """
         closes = self._closes
         results: list[Any] = [LOST] * len(items)
@@ -221,7 +221,7 @@ class Pool:
         breakdowns = 0
         todo = list(range(len(items)))
         while todo:
-            # After two breakdowns items go one at a time, so that the next one names its culprit.
+            # After two breakdowns, submit single items, so that the next one identifies its cause.
             turn = todo if breakdowns < 2 else todo[:1]
             pool, futures = self._submit(function, [items[i] for i in turn], deadline_s, closes)
             again = todo[len(turn) :]
@@ -244,7 +244,7 @@ class Pool:
                         if len(turn) > 1 or deaths[i] == 0:
                             deaths[i] += len(turn) == 1
                             again.append(i)
-            except BaseException:  # Ctrl-C, preemption: leave no work behind in the queue
+            except BaseException:  # Ctrl-C, preemption: leave no work in the queue
                 self._discard(pool)
                 raise
             self._check_not_closed(closes)
@@ -262,7 +262,7 @@ class Pool:
                 self._discard(self._pool)
 
     def forget(self) -> None:
-        """Drops the workers without touching them: for a forked child, whose parent owns them."""
+        """Drops the workers without ending them: for a forked child, whose parent owns them."""
         self._lock = threading.RLock()
         self._pool = None
         self._waiting = set()
@@ -283,7 +283,7 @@ class Pool:
                 self._discard(pool)
                 self._check_not_closed(closes)
             else:
-                if pool is not self._pool:  # what was added after the others were cancelled
+                if pool is not self._pool:  # added after the others were cancelled
                     for future in futures:
                         future.cancel()
                 return pool, futures
@@ -297,13 +297,13 @@ class Pool:
         self._waiting.discard(future)
 
     def _wait(self, pool: pebble.ProcessPool, future: Future, silence_s: float) -> Any:
-        """Waits for one future while its pool lives, and finishes something within `silence_s`."""
+        """Waits for one future, as long as its pool finishes any item within `silence_s`."""
         finished, since = self._finished, time.monotonic()
         while True:
             try:
                 return future.result(timeout=LOOK_S)
             except TimeoutError:
-                if future.done():  # either the item's own deadline, or a photo finish
+                if future.done():  # the item's own deadline, or it has just finished
                     return future.result()
             if self._finished != finished:
                 finished, since = self._finished, time.monotonic()
@@ -321,7 +321,7 @@ class Pool:
             return self._pool
 
     def _start(self) -> None:
-        """Starts the workers, anew where they are killed while they start; but not for ever."""
+        """Starts the workers; retries a limited number of times if something kills them."""
         end = time.monotonic() + START_S
         for attempt in range(STARTS):
             self._pool = pool = pebble.ProcessPool(
@@ -371,13 +371,13 @@ def _keep(
 ) -> None:
     """Starts and stops one pool, in a thread that lives as long as the pool.
 
-    Starts it, because the kernel ties a worker to the thread that started it and not to the
-    process: a passing thread would take the workers with it. Stops it, because a second Ctrl-C
-    reaches the main thread only and so cannot leave the work half done.
+    Starts it, because the kernel ties a worker to the thread that started it, not to the process: a
+    short-lived thread would end the workers with itself. Stops it, because a second Ctrl-C reaches
+    only the main thread and so cannot interrupt the stop.
     """
     try:
         try:
-            pool.active  # noqa: B018 (asking starts the processes)
+            pool.active  # noqa: B018 (this property starts the processes)
         finally:
             started.set()
         closing.wait()
@@ -388,7 +388,7 @@ def _keep(
 
 
 # --------------------------------------------------------------------------------------------------
-# The pool everybody shares
+# The shared pool
 # --------------------------------------------------------------------------------------------------
 
 _shared: Pool | None = None
@@ -405,8 +405,8 @@ def shared(workers: int | None = None) -> Pool:
     """Returns the pool that all judging in this process shares.
 
     Args:
-        workers: number of processes, 0 for one a core; a number other than the running pool's
-            replaces it. None takes the pool as it is.
+        workers: number of processes, 0 for one per core; a number other than the running pool's
+            replaces the pool. None keeps it as it is.
     """
     global _shared
     with _shared_lock:
@@ -422,7 +422,7 @@ def shared(workers: int | None = None) -> Pool:
 
 
 def close() -> None:
-    """Kills the shared pool's workers. Judging again starts new ones."""
+    """Kills the shared pool's workers. The next judgement starts new ones."""
     with _shared_lock:
         if _shared is not None:
             _shared.close()

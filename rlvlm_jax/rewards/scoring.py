@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the training loop calls: verdicts for many responses, and the score of each.
+"""The functions for the training loop: verdicts for many responses, and the score of each.
 
-Step between sampling and trajectory: texts in, numbers out. Whatever may run for ever runs in the
-pool. This file does not know tokens, prompts or images.
+Runs between sampling and trajectory: texts in, numbers out. Anything that may run for ever runs in
+the pool. Does not know tokens, prompts or images.
 """
 
 import logging
@@ -30,12 +30,12 @@ _LOG = logging.getLogger(__name__)
 
 
 def judge(response: str, solution: str, style: Style = "strict") -> Verdict:
-    r"""Judges one response; `judge_batch` of one.
+    r"""Judges one response; see `judge_batch`.
 
-    Strict: what follows the last `</think>` is read, and in it the last `\boxed{}` with balanced
-    braces decides. No box, an empty or a cut-off one, or a `<think>` without a `</think>` after it
-    is wrong, "no_answer". Equivalent forms are right; the conventions are at the head of
-    `rewards.math`. What cannot be decided is wrong: "unparsable", or "timeout" past the deadline.
+    Strict: the last `\boxed{}` with balanced braces after the last `</think>` decides. No box, an
+    empty or cut-off box, or a `<think>` without a `</think>` after it is wrong, "no_answer".
+    Equivalent forms are right; `rewards.math` lists the conventions. An undecidable answer is
+    wrong: "unparsable", or "timeout" past the deadline.
 
     Example:
         >>> judge(r"It is \boxed{\frac{1}{2}}", r"\boxed{0.5}")
@@ -55,15 +55,15 @@ def judge_batch(
 ) -> list[Verdict]:
     r"""Judges responses against their solutions.
 
-    What needs no computer algebra is decided at once, the rest in the worker processes.
+    Decides at once if no computer algebra is needed, otherwise in the worker processes.
 
     Args:
         responses: texts of the model.
-        solutions: one for each response; the last `\boxed{}` of each is the reference answer.
+        solutions: one per response; the last `\boxed{}` of each is the reference answer.
         style: "strict" (see `math`), or "maye" and "mm_eureka" (see `faithful`).
-        rules: how far numbers may differ, for "strict" only.
-        deadline_s: seconds one item may take once it runs. Past it, its verdict is "timeout".
-        workers: number of worker processes, 0 for one a core, None to keep what is running.
+        rules: how much numbers may differ, for "strict" only.
+        deadline_s: seconds that one item may run. After that, its verdict is "timeout".
+        workers: number of worker processes, 0 for one per core, None to keep the running ones.
 
     Returns:
         The verdicts, in order.
@@ -93,7 +93,7 @@ def judge_batch(
 
 
 def gold_problem(solution: str, style: Style = "strict") -> str | None:
-    """Says why a solution cannot be judged, or None; "strict" at once, else see `check_golds`."""
+    """Returns why a solution cannot be judged, or None; `check_golds` adds a deadline."""
     _check_style(style)
     if style == "strict":
         return math.problem(last_box(solution))
@@ -107,7 +107,7 @@ def check_golds(
     *,
     workers: int | None = None,
 ) -> list[str | None]:
-    r"""Says for every solution why nothing can be judged by it, or None; for a whole data set.
+    r"""Returns for every solution of a data set why it cannot be judged, or None.
 
     Returns:
         In order: None, or a phrase such as "its \boxed{} is empty" to follow "the solution cannot
@@ -127,7 +127,7 @@ def check_golds(
 
 
 def _extract(response: str, solution: str, style: Style) -> tuple[str | None, str | None]:
-    """Cuts out what is compared, so that little has to travel to the workers."""
+    """Returns the parts to compare, so that little has to be sent to the workers."""
     if style == "strict":
         return answer_box(response), last_box(solution)
     if style == "maye":
@@ -149,7 +149,7 @@ def _judge_item(
     with pool.limited_memory():
         try:
             return tuple(_JUDGES[style](answer, reference, *options))
-        except (MemoryError, RecursionError):  # too big to finish, as if it had run out of time
+        except (MemoryError, RecursionError):  # too big to finish: treated like a timeout
             return tuple(_TIMEOUT)
 
 
@@ -178,22 +178,22 @@ class RewardConfig:
     Attributes:
         judge: style of the accuracy judge.
         tolerance: of the strict judge, see `math.Rules`.
-        rounding: of the strict judge, likewise.
-        accuracy: weight of the accuracy reward, 1 for a right answer and 0 for any other.
+        rounding: of the strict judge, see `math.Rules`.
+        accuracy: weight of the accuracy reward, which is 1 for a right answer, else 0.
         language: weight of the language reward, between -0.1 and 0.
         format: weight of the format reward, 0 or 1.
-        format_style: tags that the format reward asks for.
+        format_style: tags that the format reward requires.
         repetition: weight of the repetition reward, between -1 and 0.
         overlong: weight of the overlong reward, between -1 and 0.
-        overlong_tokens: width of the stretch before max_tokens in which that falls.
+        overlong_tokens: width of the stretch before max_tokens over which it falls.
         custom: a user's reward as "module:function", empty for none.
         custom_weight: its weight.
-        custom_memory_gib: memory one call of it may use; Linux only.
+        custom_memory_gib: memory limit of one call of it; Linux only.
         no_eos_penalty: replace the score of a truncated response by `penalty`.
         penalty: score of truncated and of too short responses.
-        min_tokens: responses shorter than this are too short.
-        deadline_s: seconds one judgement, or one call of the user's function, may take.
-        workers: worker processes, 0 for one a core.
+        min_tokens: shorter responses are too short.
+        deadline_s: seconds that one judgement, or one call of the user's function, may take.
+        workers: worker processes, 0 for one per core.
         max_tokens: limit of a response, tokens.
     """
 
@@ -243,13 +243,13 @@ class Scores(NamedTuple):
 
     Attributes:
         rewards: name -> float32[B], before weighting: "accuracy" (0 or 1), "language" (-0.1 to 0),
-            "format" (0 or 1), and "custom" where one is configured.
-        score: float32[B], the weighted sum, replaced by the penalty where `penalised`.
-        correct: bool[B], the judge's word, whatever became of the score.
+            "format" (0 or 1), and "custom" if one is configured.
+        score: float32[B], the weighted sum, or the penalty for `penalised` responses.
+        correct: bool[B], the judge's verdict, independent of the score.
         status: the judge's status of each response.
         penalised: bool[B], truncated or too short.
         custom_timeouts: calls of the user's function that ran out of time or killed their worker.
-        custom_errors: calls that raised, or returned no finite number.
+        custom_errors: calls that raised, or did not return a finite number.
     """
 
     rewards: dict[str, np.ndarray]
@@ -262,7 +262,7 @@ class Scores(NamedTuple):
 
 
 def join(parts: Sequence[Scores]) -> Scores:
-    """Puts the scores of several batches behind one another."""
+    """Concatenates the scores of several batches."""
     return Scores(
         rewards={
             name: np.concatenate([part.rewards[name] for part in parts])
@@ -278,7 +278,7 @@ def join(parts: Sequence[Scores]) -> Scores:
 
 
 def take(scores: Scores, rows: Sequence[int] | np.ndarray) -> Scores:
-    """Returns some of the scores, in the order of `rows`; the counts stay those of all."""
+    """Returns the scores of `rows`, in that order; the counts stay those of all."""
     rows = np.asarray(rows, int)
     return scores._replace(
         rewards={name: values[rows] for name, values in scores.rewards.items()},
@@ -301,24 +301,24 @@ def score(
 
     score = accuracy weight * accuracy + language weight * language + format weight * format
             + repetition weight * repetition + overlong weight * overlong + custom weight * custom,
-    then the penalty in its place where the response is truncated or too short. The accuracy is not
-    replaced: a truncated right answer counts as right and is trained with the penalty. Where the
-    user's function gives no number for a response, the worst of this batch and 0 stands in (the
-    greatest where its weight is negative), so that a failure is never the better choice.
+    replaced by the penalty if the response is truncated or too short. The penalty does not change
+    the accuracy: a truncated right answer counts as right and is trained with the penalty. If the
+    user's function returns no number for a response, it gets the smallest of 0 and the numbers of
+    this batch (the greatest if the weight is negative), so that a failure never pays.
 
     Args:
         texts: B responses, special tokens removed.
-        examples: one for each response, with the key "solution"; handed on to the user's function,
-            so each must be picklable (file names rather than images).
+        examples: one per response, with the key "solution"; passed to the user's function, so each
+            must be picklable (file names rather than images).
         truncated: for each response, whether it has no stop token.
-        lengths: tokens of each response, the stop token not counted.
+        lengths: tokens of each response, without the stop token.
         config: weights and rules.
-        gather: gives the numbers of the user's function for all parts of the batch, where it is
-            scored in several, each by its own call.
+        gather: part's numbers of the user's function -> those of all parts; for a batch that is
+            scored in several parts, one call each.
 
     Raises:
         ValueError: the lengths of the arguments differ.
-        RuntimeError: the user's function gave no number at all and raised; with its traceback.
+        RuntimeError: the user's function returned no number at all and raised; with its traceback.
 
     Source: MAYE (arXiv:2504.02587) and its released code.
     """

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rewards that look at the text alone: its language, its tags; and when a score is replaced.
+"""Rewards for the text alone: its language and its tags; and the rules that replace a score.
 
 Pure string functions, linear in their input. They do not know the right answer.
 """
@@ -25,13 +25,14 @@ def language(text: str) -> float:
 
 
 def format_tags(text: str, style: FormatStyle) -> float:
-    """Rewards the demanded tags with 1, anything else with 0.
+    """Rewards the required tags with 1, anything else with 0.
 
     Args:
         text: the response.
-        style: "think" demands exactly one `<think>...</think>` block (MAYE); "think_answer" demands
-            each of the four tags once, a think block and then, after blanks at most, an answer
-            block, neither empty (MM-EUREKA, which weighs it 0.5). Other text may surround them.
+        style: "think" requires exactly one `<think>...</think>` block (MAYE). "think_answer"
+            requires each of the four tags once: a think block and an answer block, neither empty,
+            with only white space between (MM-EUREKA, with weight 0.5). Other text may surround
+            them.
     """
     once = [text.count(tag) == 1 for tag in ("<think>", "</think>", "<answer>", "</answer>")]
     if style == "think":
@@ -40,11 +41,11 @@ def format_tags(text: str, style: FormatStyle) -> float:
 
 
 def penalised(truncated: bool, length: int, *, no_eos_penalty: bool, min_tokens: int) -> bool:
-    """True where the score is to be replaced by the penalty.
+    """Tells whether the penalty replaces the score.
 
     Args:
-        truncated: the response has no stop token.
-        length: tokens of the response, the stop token not counted.
+        truncated: whether the response has no stop token.
+        length: tokens of the response, without the stop token.
         no_eos_penalty: whether truncation alone is penalised.
         min_tokens: responses with fewer tokens are penalised; 1 catches an immediate stop.
 
@@ -54,14 +55,14 @@ def penalised(truncated: bool, length: int, *, no_eos_penalty: bool, min_tokens:
 
 
 def overlong(length: int, max_tokens: int, stretch: int) -> float:
-    """Punishes a response softly in the last stretch before the limit.
+    """Softly penalises a response in the last stretch before the limit.
 
-    0 up to max_tokens - stretch, then falling linearly to -1 at max_tokens; the same as
-    `algorithms.filtering.overlong_penalty` of arrays.
+    0 up to max_tokens - stretch, then falling linearly to -1 at max_tokens; the scalar version of
+    `algorithms.filtering.overlong_penalty`.
 
     Args:
-        length: tokens of the response (not characters), the stop token not counted.
-        max_tokens: length at which the penalty is complete.
+        length: tokens of the response (not characters), without the stop token.
+        max_tokens: length with the full penalty.
         stretch: tokens, 1 to max_tokens.
 
     Source: DAPO (arXiv:2503.14476), eq. 13.

@@ -98,8 +98,8 @@ def merge(
     batches = [pad_batch(batch, *shape, pad_id) for batch, *_ in host_rounds]
     rows = rows_of(chosen, config.rollout.samples)
 
-    def join(parts: Sequence[Any], places: np.ndarray) -> Any:
-        return jax.tree.map(lambda *x: np.concatenate(x)[places], *parts)
+    def join(parts: Sequence[Any], indices: np.ndarray) -> Any:
+        return jax.tree.map(lambda *x: np.concatenate(x)[indices], *parts)
 
     return join(batches, chosen), *join([responses for _, *responses in host_rounds], rows)
 

@@ -60,7 +60,7 @@ class FeatureCache:
         self._block = merge_size**2
         self._mesh = mesh
         self._rows: dict[bytes, np.ndarray] = {}
-        self._arriving: _Encoded | None = None
+        self._pending: _Encoded | None = None
         self._full = False
         self._prompts = self._hits = 0
         self.used_bytes = 0
@@ -104,7 +104,7 @@ class FeatureCache:
         features = encode(params, batch)
         if not self._full:
             features.copy_to_host_async()
-            self._arriving = _Encoded(keys, sizes, features)
+            self._pending = _Encoded(keys, sizes, features)
         return features
 
     def metrics(self) -> dict[str, float]:
@@ -125,10 +125,10 @@ class FeatureCache:
 
     def _settle(self) -> None:
         """Caches the rows of the last encoded batch; its copy to the host has long finished."""
-        if self._arriving is None:
+        if self._pending is None:
             return
-        keys, sizes, features = self._arriving
-        self._arriving = None
+        keys, sizes, features = self._pending
+        self._pending = None
         values = np.asarray(features)
         for key, size, row in zip(keys, sizes.tolist(), values, strict=True):
             if key is None or key in self._rows:

@@ -10,7 +10,7 @@ import numpy as np
 
 from rlvlm_jax import config, models
 from rlvlm_jax.data.positions import rope_positions
-from rlvlm_jax.data.processor import Encoded, ImageSpec, collate, patch_places
+from rlvlm_jax.data.processor import Encoded, ImageSpec, collate, patch_layout
 from rlvlm_jax.models import qwen_vl_config
 
 VOCABULARY, IMAGE, STOP, PAD = 64, 60, 61, 62
@@ -77,7 +77,7 @@ def prompt(rng, length, grids=()):
     pieces, patches, coords, image, window = [text[:2]], [], [], [], []
     for number, (rows, columns) in enumerate(grids, start=1):
         pieces += [[58], [IMAGE] * (rows * columns // 4), [59]]
-        places, windows = patch_places(rows, columns, SPEC)
+        places, windows = patch_layout(rows, columns, SPEC)
         patches.append(rng.integers(0, 256, (rows * columns, SPEC.patch_bytes)))
         coords.append(places)
         image.append(np.full(rows * columns, number))

@@ -194,7 +194,7 @@ def random_batch(case: Case, spec: processor.ImageSpec, seed: int) -> Batch:
     """
     rng = np.random.default_rng(seed)
     side = int(case.image_tokens**0.5) * spec.merge_size  # patches along the square image
-    coords, window = processor.patch_places(side, side, spec)
+    coords, window = processor.patch_layout(side, side, spec)
     before = (case.length - case.image_tokens - 2) // 2
     encoded = []
     for _ in range(case.prompts):

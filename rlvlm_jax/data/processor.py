@@ -414,7 +414,7 @@ def process_image(image: Any, spec: ImageSpec) -> tuple[np.ndarray, tuple[int, i
     return blocks.transpose(0, 3, 1, 4, 6, 2, 5).reshape(rows * columns, -1), (rows, columns)
 
 
-def patch_places(rows: int, columns: int, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
+def patch_layout(rows: int, columns: int, spec: ImageSpec) -> tuple[np.ndarray, np.ndarray]:
     """Returns coordinates and windows of the patches of one image, in `process_image`'s order.
 
     Returns:
@@ -464,9 +464,9 @@ def encode_prompt(
     counts = iter(rows * columns // spec.merge_size**2 for rows, columns in grids)
     repeats = [next(counts) if token == vision.image else 1 for token in ids]
     tokens = np.repeat(np.asarray(ids, np.int32), repeats)
-    places = [patch_places(*grid, spec) for grid in grids]
+    layouts = [patch_layout(*grid, spec) for grid in grids]
     windows, used = [], 1
-    for _, window in places:
+    for _, window in layouts:
         windows.append(window + used)
         used += window.max() + 1
     numbers = [np.full(len(patches), n, np.int32) for n, patches in enumerate(pieces, start=1)]
@@ -474,7 +474,7 @@ def encode_prompt(
         tokens=tokens,
         positions=rope_positions(tokens, grids, vision.image, spec.merge_size),
         patches=_join(pieces, (0, spec.patch_bytes), np.uint8),
-        coords=_join([coords for coords, _ in places], (0, 2), np.int32),
+        coords=_join([coords for coords, _ in layouts], (0, 2), np.int32),
         image=_join(numbers, (0,), np.int32),
         window=_join(windows, (0,), np.int32),
     )

@@ -161,19 +161,19 @@ class Group:
 
     def curves(self, name: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
         """Returns (x float64[T], values float64[runs, T]) at the x that all runs have."""
-        places, table = self.all_curves(name, x)
+        x_values, table = self.all_curves(name, x)
         shared = ~np.isnan(table).any(axis=0)
-        return places[shared], table[:, shared]
+        return x_values[shared], table[:, shared]
 
     def all_curves(self, name: str, x: str = "step") -> tuple[np.ndarray, np.ndarray]:
         """Returns the same at every x that any run has; NaN if a run has no number there."""
         per_run = []
         for run in self.runs:
-            places, values = run.curve(name, x)
-            per_run.append(dict(zip(places.tolist(), values.tolist(), strict=True)))
-        places = sorted(set().union(*per_run))
-        table = [[run.get(place, np.nan) for place in places] for run in per_run]
-        return np.array(places, np.float64), np.array(table, np.float64).reshape(len(per_run), -1)
+            x_values, values = run.curve(name, x)
+            per_run.append(dict(zip(x_values.tolist(), values.tolist(), strict=True)))
+        x_values = sorted(set().union(*per_run))
+        table = [[run.get(x_value, np.nan) for x_value in x_values] for run in per_run]
+        return np.array(x_values, np.float64), np.array(table, np.float64).reshape(len(per_run), -1)
 
 
 def read_rows(file: Path, *, unfinished: bool = False) -> list[dict[str, Any]]:
@@ -241,7 +241,9 @@ def read_groups(directories: Iterable[str | Path]) -> tuple[Group, ...]:
     Raises:
         InputError: a directory is neither, or two runs of one group have the same seed.
     """
-    records = [read_run(place) for directory in directories for place in _places(Path(directory))]
+    records = [
+        read_run(path) for directory in directories for path in _run_directories(Path(directory))
+    ]
     groups: dict[str, list[RunRecord]] = {}
     for record in records:
         groups.setdefault(_recipe(record.config), []).append(record)
@@ -278,7 +280,7 @@ def _recipe(config: dict[str, Any]) -> str:
     return json.dumps(relevant(config), sort_keys=True)
 
 
-def _places(directory: Path) -> list[Path]:
+def _run_directories(directory: Path) -> list[Path]:
     """Returns a run directory itself, or the `seed_N` directories in it."""
     seeds = sorted(directory.glob("seed_*/config.json"), key=lambda file: (len(str(file)), file))
     return [file.parent for file in seeds] or [directory]

@@ -121,7 +121,7 @@ def make_evaluate_fn(
         params: Params, questions: EvaluationSet, stop: Callable[[], bool]
     ) -> Iterator[Evaluation]:
         collected: dict[str, list[Responses]] = {name: [] for name in samplers}
-        places: dict[str, list[np.ndarray]] = {name: [] for name in samplers}
+        row_numbers: dict[str, list[np.ndarray]] = {name: [] for name in samplers}
         examples: list[Example] = []
         for numbers, batch_examples, host_batch in questions:
             if stop():
@@ -141,10 +141,10 @@ def make_evaluate_fn(
                 rows = rows_of(own, samples[name])
                 own_rollout = sharding.take_here(rollout, rows)
                 collected[name].append(read_responses(own_rollout, session.tokenizer))
-                places[name].append(rows + len(examples) * samples[name])
+                row_numbers[name].append(rows + len(examples) * samples[name])
             examples += batch_examples
         for name, parts in collected.items():
-            rows, own_responses = np.concatenate(places[name]), join(parts)
+            rows, own_responses = np.concatenate(row_numbers[name]), join(parts)
             verdicts = rewards.judge_batch(
                 own_responses.texts,
                 [examples[row // samples[name]].solution for row in rows],

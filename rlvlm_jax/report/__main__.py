@@ -42,21 +42,21 @@ def main(argv: Sequence[str]) -> int:
 
     ours = [curves.measured(group, arguments.over) for group in runs.read_groups(arguments.runs)]
     papers = curves.published(arguments.paper) if arguments.paper else {}
-    drawn = {"Runs": ours} if ours else {}
+    methods_by_heading = {"Runs": ours} if ours else {}
     for name, methods in papers.items():
-        drawn[f"Published: {name}"] = [*ours, *methods]
+        methods_by_heading[f"Published: {name}"] = [*ours, *methods]
     sections = []
     files: dict[str, bytes] = {}
-    for heading, methods in drawn.items():
+    for heading, methods in methods_by_heading.items():
         layouts = figures.layouts(methods)
         shown = methods if heading == "Runs" else [m for m in methods if m.published]
-        made = tables.everything(shown)
-        sections.append((heading, methods, layouts, made))
+        section_tables = tables.all_tables(shown)
+        sections.append((heading, methods, layouts, section_tables))
         prefix = "" if heading == "Runs" else heading.removeprefix("Published: ") + "-"
         for layout in layouts:
             for form in ("svg", "png"):
-                files[f"{prefix}{layout.name}.{form}"] = figures.whole(layout, methods, form)
-        for table in (*made, tables.points(shown, layouts)):
+                files[f"{prefix}{layout.name}.{form}"] = figures.render(layout, methods, form)
+        for table in (*section_tables, tables.points(shown, layouts)):
             files[f"{prefix}{table.name}.csv"] = tables.to_csv(table).encode()
     configs = {
         f"{method.label}, seed {run.seed}": {"config": run.config, **run.about}

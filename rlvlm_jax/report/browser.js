@@ -29,22 +29,22 @@
   const agrees = (choice, value) => choice === "" || (choice === "yes") === value;
 
   const chosen = () => {
-    const want = Object.fromEntries(filters.map((id) => [id, byId(id).value]));
-    const part = want.text.toLowerCase();
-    const found = [];
+    const choices = Object.fromEntries(filters.map((id) => [id, byId(id).value]));
+    const part = choices.text.toLowerCase();
+    const matches = [];
     for (const group of data.groups) {
-      if (want.run && group.run !== want.run) continue;
-      if (want.kind && group.kind !== want.kind) continue;
-      if (want.step && String(group.step) !== want.step) continue;
-      const responses = group.responses.filter((one) =>
-        agrees(want.correct, one.correct) &&
-        agrees(want.truncated, one.truncated) &&
-        agrees(want.reflective, one.reflective) &&
-        (!part || one.response.toLowerCase().includes(part) ||
+      if (choices.run && group.run !== choices.run) continue;
+      if (choices.kind && group.kind !== choices.kind) continue;
+      if (choices.step && String(group.step) !== choices.step) continue;
+      const responses = group.responses.filter((response) =>
+        agrees(choices.correct, response.correct) &&
+        agrees(choices.truncated, response.truncated) &&
+        agrees(choices.reflective, response.reflective) &&
+        (!part || response.response.toLowerCase().includes(part) ||
           group.question.toLowerCase().includes(part)));
-      if (responses.length) found.push([group, responses]);
+      if (responses.length) matches.push([group, responses]);
     }
-    return found;
+    return matches;
   };
 
   const marked = (text) => {
@@ -62,28 +62,28 @@
     return value < 0 ? `rgba(192, 57, 43, ${strength})` : `rgba(31, 111, 178, ${strength})`;
   };
 
-  const coloured = (one, kind) => {
+  const coloured = (response, kind) => {
     const line = make("p");
-    const scale = Math.max(1e-6, ...one[kind].map((value) => Math.abs(value)));
-    for (const [number, piece] of one.pieces.entries()) {
+    const scale = Math.max(1e-6, ...response[kind].map((value) => Math.abs(value)));
+    for (const [number, piece] of response.pieces.entries()) {
       const token = make("span", piece);
-      token.style.backgroundColor = shade(kind, one[kind][number], scale);
-      const value = one[kind][number];
+      token.style.backgroundColor = shade(kind, response[kind][number], scale);
+      const value = response[kind][number];
       token.title = value === null ? "not finite" : value.toFixed(3);
       line.append(token);
     }
     return line;
   };
 
-  const sample = (one, kind) => {
-    const box = make("div", undefined, "sample" + (one.correct ? " correct" : ""));
-    const facts = [one.correct ? "correct" : "wrong", `${one.length} tokens`];
-    if (one.judge !== "ok") facts.push(one.judge.replace("_", " "));
-    if (one.truncated) facts.push("truncated");
-    if (one.reflective) facts.push("reflective");
-    for (const [name, value] of Object.entries(one.rewards)) facts.push(`${name} ${+value.toFixed(3)}`);
+  const sample = (response, kind) => {
+    const box = make("div", undefined, "sample" + (response.correct ? " correct" : ""));
+    const facts = [response.correct ? "correct" : "wrong", `${response.length} tokens`];
+    if (response.judge !== "ok") facts.push(response.judge.replace("_", " "));
+    if (response.truncated) facts.push("truncated");
+    if (response.reflective) facts.push("reflective");
+    for (const [name, value] of Object.entries(response.rewards)) facts.push(`${name} ${+value.toFixed(3)}`);
     box.append(make("div", facts.join(" · "), "facts"));
-    box.append(kind && one.pieces && one[kind] ? coloured(one, kind) : marked(one.response));
+    box.append(kind && response.pieces && response[kind] ? coloured(response, kind) : marked(response.response));
     return box;
   };
 
@@ -108,7 +108,7 @@
       box.append(make("div", `${responses.length} of ${group.responses.length} responses`, "where"));
     }
     const samples = make("div", undefined, "samples");
-    samples.append(...responses.map((one) => sample(one, kind)));
+    samples.append(...responses.map((response) => sample(response, kind)));
     box.append(samples);
     return box;
   };
@@ -116,7 +116,7 @@
   const more = () => {
     const kind = byId("colour").value;
     const next = matching.slice(drawn, drawn + PAGE);
-    byId("groups").append(...next.map((found) => draw(found, kind)));
+    byId("groups").append(...next.map((match) => draw(match, kind)));
     drawn += next.length;
     byId("more").hidden = drawn >= matching.length;
   };
@@ -125,7 +125,7 @@
     matching = chosen();
     drawn = 0;
     byId("groups").replaceChildren();
-    const responses = matching.reduce((sum, found) => sum + found[1].length, 0);
+    const responses = matching.reduce((sum, [, responses]) => sum + responses.length, 0);
     byId("count").textContent =
       `${responses} responses to ${matching.length} prompts; the page holds ${data.shown} of ${data.total}`;
     more();

@@ -106,19 +106,19 @@ class _Images:
 
     def __init__(self) -> None:
         self.uris: list[str] = []
-        self._left = MAX_IMAGE_BYTES
-        self._places: dict[Path, int | None] = {}
+        self._bytes_left = MAX_IMAGE_BYTES
+        self._numbers: dict[Path, int | None] = {}
 
     def add(self, file: Path) -> int | None:
         """Returns the image's number; None if it is missing, broken, or over the limit."""
-        if file not in self._places:
-            self._places[file] = None
-            uri = _data_uri(file) if self._left > 0 else None
+        if file not in self._numbers:
+            self._numbers[file] = None
+            uri = _data_uri(file) if self._bytes_left > 0 else None
             if uri is not None:
-                self._left -= len(uri)
-                self._places[file] = len(self.uris)
+                self._bytes_left -= len(uri)
+                self._numbers[file] = len(self.uris)
                 self.uris.append(uri)
-        return self._places[file]
+        return self._numbers[file]
 
 
 def _data_uri(file: Path) -> str | None:
@@ -130,8 +130,8 @@ def _data_uri(file: Path) -> str | None:
                 image.thumbnail((SIDE, SIDE))
                 target = io.BytesIO()
                 rgba = image.convert("RGBA")
-                paper = Image.new("RGBA", rgba.size, "white")
-                Image.alpha_composite(paper, rgba).convert("RGB").save(target, "JPEG", quality=80)
+                white = Image.new("RGBA", rgba.size, "white")
+                Image.alpha_composite(white, rgba).convert("RGB").save(target, "JPEG", quality=80)
                 data, kind = target.getvalue(), "JPEG"
     except (OSError, ValueError, Image.DecompressionBombError):
         return None  # the page says that the image is missing

@@ -127,38 +127,38 @@ def layouts(methods: Sequence[Method]) -> tuple[Layout, ...]:
     return tuple(drawable)
 
 
-def looks(methods: Sequence[Method]) -> dict[str, tuple[str, Any]]:
+def line_styles(methods: Sequence[Method]) -> dict[str, tuple[str, Any]]:
     """Returns label -> (colour, line style)."""
     taken = dict.fromkeys(COLOURS, 0)
     chosen = {}
     for method in methods:
         palette = COLOURS[method.kind]
-        turn, place = divmod(taken[method.kind], len(palette))
-        chosen[method.label] = palette[place], STYLES[turn % len(STYLES)]
+        cycle, index = divmod(taken[method.kind], len(palette))
+        chosen[method.label] = palette[index], STYLES[cycle % len(STYLES)]
         taken[method.kind] += 1
     return chosen
 
 
 def draw_panel(axes: Any, metric: str, methods: Sequence[Method]) -> None:
     """Draws a metric: mean line and band of one deviation; untrained models as dashed lines."""
-    chosen = looks(methods)
+    chosen = line_styles(methods)
     for method in methods:
         curve = method.find(metric)
         if curve is None:
             continue
         colour, style = chosen[method.label]
-        look = {"color": colour, "alpha": 0.6 if method.published else 1.0}
+        common = {"color": colour, "alpha": 0.6 if method.published else 1.0}
         label = method.label if curve.n is None else f"{method.label} (n={curve.n})"
         if method.kind in ("Vanilla", "Evaluated"):
-            axes.axhline(curve.mean[0], linestyle="--", linewidth=1.2, label=label, **look)
+            axes.axhline(curve.mean[0], linestyle="--", linewidth=1.2, label=label, **common)
             continue
         width = 1.0 if method.published else 1.5
         marker = "o" if len(curve.x) == 1 else None
         line = {"linestyle": style, "linewidth": width, "marker": marker}
-        axes.plot(curve.x, curve.mean, label=label, **line, **look)
+        axes.plot(curve.x, curve.mean, label=label, **line, **common)
         low, high = curve.mean - curve.std, curve.mean + curve.std
         if np.any(curve.std):
-            shade = {**look, "alpha": 0.15, "linewidth": 0}
+            shade = {**common, "alpha": 0.15, "linewidth": 0}
             axes.fill_between(curve.x, low, high, **shade)
     axes.set_title(title_of(metric))
     x = x_of(metric, methods[0].over)
@@ -187,7 +187,7 @@ def panel_svg(metric: str, methods: Sequence[Method]) -> str:
     return text[text.index("<svg") :]
 
 
-def whole(layout: Layout, methods: Sequence[Method], form: str) -> bytes:
+def render(layout: Layout, methods: Sequence[Method], form: str) -> bytes:
     """Returns a figure with all its panels and one legend, as "svg" or "png"."""
     rows = -(-len(layout.metrics) // layout.columns)
     with matplotlib.rc_context(_STYLE):

@@ -346,11 +346,11 @@ def speed(methods: Sequence[Method]) -> Table:
     )
 
 
-def everything(methods: Sequence[Method]) -> list[Table]:
+def all_tables(methods: Sequence[Method]) -> list[Table]:
     """Returns all tables that have a row."""
-    made = (accuracy, kinds, difference, pass_at_k)
-    made += (correlation, sensitivity, words, audit, speed)
-    return [table for table in (make(methods) for make in made) if table.rows]
+    makers = (accuracy, kinds, difference, pass_at_k)
+    makers += (correlation, sensitivity, words, audit, speed)
+    return [table for table in (make(methods) for make in makers) if table.rows]
 
 
 def percent(value: float | None) -> str:

@@ -40,7 +40,7 @@ STARTS = 5  # attempts to start the workers, in case something kills them
 START_S = 120.0  # limit until a first worker is ready, also on a busy machine
 STALL_S = 30.0  # a pool that finishes nothing for the deadline plus this is broken
 STOP_S = 60.0  # limit until the workers have ended
-LOOK_S = 1.0  # how often a waiting thread checks for signals and for the life of its pool
+POLL_S = 1.0  # how often a waiting thread checks for signals and for the life of its pool
 _LOG = logging.getLogger(__name__)
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1
@@ -222,12 +222,14 @@ class Pool:
         todo = list(range(len(items)))
         while todo:
             # After two breakdowns, submit single items, so that the next one identifies its cause.
-            turn = todo if breakdowns < 2 else todo[:1]
-            pool, futures = self._submit(function, [items[i] for i in turn], deadline_s, closes)
-            again = todo[len(turn) :]
+            submitted = todo if breakdowns < 2 else todo[:1]
+            pool, futures = self._submit(
+                function, [items[i] for i in submitted], deadline_s, closes
+            )
+            again = todo[len(submitted) :]
             broken = False
             try:
-                for i, future in zip(turn, futures, strict=True):
+                for i, future in zip(submitted, futures, strict=True):
                     if broken and not future.done():
                         again.append(i)
                         continue
@@ -241,8 +243,8 @@ class Pool:
                             again.append(i)
                     except (BrokenProcessPool, CancelledError):
                         broken = True
-                        if len(turn) > 1 or deaths[i] == 0:
-                            deaths[i] += len(turn) == 1
+                        if len(submitted) > 1 or deaths[i] == 0:
+                            deaths[i] += len(submitted) == 1
                             again.append(i)
             except BaseException:  # Ctrl-C, preemption: leave no work in the queue
                 self._discard(pool)
@@ -301,7 +303,7 @@ class Pool:
         finished, since = self._finished, time.monotonic()
         while True:
             try:
-                return future.result(timeout=LOOK_S)
+                return future.result(timeout=POLL_S)
             except TimeoutError:
                 if future.done():  # the item's own deadline, or it has just finished
                     return future.result()
@@ -333,7 +335,7 @@ class Pool:
             )
             started, self._closing, self._closed = (threading.Event() for _ in range(3))
             threading.Thread(
-                target=_keep,
+                target=_run_pool,
                 args=(pool, started, self._closing, self._closed),
                 name="reward pool",
                 daemon=True,
@@ -363,7 +365,7 @@ class Pool:
                 future.cancel()  # pebble leaves them pending for ever
 
 
-def _keep(
+def _run_pool(
     pool: pebble.ProcessPool,
     started: threading.Event,
     closing: threading.Event,

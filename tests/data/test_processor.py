@@ -24,7 +24,7 @@ from rlvlm_jax.data.processor import (
     flatten,
     image_size,
     load_pixels,
-    patch_places,
+    patch_layout,
     process_image,
     resized_size,
 )
@@ -115,7 +115,7 @@ def test_patches_are_in_merge_block_order():
     pixels = np.arange(4 * 8 * 3, dtype=np.uint8).reshape(4, 8, 3)
     patches, grid = process_image(Image.fromarray(pixels), spec)
     assert grid == (2, 4)
-    coords, _ = patch_places(2, 4, spec)
+    coords, _ = patch_layout(2, 4, spec)
     order = [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [0, 3], [1, 2], [1, 3]]
     assert coords.tolist() == order
     for patch, (row, column) in zip(patches, order, strict=True):
@@ -125,14 +125,14 @@ def test_patches_are_in_merge_block_order():
 
 def test_windows_at_the_edges_are_smaller():
     spec = ImageSpec(patch_size=1, merge_size=2, window_size=4, min_pixels=1)
-    coords, window = patch_places(6, 10, spec)  # windows of 4 x 4 patches: 2 x 3 of them
+    coords, window = patch_layout(6, 10, spec)  # windows of 4 x 4 patches: 2 x 3 of them
     for (row, column), number in zip(coords, window, strict=True):
         assert number == (row // 4) * 3 + column // 4
     assert np.bincount(window).tolist() == [16, 16, 8, 8, 8, 4]
 
 
 def test_without_windows_there_is_one_per_image():
-    assert not patch_places(6, 10, ImageSpec())[1].any()
+    assert not patch_layout(6, 10, ImageSpec())[1].any()
 
 
 @pytest.mark.parity
@@ -145,7 +145,7 @@ def test_windows_equal_those_of_transformers(grid):
     )
     ends = torch.unique_consecutive(torch.as_tensor(ends)).tolist()
     order = (index[:, None] * 4 + torch.arange(4)).reshape(-1)  # of patches
-    _, window = patch_places(*grid, ImageSpec(window_size=112))
+    _, window = patch_layout(*grid, ImageSpec(window_size=112))
     in_their_order = window[order.numpy()]
     groups = [in_their_order[a:b] for a, b in zip(ends, ends[1:], strict=False)]
     assert all(len(set(group.tolist())) == 1 for group in groups)

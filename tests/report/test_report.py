@@ -235,7 +235,7 @@ def test_accuracy_may_be_drawn_over_steps(tmp_path, sweep):
 
 def test_no_two_methods_look_alike():
     methods = [curves.Method(str(n), "RL", published=False, find=lambda _: None) for n in range(12)]
-    assert len({repr(look) for look in figures.looks(methods).values()}) == 12
+    assert len({repr(look) for look in figures.line_styles(methods).values()}) == 12
 
 
 @pytest.mark.skipif(not PAPER.exists(), reason="the paper's curves are not at hand")

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Problems in shuffled order, encoded ahead in threads, as batches of a few static shapes.
+"""Problems in shuffled order, encoded ahead by threads, as batches of a few static shapes.
 
 The end of step I. The order is a function of (seed, place in the stream), so a cursor of a few
 numbers restores it exactly, with any number of threads. At most two batches of prompts wait, as
@@ -23,7 +23,7 @@ from rlvlm_jax.types import Batch
 Bucket = tuple[int, int]  # (P tokens, I patches)
 
 MULTIPLE = 16  # P and I are multiples of it: fast on accelerators, and whole merge blocks
-EVALUATION_BUCKETS = 2  # at most so many shapes; each is compiled for every decoding setting
+EVALUATION_BUCKETS = 2  # maximum number of shapes; each is compiled for every decoding setting
 _TRIALS = 512  # batches drawn to estimate how often a bucket would be used
 _MIN_SAVING = 0.05  # another bucket must save this share of the work, for it costs a compile
 
@@ -173,8 +173,8 @@ class _Stream:
         """Returns the next batch; at the end it may have fewer than N examples, or none.
 
         Returns:
-            (numbers of its examples, prompts in this process's rows, the largest (tokens, patches)
-            of the batch).
+            (numbers of its examples, prompts in this process's rows, (maximum tokens, maximum
+            patches) of its prompts).
         """
         start, sizes, encoded_by_place = self.position, {}, {}
         good: list[int] = []
@@ -390,7 +390,7 @@ class Loader:
         saved = {key: state.get(key) for key in expected}
         if expected != saved:
             raise InputError(
-                f"the checkpoint's data cursor is of {saved}, but this run has {expected}; restore "
+                f"the checkpoint's data cursor has {saved}, but this run has {expected}; restore "
                 "config.data.train and config.seed, or start a new --workdir"
             )
         self._stream.close()

@@ -180,7 +180,7 @@ def read_rows(file: Path, *, unfinished: bool = False) -> list[dict[str, Any]]:
     """Returns the objects of a jsonl file.
 
     Args:
-        file: one object a line.
+        file: one object per line.
         unfinished: ignore a last line without a line break.
 
     Raises:

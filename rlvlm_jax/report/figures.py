@@ -19,7 +19,7 @@ from rlvlm_jax.evaluation.scores import REFLECTION_WORDS
 from rlvlm_jax.report.curves import SETTINGS, SPLITS, TRAINING_ACCURACY, Method, x_of
 
 # Distinguishable without red-green vision. Each further method of a kind takes the next colour.
-# After the last colour, they repeat with the next line style.
+# After the last colour, the colours repeat with the next line style.
 STYLES = ("-", (0, (6, 2, 1, 2)), (0, (1, 1.5)))
 COLOURS = {
     "RL": ("#c0392b", "#e08e45", "#7d3c98", "#8d6e63"),

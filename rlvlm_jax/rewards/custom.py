@@ -47,7 +47,7 @@ def load_custom(name: str) -> CustomReward:
     if module == "__main__":
         raise InputError(
             f"config.rewards.custom={name!r} is in the running script, which the reward workers "
-            "do not run; move the function into a module of its own"
+            "do not run; move the function into its own module"
         )
     try:
         _find(custom)

@@ -299,7 +299,7 @@ class Pool:
         self._waiting.discard(future)
 
     def _wait(self, pool: pebble.ProcessPool, future: Future, silence_s: float) -> Any:
-        """Waits for one future, as long as its pool finishes any item within `silence_s`."""
+        """Waits for one future, while its pool lives and finishes any item within `silence_s`."""
         finished, since = self._finished, time.monotonic()
         while True:
             try:

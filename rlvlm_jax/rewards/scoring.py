@@ -313,8 +313,8 @@ def score(
         truncated: for each response, whether it has no stop token.
         lengths: tokens of each response, without the stop token.
         config: weights and rules.
-        gather: part's numbers of the user's function -> those of all parts; for a batch that is
-            scored in several parts, one call each.
+        gather: this part's numbers of the user's function -> those of all parts; for a batch that
+            is scored in several parts, one call each.
 
     Raises:
         ValueError: the lengths of the arguments differ.

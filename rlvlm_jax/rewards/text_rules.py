@@ -30,7 +30,7 @@ def format_tags(text: str, style: FormatStyle) -> float:
     Args:
         text: the response.
         style: "think" requires exactly one `<think>...</think>` block (MAYE). "think_answer"
-            requires each of the four tags once: a think block and an answer block, neither empty,
+            requires each of the four tags once: a think block, then an answer block, neither empty,
             with only white space between (MM-EUREKA, with weight 0.5). Other text may surround
             them.
     """

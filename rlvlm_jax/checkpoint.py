@@ -96,9 +96,9 @@ def check_shared(directory: str | Path, patience_s: float) -> None:
     def find() -> None:
         end = time.monotonic() + patience_s
         while True:
-            for one in (*reversed(path.parents), path):
+            for folder in (*reversed(path.parents), path):
                 with contextlib.suppress(OSError):
-                    os.listdir(one)  # NFS then asks its server anew for what is in there
+                    os.listdir(folder)  # NFS then asks its server anew for what is in there
             if mark.exists():
                 return
             if time.monotonic() > end:
@@ -183,8 +183,8 @@ def latest_step(directory: str | Path) -> int | None:
     try:
         if not path.is_dir():
             return None
-        found = [entry for entry in path.iterdir() if entry.name.isdecimal() and entry.is_dir()]
-        steps = [int(entry.name) for entry in found if ocp.utils.is_checkpoint_finalized(entry)]
+        step_dirs = [entry for entry in path.iterdir() if entry.name.isdecimal() and entry.is_dir()]
+        steps = [int(entry.name) for entry in step_dirs if ocp.utils.is_checkpoint_finalized(entry)]
     except FileNotFoundError:  # in a bucket a directory is gone with its last file
         return None
     except Exception as error:  # what reaches a bucket raises many kinds
@@ -219,17 +219,17 @@ def read_run(path: str | Path) -> dict[str, Any]:
     return _read_json(path, RUN)
 
 
-def restore_params(path: str | Path, wanted: Params | None = None) -> Params:
+def restore_params(path: str | Path, shapes: Params | None = None) -> Params:
     """Reads parameters, each shard straight to its device.
 
     Args:
         path: a run's checkpoints (newest step), one step, or a converted model.
-        wanted: ShapeDtypeStructs that carry shardings; None reads to host memory.
+        shapes: ShapeDtypeStructs that carry shardings; None reads to host memory.
 
     Raises:
         InputError: the checkpoint is damaged, or holds another model.
     """
-    return _restore(path, PARAMS, wanted)
+    return _restore(path, PARAMS, shapes)
 
 
 def param_shapes(path: str | Path) -> Params:
@@ -238,27 +238,27 @@ def param_shapes(path: str | Path) -> Params:
     Raises:
         InputError: the checkpoint is incomplete or damaged.
     """
-    found = _item(path, PARAMS)
+    item_dir = _item(path, PARAMS)
     try:
         with ocp.StandardCheckpointer() as reader:
-            stored = reader.metadata(found).item_metadata.tree
+            stored = reader.metadata(item_dir).item_metadata.tree
     except Exception as error:  # as in `_restore`
-        _blame(found, error)
+        _raise_damaged(item_dir, error)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), stored)
 
 
-def restore(path: str | Path, wanted: TrainState) -> TrainState:
+def restore(path: str | Path, shapes: TrainState) -> TrainState:
     """Reads a whole state, on the same or on another mesh.
 
     Args:
         path: a run's checkpoints (newest step), or one step.
-        wanted: ShapeDtypeStructs that carry shardings.
+        shapes: ShapeDtypeStructs that carry shardings.
 
     Raises:
         InputError: the checkpoint is damaged, or of another model or optimizer.
     """
-    rest = _restore(path, OPTIMIZER, _optimizer_item(wanted))
-    return TrainState(_restore(path, PARAMS, wanted.params), **rest)
+    rest = _restore(path, OPTIMIZER, _optimizer_item(shapes))
+    return TrainState(_restore(path, PARAMS, shapes.params), **rest)
 
 
 def _optimizer_item(state: TrainState) -> dict[str, Any]:
@@ -293,22 +293,22 @@ def _step_directory(path: str | Path) -> epath.Path:
 
 
 def _item(path: str | Path, item: str) -> epath.Path:
-    found = _step_directory(path) / item
-    if not found.is_dir():
+    item_dir = _step_directory(path) / item
+    if not item_dir.is_dir():
         raise InputError(
-            f"{path} is no complete checkpoint: {found} is missing; name RUN/checkpoints, "
+            f"{path} is no complete checkpoint: {item_dir} is missing; name RUN/checkpoints, "
             "RUN/checkpoints/STEP, or what rlvlm_jax.convert wrote"
         )
-    return found
+    return item_dir
 
 
 def _read_json(path: str | Path, item: str) -> dict[str, Any]:
-    found = _item(path, item)
+    item_dir = _item(path, item)
     try:
         # Not by a Checkpointer, which would wait for processes that may have failed before this.
-        return ocp.JsonCheckpointHandler().restore(found, ocp.args.JsonRestore())
+        return ocp.JsonCheckpointHandler().restore(item_dir, ocp.args.JsonRestore())
     except (ValueError, OSError) as error:
-        _blame(found, error)
+        _raise_damaged(item_dir, error)
 
 
 def _not_writable(directory: str | Path, error: Exception) -> InputError:
@@ -318,7 +318,7 @@ def _not_writable(directory: str | Path, error: Exception) -> InputError:
     )
 
 
-def _blame(path: epath.Path, error: Exception) -> NoReturn:
+def _raise_damaged(path: epath.Path, error: Exception) -> NoReturn:
     """Raises that a checkpoint is damaged, unless orbax waited for a process that was lost."""
     if distributed.lost_contact(error):
         raise error
@@ -337,28 +337,28 @@ def _path_name(path: Any) -> str:
     return "/".join(map(str, names))
 
 
-def _restore(path: str | Path, item: str, wanted: Any) -> Any:
-    found = _item(path, item)
+def _restore(path: str | Path, item: str, shapes: Any) -> Any:
+    item_dir = _item(path, item)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of every item read alone
     try:
         with ocp.StandardCheckpointer() as reader:
-            stored = reader.metadata(found).item_metadata.tree
-            if wanted is None:
+            stored = reader.metadata(item_dir).item_metadata.tree
+            if shapes is None:
                 return reader.restore(
-                    found, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), stored)
+                    item_dir, jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), stored)
                 )
-            _check_same(found, stored, wanted)
-            return reader.restore(found, wanted)
+            _check_same(item_dir, stored, shapes)
+            return reader.restore(item_dir, shapes)
     except (InputError, MemoryError, jax.errors.JaxRuntimeError):
         raise  # another model, or too little memory: the file is not to blame
     except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
-        _blame(found, error)
+        _raise_damaged(item_dir, error)
 
 
-def _check_same(path: epath.Path, stored: Any, wanted: Any) -> None:
+def _check_same(path: epath.Path, stored: Any, shapes: Any) -> None:
     """Compares names and shapes, so that the message names what differs."""
     have = {name: tuple(leaf.shape) for name, leaf in _leaves(stored).items()}
-    want = {name: tuple(leaf.shape) for name, leaf in _leaves(wanted).items()}
+    want = {name: tuple(leaf.shape) for name, leaf in _leaves(shapes).items()}
     problems = [f"{name} is missing" for name in want if name not in have]
     problems += [f"{name} is not expected" for name in have if name not in want]
     problems += [

@@ -55,8 +55,10 @@ def parse_config(argv: Sequence[str], command: str) -> tuple[ConfigDict, str]:
         "config", lock_config=True, flag_values=values, sys_argv=[command, *argv]
     )
     flags.DEFINE_string("workdir", None, "directory of the run", flag_values=values)
-    given = [a for a in argv if a.lstrip("-").split("=", 1)[0] == "config" and a.startswith("-")]
-    if not given:
+    config_args = [
+        a for a in argv if a.lstrip("-").split("=", 1)[0] == "config" and a.startswith("-")
+    ]
+    if not config_args:
         raise InputError(f"--config is missing; {usage}")
     _check_keys(argv)
     try:
@@ -66,16 +68,18 @@ def parse_config(argv: Sequence[str], command: str) -> tuple[ConfigDict, str]:
     except flags.Error as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         where = (
-            f"{given[0].lstrip('-')}: " if "Error whilst parsing config file" in lines[0] else ""
+            f"{config_args[0].lstrip('-')}: "
+            if "Error whilst parsing config file" in lines[0]
+            else ""
         )
         raise InputError(f"{where}{lines[-1].strip()}; {usage}") from error
     except OSError as error:
-        path = given[0].split("=", 1)[-1].split(":")[0]
+        path = config_args[0].split("=", 1)[-1].split(":")[0]
         raise InputError(
             f"--config={path}: no such config file could be loaded; {usage}"
         ) from error
     except (AttributeError, ImportError, KeyError, SyntaxError, TypeError) as error:
-        raise InputError(f"{given[0].lstrip('-')}: {error}; {usage}") from error
+        raise InputError(f"{config_args[0].lstrip('-')}: {error}; {usage}") from error
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}; {usage}")
     if not values.workdir:

@@ -31,7 +31,7 @@ HARMLESS = (  # keys, or groups of keys, that say where and how fast a run is ma
     *("update.microbatch", "update.logprob_batch", "update.logprob_chunk", "update.pack_tokens"),
 )
 # What may differ from host to host.
-OF_A_HOST = ("hosts.", "data.workers", "data.index", "rewards.workers", "compile_cache")
+PER_HOST = ("hosts.", "data.workers", "data.index", "rewards.workers", "compile_cache")
 CHOICES = {
     "mode": MODES,
     "model.dtype": ("float32", "bfloat16"),
@@ -332,13 +332,13 @@ def variant(recipe: str, arg: str | None, known: Sequence[str]) -> tuple[str, bo
     Raises:
         ValueError: there is no such variant.
     """
-    name, _, behind = (arg or "").partition(",")
-    if name == "smoke" and not behind:
+    name, _, suffix = (arg or "").partition(",")
+    if name == "smoke" and not suffix:
         return known[0], True
-    if (name and name not in known) or behind not in ("", "smoke"):
+    if (name and name not in known) or suffix not in ("", "smoke"):
         names = ", ".join(filter(None, known))
         raise ValueError(f"{recipe}:{arg}: use one of {names}, smoke, or VARIANT,smoke")
-    return name or known[0], bool(behind)
+    return name or known[0], bool(suffix)
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
@@ -484,8 +484,8 @@ def eval_batch(config: ConfigDict) -> int:
 
 def _divisors(number: int, multiple: int = 1) -> str:
     """Returns the divisors of `number` that are multiples of `multiple`, as text."""
-    found = [d for d in range(1, number + 1) if number % d == 0 and d % multiple == 0]
-    shown = [str(d) for d in found]
+    divisors = [d for d in range(1, number + 1) if number % d == 0 and d % multiple == 0]
+    shown = [str(d) for d in divisors]
     return ", ".join(shown if len(shown) <= 12 else [*shown[:6], "...", *shown[-5:]]) or "none"
 
 

@@ -85,27 +85,27 @@ def _explicit() -> dict[str, Any]:
         InputError: something is missing or out of range.
     """
     env = os.environ
-    found = {}
+    numbers = {}
     for name, others in (
         (COUNT, ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")),
         (NUMBER, ("OMPI_COMM_WORLD_RANK", "SLURM_PROCID")),
     ):
-        given = next((env[one] for one in (name, *others) if env.get(one)), None)
-        if given is None or not given.isdecimal():
+        text = next((env[variable] for variable in (name, *others) if env.get(variable)), None)
+        if text is None or not text.isdecimal():
             raise InputError(
                 f"{ADDRESS}={env[ADDRESS]} needs {name} beside it, a whole number, but it is "
-                f"{given!r}; set {COUNT} to how many processes there are and {NUMBER} to 0, 1, ..."
+                f"{text!r}; set {COUNT} to how many processes there are and {NUMBER} to 0, 1, ..."
             )
-        found[name] = int(given)
-    if not found[NUMBER] < found[COUNT]:
-        raise InputError(f"{NUMBER}={found[NUMBER]} must be less than {COUNT}={found[COUNT]}")
+        numbers[name] = int(text)
+    if not numbers[NUMBER] < numbers[COUNT]:
+        raise InputError(f"{NUMBER}={numbers[NUMBER]} must be less than {COUNT}={numbers[COUNT]}")
     host, _, port = env[ADDRESS].rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise InputError(f"{ADDRESS}={env[ADDRESS]} is not of the form HOST:PORT")
     return {
         "coordinator_address": env[ADDRESS],
-        "num_processes": found[COUNT],
-        "process_id": found[NUMBER],
+        "num_processes": numbers[COUNT],
+        "process_id": numbers[NUMBER],
         "cluster_detection_method": "deactivate",
     }
 
@@ -125,10 +125,10 @@ def supervise() -> None:
     if not cluster():
         return
     parent = os.getpid()
-    found, _connected = os.pipe()
+    read_end, _connected = os.pipe()
     child = os.fork()
     if not child:
-        os.close(found)
+        os.close(read_end)
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before that
@@ -146,9 +146,9 @@ def supervise() -> None:
         signal.signal(number, pass_on)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status < 0:
-        os.set_blocking(found, False)
+        os.set_blocking(read_end, False)
         try:
-            connected = bool(os.read(found, 1))
+            connected = bool(os.read(read_end, 1))
         except BlockingIOError:  # a process that the child has left behind could still write
             connected = False
         text, status = _after_signal(-status, connected)
@@ -249,15 +249,15 @@ def gather(value: T) -> list[T]:
     longest, start = _HEADER, 0
     while start < longest:
         part = np.zeros(_CHUNK, np.uint8)
-        mine = np.frombuffer(data[start : start + _CHUNK], np.uint8)
-        part[: mine.size] = mine
+        chunk = np.frombuffer(data[start : start + _CHUNK], np.uint8)
+        part[: chunk.size] = chunk
         parts = multihost_utils.process_allgather(part)
         received = [old + new.tobytes() for old, new in zip(received, parts, strict=True)]
         start += _CHUNK
-        longest = _HEADER + max(int.from_bytes(one[:_HEADER], "little") for one in received)
+        longest = _HEADER + max(int.from_bytes(message[:_HEADER], "little") for message in received)
     return [
-        pickle.loads(one[_HEADER : _HEADER + int.from_bytes(one[:_HEADER], "little")])
-        for one in received
+        pickle.loads(message[_HEADER : _HEADER + int.from_bytes(message[:_HEADER], "little")])
+        for message in received
     ]
 
 
@@ -272,11 +272,11 @@ def gather_rows(
         join: puts several parts behind one another.
         take: gives the rows at these places.
     """
-    found = gather((rows, part))
-    if len(found) == 1:
+    shares = gather((rows, part))
+    if len(shares) == 1:
         return part
-    order = np.argsort(np.concatenate([rows for rows, _ in found]))
-    return take(join([part for _, part in found]), order)
+    order = np.argsort(np.concatenate([rows for rows, _ in shares]))
+    return take(join([part for _, part in shares]), order)
 
 
 class _Agreed(InputError):
@@ -290,16 +290,16 @@ def together(part: Callable[[], T]) -> list[T]:
         InputError: the first that any of them raised, in all of them.
     """
     try:
-        mine: T | InputError = part()
+        outcome: T | InputError = part()
     except _Agreed:  # inside `part`: all have heard of it
         raise
     except InputError as error:
-        mine = InputError(str(error))
-    found = gather(mine)
-    for one in found:
-        if isinstance(one, InputError):
-            raise _Agreed(str(one))
-    return found
+        outcome = InputError(str(error))
+    outcomes = gather(outcome)
+    for other in outcomes:
+        if isinstance(other, InputError):
+            raise _Agreed(str(other))
+    return outcomes
 
 
 def leave_after_failure() -> None:

@@ -4,9 +4,10 @@
 
 from ml_collections import ConfigDict
 
-from rlvlm_jax import run, startup
+from rlvlm_jax import startup
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation import scheme
+from rlvlm_jax.run import Run
 
 
 def evaluate(config: ConfigDict, workdir: str) -> bool:
@@ -23,9 +24,9 @@ def evaluate(config: ConfigDict, workdir: str) -> bool:
             "config.mode='eval' needs questions: set config.data.val, config.data.test or "
             "config.data.test_ood"
         )
-    this = run.Run(config, workdir)
-    params = startup.initial_params(this.session)
-    evaluate_set = scheme.make_evaluate_fn(this.session, config)
-    with this:
-        this.record_evaluations(evaluate_set, params)
-    return not this.stopped
+    run = Run(config, workdir)
+    params = startup.initial_params(run.session)
+    evaluate_set = scheme.make_evaluate_fn(run.session, config)
+    with run:
+        run.record_evaluations(evaluate_set, params)
+    return not run.stopped

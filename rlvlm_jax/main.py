@@ -55,10 +55,10 @@ def check_same(config: ConfigDict) -> None:
         InputError: names the first key that differs.
     """
     leaves = dict(config_lib.flatten(config))
-    given = {key: leaf for key, leaf in leaves.items() if not key.startswith(config_lib.OF_A_HOST)}
-    found = distributed.gather(given)
-    for key in given:
-        values = [repr(one.get(key)) for one in found]
+    shared = {key: leaf for key, leaf in leaves.items() if not key.startswith(config_lib.PER_HOST)}
+    per_process = distributed.gather(shared)
+    for key in shared:
+        values = [repr(process_leaves.get(key)) for process_leaves in per_process]
         if len(set(values)) > 1:
             raise InputError(
                 f"the processes were given different configurations: config.{key} is "

@@ -102,7 +102,7 @@ class Stopwatch:
 
 
 def memory_metrics(
-    gather: Callable[[dict[str, float]], list[dict[str, float]]] = lambda mine: [mine],
+    gather: Callable[[dict[str, float]], list[dict[str, float]]] = lambda numbers: [numbers],
 ) -> dict[str, float]:
     """Returns the largest resident memory of a process and, where devices tell, their peak; in GiB.
 
@@ -110,12 +110,15 @@ def memory_metrics(
         gather: gives the numbers of all processes. Where there are several, NAME_N is that of
             process N.
     """
-    found = gather(_memory_here())
-    largest = {name: max(one.get(name, 0.0) for one in found) for name in found[0]}
-    if len(found) == 1:
+    per_process = gather(_memory_here())
+    first = per_process[0]
+    largest = {name: max(numbers.get(name, 0.0) for numbers in per_process) for name in first}
+    if len(per_process) == 1:
         return largest
     return largest | {
-        f"{name}_{number}": value for number, one in enumerate(found) for name, value in one.items()
+        f"{name}_{number}": value
+        for number, numbers in enumerate(per_process)
+        for name, value in numbers.items()
     }
 
 
@@ -172,8 +175,8 @@ def response_metrics(
         "response/accuracy_untruncated": mean_where(right, ~np.asarray(truncated, bool)),
         **{f"reflection/{name}": value for name, value in ratios.items()},
         **{f"reflection_words/{word}": count for word, count in words.items()},
-        **{f"reflection_whole_words/{word}": sum(of[word] for of in whole) for word in words},
-        **{f"reflection_responses/{word}": sum(of[word] > 0 for of in whole) for word in words},
+        **{f"reflection_whole_words/{word}": sum(c[word] for c in whole) for word in words},
+        **{f"reflection_responses/{word}": sum(c[word] > 0 for c in whole) for word in words},
     }
 
 

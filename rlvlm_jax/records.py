@@ -176,10 +176,10 @@ class RunDirectory:
         self._began = self.read_config().get("began", self._began)  # also if all it made was lost
         metrics = self.path / METRICS
         if metrics.is_file():
-            kept = [line for line in _whole_lines(metrics) if line["step"] <= last]
-            self._write(metrics, _lines(kept))
-            self._start -= kept[-1]["wall_s"] if kept else 0.0  # the clock goes on
-            self._in_steps = sum(line.get("time/step_s", 0.0) for line in kept)
+            lines = [line for line in _whole_lines(metrics) if line["step"] <= last]
+            self._write(metrics, _lines(lines))
+            self._start -= lines[-1]["wall_s"] if lines else 0.0  # the clock goes on
+            self._in_steps = sum(line.get("time/step_s", 0.0) for line in lines)
         for folder in ("rollouts", "eval"):
             for file in (self.path / folder).iterdir():
                 number = file.name.split(".", 1)[0]
@@ -195,15 +195,15 @@ class RunDirectory:
         """
         file = self.path / CONFIG
         try:
-            found = json.loads(file.read_bytes()) if file.is_file() else {}
+            content = json.loads(file.read_bytes()) if file.is_file() else {}
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            content = None
+        if not isinstance(content, dict):
             raise InputError(
                 f"{file}: expected a JSON object; remove the file to go on, or use another "
                 "--workdir"
             )
-        return found
+        return content
 
     def _write(self, target: Path, content: str | bytes) -> None:
         """Writes a whole file, or leaves the old one."""

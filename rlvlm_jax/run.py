@@ -58,10 +58,10 @@ def _git_revision() -> str | None:
     command = ["git", "rev-parse", "HEAD"]
     here = Path(__file__).parent
     try:
-        asked = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+        completed = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         return None
-    return asked.stdout.strip() or None
+    return completed.stdout.strip() or None
 
 
 def environment() -> dict[str, Any]:
@@ -121,11 +121,11 @@ class Run:
             config.log.checkpoints or self.workdir / "checkpoints"
         )
         distributed.together(lambda: self._check_places(workdir))
-        found = distributed.together(self._set_up)
-        if any(one != found[0] for one in found):
+        fingerprints = distributed.together(self._set_up)
+        if any(fingerprint != fingerprints[0] for fingerprint in fingerprints):
             raise InputError(
-                f"the processes do not see the same files: {found}; put --workdir={workdir} and "
-                "the data on storage that all hosts share"
+                f"the processes do not see the same files: {fingerprints}; put --workdir={workdir} "
+                "and the data on storage that all hosts share"
             )
         if config.mode != "eval":
             patience_s = min(config.hosts.start_s, SEEN_WITHIN_S)
@@ -181,8 +181,8 @@ class Run:
         began = _with_defaults(saved["config"], defaults)
         now = startup.resolved_config(self.config)
         changed = _changed_keys(began, now)
-        own = [one["update"]["microbatch"] for one in (began, now)]
-        if now["algorithm"]["aggregate"] == "microbatch" and own[0] != own[1]:
+        microbatches = [config["update"]["microbatch"] for config in (began, now)]
+        if now["algorithm"]["aggregate"] == "microbatch" and microbatches[0] != microbatches[1]:
             changed.append("update.microbatch")  # here it is part of the loss
         if changed:
             raise InputError(
@@ -210,22 +210,22 @@ class Run:
     def read(self, rollout: Rollout) -> Responses:
         """Returns all responses of a rollout; each process decodes its own."""
         _, rows = self._own_rows()
-        mine = read_responses(sharding.take_here(rollout, rows), self.session.tokenizer)
-        return distributed.gather_rows(rows, mine, join, take)
+        own_responses = read_responses(sharding.take_here(rollout, rows), self.session.tokenizer)
+        return distributed.gather_rows(rows, own_responses, join, take)
 
     def score(self, responses: Responses, examples: Sequence[Example]) -> rewards.Scores:
         """Returns the scores of all responses; each process scores its own."""
         own, rows = self._own_rows()
-        mine = score_responses(
+        own_scores = score_responses(
             take(responses, rows),
             [examples[number] for number in own],
             rewards.RewardConfig(**self.config.rewards, max_tokens=self.config.rollout.max_tokens),
         )
-        return distributed.gather_rows(rows, mine, rewards.join, rewards.take)
+        return distributed.gather_rows(rows, own_scores, rewards.join, rewards.take)
 
     def stopping(self) -> bool:
         """Returns whether a signal has asked any process to stop; all must ask it together."""
-        self.stopped = self.stopped or any(distributed.gather(signals.asked()))
+        self.stopped = self.stopped or any(distributed.gather(signals.stop_requested()))
         return self.stopped
 
     # ---- beginning and end --------------------------------------------------------------------
@@ -297,9 +297,9 @@ class Run:
     def begin_step(self, step: int) -> metrics.Stopwatch:
         """Returns the step's timer; profiles it and watches over it as the configuration says."""
         self._watch()
-        wanted = config_lib.profiled_steps(self.config)
-        if step in wanted and not self._profiled:
-            self._profiled = wanted
+        profiled = config_lib.profiled_steps(self.config)
+        if step in profiled and not self._profiled:
+            self._profiled = profiled
             jax.profiler.start_trace(str(self.workdir / "profile"))
         return metrics.Stopwatch()
 
@@ -449,26 +449,26 @@ class Run:
         """
         self._finish_step(step)
         memory = metrics.memory_metrics(distributed.gather)
-        if logprob_diffs is None:
-            per_round = [sharding.to_host(one.passes.logprob_diff).max(axis=1) for one in rounds]
+        if gaps is None:
+            per_round = [sharding.to_host(r.passes.gap).max(axis=1) for r in rounds]
         if not self._writes:
             return
-        examples = [example for one in rounds for example in one.examples]
-        responses = join([one.responses for one in rounds])
-        scores = rewards.join([one.scores for one in rounds])
+        examples = [example for r in rounds for example in r.examples]
+        responses = join([r.responses for r in rounds])
+        scores = rewards.join([r.scores for r in rounds])
         samples = self.config.rollout.samples
         of_batch = collection.rows_of(chosen, samples)  # rows of the update's batch
-        if logprob_diffs is None:
-            found = np.concatenate(per_round)
+        if gaps is None:
+            response_gaps = np.concatenate(per_round)
         else:
-            found = np.full(len(responses.texts), np.nan, np.float32)
-            found[of_batch] = logprob_diffs
+            response_gaps = np.full(len(responses.texts), np.nan, np.float32)
+            response_gaps[of_batch] = gaps
         rows = self._response_rows(
-            examples, responses, scores.correct, scores.status, scores.rewards, found
+            examples, responses, scores.correct, scores.status, scores.rewards, response_gaps
         )
-        kept = np.repeat(np.concatenate([one.keep for one in rounds]), samples)
+        in_filter = np.repeat(np.concatenate([r.kept for r in rounds]), samples)
         in_batch = np.isin(np.arange(len(rows)), of_batch)
-        for row, trained in zip(rows, in_batch & kept, strict=True):
+        for row, trained in zip(rows, in_batch & in_filter, strict=True):
             row["trained"] = bool(trained)
         for number, b in enumerate(of_batch[: self.config.log.token_prompts * samples].tolist()):
             rows[b] |= self._token_fields(responses, advantages[number], b)
@@ -495,13 +495,13 @@ class Run:
             **self._compiles.metrics(),
             **self._wait(),
         }
-        sampled, updated = responses.tokens.sum(), responses.tokens[in_batch & kept].sum()
+        sampled, updated = responses.tokens.sum(), responses.tokens[in_batch & in_filter].sum()
         values |= self._records.goodput(values["time/step_s"])
         values["throughput/rollout_tokens_per_s"] = sampled / values["time/rollout_s"]
         values["throughput/update_tokens_per_s"] = (
             updated * self.config.update.epochs / values["time/update_s"]
         )
-        if not kept.any():
+        if not in_filter.any():
             logging.warning(
                 "step %d: none of %d groups has an accuracy between config.algorithm.filter_low "
                 "and filter_high; nothing was trained",
@@ -585,19 +585,19 @@ class Run:
         watch = metrics.Stopwatch()
         self._watch()
         for split, questions in self.evaluation_sets.items():
-            for found in evaluate(params, questions, self.stopping):
-                for name, accuracy in found.accuracies.items():
+            for evaluation in evaluate(params, questions, self.stopping):
+                for name, accuracy in evaluation.accuracies.items():
                     values[f"eval/{split}/{name}"] = accuracy
                 if not self._writes:
                     continue
-                correct = np.array([verdict.correct for verdict in found.verdicts])
-                statuses = [verdict.status for verdict in found.verdicts]
+                correct = np.array([verdict.correct for verdict in evaluation.verdicts])
+                statuses = [verdict.status for verdict in evaluation.verdicts]
                 parts = {"accuracy": correct.astype(np.float32)}
                 rows = self._response_rows(
-                    found.examples, found.responses, correct, statuses, parts, None
+                    evaluation.examples, evaluation.responses, correct, statuses, parts, None
                 )
                 rows = [{**row, "judge_version": rewards.JUDGE_VERSION} for row in rows]
-                self._records.write_evaluation(self.step, split, found.setting, rows)
+                self._records.write_evaluation(self.step, split, evaluation.setting, rows)
             if self.stopping():
                 return
             values[f"eval/{split}/dropped"] = questions.dropped.count

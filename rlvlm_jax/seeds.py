@@ -32,13 +32,13 @@ def run_seeds(program: Callable[[ConfigDict, str], bool], config: ConfigDict, wo
         for seed in range(config.seed, config.seed + config.seeds)
     }
     for seed, place in places.items():
-        one = config.copy_and_resolve_references()
-        one.seed, one.seeds = seed, 1
+        seed_config = config.copy_and_resolve_references()
+        seed_config.seed, seed_config.seeds = seed, 1
         if config.log.checkpoints:
-            one.log.checkpoints = f"{config.log.checkpoints}/{place.name}"
-        if not program(one, str(place)):
+            seed_config.log.checkpoints = f"{config.log.checkpoints}/{place.name}"
+        if not program(seed_config, str(place)):
             return False
-        if place != list(places.values())[-1] and any(distributed.gather(signals.asked())):
+        if place != list(places.values())[-1] and any(distributed.gather(signals.stop_requested())):
             return False  # by a signal that came while the last step was saved
     if not distributed.is_first():
         return True
@@ -58,12 +58,12 @@ def summary(group: runs.Group) -> dict[str, Any]:
         train, length (`analysis.length_sensitivity`) and reflection
         (`analysis.reflection_and_length`).
     """
-    found: dict[str, Any] = {"seeds": [run.seed for run in group.runs], "accuracy": {}}
+    common: dict[str, Any] = {"seeds": [run.seed for run in group.runs], "accuracy": {}}
     for name in group.metrics:
         if name.startswith("eval/") and "/pass@" in name:
             _, split, setting = name.split("/")
-            found["accuracy"][f"{split}/{setting}"] = analysis.accuracy_row(group, split, setting)
+            common["accuracy"][f"{split}/{setting}"] = analysis.accuracy_row(group, split, setting)
     if "response/length" in group.metrics:
-        found["length"] = analysis.length_sensitivity(group)
-        found["reflection"] = analysis.reflection_and_length(group)
-    return found
+        common["length"] = analysis.length_sensitivity(group)
+        common["reflection"] = analysis.reflection_and_length(group)
+    return common

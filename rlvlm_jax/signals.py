@@ -7,16 +7,16 @@ from types import FrameType
 from typing import Any
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
-_asked = False
+_stop_requested = False
 _before: dict[int, Any] = {}
 
 
 def catch() -> None:
     """From now on a signal is remembered, and does nothing else."""
-    global _asked
+    global _stop_requested
     if all(signal.getsignal(number) is _remember for number in NUMBERS):
         return  # since a run before this one; one that came between them counts
-    _asked = False
+    _stop_requested = False
     _before.update({number: signal.signal(number, _remember) for number in NUMBERS})
 
 
@@ -32,12 +32,12 @@ def ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def asked() -> bool:
+def stop_requested() -> bool:
     """Returns whether this process has been asked to stop since the last `catch`."""
-    return _asked
+    return _stop_requested
 
 
 def _remember(number: int, frame: FrameType | None) -> None:
-    global _asked
+    global _stop_requested
     del number, frame
-    _asked = True
+    _stop_requested = True

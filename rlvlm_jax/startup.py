@@ -76,16 +76,16 @@ def load_tokenizer(source: Source) -> tokenizer.Tokenizer:
         with tempfile.TemporaryDirectory() as scratch:
             for name, text in source.files.items():
                 (Path(scratch) / name).write_text(text, encoding="utf-8")
-            found = tokenizer.Tokenizer.load(scratch)
+            loaded = tokenizer.Tokenizer.load(scratch)
     else:
-        found = tokenizer.Tokenizer.load(source.directory)
-    image, expected = found.token_id("<|image_pad|>"), source.config.image_token_id
+        loaded = tokenizer.Tokenizer.load(source.directory)
+    image, expected = loaded.token_id("<|image_pad|>"), source.config.image_token_id
     if image != expected:
         raise InputError(
             f"{source.directory}: config.json has image_token_id={expected}, but its tokenizer "
             f"gives <|image_pad|> the id {image}; the files belong to different models"
         )
-    return found
+    return loaded
 
 
 def image_spec(source: Source, min_pixels: int = 0, max_pixels: int = 0) -> processor.ImageSpec:
@@ -131,7 +131,7 @@ class Session:
 
 
 def with_mesh_shardings(shapes: Params, model: models.Model, mesh: Any) -> Params:
-    """Returns the shapes of parameters with their shardings on the mesh."""
+    """Returns the shapes of parameters with their places on the mesh."""
     shardings = sharding.param_shardings(shapes, model.param_rules, mesh)
     return sharding.with_shardings(shapes, shardings)
 
@@ -168,13 +168,11 @@ def restore_merged(directory: Any, model: models.Model, mesh: Any) -> Params:
         InputError: the checkpoint is damaged, or holds another model.
     """
     base = jax.eval_shape(model.init, jax.random.key(0))
-    wanted = with_mesh_shardings(
-        lora.shapes_like(base, checkpoint.param_shapes(directory)), model, mesh
-    )
-    params = checkpoint.restore_params(directory, wanted)
-    if not lora.has_adapters(params):
+    shapes = with_mesh_shardings(lora.like(base, checkpoint.param_shapes(directory)), model, mesh)
+    params = checkpoint.restore_params(directory, shapes)
+    if not lora.is_there(params):
         return params
-    shardings = jax.tree.map(lambda s: s.sharding, lora.drop(wanted))
+    shardings = jax.tree.map(lambda s: s.sharding, lora.drop(shapes))
     return jax.jit(lora.merge, out_shardings=shardings)(params)
 
 
@@ -297,7 +295,7 @@ def load_params(session: Session, source: Source) -> Params:
 
         def once(index: tuple[slice, ...]) -> np.ndarray:
             """Reads what several devices here hold alike a single time."""
-            ends = tuple((one.start, one.stop) for one in index)
+            ends = tuple((axis_slice.start, axis_slice.stop) for axis_slice in index)
             if ends not in parts:
                 parts[ends] = read(index)
             return parts[ends]
@@ -352,10 +350,10 @@ def state_shapes(session: Session, optimizer: Any) -> TrainState:
         )
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, is_trained), session.shapes)
     scalar = sharding.replicated(session.mesh)
-    trained_places = jax.tree.map(lambda s: s.sharding, trained)
+    trained_shardings = jax.tree.map(lambda s: s.sharding, trained)
     shardings = TrainState(
         params=jax.tree.map(lambda s: s.sharding, session.shapes),
-        opt_state=optim.state_shardings(optimizer, trained, trained_places, scalar),
+        opt_state=optim.state_shardings(optimizer, trained, trained_shardings, scalar),
         step=scalar,
         bad_steps=scalar,
     )

@@ -168,9 +168,9 @@ def test_a_lost_machine_is_told_from_a_damaged_file(tmp_path):
     assert distributed.lost_contact(lost)
     assert not distributed.lost_contact(damaged)
     with pytest.raises(ValueError, match="Gloo AllGather failed"):
-        checkpoint._blame(tmp_path, lost)
+        checkpoint._raise_damaged(tmp_path, lost)
     with pytest.raises(InputError, match="is damaged"):
-        checkpoint._blame(tmp_path, damaged)
+        checkpoint._raise_damaged(tmp_path, damaged)
 
 
 def test_different_commands_are_refused_by_all(monkeypatch):

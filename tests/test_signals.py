@@ -25,19 +25,19 @@ def heard():
 @pytest.mark.parametrize("number", signals.NUMBERS)
 def test_a_signal_is_remembered_and_then_given_back(number, heard):
     signals.catch()
-    assert not signals.asked()
+    assert not signals.stop_requested()
     signal.raise_signal(number)
     signals.catch()  # by another run, before the first one has released them
-    assert signals.asked()
+    assert signals.stop_requested()
     assert heard == []
 
     signals.release()
-    assert signals.asked()
+    assert signals.stop_requested()
     signal.raise_signal(number)
     assert heard == [number]
 
     signals.catch()
-    assert not signals.asked()
+    assert not signals.stop_requested()
     signals.release()
 
 
@@ -50,7 +50,7 @@ def run_of(begun, at, told):
         if one.seed == at:
             signal.raise_signal(signal.SIGTERM)
         signals.release()
-        return not (told and signals.asked())
+        return not (told and signals.stop_requested())
 
     return program
 
@@ -60,7 +60,7 @@ def test_signals_that_are_ignored_come_through_to_nobody(heard):
     signals.ignore()
     for number in signals.NUMBERS:
         signal.raise_signal(number)
-    assert not signals.asked()
+    assert not signals.stop_requested()
     assert heard == []
 
 

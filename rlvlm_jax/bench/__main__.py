@@ -33,12 +33,12 @@ PEERS = ("torch",)
 
 def main(argv: Sequence[str]) -> int:
     """Times what is asked for; returns the exit status."""
-    given, rest = read_flags(argv)
-    out = check_out(given.out)
+    arguments, rest = read_flags(argv)
+    out = check_out(arguments.out)
     config = None
     if rest:
         config, _ = cli.parse_config([*rest, "--workdir=unused"], "rlvlm_jax.bench")
-    if given.peer:
+    if arguments.peer:
         check_peer()
         # Both libraries share the device, so JAX must not take it whole.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -48,26 +48,26 @@ def main(argv: Sequence[str]) -> int:
     from rlvlm_jax.bench import growth, work
 
     devices, gpu = jax.device_count(), jax.default_backend() == "gpu"
-    cases = work.find(given.case or ",".join(work.ON_GPU if gpu else work.ON_CPU))
-    report = about(given)
+    cases = work.find(arguments.case or ",".join(work.ON_GPU if gpu else work.ON_CPU))
+    report = about(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         if config is not None:
             workloads = iter([work.of_run(config, Path(rest_name(rest)).stem, devices)])
         else:
             workloads = (work.built_in(case, Path(scratch), devices) for case in cases)
-        for one in workloads:
-            report["cases"][one.name] = time_case(one, given)
-            say(table(one.name, report["cases"][one.name]))
+        for workload in workloads:
+            report["cases"][workload.name] = time_case(workload, arguments)
+            say(table(workload.name, report["cases"][workload.name]))
             write(out, json.dumps(report, indent=1))  # a long run leaves what it has
-        if given.growth:
-            report["growth"] = {"case": cases[0].name, "repeats": given.repeats}
-            found = growth.measure(cases[0], Path(scratch), devices, given.repeats, say)
-            report["growth"] |= {"axes": found}
+        if arguments.growth:
+            report["growth"] = {"case": cases[0].name, "repeats": arguments.repeats}
+            timings = growth.measure(cases[0], Path(scratch), devices, arguments.repeats, say)
+            report["growth"] |= {"axes": timings}
             title = f"{cases[0].name}: growth of an iteration on {report['device_kind']}"
             drawing = out.with_suffix(".svg")
-            write(drawing, growth.figure(found, title).decode())
-            for axis, one in found.items():
-                say(f"growth with {axis}: exponent {one['exponent']:.2f}")
+            write(drawing, growth.figure(timings, title).decode())
+            for axis, timing in timings.items():
+                say(f"growth with {axis}: exponent {timing['exponent']:.2f}")
             write(out, json.dumps(report, indent=1))
     return cli.DONE
 
@@ -84,18 +84,18 @@ def read_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument(
         "--growth", action="store_true", help="also time against batch, response and image size"
     )
-    given, rest = parser.parse_known_args(argv)
-    if given.repeats < 1:
-        raise InputError(f"--repeats={given.repeats} must be at least 1")
+    arguments, rest = parser.parse_known_args(argv)
+    if arguments.repeats < 1:
+        raise InputError(f"--repeats={arguments.repeats} must be at least 1")
     for argument in rest:
         if not argument.lstrip("-").startswith(("config", "noconfig")):
             raise InputError(
                 f"unexpected argument {argument!r}; --help lists the flags, and a configuration's "
                 "keys are written --config.key=value"
             )
-    if rest and (given.case or given.growth):
+    if rest and (arguments.case or arguments.growth):
         raise InputError("--config brings its own work; leave out --case and --growth")
-    return given, rest
+    return arguments, rest
 
 
 def rest_name(rest: Sequence[str]) -> str:
@@ -127,19 +127,19 @@ def check_peer() -> None:
         raise InputError("--peer=torch needs PyTorch; install it, or leave --peer out")
 
 
-def about(given: argparse.Namespace) -> dict[str, Any]:
+def about(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns date, device and versions: what the numbers depend on beside the work."""
     from rlvlm_jax import run
 
     environment = run.environment()
-    if given.peer:
+    if arguments.peer:
         environment["versions"]["torch"] = importlib.metadata.version("torch")
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         **environment,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
-        "peer": given.peer,
-        "repeats": given.repeats,
+        "peer": arguments.peer,
+        "repeats": arguments.repeats,
         "notes": [
             "seconds: every timed round after one that warms up; nothing compiles in them",
             "compile_s: all steps of our side, apart; the peer compiles nothing",
@@ -156,58 +156,62 @@ def about(given: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def time_case(one: "Workload", given: argparse.Namespace) -> dict[str, Any]:
+def time_case(workload: "Workload", arguments: argparse.Namespace) -> dict[str, Any]:
     """Times every part of one workload, ours and the peer's in turn within each round.
 
     Args:
-        one: model, configuration, prompts.
-        given: the flags.
+        workload: model, configuration, prompts.
+        arguments: the flags.
 
     Returns:
         What the JSON says of the case.
     """
     from rlvlm_jax.bench import limit, ours
 
-    dtype = one.config.model.dtype
+    dtype = workload.config.model.dtype
     before = limit.measure(dtype)
-    say(f"{one.name}: compiling")
-    mine = ours.start(one)
+    say(f"{workload.name}: compiling")
+    own_side = ours.start(workload)
     seconds = {part: [] for part in (*PARTS, "iteration")}
-    theirs: dict[str, list[float]] = {}
-    peer_side, peer_diff = None, None
-    if given.peer:
+    peer_seconds: dict[str, list[float]] = {}
+    peer_side, gap = None, None
+    if arguments.peer:
         from rlvlm_jax.bench import peer
 
-        peer_side = peer.start(one)
-        theirs = {part: [] for part in (*PARTS, "iteration")}
-    mine.rollout()
-    mine.logprobs()
-    own_diff = mine.logprob_diff()
+        peer_side = peer.start(workload)
+        peer_seconds = {part: [] for part in (*PARTS, "iteration")}
+    own_side.rollout()
+    own_side.logprobs()
+    own_gap = own_side.gap()
     if peer_side is not None:
-        peer_diff = peer.largest_logprob_diff(peer_side, *mine.responses())
-    for number in range(given.repeats + 1):
-        say(f"{one.name}: round {number} of {given.repeats}" if number else f"{one.name}: warm-up")
+        gap = peer.largest_gap(peer_side, *own_side.responses())
+    for number in range(arguments.repeats + 1):
+        say(
+            f"{workload.name}: round {number} of {arguments.repeats}"
+            if number
+            else f"{workload.name}: warm-up"
+        )
         times = {}
         for part in PARTS:
-            times[part] = [getattr(mine, part)()]
+            times[part] = [getattr(own_side, part)()]
             if peer_side is not None:
                 times[part].append(getattr(peer_side, part)())
-        times["iteration"] = [mine.iteration()]
+        times["iteration"] = [own_side.iteration()]
         if peer_side is not None:
             times["iteration"].append(sum(times[part][1] for part in PARTS))
         if number:
             for part, (own, *other) in times.items():
                 seconds[part].append(own)
                 if other:
-                    theirs[part] += other
+                    peer_seconds[part] += other
     device = limit.fastest(before, limit.measure(dtype))
     parts = {}
-    for part, phases in limit.counted(one).items():
-        parts[part] = summary(part, one, seconds[part], theirs.get(part), phases, device)
+    for part, phases in limit.counted(workload).items():
+        parts[part] = summary(part, workload, seconds[part], peer_seconds.get(part), phases, device)
     result = {
-        "sizes": sizes(one),
+        "sizes": sizes(workload),
         "limit": device._asdict(),
-        "compile_s": mine.compile_s,
+        "compile_s": own_side.compile_s,
         "parts": parts,
     }
     if own_diff:
@@ -217,18 +221,20 @@ def time_case(one: "Workload", given: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def sizes(one: "Workload") -> dict[str, Any]:
+def sizes(workload: "Workload") -> dict[str, Any]:
     """Returns what the work is."""
     from rlvlm_jax.bench import work
 
-    c, model = one.config, one.session.source.config
+    c, model = workload.config, workload.session.source.config
     return {
         "parameters": work.parameters(model),
         "dtype": c.model.dtype,
         "prompts": c.rollout.prompts,
         "samples": c.rollout.samples,
-        "prompt_tokens": one.batch.tokens.shape[1],
-        "image_tokens": int(((one.batch.tokens == model.image_token_id) & one.batch.mask)[0].sum()),
+        "prompt_tokens": workload.batch.tokens.shape[1],
+        "image_tokens": int(
+            ((workload.batch.tokens == model.image_token_id) & workload.batch.mask)[0].sum()
+        ),
         "new_tokens": c.rollout.max_tokens,
         "minibatch": c.update.minibatch,
     }
@@ -236,9 +242,9 @@ def sizes(one: "Workload") -> dict[str, Any]:
 
 def summary(
     part: str,
-    one: "Workload",
+    workload: "Workload",
     seconds: list[float],
-    theirs: list[float] | None,
+    peer_seconds: list[float] | None,
     phases: dict[str, Any],
     device: "limit.Limit",
 ) -> dict[str, Any]:
@@ -246,21 +252,21 @@ def summary(
 
     Args:
         part: its name.
-        one: model, configuration, prompts.
+        workload: model, configuration, prompts.
         seconds: ours, of each round.
-        theirs: the peer's, of the same rounds, or None.
+        peer_seconds: the peer's, of the same rounds, or None.
         phases: the counted work.
         device: its measured limit.
     """
     from rlvlm_jax.bench import limit
 
-    c = one.config
+    c = workload.config
     rows, new = c.rollout.prompts * c.rollout.samples, c.rollout.max_tokens
-    prompt = int(one.batch.mask.sum()) * c.rollout.samples
+    prompt = int(workload.batch.mask.sum()) * c.rollout.samples
     tokens = rows * new if part in ("rollout", "iteration") else rows * new + prompt
     median = statistics.median(seconds)
     bound = limit.bound_s(phases, device)
-    found: dict[str, Any] = {
+    timing: dict[str, Any] = {
         "seconds": seconds,
         "median_s": median,
         "tokens": tokens,
@@ -269,16 +275,16 @@ def summary(
         "bound_s": bound,
         "share_of_limit": bound / median,
     }
-    if theirs:
-        their_median = statistics.median(theirs)
-        found["peer"] = {
-            "seconds": theirs,
+    if peer_seconds:
+        their_median = statistics.median(peer_seconds)
+        timing["peer"] = {
+            "seconds": peer_seconds,
             "median_s": their_median,
             "tokens_per_s": tokens / their_median,
         }
-        pairs = zip(theirs, seconds, strict=True)
-        found["ratio"] = statistics.median(peer / own for peer, own in pairs)
-    return found
+        pairs = zip(peer_seconds, seconds, strict=True)
+        timing["ratio"] = statistics.median(peer / own for peer, own in pairs)
+    return timing
 
 
 def table(name: str, case: dict[str, Any]) -> str:
@@ -291,15 +297,15 @@ def table(name: str, case: dict[str, Any]) -> str:
         f"  {'part':<10}{'ours s':>9}{'tok/s':>10}{'peer s':>9}{'tok/s':>10}{'ratio':>8}"
         f"{'of limit':>10}",
     ]
-    for part, found in case["parts"].items():
-        peer = found.get("peer")
-        beside = f"{'-':>9}{'-':>10}{'-':>8}"
+    for part, timing in case["parts"].items():
+        peer = timing.get("peer")
+        comparison = f"{'-':>9}{'-':>10}{'-':>8}"
         if peer:
-            beside = f"{peer['median_s']:>9.3f}{peer['tokens_per_s']:>10,.0f}"
-            beside += f"{found['ratio']:>7.2f}x"
+            comparison = f"{peer['median_s']:>9.3f}{peer['tokens_per_s']:>10,.0f}"
+            comparison += f"{timing['ratio']:>7.2f}x"
         lines.append(
-            f"  {part:<10}{found['median_s']:>9.3f}{found['tokens_per_s']:>10,.0f}{beside}"
-            f"{found['share_of_limit']:>10.1%}"
+            f"  {part:<10}{timing['median_s']:>9.3f}{timing['tokens_per_s']:>10,.0f}{comparison}"
+            f"{timing['share_of_limit']:>10.1%}"
         )
     return "\n".join(lines)
 

@@ -45,20 +45,20 @@ def variants(case: Case, axis: str) -> list[tuple[int, Case]]:
         axis: of `AXES`.
     """
     base = dataclasses.replace(case, prompts=2, length=64, image_tokens=16, new=32)
-    found = []
+    cases = []
     for factor in AXES[axis][1]:
         if axis == "batch":
             size = base.prompts * factor
-            one = dataclasses.replace(base, prompts=size)
+            variant = dataclasses.replace(base, prompts=size)
         elif axis == "response":
             size = base.new * factor
-            one = dataclasses.replace(base, new=size)
+            variant = dataclasses.replace(base, new=size)
         else:
             size = base.image_tokens * factor
             text = base.length - base.image_tokens
-            one = dataclasses.replace(base, image_tokens=size, length=text + size)
-        found.append((size, dataclasses.replace(one, name=f"{case.name}-{axis}-{size}")))
-    return found
+            variant = dataclasses.replace(base, image_tokens=size, length=text + size)
+        cases.append((size, dataclasses.replace(variant, name=f"{case.name}-{axis}-{size}")))
+    return cases
 
 
 def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
@@ -81,41 +81,41 @@ def measure(
     Returns:
         axis -> {"sizes", "seconds" (every repeat), "median_s", "exponent"}.
     """
-    found = {}
+    timings = {}
     for axis in AXES:
         sizes, seconds = [], []
-        for size, one in variants(case, axis):
+        for size, variant in variants(case, axis):
             say(f"growth: {axis} {size}")
-            side = ours.start(built_in(one, scratch, devices))
+            side = ours.start(built_in(variant, scratch, devices))
             side.iteration()  # warms up
             sizes.append(size)
             seconds.append([side.iteration() for _ in range(repeats)])
         medians = [statistics.median(times) for times in seconds]
-        found[axis] = {
+        timings[axis] = {
             "sizes": sizes,
             "seconds": seconds,
             "median_s": medians,
             "exponent": exponent(sizes, medians),
         }
-    return found
+    return timings
 
 
-def figure(found: dict[str, Any], title: str) -> bytes:
+def figure(timings: dict[str, Any], title: str) -> bytes:
     """Draws the medians and the fitted lines, one panel an axis, as SVG."""
     with matplotlib.rc_context(_STYLE):
         drawn = Figure(figsize=(10.5, 2.9), layout="constrained")
-        panels = drawn.subplots(1, len(found), squeeze=False)[0]
-        for axes, (axis, one) in zip(panels, found.items(), strict=True):
-            sizes, medians = np.array(one["sizes"]), np.array(one["median_s"])
-            offset = np.mean(np.log(medians) - one["exponent"] * np.log(sizes))
-            fitted = np.exp(offset) * sizes ** one["exponent"]
+        panels = drawn.subplots(1, len(timings), squeeze=False)[0]
+        for axes, (axis, timing) in zip(panels, timings.items(), strict=True):
+            sizes, medians = np.array(timing["sizes"]), np.array(timing["median_s"])
+            offset = np.mean(np.log(medians) - timing["exponent"] * np.log(sizes))
+            fitted = np.exp(offset) * sizes ** timing["exponent"]
             axes.loglog(sizes, fitted, "--", color="#999999", linewidth=1.0)
             axes.loglog(sizes, medians, "o-", color="#c0392b", linewidth=1.5)
             axes.set_xticks(sizes, [str(size) for size in sizes])
             axes.minorticks_off()
             axes.set_xlabel(AXES[axis][0])
             axes.set_ylabel("seconds an iteration")
-            axes.set_title(f"exponent {one['exponent']:.2f}")
+            axes.set_title(f"exponent {timing['exponent']:.2f}")
             axes.grid(alpha=0.25, linewidth=0.5)
         drawn.suptitle(title, fontsize=10)
         target = io.BytesIO()

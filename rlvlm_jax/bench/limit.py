@@ -37,12 +37,12 @@ class Limit(NamedTuple):
 def _fastest(run: Callable[[], Any], repeats: int = 5) -> float:
     """Returns the seconds of the fastest of several calls, after one that compiles."""
     jax.block_until_ready(run())
-    found = []
+    seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         jax.block_until_ready(run())
-        found.append(time.perf_counter() - start)
-    return min(found)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def measure(dtype: str) -> Limit:
@@ -104,7 +104,7 @@ def counted(work: Workload) -> dict[str, dict[str, Work]]:
         work.session.shapes, optim.make_trained(c.update, work.session.model.part)
     )
     numbers = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(trained))
-    found = {
+    counts = {
         "rollout": {
             "prefill": flops.prefill(model, prompts, length, size),
             "decode": flops.decode(model, prompts, samples, length, steps, size, blocks),
@@ -118,9 +118,9 @@ def counted(work: Workload) -> dict[str, dict[str, Work]]:
         },
     }
     if work.session.features_frozen:
-        found["rollout"] = {"vision": vision, **found["rollout"]}
-    found["iteration"] = {k: v for part in list(found.values()) for k, v in part.items()}
-    return found
+        counts["rollout"] = {"vision": vision, **counts["rollout"]}
+    counts["iteration"] = {k: v for part in list(counts.values()) for k, v in part.items()}
+    return counts
 
 
 def bound_s(phases: dict[str, Work], limit: Limit) -> float:

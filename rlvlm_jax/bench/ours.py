@@ -69,8 +69,8 @@ class Ours:
         return time.perf_counter() - start
 
     def _run_passes(self) -> Passes:
-        given = (self.state.params, self.reference, self.batch, self.features, self.sampled)
-        return self.steps.passes(*given, NO_PLAN)
+        inputs = (self.state.params, self.reference, self.batch, self.features, self.sampled)
+        return self.steps.passes(*inputs, NO_PLAN)
 
     def update(self) -> float:
         """Makes all optimizer steps of the last responses; returns seconds."""

@@ -85,9 +85,9 @@ class Peer:
 
         self.model.eval()
         seconds = self._timed(sample)
-        wanted = (sequences(self.work.config), self.work.config.rollout.max_tokens)
-        if tuple(self.tokens.shape) != wanted:
-            raise RuntimeError(f"generate returned {tuple(self.tokens.shape)}, expected {wanted}")
+        expected = (sequences(self.work.config), self.work.config.rollout.max_tokens)
+        if tuple(self.tokens.shape) != expected:
+            raise RuntimeError(f"generate returned {tuple(self.tokens.shape)}, expected {expected}")
         return seconds
 
     def response_logits(self, model: Any, rows: Sequence[int], tokens: Any) -> torch.Tensor:
@@ -101,9 +101,13 @@ class Peer:
         index = [row // self.work.config.rollout.samples for row in rows]
         responses = tokens[list(rows)]
         ones, zeros = torch.ones_like(responses), torch.zeros_like(responses)
-        behind = {"input_ids": responses, "attention_mask": ones, "mm_token_type_ids": zeros}
+        response_inputs = {
+            "input_ids": responses,
+            "attention_mask": ones,
+            "mm_token_type_ids": zeros,
+        }
         inputs = {
-            name: torch.cat([value[index], behind[name].to(value.dtype)], dim=1)
+            name: torch.cat([value[index], response_inputs[name].to(value.dtype)], dim=1)
             for name, value in self.prompts.items()
         }
         model.model.rope_deltas = None  # left there by `generate`
@@ -183,7 +187,7 @@ def check_comparable(work: Workload) -> None:
             "--peer=torch reads the weights that config.model.path names, so it must be a Hugging "
             "Face directory, with config.model.random_init=False"
         )
-    wanted = {
+    required = {
         "update.lora_rank": 0,
         "update.train_vit": False,
         "update.train_connector": False,
@@ -201,7 +205,7 @@ def check_comparable(work: Workload) -> None:
         "mesh.fsdp": 1,
         "mesh.tensor": 1,
     }
-    for key, value in wanted.items():
+    for key, value in required.items():
         group, name = key.split(".")
         if c[group][name] != value:
             raise InputError(
@@ -259,12 +263,12 @@ def pixel_values(work: Workload) -> list[np.ndarray]:
     """Returns float32[i, C * frames] of each prompt, normalised as the image processor does."""
     vision = work.session.source.config.vision
     mean, std = (np.array(x)[:, None, None] for x in (vision.image_mean, vision.image_std))
-    found = []
+    pixels = []
     for patches, image in zip(work.batch.patches, work.batch.patch_image, strict=True):
         still = patches[image > 0].reshape(-1, 3, 1, vision.patch_size**2) / 255.0
         frames = np.repeat((still - mean) / std, vision.temporal_patch_size, axis=2)
-        found.append(np.float32(frames.reshape(len(frames), -1)))
-    return found
+        pixels.append(np.float32(frames.reshape(len(frames), -1)))
+    return pixels
 
 
 def largest_logprob_diff(peer: Peer, tokens: np.ndarray, logprobs: np.ndarray) -> float:
@@ -284,7 +288,9 @@ def largest_logprob_diff(peer: Peer, tokens: np.ndarray, logprobs: np.ndarray) -
             rows = list(range(first, first + size))
             logits = peer.response_logits(peer.model, rows, responses)
             logits[..., list(peer.work.session.banned)] = -torch.inf
-            theirs = torch.log_softmax(logits, -1).gather(-1, responses[rows][..., None])[..., 0]
-            logprob_diff = np.abs(theirs.cpu().numpy() - logprobs[rows])
-            largest = max(largest, float(logprob_diff.max()))
+            peer_logprobs = torch.log_softmax(logits, -1).gather(-1, responses[rows][..., None])[
+                ..., 0
+            ]
+            gap = np.abs(peer_logprobs.cpu().numpy() - logprobs[rows])
+            largest = max(largest, float(gap.max()))
     return largest

@@ -18,11 +18,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlvlm_jax import config as config_lib
-from rlvlm_jax import run, startup
+from rlvlm_jax import startup
 from rlvlm_jax.data import positions, processor
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.models import convert
 from rlvlm_jax.models.qwen_vl_config import PUBLISHED, QwenVLConfig, VisionConfig, to_hf
+from rlvlm_jax.run import Run
 from rlvlm_jax.types import Batch, Params
 
 PAD, END, START_IMAGE, END_IMAGE, IMAGE = 504, 506, 507, 508, 510  # of the bundled tokenizer
@@ -273,9 +274,9 @@ def of_run(config: ConfigDict, name: str, devices: int) -> Workload:
         )
     config.log.wandb, config.log.tensorboard = "", False
     config_lib.validate(config, devices)
-    with tempfile.TemporaryDirectory() as scratch, run.Run(config, scratch) as this:
-        _, batch = this.loader.next()
-        return Workload(name, config, never_stopping(this.session), batch)
+    with tempfile.TemporaryDirectory() as scratch, Run(config, scratch) as run:
+        _, batch = run.loader.next()
+        return Workload(name, config, never_stopping(run.session), batch)
 
 
 class NeverStops(NamedTuple):
@@ -293,8 +294,8 @@ def never_stopping(session: startup.Session) -> startup.Session:
 
 def grids(batch: Batch) -> list[list[tuple[int, int]]]:
     """Returns, for each prompt, (rows, columns) of patches of its images."""
-    found = []
+    image_grids = []
     for image, coords in zip(batch.patch_image, batch.patch_coords, strict=True):
         sizes = [coords[image == k].max(axis=0) + 1 for k in range(1, image.max(initial=0) + 1)]
-        found.append([(int(rows), int(columns)) for rows, columns in sizes])
-    return found
+        image_grids.append([(int(rows), int(columns)) for rows, columns in sizes])
+    return image_grids

@@ -45,28 +45,28 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str]) -> int:
     """Plans a run; returns the exit status."""
-    look_for_no_device()
-    given, rest = read_flags(argv)
-    topology = parse(given.topology)
-    check_flags(given)
+    force_cpu()
+    arguments, rest = read_flags(argv)
+    topology = parse(arguments.topology)
+    check_flags(arguments)
     config = read_config(rest)
     if not topology.is_tpu:
         # Nothing can be timed here, so the compiler must not try kernels out.
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0"
-        prefer_what_compiles(config)
-    report = plan(config, topology, given)
+        fall_back_to_plain_attention(config)
+    report = plan(config, topology, arguments)
     sys.stdout.write(table(report) + "\n")
     sys.stdout.flush()
-    if given.out:
-        write(Path(given.out), json.dumps(report, indent=1))
+    if arguments.out:
+        write(Path(arguments.out), json.dumps(report, indent=1))
     if report["fits"]:
         return cli.DONE
     say(f"error: {topology.name} is too small: {report['advice']}")
     return cli.BAD_INPUT
 
 
-def look_for_no_device() -> None:
+def force_cpu() -> None:
     """Tells JAX, before it is imported, to run on the CPU and to look for no TPU or GPU.
 
     Two plans at once would otherwise wait for each other's lock.
@@ -101,32 +101,32 @@ def read_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     return parser.parse_known_args(list(argv))
 
 
-def check_flags(given: argparse.Namespace) -> None:
+def check_flags(arguments: argparse.Namespace) -> None:
     """Refuses what would be noticed only after minutes of compiling, or would make no sense.
 
     Raises:
         InputError: names the flag.
     """
-    if given.out and Path(given.out).is_dir():
-        raise InputError(f"--out={given.out} is a directory; name a file in it")
-    if given.out and not Path(given.out).absolute().parent.is_dir():
-        raise InputError(f"--out={given.out}: there is no directory for it")
-    if given.hlo:
-        place = Path(given.hlo).absolute()
+    if arguments.out and Path(arguments.out).is_dir():
+        raise InputError(f"--out={arguments.out} is a directory; name a file in it")
+    if arguments.out and not Path(arguments.out).absolute().parent.is_dir():
+        raise InputError(f"--out={arguments.out}: there is no directory for it")
+    if arguments.hlo:
+        place = Path(arguments.hlo).absolute()
         nearest = next(path for path in (place, *place.parents) if path.exists())
         if not nearest.is_dir():
-            raise InputError(f"--hlo={given.hlo}: {nearest} is a file; name a directory")
+            raise InputError(f"--hlo={arguments.hlo}: {nearest} is a file; name a directory")
     for name in ("mfu_train", "mfu_prefill", "decode_bandwidth", "link_bandwidth"):
-        share = getattr(given, name)
+        share = getattr(arguments, name)
         if not 0 < share <= 1:
             flag = name.replace("_", "-")
             raise InputError(f"--{flag}={share} must be above 0 and at most 1, a share of the peak")
     for name in ("prompt_tokens", "patches", "price"):
-        number = getattr(given, name)
+        number = getattr(arguments, name)
         if not 0 <= number < math.inf:
             raise InputError(f"--{name.replace('_', '-')}={number} must be 0 or more")
-    if not -1 <= given.effort <= 1:
-        raise InputError(f"--effort={given.effort} must be from -1 to 1")
+    if not -1 <= arguments.effort <= 1:
+        raise InputError(f"--effort={arguments.effort} must be from -1 to 1")
 
 
 def read_config(flags: Sequence[str]) -> Any:
@@ -161,7 +161,7 @@ def check_mesh(config: Any, topology: Topology) -> int:
     return used
 
 
-def prefer_what_compiles(config: Any) -> None:
+def fall_back_to_plain_attention(config: Any) -> None:
     """Takes XLA's attention where cuDNN's cannot be compiled, and says so."""
     import importlib.util
 
@@ -178,30 +178,30 @@ def prefer_what_compiles(config: Any) -> None:
         )
 
 
-def plan(config: Any, topology: Topology, given: argparse.Namespace) -> Report:
+def plan(config: Any, topology: Topology, arguments: argparse.Namespace) -> Report:
     """Lowers, compiles and reads the steps; returns everything found."""
     from rlvlm_jax.plan import advice, compiled, predict, work
 
     count = check_mesh(config, topology)
-    effort = given.effort if topology.is_tpu else 0.0
-    planned = work.lower(config, devices(topology), given.prompt_tokens, given.patches)
+    effort = arguments.effort if topology.is_tpu else 0.0
+    planned = work.lower(config, devices(topology), arguments.prompt_tokens, arguments.patches)
     s = planned.sizes
     chunks = [size // s.config.rollout.chunk for size in predict.blocks(s)]
     steps: dict[str, compiled.Step] = {}
     for name in list(planned.steps):
         unstated = chunks if name == "sample" else ()
         lowered = planned.steps.pop(name)
-        step = compiled.compile_step(name, lowered, count, unstated, given.hlo, effort)
+        step = compiled.compile_step(name, lowered, count, unstated, arguments.hlo, effort)
         steps[name] = step
         say(f"compiled {name} in {step.seconds:.0f} s")
     resident, carried = predict.resident(s), predict.carried(s)
-    kept = sum(planned.state_bytes.values()) + sum(carried.values())
+    persistent = sum(planned.state_bytes.values()) + sum(carried.values())
     modelled = {name: sum(parts.values()) for name, parts in predict.temporaries(s).items()}
     memory = topology.chip.memory
     rows = {}
     for name, step in steps.items():
         own = step.arguments + step.outputs - step.aliased + step.temporaries
-        beside = max(0.0, kept - step.arguments)
+        beside = max(0.0, persistent - step.arguments)
         total = (step.peak if step.problem else own) + beside
         rows[name] = {
             "compile_s": round(step.seconds, 1),
@@ -223,10 +223,13 @@ def plan(config: Any, topology: Topology, given: argparse.Namespace) -> Report:
             "largest_gather": compiled.largest_gather(step.collectives),
         }
     assumed = predict.Assumed(
-        given.mfu_train, given.mfu_prefill, given.decode_bandwidth, given.link_bandwidth
+        arguments.mfu_train,
+        arguments.mfu_prefill,
+        arguments.decode_bandwidth,
+        arguments.link_bandwidth,
     )
     phases = predict.seconds(s, topology, {n: row["sent"] for n, row in rows.items()}, assumed)
-    dollars = given.price or topology.chip.dollars
+    dollars = arguments.price or topology.chip.dollars
     fits = all(row["fits"] for row in rows.values())
     worst = max(rows, key=lambda name: rows[name]["total"])
     short = rows[worst]["total"] - memory
@@ -251,7 +254,7 @@ def plan(config: Any, topology: Topology, given: argparse.Namespace) -> Report:
         "carried": carried,
         "temporaries_predicted": predict.temporaries(s),
         "steps": rows,
-        "flops": {name: one.executed for name, one in predict.work(s).items()},
+        "flops": {name: phase.executed for name, phase in predict.work(s).items()},
         "assumed": assumed._asdict(),
         "seconds": phases,
         "price": dollars,
@@ -263,14 +266,14 @@ def plan(config: Any, topology: Topology, given: argparse.Namespace) -> Report:
 
 def by_kind(step: Any) -> dict[str, dict[str, float]]:
     """Returns kind -> instructions, runs, bytes that a device sends, those outside of any loop."""
-    found: dict[str, dict[str, float]] = {}
-    for one in step.collectives:
-        row = found.setdefault(one.kind, dict.fromkeys(("count", "runs", "sent", "outside"), 0))
+    totals: dict[str, dict[str, float]] = {}
+    for op in step.collectives:
+        row = totals.setdefault(op.kind, dict.fromkeys(("count", "runs", "sent", "outside"), 0))
         row["count"] += 1
-        row["runs"] += one.times
-        row["sent"] += one.sent * one.times
-        row["outside"] += 0 if one.depth else one.sent * one.times
-    return found
+        row["runs"] += op.times
+        row["sent"] += op.sent * op.times
+        row["outside"] += 0 if op.depth else op.sent * op.times
+    return totals
 
 
 def table(report: Report) -> str:
@@ -323,10 +326,10 @@ def table(report: Report) -> str:
             lines.append(
                 f"{name}: no all-gather, inside of loops or outside, above {shape} {gib(size)}"
             )
-        for kind, one in row["collectives"].items():
+        for kind, counts in row["collectives"].items():
             lines.append(
-                f"{name}: {kind} {one['count']:.0f} in the text, {one['runs']:.0f} runs, "
-                f"{gib(one['sent'])} GiB sent a device, {gib(one['outside'])} outside of loops"
+                f"{name}: {kind} {counts['count']:.0f} in the text, {counts['runs']:.0f} runs, "
+                f"{gib(counts['sent'])} GiB sent per device, {gib(counts['outside'])} outside loops"
             )
     parts = ", ".join(f"{name} {value / 1e12:.4g}" for name, value in report["flops"].items())
     lines += ["", f"TFLOP an iteration: {parts}"]

@@ -68,14 +68,15 @@ def advise(s: predict.Sizes, topology: Topology, step: str, short: float) -> str
     now = needed(s, step)
     saved = [(now - needed(other, step), what) for what, other in changes(s)]
     enough = [f"{what} ({-gib:.1f} GiB)" for gib, what in _in_gib(saved) if gib * GIB >= short]
-    some = [f"{what} ({-gib:.1f} GiB)" for gib, what in _in_gib(saved) if gib >= 0.05]
+    worthwhile = [f"{what} ({-gib:.1f} GiB)" for gib, what in _in_gib(saved) if gib >= 0.05]
     larger = next_larger(topology)
     ends = f"; or take a larger slice, such as {larger.name}" if larger else ""
     where = f"the most is needed in step {step!r} of the iteration"
     if enough:
         return f"{where}; by the prediction any of these is enough: {', '.join(enough)}{ends}"
-    if some:
-        return f"{where}; no single change is enough, together these save: {', '.join(some)}{ends}"
+    if worthwhile:
+        all_changes = ", ".join(worthwhile)
+        return f"{where}; no single change is enough, together these save: {all_changes}{ends}"
     return f"{where}; no setting saves memory there{ends}"
 
 

@@ -136,10 +136,10 @@ def first_line(problem: str) -> str:
 
 def needed_bytes(problem: str) -> float:
     """Returns the bytes that the compiler says it would need, 0 where it says none."""
-    found = re.search(r"[Uu]sed ([\d.]+)([KMG]) of|temporaries \(([\d.]+)([KMG])\)", problem)
-    if not found:
+    match = re.search(r"[Uu]sed ([\d.]+)([KMG]) of|temporaries \(([\d.]+)([KMG])\)", problem)
+    if not match:
         return 0
-    number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
+    number, unit = (match[1], match[2]) if match[1] else (match[3], match[4])
     return float(number) * {"K": 2**10, "M": 2**20, "G": 2**30}[unit]
 
 
@@ -165,7 +165,7 @@ class Instruction(NamedTuple):
 
 def computations(text: str) -> dict[str, list[Instruction]]:
     """Returns the instructions of every computation of an HLO module; "" is the entry."""
-    found: dict[str, list[Instruction]] = {}
+    parsed: dict[str, list[Instruction]] = {}
     current: list[Instruction] | None = None
     for line in text.splitlines():
         if line.startswith("}") and not line.startswith("}}"):  # "}}" ends a kernel's own text
@@ -173,13 +173,13 @@ def computations(text: str) -> dict[str, list[Instruction]]:
         elif current is None:
             head = _COMPUTATION.match(line)
             if head and not line.startswith("HloModule"):
-                current = found.setdefault("" if head[1] else head[2], [])
+                current = parsed.setdefault("" if head[1] else head[2], [])
         else:
             match = _INSTRUCTION.match(line)
             if match:
                 root, name, shape, operation, rest = match.groups()
                 current.append(Instruction(name, shape, operation, rest, bool(root)))
-    return found
+    return parsed
 
 
 def _called(instruction: Instruction) -> list[str]:
@@ -243,7 +243,7 @@ def collectives(
     spread: set[str] = set()  # channels of those
 
     def within(name: str, times: float, depth: int) -> list[Collective]:
-        found: list[Collective] = []
+        ops: list[Collective] = []
         for i in parsed.get(name, ()):
             kind = i.operation.removesuffix("-start")
             if kind in KINDS:
@@ -258,7 +258,7 @@ def collectives(
                 if i.operation.endswith("-start"):
                     result = max((shape_bytes(part) for part in _parts(i.shape)), default=0)
                 place = re.search(r'op_name="([^"]*)"', i.rest)
-                found.append(
+                ops.append(
                     Collective(
                         kind,
                         max(inputs, result),
@@ -274,14 +274,14 @@ def collectives(
                 if runs is None:
                     runs = left.popleft() if left else 1
                 body = re.search(r"body=%?([\w.\-]+)", i.rest)[1]
-                found += within(body, times * runs, depth + 1)
+                ops += within(body, times * runs, depth + 1)
             elif i.operation == "conditional":
                 sides = [within(side, times, depth) for side in _called(i)]
-                found += max(sides, key=sent_bytes, default=[])
+                ops += max(sides, key=sent_bytes, default=[])
             elif i.operation in ("call", "fusion", "async-start"):
                 for called in _called(i):
-                    found += within(called, times, depth)
-        return found
+                    ops += within(called, times, depth)
+        return ops
 
     yield from within("", 1.0, 0)
 
@@ -291,15 +291,15 @@ def _parts(shape: str) -> list[str]:
     return [f"{kind}[{sizes}]" for kind, sizes in _SHAPE.findall(shape)]
 
 
-def largest_gather(found: Iterable[Collective]) -> tuple[int, str, str]:
+def largest_gather(ops: Iterable[Collective]) -> tuple[int, str, str]:
     """Returns (bytes, shape, operation) of the largest all-gather, in a loop or not; 0 for none."""
-    gathers = [(c.bytes, c.shape, c.where) for c in found if c.kind == "all-gather"]
+    gathers = [(c.bytes, c.shape, c.where) for c in ops if c.kind == "all-gather"]
     return max(gathers, default=(0, "", ""))
 
 
-def sent_bytes(found: Iterable[Collective]) -> float:
+def sent_bytes(ops: Iterable[Collective]) -> float:
     """Returns the bytes that one device sends in one call of a step."""
-    return sum(one.sent * one.times for one in found)
+    return sum(op.sent * op.times for op in ops)
 
 
 def largest(parsed: dict[str, list[Instruction]], count: int = 5) -> list[tuple[int, str, str]]:
@@ -315,7 +315,7 @@ def largest(parsed: dict[str, list[Instruction]], count: int = 5) -> list[tuple[
         for name in _called(i)
     }
     silent = ("parameter", "get-tuple-element", "tuple", "while", "bitcast", "conditional", "call")
-    found: dict[str, tuple[int, str, str]] = {}
+    by_shape: dict[str, tuple[int, str, str]] = {}
     for name, body in parsed.items():
         if name in fused:
             continue
@@ -324,6 +324,6 @@ def largest(parsed: dict[str, list[Instruction]], count: int = 5) -> list[tuple[
                 continue
             shape = i.shape.split("{")[0]
             place = re.search(r'op_name="([^"]*)"', i.rest)
-            if shape not in found:
-                found[shape] = (shape_bytes(i.shape), shape, place[1] if place else "")
-    return sorted(found.values(), reverse=True)[:count]
+            if shape not in by_shape:
+                by_shape[shape] = (shape_bytes(i.shape), shape, place[1] if place else "")
+    return sorted(by_shape.values(), reverse=True)[:count]

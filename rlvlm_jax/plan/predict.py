@@ -150,8 +150,8 @@ def _vision_attention(s: Sizes, prompts: float) -> Parts:
     """What attention in the vision tower holds beside queries, keys and values."""
     v, patches = s.model.vision, s.bucket[1]
     if s.kernel in ("plain", "xla"):  # scores, and what their exponentials are
-        held = min(MAX_SCORES, v.heads * patches**2)
-        return {"scores": 2 * 4.0 * prompts * held}
+        scores = min(MAX_SCORES, v.heads * patches**2)
+        return {"scores": 2 * 4.0 * prompts * scores}
     if not by_window(v, patches):
         return {}
     # Queries, and keys and values three times, in tiles of 128 lanes and transposed beside it.
@@ -176,24 +176,24 @@ def temporaries(s: Sizes) -> dict[str, Parts]:
     devices, rows = shards(c), sequences(c) / shards(c)
     prompts, steps = c.rollout.prompts / devices, c.rollout.max_tokens
     decoder = (flops.layer_weights(m) + flops.head_weights(m)) * s.item
-    held = {"train": s.parts, "tensor": s.decoding_parts, "replicated": 1}[s.layout]
+    weight_shards = {"train": s.parts, "tensor": s.decoding_parts, "replicated": 1}[s.layout]
     few = rows // SHRINK if len(blocks(s)) > 1 else 0
     v = m.vision
-    seen = prompts * s.bucket[1]
+    num_patches = prompts * s.bucket[1]
     inner = (2 if s.on_tpu else 2.5) * m.mlp_width * s.item / c.mesh.tensor
     of_prompts = prompts * s.bucket[0] * _cache_bytes(s)
     prefill = {
-        "weights for decoding": decoder / held,
+        "weights for decoding": decoder / weight_shards,
         "prompts' keys and values, twice": 2 * of_prompts,
         "hidden states": 2 * _stream(s, prompts, 0, 0),
         "a layer's inner states": prompts * s.bucket[0] * inner,
         "a layer's weights": _layer(s),
     }
     of_patch = (18.5 if s.on_tpu else 5) * v.width * s.item
-    found = {
-        "encode": {"hidden states": seen * of_patch, **_vision_attention(s, prompts)},
+    by_step = {
+        "encode": {"hidden states": num_patches * of_patch, **_vision_attention(s, prompts)},
         "sample": {
-            "weights for decoding": decoder / held,
+            "weights for decoding": decoder / weight_shards,
             "prompts' keys and values": of_prompts,
             "responses' keys and values": rows * s.slots * _cache_bytes(s),
             "a copy of the last block": rows * blocks(s)[-1] * _cache_bytes(s) if s.on_tpu else 0.0,
@@ -203,7 +203,7 @@ def temporaries(s: Sizes) -> dict[str, Parts]:
         "passes": {},
         "trajectory": {"advantages": 3 * 4.0 * rows * steps},
     }
-    found["sample"] = max(prefill, found["sample"], key=lambda parts: sum(parts.values()))
+    by_step["sample"] = max(prefill, by_step["sample"], key=lambda parts: sum(parts.values()))
     if s.reference or old_logprobs(c) == "trainer":
         in_pass = 1 / logprob_passes(c)
         widest = max(steps * rows, s.bucket[0] * prompts) * in_pass
@@ -214,20 +214,20 @@ def temporaries(s: Sizes) -> dict[str, Parts]:
             "a layer's weights": _layer(s),
         }
         head = {"hidden states": stream, "logits": 3 * _logits(s, rows * in_pass)}
-        found["passes"] = max(layers, head, key=lambda parts: sum(parts.values()))
+        by_step["passes"] = max(layers, head, key=lambda parts: sum(parts.values()))
     micro = microbatch(c) / devices
     rows_of_pass = microbatch(c) // pass_shards(c)
     sharing = math.gcd(math.gcd(c.rollout.samples, c.update.minibatch), rows_of_pass)
     tokens = micro / sharing * s.bucket[0] + micro * steps
     of_prompt, of_response = micro / sharing * s.bucket[0], micro * steps
-    kept = tokens * m.width * s.item  # the input of each layer
+    saved_per_layer = tokens * m.width * s.item  # the input of each layer
     if c.model.remat != "full":
-        kept += tokens * (m.heads + 2 * m.kv_heads) * m.head_size * s.item
-        kept += tokens * (2 * m.width + 3 * m.mlp_width) * s.item / c.mesh.tensor
+        saved_per_layer += tokens * (m.heads + 2 * m.kv_heads) * m.head_size * s.item
+        saved_per_layer += tokens * (2 * m.width + 3 * m.mlp_width) * s.item / c.mesh.tensor
     sums = 1 + (microbatch(c) < c.update.minibatch)  # one micro-batch's, and all that were before
-    found["update"] = {
+    by_step["update"] = {
         "gradients": 4.0 * s.trained / s.parts * sums,
-        "hidden states of all layers": m.layers * kept,
+        "hidden states of all layers": m.layers * saved_per_layer,
         "a layer's inner states": max(of_prompt, of_response)
         * 8
         * m.mlp_width
@@ -238,11 +238,11 @@ def temporaries(s: Sizes) -> dict[str, Parts]:
     }
     if not s.frozen:  # the tower runs in every micro-batch
         shown = micro / sharing
-        found["update"]["vision tower"] = shown * s.bucket[1] * of_patch
+        by_step["update"]["vision tower"] = shown * s.bucket[1] * of_patch
         if c.update.train_vit:
             of_block = shown * s.bucket[1] * v.width * s.item
-            found["update"]["hidden states of the tower"] = v.depth * of_block
-    return {"update": found["update"]} if c.mode == "sft" else found
+            by_step["update"]["hidden states of the tower"] = v.depth * of_block
+    return {"update": by_step["update"]} if c.mode == "sft" else by_step
 
 
 def work(s: Sizes) -> dict[str, Work]:
@@ -304,14 +304,14 @@ def decode_bytes(s: Sizes) -> float:
     for each token, of responses all slots of the blocks begun by then.
     """
     weights = flops.layer_weights(s.model) + flops.head_weights(s.model)
-    held = 1 if s.layout == "replicated" else s.decoding_parts
+    weight_shards = 1 if s.layout == "replicated" else s.decoding_parts
     if s.layout == "train":  # gathered for each token, then read
-        held = s.config.mesh.tensor
+        weight_shards = s.config.mesh.tensor
     sizes = blocks(s)
     met = sum(size * sum(sizes[: number + 1]) for number, size in enumerate(sizes))
     prompts, rows = (x / shards(s.config) for x in (s.config.rollout.prompts, sequences(s.config)))
     read = s.slots * prompts * s.bucket[0] + rows * met
-    return s.slots * weights * s.item / held + read * _cache_bytes(s)
+    return s.slots * weights * s.item / weight_shards + read * _cache_bytes(s)
 
 
 def seconds(
@@ -332,16 +332,16 @@ def seconds(
     devices = math.prod(s.config.mesh.values())
     wire = chip.link if topology.nodes == 1 else chip.network
 
-    found = {}
-    for phase, one in done.items():
+    phase_seconds = {}
+    for phase, phase_work in done.items():
         share = assumed.prefill if phase in ("vision", "prefill") else assumed.train
-        found[phase] = one.executed / (devices * chip.flops * share)
+        phase_seconds[phase] = phase_work.executed / (devices * chip.flops * share)
         if phase == "decode":
             read = decode_bytes(s) / (chip.bandwidth * assumed.decode)
-            found[phase] = max(found[phase], read)
+            phase_seconds[phase] = max(phase_seconds[phase], read)
         elif phase == "optimizer":
-            found[phase] = one.bytes / s.parts / (chip.bandwidth * assumed.decode)
-    return {**found, "collectives": sum(sent.values()) / (wire * assumed.link)}
+            phase_seconds[phase] = phase_work.bytes / s.parts / (chip.bandwidth * assumed.decode)
+    return {**phase_seconds, "collectives": sum(sent.values()) / (wire * assumed.link)}
 
 
 def summary(s: Sizes, topology: Topology, phases: dict[str, float], dollars: float) -> Parts:
@@ -354,7 +354,7 @@ def summary(s: Sizes, topology: Topology, phases: dict[str, float], dollars: flo
         dollars: an hour of one chip.
     """
     whole = sum(phases.values())
-    needed = sum(one.needed for one in work(s).values())
+    needed = sum(phase_work.needed for phase_work in work(s).values())
     devices = math.prod(s.config.mesh.values())
     return {
         "iteration_s": whole,

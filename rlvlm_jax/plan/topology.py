@@ -174,10 +174,10 @@ def devices(topology: Topology) -> list[Any]:
     else:
         needed, packages = "jax_plugins.xla_cuda13", "jax-cuda13-plugin jax-cuda13-pjrt"
     try:
-        found = importlib.util.find_spec(needed)
+        spec = importlib.util.find_spec(needed)
     except ModuleNotFoundError:  # the package that it would be in
-        found = None
-    if found is None:
+        spec = None
+    if spec is None:
         raise InputError(
             f"--topology={topology.name} needs a compiler that is not installed; run pip install "
             f"--no-deps {packages} in the versions that fit jax"

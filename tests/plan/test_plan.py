@@ -50,11 +50,11 @@ def planned(monkeypatch):
     """The command without a compiler; the reports that it made up."""
     made = []
 
-    def plan(config, topology, given):
+    def plan(config, topology, arguments):
         made.append({"fits": True, "topology": topology.name})
         return made[-1]
 
-    monkeypatch.setattr(command, "look_for_no_device", lambda: None)
+    monkeypatch.setattr(command, "force_cpu", lambda: None)
     monkeypatch.setattr(command, "plan", plan)
     monkeypatch.setattr(command, "table", lambda report: "the table")
     return made

@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""How long a step takes, beside PyTorch on the same work and beside the device's limit."""
+"""Times a step, next to PyTorch on the same work and next to the device's limit."""

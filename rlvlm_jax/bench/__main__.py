@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m rlvlm_jax.bench [--peer=torch] [--case=4m-64,...] --out=bench.json`.
 
-Times rollout, log-prob passes, update and the whole iteration, with `--peer=torch` beside
-transformers and torch on the same weights and prompts in the same run, and against the device's
-measured limit. With `--config=configs/X.py` it is the run's own model, data and sizes.
+Times rollout, log-prob passes, update and the whole iteration against the device's measured limit.
+`--peer=torch` times transformers and torch in the same run, on the same weights and prompts.
+`--config=configs/X.py` takes model, data and sizes from a run's configuration.
 """
 
 import argparse
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from rlvlm_jax.bench import limit
     from rlvlm_jax.bench.work import Workload
 
-PARTS = ("rollout", "logprobs", "update")  # one after another they are an iteration
+PARTS = ("rollout", "logprobs", "update")  # in this order they make an iteration
 PEERS = ("torch",)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Times what is asked for; returns the exit status."""
+    """Runs the benchmark; returns the exit status."""
     arguments, rest = read_flags(argv)
     out = check_out(arguments.out)
     config = None
@@ -40,9 +40,9 @@ def main(argv: Sequence[str]) -> int:
         config, _ = cli.parse_config([*rest, "--workdir=unused"], "rlvlm_jax.bench")
     if arguments.peer:
         check_peer()
-        # Both libraries share the device, so JAX must not take it whole.
+        # Both libraries share the device, so JAX must not allocate all of its memory.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    # Imported here, so that a bad flag is answered before JAX is loaded.
+    # Imported late: a bad flag is reported before JAX is loaded.
     import jax
 
     from rlvlm_jax.bench import growth, work
@@ -58,7 +58,9 @@ def main(argv: Sequence[str]) -> int:
         for workload in workloads:
             report["cases"][workload.name] = time_case(workload, arguments)
             say(table(workload.name, report["cases"][workload.name]))
-            write(out, json.dumps(report, indent=1))  # a long run leaves what it has
+            write(
+                out, json.dumps(report, indent=1)
+            )  # a run that is cut off leaves the finished cases
         if arguments.growth:
             report["growth"] = {"case": cases[0].name, "repeats": arguments.repeats}
             timings = growth.measure(cases[0], Path(scratch), devices, arguments.repeats, say)
@@ -73,13 +75,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def read_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Returns the command's own flags, and those of `--config`."""
+    """Returns the command's own flags, and the `--config` flags."""
     parser = argparse.ArgumentParser(
         prog="rlvlm_jax.bench", description=__doc__.splitlines()[0], allow_abbrev=False
     )
     parser.add_argument("--out", required=True, help="the JSON file to write")
-    parser.add_argument("--peer", choices=PEERS, help="time this library on the same work, too")
-    parser.add_argument("--case", help="built-in cases, comma-separated; default: by device")
+    parser.add_argument("--peer", choices=PEERS, help="also time this library on the same work")
+    parser.add_argument(
+        "--case", help="built-in cases, comma-separated; default: depends on the device"
+    )
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds; medians are shown")
     parser.add_argument(
         "--growth", action="store_true", help="also time against batch, response and image size"
@@ -90,11 +94,11 @@ def read_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     for argument in rest:
         if not argument.lstrip("-").startswith(("config", "noconfig")):
             raise InputError(
-                f"unexpected argument {argument!r}; --help lists the flags, and a configuration's "
-                "keys are written --config.key=value"
+                f"unexpected argument {argument!r}; --help lists the flags; set configuration keys "
+                "as --config.key=value"
             )
     if rest and (arguments.case or arguments.growth):
-        raise InputError("--config brings its own work; leave out --case and --growth")
+        raise InputError("--config sets the work itself; leave out --case and --growth")
     return arguments, rest
 
 
@@ -104,31 +108,33 @@ def rest_name(rest: Sequence[str]) -> str:
 
 
 def check_out(name: str) -> Path:
-    """Returns the file to write; refuses what cannot be one before anything is timed.
+    """Returns the file to write; checks it before anything is timed.
 
     Raises:
-        InputError: it is a directory, or lies in none.
+        InputError: it is a directory, or its parent is not a writable directory.
     """
     out = Path(name)
     if not out.name or out.is_dir():
         raise InputError(f"--out={name} is a directory; name a file, such as bench.json")
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK):
-        raise InputError(f"--out={name} cannot be written: {out.parent} is no writable directory")
+        raise InputError(
+            f"--out={name} cannot be written: {out.parent} is not a writable directory"
+        )
     return out
 
 
 def check_peer() -> None:
-    """Refuses `--peer=torch` where there is no torch.
+    """Checks that torch is installed.
 
     Raises:
-        InputError: it is not installed.
+        InputError: it is not.
     """
     if importlib.util.find_spec("torch") is None:
         raise InputError("--peer=torch needs PyTorch; install it, or leave --peer out")
 
 
 def about(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Returns date, device and versions: what the numbers depend on beside the work."""
+    """Returns date, device and versions: what the numbers depend on besides the work."""
     from rlvlm_jax import run
 
     environment = run.environment()
@@ -141,30 +147,30 @@ def about(arguments: argparse.Namespace) -> dict[str, Any]:
         "peer": arguments.peer,
         "repeats": arguments.repeats,
         "notes": [
-            "seconds: every timed round after one that warms up; nothing compiles in them",
-            "compile_s: all steps of our side, apart; the peer compiles nothing",
-            "tokens: of a rollout the new ones, else prompts and responses of all sequences",
-            "ratio: median over rounds of the peer's seconds / ours of the same round",
-            "the peer's iteration is the sum of its three parts, which its loop runs one by one",
-            "work: counted, see models/flops.py; bound_s: what the measured limit allows at best",
-            "limit: the fastest of what was measured before and after the case",
-            "logprobs: old and reference pass; ours leaves the old pass out where it samples in "
-            "float32, in which the sampler's log-probs are exact",
-            "what was not measured is absent",
+            "seconds: every timed round, after one warm-up round; no compilation included",
+            "compile_s: all steps of our side, timed separately; the peer compiles nothing",
+            "tokens: rollout and iteration count new tokens, other parts prompts and responses",
+            "ratio: median over rounds of the peer's seconds / ours in the same round",
+            "the peer's iteration is the sum of its three parts; its loop runs them in sequence",
+            "work: counted, see models/flops.py; bound_s: the least time the measured limit allows",
+            "limit: the faster of two measurements, before and after the case",
+            "logprobs: old and reference pass; ours skips the old pass in float32, because the "
+            "sampler's log-probs are then exact",
+            "values that were not measured are absent",
         ],
         "cases": {},
     }
 
 
 def time_case(workload: "Workload", arguments: argparse.Namespace) -> dict[str, Any]:
-    """Times every part of one workload, ours and the peer's in turn within each round.
+    """Times every part of one workload, alternating ours and the peer's within each round.
 
     Args:
         workload: model, configuration, prompts.
         arguments: the flags.
 
     Returns:
-        What the JSON says of the case.
+        The case's entry in the JSON file.
     """
     from rlvlm_jax.bench import limit, ours
 
@@ -222,7 +228,7 @@ def time_case(workload: "Workload", arguments: argparse.Namespace) -> dict[str, 
 
 
 def sizes(workload: "Workload") -> dict[str, Any]:
-    """Returns what the work is."""
+    """Returns the sizes of the work."""
     from rlvlm_jax.bench import work
 
     c, model = workload.config, workload.session.source.config
@@ -248,15 +254,15 @@ def summary(
     phases: dict[str, Any],
     device: "limit.Limit",
 ) -> dict[str, Any]:
-    """Returns what the JSON says of one part of a case; see `about`'s notes.
+    """Returns the JSON entry of one part of a case; see the notes in `about`.
 
     Args:
         part: its name.
         workload: model, configuration, prompts.
-        seconds: ours, of each round.
-        peer_seconds: the peer's, of the same rounds, or None.
+        seconds: ours, one per round.
+        peer_seconds: the peer's, in the same rounds, or None.
         phases: the counted work.
-        device: its measured limit.
+        device: the device's measured limit.
     """
     from rlvlm_jax.bench import limit
 
@@ -288,7 +294,7 @@ def summary(
 
 
 def table(name: str, case: dict[str, Any]) -> str:
-    """Returns a case as lines for a terminal."""
+    """Formats a case for the terminal."""
     s = case["sizes"]
     lines = [
         f"{name}: {s['parameters'] / 1e6:.1f}M parameters, {s['dtype']}, {s['prompts']} x "
@@ -311,7 +317,7 @@ def table(name: str, case: dict[str, Any]) -> str:
 
 
 def say(line: str) -> None:
-    """Prints a line at once."""
+    """Prints a line and flushes."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""How the time of an iteration grows with the batch, the response's length and the image's size.
+"""How the time of an iteration grows with batch size, response length and image size.
 
-One size is varied over a factor of eight or more, the others stay. The fitted exponent is the slope
-of log(seconds) over log(size): 1 is proportional, less than 1 means that something is shared or
-that the device was not full.
+Each axis varies one size by a factor of eight or more; the others stay fixed. The fitted exponent
+is the slope of log(seconds) over log(size). An exponent of 1 is proportional growth; less than 1
+means that some work is shared or that the device was not full.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from rlvlm_jax.bench import ours
 from rlvlm_jax.bench.work import Case, built_in
 
-AXES = {  # name -> (words, factors of the base size)
-    "batch": ("prompts a step", (1, 2, 4, 8)),
+AXES = {  # name -> (axis label, factors of the base size)
+    "batch": ("prompts per step", (1, 2, 4, 8)),
     "response": ("response length (tokens)", (1, 2, 4, 8)),
     "image": ("image tokens", (1, 4, 9, 16)),
 }
@@ -38,11 +38,11 @@ _STYLE = {
 
 
 def variants(case: Case, axis: str) -> list[tuple[int, Case]]:
-    """Returns (size, case) along one axis, from small to large.
+    """Returns (size, case) along one axis, in ascending order.
 
     Args:
-        case: whose model is taken; the base has 2 prompts, 16 image tokens of 64, 32 new tokens.
-        axis: of `AXES`.
+        case: provides the model; the base has 2 prompts, 16 image tokens of 64, 32 new tokens.
+        axis: a key of `AXES`.
     """
     base = dataclasses.replace(case, prompts=2, length=64, image_tokens=16, new=32)
     cases = []
@@ -72,11 +72,11 @@ def measure(
     """Times our iteration along every axis.
 
     Args:
-        case: whose model is taken.
+        case: provides the model.
         scratch: where model directories are written.
-        devices: how many there are.
-        repeats: timed iterations of each size; the median counts.
-        say: told what is being done.
+        devices: number of devices.
+        repeats: timed iterations per size; the median is fitted.
+        say: called with progress messages.
 
     Returns:
         axis -> {"sizes", "seconds" (every repeat), "median_s", "exponent"}.
@@ -87,7 +87,7 @@ def measure(
         for size, variant in variants(case, axis):
             say(f"growth: {axis} {size}")
             side = ours.start(built_in(variant, scratch, devices))
-            side.iteration()  # warms up
+            side.iteration()  # warm-up
             sizes.append(size)
             seconds.append([side.iteration() for _ in range(repeats)])
         medians = [statistics.median(times) for times in seconds]
@@ -101,7 +101,7 @@ def measure(
 
 
 def figure(timings: dict[str, Any], title: str) -> bytes:
-    """Draws the medians and the fitted lines, one panel an axis, as SVG."""
+    """Draws the medians and the fitted lines as SVG, one panel per axis."""
     with matplotlib.rc_context(_STYLE):
         drawn = Figure(figsize=(10.5, 2.9), layout="constrained")
         panels = drawn.subplots(1, len(timings), squeeze=False)[0]
@@ -114,7 +114,7 @@ def figure(timings: dict[str, Any], title: str) -> bytes:
             axes.set_xticks(sizes, [str(size) for size in sizes])
             axes.minorticks_off()
             axes.set_xlabel(AXES[axis][0])
-            axes.set_ylabel("seconds an iteration")
+            axes.set_ylabel("seconds per iteration")
             axes.set_title(f"exponent {timing['exponent']:.2f}")
             axes.grid(alpha=0.25, linewidth=0.5)
         drawn.suptitle(title, fontsize=10)

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The roofline: how fast the device multiplies and moves, and so the least a part can take.
+"""The roofline: measured FLOP/s and bandwidth, and the least time that each part can take.
 
-The rates are measured here, by large products and large arrays, not taken from a data sheet. A
-part's bound is the sum over its phases of max(FLOPs / rate, bytes / bandwidth), with the FLOPs
-that the mathematics needs. Weights and caches that fit the processor's own caches move faster than
-the bandwidth to memory, so a small model can come out above its bound.
+The rates are measured with large products and large arrays, not taken from a data sheet. The bound
+of a part is the sum over its phases of max(FLOPs / rate, bytes / bandwidth), counting only the
+FLOPs that the mathematics needs. Weights and caches that fit the processor's caches move faster
+than memory bandwidth, so a small model can beat its bound.
 """
 
 import time
@@ -26,16 +26,16 @@ from rlvlm_jax.train import needs_reference
 
 
 class Limit(NamedTuple):
-    """What the device was measured to do."""
+    """Measured rates of the device."""
 
-    flops_per_s: float  # matrix product in the case's type
+    flops_per_s: float  # matrix product in the case's dtype
     bytes_per_s: float  # the faster of reading and copying
     read_bytes_per_s: float
-    copy_bytes_per_s: float  # read and written bytes together
+    copy_bytes_per_s: float  # bytes read plus bytes written
 
 
 def _fastest(run: Callable[[], Any], repeats: int = 5) -> float:
-    """Returns the seconds of the fastest of several calls, after one that compiles."""
+    """Returns the seconds of the fastest call, after one call that compiles."""
     jax.block_until_ready(run())
     seconds = []
     for _ in range(repeats):
@@ -49,7 +49,7 @@ def measure(dtype: str) -> Limit:
     """Measures the default device.
 
     Args:
-        dtype: of the product, "float32" or "bfloat16".
+        dtype: of the matrix product, "float32" or "bfloat16".
     """
     large = jax.default_backend() != "cpu"
     size, count = (8192, 2**30) if large else (1024, 2**25)
@@ -60,7 +60,7 @@ def measure(dtype: str) -> Limit:
     copy = jax.jit(lambda y: -y)
     read_rate = moved / _fastest(lambda: read(y))
     copy_rate = 2 * moved / _fastest(lambda: copy(y))
-    # Both forms of a product, as libraries may prefer one; the model's is the first.
+    # Libraries may prefer either form of a product; the model uses the first.
     forms = [
         jax.jit(lambda x, axis=axis: jax.lax.dot_general(x, x, (((1,), (axis,)), ((), ()))))
         for axis in (1, 0)
@@ -70,7 +70,7 @@ def measure(dtype: str) -> Limit:
 
 
 def fastest(*limits: Limit) -> Limit:
-    """Returns the best of several measurements, of which others on the machine may slow some."""
+    """Returns the best of several measurements; other load on the machine may slow some."""
     return Limit(*(max(values) for values in zip(*limits, strict=True)))
 
 
@@ -78,8 +78,7 @@ def counted(work: Workload) -> dict[str, dict[str, Work]]:
     """Counts the work of each part of a step.
 
     Returns:
-        part -> phase -> Work of one device's program, all devices together. `iteration` holds the
-        phases of all parts.
+        part -> phase -> Work, summed over all devices. `iteration` holds the phases of all parts.
     """
     c, model = work.config, work.session.source.config
     size = np.dtype(jnp.dtype(c.model.dtype)).itemsize
@@ -94,7 +93,7 @@ def counted(work: Workload) -> dict[str, dict[str, Work]]:
     parts = logprob_passes(c)
     one_pass = one_pass._replace(bytes=one_pass.bytes * parts)
     passes = needs_reference(c) + (old_logprobs(c) == "trainer")
-    # Samples of a prompt that fall into one micro-batch share its pass; see `make_update_fn`.
+    # Samples of a prompt in the same micro-batch share its pass; see `make_update_fn`.
     sharing = np.gcd(np.gcd(samples, c.update.minibatch), micro // pass_shards(c))
     forward = flops.forward(model, prompts, samples, length, steps, size, samples / sharing)
     gradient = flops.gradient(
@@ -124,7 +123,7 @@ def counted(work: Workload) -> dict[str, dict[str, Work]]:
 
 
 def bound_s(phases: dict[str, Work], limit: Limit) -> float:
-    """Returns the least seconds that these phases can take one after another."""
+    """Returns the least seconds that these phases can take in sequence."""
     return sum(
         max(work.needed / limit.flops_per_s, work.bytes / limit.bytes_per_s)
         for work in phases.values()

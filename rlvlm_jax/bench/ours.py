@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""This package's side: the compiled functions of `train`'s loop, one part at a time or all.
+"""Our side: the compiled functions of `train`'s loop, timed part by part or as an iteration.
 
-Each part ends when its result is there. `iteration` does what one pass of the loop does, in the
-loop's order, but for data, texts and rewards: fixed scores stand for the judge's.
+Each part blocks until its result is ready. `iteration` runs one pass of the loop in the loop's
+order, without data loading, text decoding and rewards: fixed scores replace the judge's.
 """
 
 import dataclasses
@@ -20,21 +20,21 @@ from rlvlm_jax.types import Batch, Params, Passes, Rollout, TrainState
 from rlvlm_jax.update import minibatch_order
 
 NO_PLAN = None  # nothing is packed
-UPDATES = 10_000  # of the learning-rate schedule; many, so that the rate changes little
+UPDATES = 10_000  # length of the learning-rate schedule; large, so that the rate hardly changes
 
 
 @dataclasses.dataclass
 class Ours:
-    """The compiled steps and what they work on. The state changes with every update."""
+    """The compiled steps and their inputs. Every update replaces `state`."""
 
     session: startup.Session
     steps: train.Steps
     state: TrainState
     reference: Params | None
     batch: Batch  # on the device
-    compile_s: float  # all steps together; no time below holds any of it
+    compile_s: float  # all steps together; the times below exclude it
     key: Any
-    order: Any  # of the sequences in minibatches, always the same
+    order: Any  # sequence order in minibatches, always the same
     features: Any = None
     sampled: Rollout | None = None  # on the device
     passes: Passes | None = None
@@ -57,13 +57,13 @@ class Ours:
         return self.steps.trajectory(self.batch, self.features, self.sampled, self.passes, *scores)
 
     def rollout(self) -> float:
-        """Encodes the images, samples, and brings the responses to the host; returns seconds."""
+        """Encodes the images, samples, and copies the responses to the host; returns seconds."""
         start = time.perf_counter()
         self._encode_and_sample()
         return time.perf_counter() - start
 
     def logprobs(self) -> float:
-        """Makes the trainer's passes over the last responses; returns seconds."""
+        """Runs the trainer's log-prob passes over the last responses; returns seconds."""
         start = time.perf_counter()
         self.passes = jax.block_until_ready(self._run_passes())
         return time.perf_counter() - start
@@ -73,7 +73,7 @@ class Ours:
         return self.steps.passes(*inputs, NO_PLAN)
 
     def update(self) -> float:
-        """Makes all optimizer steps of the last responses; returns seconds."""
+        """Runs all optimizer steps on the last responses; returns seconds."""
         trajectory, _ = jax.block_until_ready(self._trajectory(self._score()))
         start = time.perf_counter()
         self._update(trajectory)
@@ -89,10 +89,10 @@ class Ours:
         """Returns (tokens int32[B, R], the sampler's log-probabilities float32[B, R])."""
         return sharding.to_host((self.sampled.tokens, self.sampled.logprobs))
 
-    def logprob_diff(self) -> dict[str, float]:
-        """Returns mean and largest |sampler - trainer| log-probability in nats.
+    def gap(self) -> dict[str, float]:
+        """Returns mean and largest |sampler - trainer| log-probability difference in nats.
 
-        Empty where the passes do not compare them (`config.algorithm.old_logprobs`).
+        Empty if the passes do not compare them (`config.algorithm.old_logprobs`).
         """
         if self.passes.logprob_diff is None:
             return {}
@@ -100,7 +100,7 @@ class Ours:
         return {"mean": float(diff[mask].mean()), "max": float(diff[mask].max())}
 
     def iteration(self) -> float:
-        """Does one pass of the training loop; returns seconds."""
+        """Runs one pass of the training loop; returns seconds."""
         start = time.perf_counter()
         self._encode_and_sample()
         self.passes = self._run_passes()
@@ -111,7 +111,7 @@ class Ours:
 
 
 def start(work: Workload) -> Ours:
-    """Loads the weights and compiles every step for the batch's shape; runs none of them."""
+    """Loads the weights and compiles every step for the batch's shape; runs nothing."""
     config, session = work.config, work.session
     optimizer, _ = optim.make_optimizer(config.update, UPDATES, session.model.part)
     reference = startup.initial_params(session) if train.needs_reference(config) else None

@@ -1,16 +1,15 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The other side: transformers' `generate` and a torch update, written as MAYE's loop does it.
+"""The peer's side: transformers' `generate` and a torch update, following MAYE's loop.
 
-Sampling by `generate` with G sequences a prompt and a key-value cache. Old and reference
-log-probabilities by full passes over prompt and response, images included, with two copies of the
-model. Updates by minibatch: token-level clipped loss and a k3 penalty, gradient clipping, AdamW,
-vision tower frozen.
+Samples with `generate`, G sequences per prompt, with a key-value cache. Computes old and reference
+log-probabilities in full passes over prompt and response, images included, with two copies of the
+model. Updates by minibatch: token-level clipped loss with a k3 penalty, gradient clipping, AdamW,
+frozen vision tower.
 
-Deviates from MAYE, each time in torch's favour: logits are computed for response columns only;
-images are turned into patches once, outside the clock; a log-prob pass takes as many sequences as
-a micro-batch, which is the whole minibatch where memory allows; positions are on the model's own
-three axes.
+Deviates from MAYE, each time in torch's favour: computes logits for response columns only; cuts
+images into patches once, outside the timed part; takes as many sequences per log-prob pass as a
+micro-batch has (the whole minibatch if memory allows); uses the model's own three position axes.
 """
 
 import dataclasses
@@ -30,7 +29,7 @@ from rlvlm_jax.models.qwen_vl_config import ARCHITECTURE
 
 @dataclasses.dataclass
 class Peer:
-    """Two copies of the model, the optimizer of one, and the batch as transformers wants it."""
+    """Two copies of the model, the optimizer of one, and the batch in transformers' format."""
 
     work: Workload
     model: Any
@@ -54,7 +53,7 @@ class Peer:
         return time.perf_counter() - start
 
     def images(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
-        """Returns the images of these prompts, none for text alone."""
+        """Returns the images of these prompts; empty if they have none."""
         if not any(len(self.pixels[row]) for row in rows):
             return {}
         return {
@@ -63,7 +62,7 @@ class Peer:
         }
 
     def rollout(self) -> float:
-        """Samples, and brings the responses to the host; returns seconds."""
+        """Samples, and copies the responses to the host; returns seconds."""
 
         def sample() -> None:
             c = self.work.config.rollout
@@ -91,11 +90,11 @@ class Peer:
         return seconds
 
     def response_logits(self, model: Any, rows: Sequence[int], tokens: Any) -> torch.Tensor:
-        """Returns float32[b, R, V], logits that predict each token of these responses.
+        """Returns float32[b, R, V], the logits that predict each token of these responses.
 
         Args:
             model: either copy.
-            rows: b numbers of sequences.
+            rows: b sequence indices.
             tokens: int64[B, R], of all sequences.
         """
         index = [row // self.work.config.rollout.samples for row in rows]
@@ -110,7 +109,7 @@ class Peer:
             name: torch.cat([value[index], response_inputs[name].to(value.dtype)], dim=1)
             for name, value in self.prompts.items()
         }
-        model.model.rope_deltas = None  # left there by `generate`
+        model.model.rope_deltas = None  # set by `generate`
         out = model(
             **inputs,
             **self.images(index),
@@ -125,7 +124,7 @@ class Peer:
         return torch.log_softmax(logits, dim=-1).gather(-1, chosen)[..., 0]
 
     def logprobs(self) -> float:
-        """Makes the old and the reference pass over the last responses; returns seconds."""
+        """Runs the old and the reference pass over the last responses; returns seconds."""
         c = self.work.config
         size = microbatch(c)
 
@@ -139,7 +138,7 @@ class Peer:
         return self._timed(both)
 
     def update(self) -> float:
-        """Makes all optimizer steps of the last responses; returns seconds."""
+        """Runs all optimizer steps on the last responses; returns seconds."""
         c = self.work.config
         micro = microbatch(c)
         scores = torch.arange(sequences(c), device=self.tokens.device) % 2
@@ -176,16 +175,16 @@ class Peer:
 
 
 def check_comparable(work: Workload) -> None:
-    """Refuses a configuration whose step this loop does not make.
+    """Refuses a configuration that this loop does not implement.
 
     Raises:
-        InputError: names the key.
+        InputError: the message names the key.
     """
     c = work.config
     if work.session.source.is_orbax or c.model.random_init:
         raise InputError(
-            "--peer=torch reads the weights that config.model.path names, so it must be a Hugging "
-            "Face directory, with config.model.random_init=False"
+            "--peer=torch reads its weights from config.model.path, so it must be a Hugging Face "
+            "directory, with config.model.random_init=False"
         )
     required = {
         "update.lora_rank": 0,
@@ -209,13 +208,13 @@ def check_comparable(work: Workload) -> None:
         group, name = key.split(".")
         if c[group][name] != value:
             raise InputError(
-                f"--peer=torch trains with config.{key}={value!r}, not {c[group][name]!r}; set it "
-                "so, or leave --peer out"
+                f"--peer=torch trains with config.{key}={value!r}, not {c[group][name]!r}; set "
+                "that value, or leave --peer out"
             )
 
 
 def start(work: Workload) -> Peer:
-    """Reads the same weights and prompts; runs nothing."""
+    """Loads the same weights and prompts; runs nothing."""
     check_comparable(work)
     session, c = work.session, work.config
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -260,7 +259,7 @@ def start(work: Workload) -> Peer:
 
 
 def pixel_values(work: Workload) -> list[np.ndarray]:
-    """Returns float32[i, C * frames] of each prompt, normalised as the image processor does."""
+    """Returns float32[i, C * frames] per prompt, normalised like the image processor."""
     vision = work.session.source.config.vision
     mean, std = (np.array(x)[:, None, None] for x in (vision.image_mean, vision.image_std))
     pixels = []
@@ -271,13 +270,13 @@ def pixel_values(work: Workload) -> list[np.ndarray]:
     return pixels
 
 
-def largest_logprob_diff(peer: Peer, tokens: np.ndarray, logprobs: np.ndarray) -> float:
-    """Returns the largest difference, in nats, from our log-probabilities of our responses.
+def largest_gap(peer: Peer, tokens: np.ndarray, logprobs: np.ndarray) -> float:
+    """Returns the largest difference from our log-probabilities of our responses, in nats.
 
     Args:
         peer: before its first update.
         tokens: int32[B, R], sampled by us.
-        logprobs: float32[B, R], ours, of the distribution without the banned tokens.
+        logprobs: float32[B, R], ours, with the banned tokens excluded.
     """
     device = peer.prompts["input_ids"].device
     responses = torch.tensor(tokens, dtype=torch.long, device=device)

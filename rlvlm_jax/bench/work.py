@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The work that is timed: a model's directory, a configuration and one batch of prompts.
+"""The work that is timed: a model directory, a configuration and one batch of prompts.
 
-A built-in case draws random weights once and writes them as a Hugging Face directory, which both
-sides read, so that they start from the same bits. A run's own configuration brings its own model
-and the first batch of its data. Every response is exactly `rollout.max_tokens` long: its stop
-token is one that is never sampled.
+A built-in case draws random weights and writes them as a Hugging Face directory. Both sides read
+it, so they start from the same bits. With a run's configuration, the work is the run's model and
+the first batch of its data. Every response is exactly `rollout.max_tokens` long, because the stop
+token is a token that is never sampled.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ _IDS = {
     "vision_end_token_id": END_IMAGE,
     "vision_token_id": 509,
 }
-_ON_GPU = {  # of the cases that are too large for anything else
+_ON_GPU = {  # for the cases that need a GPU
     "model.dtype": "bfloat16",
     "algorithm.old_logprobs": "trainer",
     "model.remat": "full",
@@ -45,17 +45,17 @@ _ON_GPU = {  # of the cases that are too large for anything else
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A built-in row of the table.
+    """A built-in case.
 
     Attributes:
-        name: what `--case` calls it.
+        name: its name for `--case`.
         model: sizes, with the token ids of the bundled tokenizer.
         prompts: N.
         samples: G.
-        length: P, tokens of a prompt with its image tokens.
-        image_tokens: of the one square image of each prompt.
-        new: R, tokens of each response.
-        keys: what else differs from the default configuration.
+        length: P, tokens per prompt, image tokens included.
+        image_tokens: tokens of the one square image of each prompt.
+        new: R, tokens per response.
+        keys: further changes to the default configuration.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Case:
 
 
 class Workload(NamedTuple):
-    """What both sides are given."""
+    """The input of both sides."""
 
     name: str
     config: ConfigDict
@@ -80,7 +80,7 @@ class Workload(NamedTuple):
 def _small(
     vocab: int, width: int, layers: int, heads: int, mlp: int, tower: dict[str, int]
 ) -> QwenVLConfig:
-    """A small Qwen2.5-VL with a tied head; its windows are 8 patches wide, as the published."""
+    """A small Qwen2.5-VL with a tied head; windows are 8 patches wide, as in published models."""
     depth = tower["depth"]
     vision = VisionConfig(
         family="qwen2_5_vl",
@@ -121,7 +121,7 @@ CASES = {
         Case("84m-64", _84M, 4, 8, 64, 16, 64),
         Case("84m-320", _84M, 2, 8, 320, 256, 64),
         Case("3b", _3B, 64, 8, 320, 256, 512, tuple(_ON_GPU.items())),
-        # Its float32 moments would not fit beside parameters and reference: adapters are trained.
+        # Trains adapters: float32 moments would not fit next to parameters and reference.
         Case("7b", _7B, 64, 8, 320, 256, 512, (*_ON_GPU.items(), *_LORA)),
     )
 }
@@ -132,7 +132,7 @@ def find(names: str) -> list[Case]:
     """Returns the built-in cases of a comma-separated list.
 
     Raises:
-        InputError: one of them does not exist.
+        InputError: there is no such case.
     """
     for name in names.split(","):
         if name not in CASES:
@@ -146,11 +146,11 @@ def parameters(model: QwenVLConfig) -> int:
 
 
 def random_weights(model: QwenVLConfig, seed: int) -> Params:
-    """Draws float32 parameters on the host; matrices keep the size of what goes through them.
+    """Draws float32 parameters on the host; matrices preserve the scale of their input.
 
     Args:
         model: sizes.
-        seed: of everything drawn.
+        seed: of all weights.
     """
     rng = np.random.default_rng(seed)
     tree: Params = {}
@@ -173,7 +173,7 @@ def write_model(model: QwenVLConfig, directory: Path, dtype: str, seed: int) -> 
 
     Args:
         model: sizes.
-        directory: created.
+        directory: is created.
         dtype: of the tensors in the files: "float32" or "bfloat16".
         seed: of the weights.
     """
@@ -186,11 +186,11 @@ def write_model(model: QwenVLConfig, directory: Path, dtype: str, seed: int) -> 
 
 
 def random_batch(case: Case, spec: processor.ImageSpec, seed: int) -> Batch:
-    """Returns prompts of random text around one random image each, on the host.
+    """Returns prompts of random text around one random image each, as host arrays.
 
     Args:
-        case: its sizes.
-        spec: of the model's images.
+        case: the sizes.
+        spec: how the model's images are cut into patches.
         seed: of text and pixels.
     """
     rng = np.random.default_rng(seed)
@@ -216,7 +216,7 @@ def random_batch(case: Case, spec: processor.ImageSpec, seed: int) -> Batch:
 
 
 def configuration(case: Case) -> ConfigDict:
-    """Returns MAYE's step at the case's sizes: REINFORCE++, a reference, two optimizer steps."""
+    """Returns MAYE's recipe at the case's sizes: REINFORCE++, a reference, two optimizer steps."""
     c = config_lib.default()
     c.rollout.prompts, c.rollout.samples, c.rollout.max_tokens = (
         case.prompts,
@@ -227,7 +227,7 @@ def configuration(case: Case) -> ConfigDict:
     c.algorithm.kl_loss_coef = 1e-3
     c.update.minibatch = case.prompts * case.samples // 2
     c.update.schedule, c.update.warmup, c.update.eps = "constant", 0.0, 1e-5
-    c.algorithm.old_logprobs = "sampler"  # exact in float32, so the old pass is work done twice
+    c.algorithm.old_logprobs = "sampler"  # exact in float32, so an old pass would be redundant
     for key, value in case.keys:
         group, name = key.split(".")
         c[group][name] = value
@@ -238,9 +238,9 @@ def built_in(case: Case, scratch: Path, devices: int, seed: int = 0) -> Workload
     """Draws a case's weights and prompts.
 
     Args:
-        case: of `CASES`, or alike.
-        scratch: where its model's directory is written.
-        devices: how many there are.
+        case: from `CASES`, or a variant of one.
+        scratch: where its model directory is written.
+        devices: number of devices.
         seed: of weights and prompts.
     """
     config = configuration(case)
@@ -254,22 +254,22 @@ def built_in(case: Case, scratch: Path, devices: int, seed: int = 0) -> Workload
 
 
 def of_run(config: ConfigDict, name: str, devices: int) -> Workload:
-    """Takes a run's own model, and the first batch of its data.
+    """Takes the model of a run and the first batch of its data.
 
     Args:
         config: of a training run.
         name: for the table.
-        devices: how many there are.
+        devices: number of devices.
 
     Raises:
-        InputError: it is no configuration of reinforcement learning, or has a mistake in it.
+        InputError: the configuration is not for reinforcement learning, or is invalid.
     """
     if config.mode != "rl":
         raise InputError(f"config.mode={config.mode!r} cannot be timed; use config.mode='rl'")
     if config.update.pack_tokens:
         raise InputError(
             f"config.update.pack_tokens={config.update.pack_tokens} is for responses of different "
-            "lengths, and those timed here are all of the full length; use "
+            "lengths, but all responses here have the full length; use "
             "--config.update.pack_tokens=0"
         )
     config.log.wandb, config.log.tensorboard = "", False
@@ -280,20 +280,20 @@ def of_run(config: ConfigDict, name: str, devices: int) -> Workload:
 
 
 class NeverStops(NamedTuple):
-    """What the sampler asks of a tokenizer, with a stop token that is never drawn."""
+    """The part of a tokenizer that the sampler uses, with a stop token that is never sampled."""
 
     stop_ids: tuple[int, ...]
     pad_id: int
 
 
 def never_stopping(session: startup.Session) -> startup.Session:
-    """Returns the session with responses that are all of the full length."""
+    """Returns the session with a tokenizer that lets every response reach the full length."""
     fixed = NeverStops(session.banned[:1], session.tokenizer.pad_id)
     return dataclasses.replace(session, tokenizer=fixed)
 
 
 def grids(batch: Batch) -> list[list[tuple[int, int]]]:
-    """Returns, for each prompt, (rows, columns) of patches of its images."""
+    """Returns (rows, columns) of patches for each image of each prompt."""
     image_grids = []
     for image, coords in zip(batch.patch_image, batch.patch_coords, strict=True):
         sizes = [coords[image == k].max(axis=0) + 1 for k in range(1, image.max(initial=0) + 1)]

@@ -2,15 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m rlvlm_jax.plan --config=configs/X.py[:ARG] --topology=v5p-32 [--config.key=value]`.
 
-Compiles the run's own steps for hardware that is not here and prints, for one device: memory by
-step and by part, the largest arrays, collectives and their bytes; and predicts seconds and dollars.
-Needs neither weights nor data. Exit status 0: it fits; 2: it does not, or it was asked wrongly.
+Compiles the run's own steps for hardware that is not attached. Prints, per device, memory by step
+and by part, the largest arrays, collectives and their bytes. Predicts seconds and dollars. Needs
+neither weights nor data. Exit status 0: the run fits; 2: it does not fit, or a flag is wrong.
 
-The compiler for TPUs is in the package `libtpu`, that for GPUs in `jax-cuda13-plugin` and
-`jax-cuda13-pjrt`. A TPU's compiler is asked for the least effort, which takes a fraction of the
-time and a few percent more memory than a run's programs will; `--effort=0` compiles those. Without
-its libraries cuDNN's attention cannot be compiled; plain attention is planned instead, which takes
-more memory than cuDNN's will.
+The TPU compiler is in the package `libtpu`, the GPU compiler in `jax-cuda13-plugin` and
+`jax-cuda13-pjrt`. The TPU compiler runs with the least effort. This takes a fraction of the time,
+and the programs need a few percent more memory than a run's; `--effort=0` compiles a run's own
+programs. cuDNN attention cannot be compiled without the cuDNN libraries; then the plan uses plain
+attention, which needs more memory.
 """
 
 import argparse
@@ -36,7 +36,7 @@ USAGE = (
 
 
 class Parser(argparse.ArgumentParser):
-    """One sentence for what is wrong, as every command has it."""
+    """Reports a wrong flag in one sentence, like every command."""
 
     def error(self, message: str) -> NoReturn:
         """Raises InputError."""
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
     check_flags(arguments)
     config = read_config(rest)
     if not topology.is_tpu:
-        # Nothing can be timed here, so the compiler must not try kernels out.
+        # There is no GPU to time kernels on, so the compiler must not autotune.
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_autotune_level=0"
         fall_back_to_plain_attention(config)
@@ -67,9 +67,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def force_cpu() -> None:
-    """Tells JAX, before it is imported, to run on the CPU and to look for no TPU or GPU.
+    """Makes JAX run on the CPU without searching for a TPU or GPU; call it before importing JAX.
 
-    Two plans at once would otherwise wait for each other's lock.
+    Otherwise two plans at once would wait for each other's lock.
     """
     os.environ.update(
         JAX_PLATFORMS="cpu",
@@ -83,34 +83,40 @@ def force_cpu() -> None:
 
 
 def read_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Returns the command's own flags, and those of `--config`."""
+    """Returns the command's own flags, and the `--config` flags."""
     parser = Parser(prog="rlvlm_jax.plan", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--topology", required=True, help="such as v5p-32, v6e-64, 8xH200")
-    parser.add_argument("--out", help="a JSON file for everything found")
-    parser.add_argument("--prompt-tokens", type=int, default=0, help="P; 0 = the configured most")
-    parser.add_argument("--patches", type=int, default=0, help="I; 0 = the configured most")
-    parser.add_argument("--mfu-train", type=float, default=0.4, help="share of the peak FLOP/s")
-    parser.add_argument("--mfu-prefill", type=float, default=0.4, help="the same, of prefill")
-    parser.add_argument("--decode-bandwidth", type=float, default=0.6, help="share of memory's")
-    parser.add_argument("--link-bandwidth", type=float, default=0.7, help="share of the link's")
-    parser.add_argument("--price", type=float, default=0.0, help="dollars an hour of one chip")
+    parser.add_argument("--out", help="write the whole report to this JSON file")
     parser.add_argument(
-        "--effort", type=float, default=-1.0, help="of a TPU's compiler, -1 to 1; a run's is 0"
+        "--prompt-tokens", type=int, default=0, help="P; 0 = the configured maximum"
     )
-    parser.add_argument("--hlo", help="a directory for the compiled programs' text")
+    parser.add_argument("--patches", type=int, default=0, help="I; 0 = the configured maximum")
+    parser.add_argument("--mfu-train", type=float, default=0.4, help="fraction of peak FLOP/s")
+    parser.add_argument("--mfu-prefill", type=float, default=0.4, help="the same for prefill")
+    parser.add_argument(
+        "--decode-bandwidth", type=float, default=0.6, help="fraction of memory bandwidth"
+    )
+    parser.add_argument(
+        "--link-bandwidth", type=float, default=0.7, help="fraction of link bandwidth"
+    )
+    parser.add_argument("--price", type=float, default=0.0, help="dollars per chip-hour")
+    parser.add_argument(
+        "--effort", type=float, default=-1.0, help="TPU compiler effort, -1 to 1; a run uses 0"
+    )
+    parser.add_argument("--hlo", help="write the compiled programs' text to this directory")
     return parser.parse_known_args(list(argv))
 
 
 def check_flags(arguments: argparse.Namespace) -> None:
-    """Refuses what would be noticed only after minutes of compiling, or would make no sense.
+    """Checks the flags before minutes of compiling.
 
     Raises:
-        InputError: names the flag.
+        InputError: the message names the flag.
     """
     if arguments.out and Path(arguments.out).is_dir():
         raise InputError(f"--out={arguments.out} is a directory; name a file in it")
     if arguments.out and not Path(arguments.out).absolute().parent.is_dir():
-        raise InputError(f"--out={arguments.out}: there is no directory for it")
+        raise InputError(f"--out={arguments.out}: its directory does not exist")
     if arguments.hlo:
         place = Path(arguments.hlo).absolute()
         nearest = next(path for path in (place, *place.parents) if path.exists())
@@ -120,17 +126,19 @@ def check_flags(arguments: argparse.Namespace) -> None:
         share = getattr(arguments, name)
         if not 0 < share <= 1:
             flag = name.replace("_", "-")
-            raise InputError(f"--{flag}={share} must be above 0 and at most 1, a share of the peak")
+            raise InputError(
+                f"--{flag}={share} must be above 0 and at most 1, a fraction of the peak"
+            )
     for name in ("prompt_tokens", "patches", "price"):
         number = getattr(arguments, name)
         if not 0 <= number < math.inf:
             raise InputError(f"--{name.replace('_', '-')}={number} must be 0 or more")
     if not -1 <= arguments.effort <= 1:
-        raise InputError(f"--effort={arguments.effort} must be from -1 to 1")
+        raise InputError(f"--effort={arguments.effort} must be between -1 and 1")
 
 
 def read_config(flags: Sequence[str]) -> Any:
-    """Reads `--config` and its keys; a hint names this command's flags."""
+    """Reads `--config` and its keys; the usage in errors is this command's."""
     try:
         config, _ = cli.parse_config([*flags, "--workdir=unused"], "rlvlm_jax.plan")
     except InputError as error:
@@ -140,29 +148,29 @@ def read_config(flags: Sequence[str]) -> Any:
 
 
 def check_mesh(config: Any, topology: Topology) -> int:
-    """Resolves the mesh and returns its devices; says where a run would not use all chips.
+    """Resolves the mesh and returns its number of devices; prints a note if chips stay unused.
 
     Raises:
-        InputError: the run would refuse it, as it has several hosts.
+        InputError: a run over several hosts would not use all chips.
     """
     config_lib.resolve_mesh(config, topology.chips)
     used, chips = math.prod(config.mesh.values()), topology.chips
     if 1 < used < chips and topology.hosts > 1:
         raise InputError(
-            f"config.mesh takes {used} of the {chips} chips of {topology.name}, but these are on "
-            f"{topology.hosts} hosts or more, and a run over several hosts must use all; set one "
-            "axis to -1, such as --config.mesh.fsdp=-1"
+            f"config.mesh takes {used} of the {chips} chips of {topology.name}, but a run over "
+            f"several hosts ({topology.hosts} or more here) must use all chips; set one axis to "
+            "-1, such as --config.mesh.fsdp=-1"
         )
     if 0 < used < chips:
         say(
-            f"the plan is of {used} of the {chips} chips of {topology.name}; a run over several "
-            "hosts must use all"
+            f"the plan uses {used} of the {chips} chips of {topology.name}; a run over several "
+            "hosts must use all of them"
         )
     return used
 
 
 def fall_back_to_plain_attention(config: Any) -> None:
-    """Takes XLA's attention where cuDNN's cannot be compiled, and says so."""
+    """Plans XLA's attention if cuDNN's cannot be compiled, and says so."""
     import importlib.util
 
     try:
@@ -172,14 +180,14 @@ def fall_back_to_plain_attention(config: Any) -> None:
     if config.model.attention == "auto" and not there:
         config.model.attention = "plain"
         say(
-            "cuDNN is not installed here, so attention is planned as 'plain', which needs more "
-            "memory and time than the 'cudnn' that a GPU gets; pip install nvidia-cudnn-cu13 "
-            "nvidia-cublas nvidia-cuda-runtime nvidia-cuda-nvrtc to plan that"
+            "cuDNN is not installed here, so the plan uses 'plain' attention, which needs more "
+            "memory and time than the 'cudnn' attention of a GPU run; to plan that, pip install "
+            "nvidia-cudnn-cu13 nvidia-cublas nvidia-cuda-runtime nvidia-cuda-nvrtc"
         )
 
 
 def plan(config: Any, topology: Topology, arguments: argparse.Namespace) -> Report:
-    """Lowers, compiles and reads the steps; returns everything found."""
+    """Lowers, compiles and analyses the steps; returns the whole report."""
     from rlvlm_jax.plan import advice, compiled, predict, work
 
     count = check_mesh(config, topology)
@@ -265,7 +273,7 @@ def plan(config: Any, topology: Topology, arguments: argparse.Namespace) -> Repo
 
 
 def by_kind(step: Any) -> dict[str, dict[str, float]]:
-    """Returns kind -> instructions, runs, bytes that a device sends, those outside of any loop."""
+    """Returns kind -> instructions, runs, bytes sent per device, and those sent outside loops."""
     totals: dict[str, dict[str, float]] = {}
     for op in step.collectives:
         row = totals.setdefault(op.kind, dict.fromkeys(("count", "runs", "sent", "outside"), 0))
@@ -277,7 +285,7 @@ def by_kind(step: Any) -> dict[str, dict[str, float]]:
 
 
 def table(report: Report) -> str:
-    """Returns the report as text."""
+    """Formats the report as text."""
 
     def gib(value: float) -> str:
         return f"{value / GIB:.2f}"
@@ -293,7 +301,7 @@ def table(report: Report) -> str:
         f"({report['compile_cpu_s']} s of CPU time), "
         f"{gib(report['host_peak'])} GiB of host memory",
         "",
-        "GiB on one device   compile s  arguments  outputs  temporaries  kept beside    total   "
+        "GiB per device      compile s  arguments  outputs  temporaries  kept beside    total   "
         "peak  predicted   off",
     ]
     for name, row in report["steps"].items():
@@ -309,7 +317,7 @@ def table(report: Report) -> str:
             lines.append(f"  {row['problem']}")
     lines.append(
         "total: arguments, outputs, temporaries with gaps between them, and what is kept beside; "
-        "peak: the most that lives at once, by the compiler; off: predicted against peak"
+        "peak: the most alive at once, by the compiler; off: predicted against peak"
     )
     for title in ("state", "carried"):
         parts = ", ".join(f"{name} {gib(size)}" for name, size in report[title].items())
@@ -324,7 +332,7 @@ def table(report: Report) -> str:
         size, shape, _ = row["largest_gather"]
         if size:
             lines.append(
-                f"{name}: no all-gather, inside of loops or outside, above {shape} {gib(size)}"
+                f"{name}: largest all-gather, inside or outside loops: {shape} {gib(size)}"
             )
         for kind, counts in row["collectives"].items():
             lines.append(
@@ -332,14 +340,14 @@ def table(report: Report) -> str:
                 f"{gib(counts['sent'])} GiB sent per device, {gib(counts['outside'])} outside loops"
             )
     parts = ", ".join(f"{name} {value / 1e12:.4g}" for name, value in report["flops"].items())
-    lines += ["", f"TFLOP an iteration: {parts}"]
+    lines += ["", f"TFLOP per iteration: {parts}"]
     parts = ", ".join(f"{name} {value:.1f}" for name, value in report["seconds"].items())
     shares = ", ".join(f"{name} {value:.0%}" for name, value in report["assumed"].items())
     lines += [
-        f"seconds predicted: {parts} (assumed shares of the peak: {shares})",
-        f"an iteration {report['iteration_s']:.0f} s, {report['tokens_per_s']:.0f} response tokens "
-        f"a second, MFU {report['mfu']:.1%}, ${report['dollars_per_1000']:.0f} for 1,000 "
-        f"iterations at ${report['price']:.2f} a chip-hour",
+        f"seconds predicted: {parts} (assumed fractions of the peak: {shares})",
+        f"{report['iteration_s']:.0f} s per iteration, {report['tokens_per_s']:.0f} response "
+        f"tokens per second, MFU {report['mfu']:.1%}, ${report['dollars_per_1000']:.0f} for 1,000 "
+        f"iterations at ${report['price']:.2f} per chip-hour",
         f"({SOURCES})",
         "it fits" if report["fits"] else f"it does not fit: {report['advice']}",
     ]
@@ -347,13 +355,13 @@ def table(report: Report) -> str:
 
 
 def say(text: str) -> None:
-    """Writes a line to stderr at once."""
+    """Writes a line to stderr and flushes."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
 
 def write(path: Path, text: str) -> None:
-    """Writes a file as a whole or not at all.
+    """Writes a file atomically.
 
     Raises:
         InputError: it cannot be written.

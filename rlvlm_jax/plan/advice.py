@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What would make a run fit, by the prediction from sizes: one change at a time, a larger slice.
+"""Suggests what would make a run fit: single configuration changes, or a larger slice.
 
-The prediction is not the compiler: what is advised here should be planned again before it is paid.
+The savings are predictions from sizes, not compiled: plan again before paying for a suggestion.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from rlvlm_jax.plan.topology import GIB, TPU_SHAPES, Topology, parse
 
 
 def needed(s: predict.Sizes, step: str) -> float:
-    """Returns the bytes on a device that a step is predicted to need, all that is kept included."""
+    """Returns the predicted bytes per device of a step, resident and carried arrays included."""
     base = sum(predict.resident(s).values()) + sum(predict.carried(s).values())
     return base + sum(predict.temporaries(s)[step].values())
 
@@ -26,7 +26,7 @@ def _with(s: predict.Sizes, values: dict[str, object]) -> predict.Sizes:
 
 
 def changes(s: predict.Sizes) -> Iterator[tuple[str, predict.Sizes]]:
-    """Yields (what to set, the run with it) for every single change that saves memory."""
+    """Yields (flags to set, the run with them) for every single change that saves memory."""
     c = s.config
     if c.model.remat != "full":
         yield "--config.model.remat=full", _with(s, {"model.remat": "full"})
@@ -57,13 +57,13 @@ def changes(s: predict.Sizes) -> Iterator[tuple[str, predict.Sizes]]:
 
 
 def advise(s: predict.Sizes, topology: Topology, step: str, short: float) -> str:
-    """Returns one sentence on what would make the run fit.
+    """Returns one sentence that says what would make the run fit.
 
     Args:
         s: the run.
-        topology: where it does not fit.
-        step: that needs the most.
-        short: bytes on a device that are missing, by the compiler's count.
+        topology: the hardware that is too small.
+        step: the step that needs the most memory.
+        short: missing bytes per device, as counted by the compiler.
     """
     now = needed(s, step)
     saved = [(now - needed(other, step), what) for what, other in changes(s)]
@@ -71,12 +71,12 @@ def advise(s: predict.Sizes, topology: Topology, step: str, short: float) -> str
     worthwhile = [f"{what} ({-gib:.1f} GiB)" for gib, what in _in_gib(saved) if gib >= 0.05]
     larger = next_larger(topology)
     ends = f"; or take a larger slice, such as {larger.name}" if larger else ""
-    where = f"the most is needed in step {step!r} of the iteration"
+    where = f"step {step!r} of the iteration needs the most"
     if enough:
-        return f"{where}; by the prediction any of these is enough: {', '.join(enough)}{ends}"
+        return f"{where}; any of these should be enough: {', '.join(enough)}{ends}"
     if worthwhile:
         all_changes = ", ".join(worthwhile)
-        return f"{where}; no single change is enough, together these save: {all_changes}{ends}"
+        return f"{where}; no single change is enough; together these save: {all_changes}{ends}"
     return f"{where}; no setting saves memory there{ends}"
 
 

@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Steps compiled for devices that are not here, and what the compiler's text says of them.
+"""Compiles steps for devices that are not attached, and reads the compiled programs.
 
-Memory is the compiler's own count. Collectives are read from the optimised program: their kind,
-their bytes on one device, and how often the loops around them run, where the text says so. A branch
-counts as the most expensive of its sides, for only one of them runs.
+Memory is the compiler's own count. Collectives come from the optimised program's text: kind, bytes
+per device, and how often the loops around them run, if the text says so. A branch counts as its
+most expensive side, because only one side runs.
 """
 
 import collections
@@ -37,16 +37,16 @@ class Collective(NamedTuple):
     """One instruction of the program that moves data between devices."""
 
     kind: str  # one of KINDS
-    bytes: int  # of the larger of what goes in and what comes out, on one device
-    devices: int  # that take part
-    depth: int  # loops around it
-    times: float  # runs in one call of the step
+    bytes: int  # the larger of input and output, per device
+    devices: int  # participants
+    depth: int  # number of loops around it
+    times: float  # runs per call of the step
     shape: str  # of the result
-    where: str  # the operation of the model that it belongs to
+    where: str  # the model operation that it belongs to
 
     @property
     def sent(self) -> float:
-        """Bytes that one device sends in one run, by the usual ring."""
+        """Bytes that one device sends per run, with the usual ring algorithm."""
         share = (self.devices - 1) / self.devices
         if self.kind == "all-reduce":
             return 2 * share * self.bytes
@@ -54,20 +54,21 @@ class Collective(NamedTuple):
 
 
 class Step(NamedTuple):
-    """A compiled step; bytes are of one device.
+    """A compiled step; bytes are per device.
 
     Attributes:
         name: as in `train.Steps`.
-        seconds: that the compilation took.
-        cpu_seconds: of all threads; on a machine with other work the better measure.
-        arguments: bytes of what goes in.
-        outputs: of what comes out.
-        aliased: of results that take the place of arguments.
-        temporaries: of what lives in between.
-        peak: the compiler's largest sum of all of these at one time.
-        collectives: in the program.
+        seconds: compile time.
+        cpu_seconds: compile time over all threads; the better measure on a busy machine.
+        arguments: bytes of the arguments.
+        outputs: bytes of the results.
+        aliased: bytes of results that reuse the memory of arguments.
+        temporaries: bytes of temporary arrays.
+        peak: the largest sum of all these at one time, by the compiler.
+        collectives: of the program.
         largest: (bytes, shape, operation) of the largest results, each shape once.
-        problem: the compiler's, where it found no room; all else is 0 then but `peak`.
+        problem: the compiler's message if memory is too small; then only `peak` and the times are
+            set.
     """
 
     name: str
@@ -91,15 +92,15 @@ def compile_step(
     hlo: str | None = None,
     effort: float = 0.0,
 ) -> Step:
-    """Compiles a lowered step and reads it.
+    """Compiles a lowered step and analyses the program.
 
     Args:
         name: of the step.
         lowered: from `train.lower_steps`.
         devices: of the mesh.
         unstated: see `collectives`.
-        hlo: directory for the program's text, if it is to be kept.
-        effort: that a TPU's compiler puts into speed, from -1 to 1; a run's is 0.
+        hlo: directory to write the program's text to, None for none.
+        effort: TPU compiler effort, from -1 to 1; a run uses 0.
     """
     options = {"exec_time_optimization_effort": effort} if effort else None
     start, cpu_start = time.perf_counter(), time.process_time()
@@ -130,12 +131,12 @@ def compile_step(
 
 
 def first_line(problem: str) -> str:
-    """Returns the first sentence of the compiler's message."""
+    """Returns the first line of the compiler's message."""
     return problem.strip().splitlines()[0][:300]
 
 
 def needed_bytes(problem: str) -> float:
-    """Returns the bytes that the compiler says it would need, 0 where it says none."""
+    """Returns the bytes that the compiler's message says it needs, 0 if it names none."""
     match = re.search(r"[Uu]sed ([\d.]+)([KMG]) of|temporaries \(([\d.]+)([KMG])\)", problem)
     if not match:
         return 0
@@ -144,7 +145,7 @@ def needed_bytes(problem: str) -> float:
 
 
 def shape_bytes(shape: str) -> int:
-    """Returns the bytes of "f32[2,3]{1,0}", or of all parts of a tuple of such."""
+    """Returns the bytes of a shape such as "f32[2,3]{1,0}", or of a tuple of shapes."""
     total = 0
     for kind, sizes in _SHAPE.findall(shape):
         if kind in _BITS:
@@ -183,7 +184,7 @@ def computations(text: str) -> dict[str, list[Instruction]]:
 
 
 def _called(instruction: Instruction) -> list[str]:
-    """Names of the computations that run where the instruction runs, loops left out."""
+    """Returns the computations that the instruction calls, loop bodies excluded."""
     branches = re.search(r"branch_computations=\{([^}]*)\}", instruction.rest)
     if branches:
         return [name.strip().lstrip("%") for name in branches[1].split(",")]
@@ -192,9 +193,9 @@ def _called(instruction: Instruction) -> list[str]:
 
 
 def trip_count(parsed: dict[str, list[Instruction]], loop: Instruction) -> int | None:
-    """Returns how often a while loop runs, where the text says so.
+    """Returns how often a while loop runs, None if the text does not say.
 
-    XLA states it, or else the loop counts from 0 to a constant and its condition is that alone.
+    Either XLA states the count, or the loop's only condition is a counter from 0 to a constant.
     """
     stated = re.search(r'known_trip_count[":{ ]+n[": ]+(\d+)', loop.rest)
     if stated:
@@ -214,7 +215,7 @@ def trip_count(parsed: dict[str, list[Instruction]], loop: Instruction) -> int |
 
 
 def participants(rest: str, devices: int) -> int:
-    """Returns how many devices each group of a collective has."""
+    """Returns the number of devices per group of a collective."""
     grid = re.search(r"replica_groups=\[(\d+),(\d+)\]", rest)
     if grid:
         return int(grid[2])
@@ -231,16 +232,17 @@ def collectives(
 ) -> Iterator[Collective]:
     """Yields the collectives of a program.
 
-    A TPU's compiler spreads one over several fusions that compute meanwhile; it counts once.
+    The TPU compiler may split a collective over several fusions to overlap it with compute; such a
+    collective counts once.
 
     Args:
         parsed: from `computations`.
         devices: of the mesh.
-        unstated: how often the loops run whose number the text does not state, in their order;
-            beyond these, once.
+        unstated: trip counts, in order, of the loops whose count the text does not state; further
+            such loops count as 1.
     """
     left = collections.deque(unstated)
-    spread: set[str] = set()  # channels of those
+    spread: set[str] = set()  # channels of the split collectives
 
     def within(name: str, times: float, depth: int) -> list[Collective]:
         ops: list[Collective] = []
@@ -253,7 +255,7 @@ def collectives(
                 if piece:
                     spread.add(piece[1])
                 inputs = shape_bytes(i.rest.split("), ")[0])
-                # What a "-start" returns holds its operands too, and the bytes in flight once.
+                # The result of a "-start" also contains its operands: take its largest part.
                 result = shape_bytes(i.shape)
                 if i.operation.endswith("-start"):
                     result = max((shape_bytes(part) for part in _parts(i.shape)), default=0)
@@ -287,25 +289,25 @@ def collectives(
 
 
 def _parts(shape: str) -> list[str]:
-    """The parts of a tuple's shape."""
+    """Returns the shapes in a tuple's shape."""
     return [f"{kind}[{sizes}]" for kind, sizes in _SHAPE.findall(shape)]
 
 
 def largest_gather(ops: Iterable[Collective]) -> tuple[int, str, str]:
-    """Returns (bytes, shape, operation) of the largest all-gather, in a loop or not; 0 for none."""
+    """Returns (bytes, shape, operation) of the largest all-gather; 0 bytes if there is none."""
     gathers = [(c.bytes, c.shape, c.where) for c in ops if c.kind == "all-gather"]
     return max(gathers, default=(0, "", ""))
 
 
 def sent_bytes(ops: Iterable[Collective]) -> float:
-    """Returns the bytes that one device sends in one call of a step."""
+    """Returns the bytes that one device sends per call of a step."""
     return sum(op.sent * op.times for op in ops)
 
 
 def largest(parsed: dict[str, list[Instruction]], count: int = 5) -> list[tuple[int, str, str]]:
-    """Returns the largest arrays that instructions make: (bytes, shape, operation of the model).
+    """Returns (bytes, shape, model operation) of the largest results of instructions.
 
-    Computations inside of fusions are left out, for they make no array.
+    Instructions inside fusions are left out, because they allocate no array.
     """
     fused = {
         name

@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""What an iteration takes, from sizes alone: bytes on a device, seconds, dollars.
+"""Predicts an iteration from sizes alone: bytes per device, seconds, dollars.
 
-Seconds are FLOPs over an assumed share of the chip's peak (MFU) for what multiplies large matrices,
-bytes over the memory's bandwidth for decoding, and the collectives' bytes over the link's; nothing
-is assumed to overlap, and the host's work (data, rewards) is left out. Every response is taken to
-be of full length: the most that an iteration can take.
+Phases with large matrix products take FLOPs over an assumed fraction of the chip's peak (MFU).
+Decoding takes bytes over memory bandwidth, collectives take bytes over link bandwidth. No overlap
+is assumed, and host work (data, rewards) is left out. Every response is assumed to have full
+length, which is the most that an iteration can take.
 """
 
 import math
@@ -31,22 +31,22 @@ from rlvlm_jax.models.qwen_vl_config import QwenVLConfig
 from rlvlm_jax.plan.topology import Topology
 from rlvlm_jax.sampling.sampler import SHRINK, block_sizes
 
-Parts = dict[str, float]  # what -> bytes on one device
+Parts = dict[str, float]  # name -> bytes per device
 
 
 class Sizes(NamedTuple):
-    """What the prediction needs to know of a run.
+    """What the prediction needs to know about a run.
 
     Attributes:
-        config: validated, its mesh resolved.
+        config: validated, with its mesh resolved.
         model: sizes of the network.
-        bucket: (P tokens, I patches) of a prompt.
-        parameters: numbers in the model.
-        trained: of them, those that are trained.
+        bucket: (P tokens, I patches) per prompt.
+        parameters: number of parameters.
+        trained: number of trained parameters.
         reference: whether there is a reference model.
-        frozen: whether image features stay what they are.
-        kernel: what computes attention over full sequences.
-        on_tpu: whether these are TPUs.
+        frozen: whether image features stay the same during training.
+        kernel: the attention kernel for full sequences.
+        on_tpu: whether the devices are TPUs.
     """
 
     config: ConfigDict
@@ -61,33 +61,33 @@ class Sizes(NamedTuple):
 
     @property
     def item(self) -> int:
-        """Bytes of a number in the compute type."""
+        """Bytes per number in the compute dtype."""
         return 2 if self.config.model.dtype == "bfloat16" else 4
 
     @property
     def parts(self) -> int:
-        """Devices over which a parameter is divided."""
+        """Devices that a parameter is sharded over."""
         return self.config.mesh.fsdp * self.config.mesh.tensor
 
     @property
     def decoding_parts(self) -> int:
-        """Devices over which one is divided in decoding, by `rollout.layout="tensor"`."""
+        """Devices that a parameter is sharded over in decoding with `rollout.layout="tensor"`."""
         return self.parts * self.config.mesh.sequence
 
     @property
     def image_tokens(self) -> int:
-        """M."""
+        """M, image tokens per prompt."""
         return self.bucket[1] // self.model.vision.merge_size**2
 
     @property
     def slots(self) -> int:
-        """Cache slots of a response."""
+        """Cache slots per response."""
         chunk = self.config.rollout.chunk
         return -(-self.config.rollout.max_tokens // chunk) * chunk
 
     @property
     def layout(self) -> str:
-        """What `rollout.layout` comes to."""
+        """`rollout.layout`, with "auto" resolved."""
         chosen = self.config.rollout.layout
         weights = flops.layer_weights(self.model) + flops.head_weights(self.model)
         if chosen == "auto":
@@ -96,12 +96,12 @@ class Sizes(NamedTuple):
 
 
 def blocks(s: Sizes) -> tuple[int, ...]:
-    """Returns the slots of each block of a response's cache."""
+    """Returns the slots per block of a response's cache."""
     return block_sizes(s.slots, s.config.rollout.chunk)
 
 
 def resident(s: Sizes) -> Parts:
-    """Returns what lies in memory from the first step to the last."""
+    """Returns what stays in memory during the whole run."""
     moments = 8.0 * s.trained / s.parts
     return {
         "parameters": 4.0 * s.parameters / s.parts,
@@ -111,7 +111,7 @@ def resident(s: Sizes) -> Parts:
 
 
 def carried(s: Sizes) -> Parts:
-    """Returns what one step of an iteration hands to the next."""
+    """Returns what the steps of an iteration hand on to one another."""
     prompts, rows = (x / shards(s.config) for x in (s.config.rollout.prompts, sequences(s.config)))
     length, patches = s.bucket
     of_patch = 3 * s.model.vision.patch_size**2 + 4 * 4
@@ -123,12 +123,12 @@ def carried(s: Sizes) -> Parts:
 
 
 def _layer(s: Sizes) -> float:
-    """Bytes of one decoder layer's weights, gathered over fsdp."""
+    """Bytes per decoder layer's weights, gathered over fsdp."""
     return flops.layer_weights(s.model) / s.model.layers * s.item / s.config.mesh.tensor
 
 
 def _cache_bytes(s: Sizes) -> float:
-    """Bytes of one token's keys and values in all layers."""
+    """Bytes of one token's keys and values, all layers."""
     kind, c = s.config.rollout.cache, s.model
     size = {"bfloat16": 2.0, "int8": 1.0 + 4.0 / c.head_size}.get(kind, float(s.item))
     heads = c.kv_heads / math.gcd(c.kv_heads, s.config.mesh.tensor)
@@ -141,23 +141,23 @@ def _stream(s: Sizes, prompts: float, rows: float, tokens: float) -> float:
 
 
 def _logits(s: Sizes, rows: float) -> float:
-    """Bytes of one chunk's logits in float32 on one device, divided by vocabulary."""
+    """Bytes of one chunk's float32 logits per device, sharded over the vocabulary."""
     chunk = min(s.config.update.logprob_chunk, s.config.rollout.max_tokens)
     return 4.0 * rows * chunk * s.model.vocab_size / s.config.mesh.tensor
 
 
 def _vision_attention(s: Sizes, prompts: float) -> Parts:
-    """What attention in the vision tower holds beside queries, keys and values."""
+    """What attention in the vision tower allocates besides queries, keys and values."""
     v, patches = s.model.vision, s.bucket[1]
-    if s.kernel in ("plain", "xla"):  # scores, and what their exponentials are
+    if s.kernel in ("plain", "xla"):  # scores and their exponentials
         scores = min(MAX_SCORES, v.heads * patches**2)
         return {"scores": 2 * 4.0 * prompts * scores}
     if not by_window(v, patches):
         return {}
-    # Queries, and keys and values three times, in tiles of 128 lanes and transposed beside it.
+    # Queries, and keys and values three times, in tiles of 128 lanes, plus a transposed copy.
     size = v.width // v.heads
     lanes = -(-size // LANES) * LANES / size
-    rotated = prompts * patches * 2 * v.width * 4.0  # queries and keys, by their rotary angles
+    rotated = prompts * patches * 2 * v.width * 4.0  # queries and keys after the rotary embedding
     return {
         "keys by window": prompts * patches * 7 * v.width * s.item * lanes * 2,
         "turned queries and keys": rotated,
@@ -165,12 +165,12 @@ def _vision_attention(s: Sizes, prompts: float) -> Parts:
 
 
 def temporaries(s: Sizes) -> dict[str, Parts]:
-    """Returns what each step needs beside its arguments: step -> what -> bytes.
+    """Returns what each step needs besides its arguments: step -> name -> bytes.
 
-    Models of the largest arrays that must live at once: caches, weights brought together, hidden
-    states kept for the backward pass, the widest layer's inner states, gradients, logits. How often
-    hidden and inner states and a layer's weights are there was fitted to compiled programs of a 7B
-    model. Where a step has phases, it is the one that takes most.
+    Counts the largest arrays that must be alive at once: caches, gathered weights, hidden states
+    saved for the backward pass, the widest layer's inner states, gradients, logits. How many copies
+    of hidden states, inner states and a layer's weights exist was fitted to compiled programs of a
+    7B model. A step with several phases takes the largest phase.
     """
     c, m = s.config, s.model
     devices, rows = shards(c), sequences(c) / shards(c)
@@ -224,7 +224,9 @@ def temporaries(s: Sizes) -> dict[str, Parts]:
     if c.model.remat != "full":
         saved_per_layer += tokens * (m.heads + 2 * m.kv_heads) * m.head_size * s.item
         saved_per_layer += tokens * (2 * m.width + 3 * m.mlp_width) * s.item / c.mesh.tensor
-    sums = 1 + (microbatch(c) < c.update.minibatch)  # one micro-batch's, and all that were before
+    sums = 1 + (
+        microbatch(c) < c.update.minibatch
+    )  # one micro-batch's, and the sum of the earlier ones
     by_step["update"] = {
         "gradients": 4.0 * s.trained / s.parts * sums,
         "hidden states of all layers": m.layers * saved_per_layer,
@@ -246,7 +248,7 @@ def temporaries(s: Sizes) -> dict[str, Parts]:
 
 
 def work(s: Sizes) -> dict[str, Work]:
-    """Counts one iteration's phases, all devices together; every response of full length."""
+    """Counts the phases of an iteration, all devices together; every response has full length."""
     c, m = s.config, s.model
     prompts, samples, steps = c.rollout.prompts, c.rollout.samples, c.rollout.max_tokens
     length, patches = s.bucket
@@ -269,7 +271,7 @@ def work(s: Sizes) -> dict[str, Work]:
     if c.mode == "sft":
         count = 1 + flops.GRADIENT * (c.update.train_vit or c.update.train_connector)
         return {"vision": flops.total([vision] * count), **update}
-    if not s.frozen:  # its pass is part of each of the others
+    if not s.frozen:  # the vision tower runs in every other pass
         count = 1 + passes + (1 + flops.GRADIENT) * c.update.epochs * samples / sharing
         vision = Work(vision.needed * count, vision.executed * count, vision.bytes * count)
     return {
@@ -282,13 +284,13 @@ def work(s: Sizes) -> dict[str, Work]:
 
 
 class Assumed(NamedTuple):
-    """Shares of the peak that phases are assumed to reach.
+    """Assumed fractions of the peak.
 
     Attributes:
-        train: of the FLOP/s, gradient and log-prob passes.
-        prefill: of the FLOP/s, prefill and vision tower.
-        decode: of the memory's bandwidth, decoding.
-        link: of the link's bytes/s.
+        train: of FLOP/s, in gradient and log-prob passes.
+        prefill: of FLOP/s, in prefill and vision tower.
+        decode: of memory bandwidth, in decoding.
+        link: of link bandwidth.
     """
 
     train: float = 0.4
@@ -300,12 +302,12 @@ class Assumed(NamedTuple):
 def decode_bytes(s: Sizes) -> float:
     """Returns the bytes that each device reads to decode all tokens of its rows.
 
-    Its share of the weights, or all of them, once a token; keys and values of its rows: of prompts
-    for each token, of responses all slots of the blocks begun by then.
+    Per token: its shard of the weights (or all of them), the keys and values of its prompts, and
+    all slots of the response blocks that have begun.
     """
     weights = flops.layer_weights(s.model) + flops.head_weights(s.model)
     weight_shards = 1 if s.layout == "replicated" else s.decoding_parts
-    if s.layout == "train":  # gathered for each token, then read
+    if s.layout == "train":  # gathered per token, then read
         weight_shards = s.config.mesh.tensor
     sizes = blocks(s)
     met = sum(size * sum(sizes[: number + 1]) for number, size in enumerate(sizes))
@@ -321,12 +323,12 @@ def seconds(
 
     Args:
         s: the run.
-        topology: where.
-        sent: step -> bytes that a device sends in one iteration, from the compiled steps.
-        assumed: shares of the peak.
+        topology: the hardware.
+        sent: step -> bytes sent per device and iteration, from the compiled steps.
+        assumed: fractions of the peak.
 
     Returns:
-        phase -> seconds; "collectives" is the time on the wire, none of it taken to overlap.
+        phase -> seconds; "collectives" is the time on the link, with no overlap.
     """
     chip, done = topology.chip, work(s)
     devices = math.prod(s.config.mesh.values())
@@ -345,13 +347,13 @@ def seconds(
 
 
 def summary(s: Sizes, topology: Topology, phases: dict[str, float], dollars: float) -> Parts:
-    """Returns seconds an iteration, response tokens a second, MFU and dollars.
+    """Returns seconds per iteration, response tokens per second, MFU and dollars.
 
     Args:
         s: the run.
-        topology: where.
+        topology: the hardware.
         phases: from `seconds`.
-        dollars: an hour of one chip.
+        dollars: per chip-hour.
     """
     whole = sum(phases.values())
     needed = sum(phase_work.needed for phase_work in work(s).values())

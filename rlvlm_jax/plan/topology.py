@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Slices and nodes by name, the facts about their chips, and devices to compile for.
+"""Slices and nodes by name, facts about their chips, and devices to compile for.
 
-Names are those that the hardware is rented by: v5p-32 counts cores, two a chip; v5e-16 and v6e-64
-count chips; 8xH200 counts GPUs, eight to a node.
+Names are those of the cloud providers: v5p-32 counts cores, two per chip; v5e-16 and v6e-64 count
+chips; 8xH200 counts GPUs, eight per node.
 """
 
 import importlib.util
@@ -15,19 +15,19 @@ from rlvlm_jax.errors import InputError
 
 GIB = 2**30
 GPUS_OF_NODE = 8
-CHIPS_OF_HOST = {"v5e": 8, "v5p": 4, "v6e": 8}  # at most
+CHIPS_OF_HOST = {"v5e": 8, "v5p": 4, "v6e": 8}  # the most per host
 
 
 class Chip(NamedTuple):
-    """What one chip can do; every device here is one chip.
+    """Peak rates of one chip; every device here is one chip.
 
     Attributes:
-        flops: bfloat16 FLOP/s at most.
+        flops: peak bfloat16 FLOP/s.
         memory: bytes that a program may use.
         bandwidth: bytes/s between memory and chip.
-        link: bytes/s that a chip sends to its slice or node, while it receives as much.
-        network: bytes/s that a chip sends beyond them.
-        dollars: an hour of a chip, on demand; list prices that change, see `SOURCES`.
+        link: bytes/s that a chip sends within its slice or node, while it receives as much.
+        network: bytes/s that a chip sends between nodes.
+        dollars: per chip-hour, on demand; list prices change, see `SOURCES`.
     """
 
     flops: float
@@ -39,16 +39,16 @@ class Chip(NamedTuple):
 
 
 class Topology(NamedTuple):
-    """A slice, or some nodes of GPUs."""
+    """A TPU slice, or GPU nodes."""
 
     name: str
     kind: str  # key of CHIPS
     chips: int
-    shape: str  # as the compiler calls it
+    shape: str  # the compiler's name for it
 
     @property
     def chip(self) -> Chip:
-        """The facts about its chips."""
+        """Facts about its chips."""
         return CHIPS[self.kind]
 
     @property
@@ -58,22 +58,22 @@ class Topology(NamedTuple):
 
     @property
     def nodes(self) -> int:
-        """Parts that are joined by a network only."""
+        """Parts that only a network connects."""
         return 1 if self.is_tpu else math.ceil(self.chips / GPUS_OF_NODE)
 
     @property
     def hosts(self) -> int:
-        """The least number of hosts, each a process, that have these chips."""
+        """The least number of hosts for these chips; each host runs one process."""
         return math.ceil(self.chips / CHIPS_OF_HOST.get(self.kind, GPUS_OF_NODE))
 
 
 SOURCES = (
     "rates: cloud.google.com/tpu/docs (half of the bidirectional interconnect), NVIDIA data sheets "
-    "(dense bfloat16, one direction of NVLink, 400 Gb/s of network a GPU, A100 200); prices: lists "
+    "(dense bfloat16, one direction of NVLink, 400 Gb/s network per GPU, A100 200); prices: lists "
     "of Google Cloud (TPUs, us regions) and AWS (p5en, p5, p4de) as of 2025, not checked since; "
-    "--price gives another"
+    "--price sets another"
 )
-# Memory of TPUs is what the compiler allows; of GPUs what is left of theirs after the driver.
+# TPU memory is what the compiler allows; GPU memory is what the driver leaves.
 CHIPS = {
     "v5e": Chip(197e12, 15.75 * GIB, 819e9, 200e9, 3e9, 1.20),
     "v5p": Chip(459e12, 95.74 * GIB, 2765e9, 600e9, 6e9, 4.20),
@@ -139,10 +139,10 @@ _GPUS = {
 
 
 def parse(name: str) -> Topology:
-    """Returns the topology of a name.
+    """Returns the topology with this name.
 
     Raises:
-        InputError: there is none of that name; lists them.
+        InputError: the name is unknown; the message lists the known names.
     """
     tpu, gpu = re.fullmatch(r"(\w+)-(\d+)", name), re.fullmatch(r"(\d+)x(\w+)", name)
     if tpu and int(tpu[2]) in TPU_SHAPES.get(tpu[1], ()):
@@ -162,10 +162,10 @@ def parse(name: str) -> Topology:
 
 
 def devices(topology: Topology) -> list[Any]:
-    """Returns devices to compile for; none of them can run anything.
+    """Returns devices to compile for; they cannot run anything.
 
     Raises:
-        InputError: the compiler for them is not installed.
+        InputError: their compiler is not installed.
     """
     from jax.experimental import topologies
 
@@ -175,12 +175,12 @@ def devices(topology: Topology) -> list[Any]:
         needed, packages = "jax_plugins.xla_cuda13", "jax-cuda13-plugin jax-cuda13-pjrt"
     try:
         spec = importlib.util.find_spec(needed)
-    except ModuleNotFoundError:  # the package that it would be in
+    except ModuleNotFoundError:  # its parent package is missing
         spec = None
     if spec is None:
         raise InputError(
             f"--topology={topology.name} needs a compiler that is not installed; run pip install "
-            f"--no-deps {packages} in the versions that fit jax"
+            f"--no-deps {packages} in the versions that match jax"
         )
     if topology.is_tpu:
         made = topologies.get_topology_desc(platform="tpu", topology_name=topology.shape)

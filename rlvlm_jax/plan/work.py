@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A run that is planned: its model without weights, its session without devices, its steps lowered.
+"""Lowers a run's steps without weights or devices.
 
-The steps are those of `train.make_steps`, lowered by `train.lower_steps`, or that of
-`sft.make_step`; nothing is built anew. The evaluations of a supervised run are left out.
+The steps come from `train.make_steps` and `train.lower_steps`, or from `sft.make_step`; the plan
+builds none of its own. The evaluations of a supervised run are left out.
 """
 
 import json
@@ -22,18 +22,18 @@ from rlvlm_jax.errors import InputError
 from rlvlm_jax.models.qwen_vl_config import PUBLISHED, to_hf
 from rlvlm_jax.plan.predict import Sizes
 
-MULTIPLE = 16  # of P and I, as data.loader makes them
+MULTIPLE = 16  # of P and I, as in data.loader
 END_OF_TURN, END_OF_TEXT = 151645, 151643  # of Qwen's tokenizer
 
 
 class PublishedTokenizer(NamedTuple):
-    """What the steps need of a tokenizer, where there is no file of one."""
+    """What the steps need from a tokenizer, for models without tokenizer files."""
 
     stop_ids: tuple[int, ...] = (END_OF_TURN, END_OF_TEXT)
     pad_id: int = END_OF_TEXT
 
     def token_id(self, text: str) -> None:
-        """Knows no text: ids of vision tokens come from the model's configuration."""
+        """Returns None: ids of vision tokens come from the model's configuration."""
         del text
 
 
@@ -42,28 +42,28 @@ class Planned(NamedTuple):
 
     sizes: Sizes
     steps: dict[str, Any]  # name in `train.Steps` -> lowered
-    state_bytes: dict[str, float]  # part of the state -> bytes on one device, from its shardings
+    state_bytes: dict[str, float]  # part of the state -> bytes per device, from its shardings
     source: str  # where the model's sizes come from
     attention: str
     lowering_s: float
 
 
 def open_model(path: str) -> tuple[startup.Source, Any, str]:
-    """Finds a model's sizes: in its directory where there is one, else among the published.
+    """Finds a model's sizes: in its directory if it exists, else among the published models.
 
     Returns:
         (source, tokenizer or None for the source's own, where the sizes come from).
 
     Raises:
-        InputError: there is neither.
+        InputError: neither exists.
     """
     if path == startup.BUNDLED or Path(path).expanduser().is_dir():
         return startup.open_source(path), None, path
     name = path.rsplit("/", 1)[-1].lower().removesuffix("-instruct")
     if name not in PUBLISHED:
         raise InputError(
-            f"config.model.path={path!r} is no directory here, and none of the published sizes: "
-            f"{', '.join(PUBLISHED)}"
+            f"config.model.path={path!r} is neither a directory here nor a published model; known "
+            f"models: {', '.join(PUBLISHED)}"
         )
     files = {"config.json": json.dumps(to_hf(PUBLISHED[name]))}
     return startup.Source(Path(path), False, files), PublishedTokenizer(), f"published {name}"
@@ -72,13 +72,13 @@ def open_model(path: str) -> tuple[startup.Source, Any, str]:
 def largest_bucket(
     config: ConfigDict, spec: Any, prompt_tokens: int, patches: int
 ) -> tuple[int, int]:
-    """Returns (P, I): what is given, or else the most that the limits allow, one image a prompt.
+    """Returns (P, I): the values passed, or the largest possible with one image per prompt.
 
     Args:
         config: `data.max_prompt_tokens` is read.
-        spec: `processor.ImageSpec`, whose limits are the configuration's already.
-        prompt_tokens: P, 0 for the most.
-        patches: I, 0 for the most.
+        spec: `processor.ImageSpec`, with the configuration's limits applied.
+        prompt_tokens: P, 0 for the largest.
+        patches: I, 0 for the largest.
     """
     length = prompt_tokens or config.data.max_prompt_tokens
     most = spec.max_pixels // spec.patch_size**2
@@ -88,7 +88,7 @@ def largest_bucket(
 
 
 def device_bytes(tree: Any) -> float:
-    """Returns the bytes of ShapeDtypeStructs on one device."""
+    """Returns the bytes of ShapeDtypeStructs per device."""
     return float(
         sum(
             math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -113,28 +113,28 @@ def lower_supervised(
 def lower(
     config: ConfigDict, devices: list[Any], prompt_tokens: int = 0, patches: int = 0
 ) -> Planned:
-    """Lowers the steps of a run for devices that are not here.
+    """Lowers the steps of a run for devices that are not attached.
 
     Args:
         config: of the run; its mesh is resolved for these devices.
         devices: to compile for.
-        prompt_tokens: P, 0 for the most that the limits allow.
-        patches: I, alike.
+        prompt_tokens: P, 0 for the largest that the limits allow.
+        patches: I, 0 for the largest that the limits allow.
 
     Raises:
-        InputError: the configuration, the model or the mesh do not fit each other.
+        InputError: configuration, model and mesh do not fit each other.
     """
     config_lib.validate(config, len(devices))
     if config.mode == "eval":
         raise InputError(
-            "config.mode='eval' is not planned; set config.mode='rl', whose steps encode and "
-            "sample are an evaluation's too"
+            "config.mode='eval' is not planned; set config.mode='rl', whose encode and sample "
+            "steps are those of an evaluation"
         )
-    if config.mode == "sft":  # one response a prompt, and that is given
+    if config.mode == "sft":  # one response per prompt, from the data
         config.rollout.prompts, config.rollout.samples = config.update.minibatch, 1
         config.update.epochs = 1
     source, text, where = open_model(config.model.path)
-    config.compile_cache = ""  # or the seconds would be those of another day
+    config.compile_cache = ""  # otherwise compile times would be those of cached programs
     session = startup.open_session(config, source, devices, text)
     optimizer, _ = optim.make_optimizer(config.update, 1000, session.model.part)
     state = startup.state_shapes(session, optimizer)

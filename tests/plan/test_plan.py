@@ -63,7 +63,7 @@ def planned(monkeypatch):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--out=/nowhere/x.json", "there is no directory for it"),
+        ("--out=/nowhere/x.json", "its directory does not exist"),
         ("--out=FOLDER", "FOLDER is a directory"),
         ("--hlo=FOLDER/file", "FOLDER/file is a file"),
         ("--hlo=FOLDER/file/below", "FOLDER/file is a file"),
@@ -158,7 +158,7 @@ def test_a_mesh_that_leaves_chips_unused_is_said(monkeypatch, capsys, topology, 
         check_mesh(monkeypatch, topology, **axes)
     said = capsys.readouterr().err
     assert said.count("\n") == (part is not None)
-    assert part is None or f"the plan is of {part}" in said
+    assert part is None or f"the plan uses {part}" in said
 
 
 needs_libtpu = pytest.mark.skipif(
@@ -208,5 +208,7 @@ def test_what_does_not_fit_is_exit_2_with_advice():
         "--config.rollout.prompts=2048",
     )
     assert found.returncode == 2
-    assert "error: v5e-8 is too small: the most is needed in step 'sample'" in found.stderr
+    assert (
+        "error: v5e-8 is too small: step 'sample' of the iteration needs the most" in found.stderr
+    )
     assert "--config.rollout.cache=int8" in found.stderr

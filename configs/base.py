@@ -1,17 +1,17 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""How the bundled model was made: supervised from random weights, on answers of two styles.
+"""Trains the bundled model: supervised, from random weights, on answers of two styles.
 
     python -m rlvlm_jax.main --config=configs/base.py --workdir=runs/base
     python -m rlvlm_jax.export --checkpoint=runs/base/checkpoints/1375 --out=rlvlm_jax/assets/tiny \
         --dtype=bfloat16
 
-Part of the training texts work the answer out step by step, the larger part states it at once, as
-text on the web does. Greedy decoding then states answers at once and is often wrong; working
-them out, which the model can also do, is right more often. That is what RL finds.
+Some training texts work the answer out step by step; most state it at once, like text on the web.
+Greedy decoding then states answers at once and is often wrong. The model can also work them out,
+and is then right more often. RL finds that.
 
-The committed weights are step 1375 of these 2500: by then greedy decoding is right about four times
-in ten, and there is something left for RL to do. These steps took 79 minutes on two shared cores.
+The committed weights are step 1375 of these 2500. At that step greedy decoding is right about four
+times in ten, which leaves room for RL. These steps took 79 minutes on two shared cores.
 """
 
 from rlvlm_jax import config

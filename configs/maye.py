@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""MAYE: REINFORCE++ on one response a question, with the paper's numbers.
+"""MAYE: REINFORCE++ on one response per question, with the paper's numbers.
 
     python -m rlvlm_jax.main --config=configs/maye.py:geometry3k --workdir=runs/geometry3k \
         --config.data.train=DIR/geometry3k_rl_v0.jsonl \
@@ -9,12 +9,12 @@
 
 Arguments: `geometry3k` (50 epochs, 100 steps), `mm_math5k` (30 epochs, 150 steps), `faithful` (the
 mistakes of the released code, on geometry3k), and `smoke` (the bundled model and data), alone or
-behind another: `faithful,smoke`. The paper used 8 x H800, 7 of them to train, with Qwen2-VL-7B and
-Qwen2.5-VL-7B. An update of 28 sequences wants 1, 2, 4, 7, 14 or 28 devices.
+after another: `faithful,smoke`. The paper used 8 x H800, 7 of them to train, with Qwen2-VL-7B and
+Qwen2.5-VL-7B. An update of 28 sequences needs 1, 2, 4, 7, 14 or 28 devices.
 
-Source: Ma et al. 2025 (arXiv:2504.02587), section 5.1 and appendix A. Where paper and released
-script differ, the main text is followed; the mathematics is the corrected one (M-RoPE positions,
-zero-mean advantages, token means over the whole minibatch).
+Source: Ma et al. 2025 (arXiv:2504.02587), section 5.1 and appendix A. If the paper and the released
+script differ, this follows the main text. The mathematics is corrected (M-RoPE positions, zero-mean
+advantages, token means over the whole minibatch).
 """
 
 from rlvlm_jax import config
@@ -55,7 +55,7 @@ def get_config(arg=None):
         c.algorithm.flat_positions = True
         c.algorithm.whiten, c.algorithm.whiten_parts = "scale", 7
         c.algorithm.aggregate = "microbatch"
-        c.update.microbatch = 4  # what one GPU averaged over; wants 1, 2 or 4 devices
+        c.update.microbatch = 4  # sequences averaged per GPU; needs 1, 2 or 4 devices
         c.rewards.judge = "maye"
         c.rewards.format = 1.0
     return config.smoke(c) if smoke else c

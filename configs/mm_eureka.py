@@ -1,19 +1,19 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""MM-EUREKA's Qwen recipe: GRPO, 8 samples a prompt, accuracy filter 0.1-0.9, no KL.
+"""MM-EUREKA's Qwen recipe: GRPO, 8 samples per prompt, accuracy filter 0.1-0.9, no KL.
 
     python -m rlvlm_jax.main --config=configs/mm_eureka.py --workdir=runs/mm_eureka \
         --config.data.train=mmk12.jsonl
 
 Arguments: `dapo` (clip-higher, dynamic sampling, loss per token, soft overlong penalty), `adora`
 (ADORA's weights), `rloo` (RLOO normalised over the batch, as in the paper's first version),
-`faithful` (the released judge, which lets some wrong answers through), and `smoke` (the bundled
-model and data), alone or behind another: `dapo,smoke`. The authors used 8 to 16 GPUs of 80 GB with
-Qwen2.5-VL-7B; not run here. DAPO, ADORA and RLOO beside it are options of the same project.
+`faithful` (the released judge, which accepts some wrong answers), and `smoke` (the bundled model
+and data), alone or after another: `dapo,smoke`. The authors used 8 to 16 GPUs of 80 GB with
+Qwen2.5-VL-7B; not run here. DAPO, ADORA and RLOO are options of the same project.
 
 Source: Meng et al. 2025 (arXiv:2503.07365) and the hyper-parameters of its released Qwen script:
-128 prompts x 8, 128 sequences an update, lr 1e-6 falling to a tenth, 3 % warm-up, no weight decay,
-vision tower and connector frozen.
+128 prompts x 8, 128 sequences per update, lr 1e-6 decaying to a tenth, 3 % warm-up, no weight
+decay, vision tower and connector frozen.
 """
 
 from rlvlm_jax import config

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every recipe on the bundled model and problems: 30 steps, evaluated every five.
+"""Every recipe on the bundled model and problems: 30 steps, evaluated every 5 steps.
 
     for recipe in maye maye_faithful mm_eureka mm_eureka_faithful dapo adora rloo dr_grpo \
         reinforce_baseline gspo cispo sft
@@ -8,7 +8,7 @@
     done
     python -m rlvlm_jax.report runs/recipes/* --over=step --out=recipes.html
 
-Each is the `:smoke` of its recipe in this directory, with what `RECIPES` changes. One seed: this
+Each is the `:smoke` of its recipe in this directory, with the changes in `RECIPES`. One seed: this
 shows that each recipe trains and what it costs, not which is better.
 """
 

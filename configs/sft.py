@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The supervised baseline: worked solutions, the same questions, prompt and evaluation as RL.
+"""The supervised baseline: worked solutions, with the questions, prompt and evaluation of RL.
 
     python -m rlvlm_jax.main --config=configs/sft.py --workdir=runs/sft \
         --config.data.train=DIR/mm_math5k_rl_v0.jsonl \
@@ -10,10 +10,10 @@
 Argument: `smoke` (the bundled model and data).
 
 Source: Ma et al. 2025 (arXiv:2504.02587), section 5.1: 5,000 mm_math5k questions with their own
-solutions, learning rate 1e-5, warm-up and cosine, batches of 16, 30 epochs. Not given there, and
-chosen here: only the language model is trained, warm-up over a tenth of the updates, loss on the
-solution and its end token, solutions up to 2,048 tokens. Thirty epochs at this rate over-fit;
-sweep the rate, and run `--config.seeds=3`, before calling supervised training weak.
+solutions, learning rate 1e-5, warm-up and cosine, batches of 16, 30 epochs. The paper does not
+state the rest; chosen here: train only the language model, warm-up over a tenth of the updates,
+loss on the solution and its end token, solutions up to 2,048 tokens. Thirty epochs at this rate
+over-fit; sweep the rate, and run `--config.seeds=3`, before calling supervised training weak.
 """
 
 from rlvlm_jax import config

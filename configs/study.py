@@ -7,14 +7,14 @@
     done
     python -m rlvlm_jax.report runs/study/vanilla runs/study/sft runs/study/rl --out=study.html
 
-Arguments: `rl`, `sft`, `vanilla`, each three seeds, and `smoke` (RL, four steps). Both trainings go
-six times over the same 160 problems, in batches of 16 in the same order, supervised training with
-their worked solutions. Everything is evaluated on validation, test and out-of-distribution test
-after every epoch, in the scheme's three settings.
+Arguments: `rl`, `sft`, `vanilla`, each with three seeds, and `smoke` (RL, four steps). RL and
+supervised training both make six passes over the same 160 problems, in batches of 16, in the same
+order; supervised training uses their worked solutions. Each evaluates on validation, test and
+out-of-distribution test after every epoch, in the scheme's three settings.
 
-Learning rates were chosen on validation: for supervised training from 3e-5, 1e-4, 3e-4 and 1e-3
+Learning rates were chosen on validation. Supervised training: from 3e-5, 1e-4, 3e-4 and 1e-3
 (`:sft --config.seeds=1 --config.update.lr=...`; best pass@1 at T = 0.01: 0.66, 0.665, 0.65 and
-0.39, the last being step 0), for RL from 1e-4 with the cosine and 2e-4 without.
+0.39, the last at step 0). RL: from 1e-4 with the cosine and 2e-4 without.
 """
 
 from rlvlm_jax import config

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The bundled model learns to work its answers out: GRPO on a laptop, with no network.
+"""The bundled model learns to work out its answers: GRPO on a laptop, without a network.
 
     python -m rlvlm_jax.main --config=configs/tiny.py --workdir=runs/tiny
 

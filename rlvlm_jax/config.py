@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every configuration key once: its default, its unit, its meaning; and their validation.
+"""Every configuration key with its default, unit and meaning; and validation.
 
 A file in `configs/` starts from `default()` and states what differs. The dictionary is locked, so
-a misspelt key is an error. `validate` reports every problem of a configuration at once, before
-anything is allocated. This module knows nothing of models, data or devices.
+a misspelt key is an error. `validate` reports all problems of a configuration at once, before
+anything is allocated. This module knows nothing about models, data or devices.
 """
 
 import difflib
@@ -18,19 +18,19 @@ from ml_collections import ConfigDict
 from rlvlm_jax.errors import InputError
 
 MODES = ("rl", "sft", "eval")
-EVAL_SETTINGS = {  # name -> (samples k, temperature, top-p); spec of the MAYE scheme
+EVAL_SETTINGS = {  # name -> (samples k, temperature, top-p); the MAYE scheme
     "pass@1_t0.01": (1, 0.01, 0.001),
     "pass@1_t0.6": (1, 0.6, 1.0),
     "pass@8_t1.0": (8, 1.0, 1.0),
 }
 MAX_EVAL_SAMPLES = 256
-HARMLESS = (  # keys, or groups of keys, that say where and how fast a run is made, not what it does
+HARMLESS = (  # keys or groups of keys that change where and how fast a run runs, not its results
     *("seeds", "checkpoint_every", "mesh.", "hosts.", "log.", "data.workers", "data.index"),
     *("data.feature_cache_gib", "compile_cache", "rewards.workers", "model.attention"),
     *("model.remat", "rollout.layout"),
     *("update.microbatch", "update.logprob_batch", "update.logprob_chunk", "update.pack_tokens"),
 )
-# What may differ from host to host.
+# Keys or groups of keys that may differ between hosts.
 PER_HOST = ("hosts.", "data.workers", "data.index", "rewards.workers", "compile_cache")
 CHOICES = {
     "mode": MODES,
@@ -132,11 +132,11 @@ _FRACTIONS = (
 
 
 class Config(ConfigDict):
-    """A ConfigDict whose group `update` is not hidden by the dictionary's method of that name."""
+    """A ConfigDict in which `.update` is the group of that name, not the dictionary's method."""
 
     @property
     def update(self) -> ConfigDict:
-        """The keys of step IV."""
+        """The keys of step IV, the update."""
         return self["update"]
 
 
@@ -145,174 +145,176 @@ def default() -> ConfigDict:
     c = Config()
     c.mode = "rl"  # "rl", "sft" or "eval"
     c.seed = 0  # data order, sampling keys, random initialisation
-    c.seeds = 1  # runs with seeds seed, seed + 1, ..., one after another in WORKDIR/seed_N
-    c.total_steps = 0  # steps of the loop (one batch of prompts each); 0 = by `epochs`
-    c.epochs = 1.0  # passes over data.train where nothing is refilled, when total_steps is 0
+    c.seeds = 1  # runs with seeds seed, seed + 1, ..., in sequence in WORKDIR/seed_N
+    c.total_steps = 0  # loop steps, one batch of prompts each; 0 = set by `epochs`
+    c.epochs = 1.0  # passes over data.train (without refills) if total_steps is 0
     c.checkpoint_every = 0  # steps; 0 = only at the end; -1 = every epoch
-    c.eval_every = 0  # steps; 0 = never; -1 = every epoch. Step 0 is evaluated too
-    # Directory of compiled programs for the next start; "" = none. "auto" = ~/.cache/rlvlm_jax/xla
-    # on GPU and TPU, none on CPU: its programs are made for one processor, homes may serve several.
+    c.eval_every = 0  # steps; 0 = never; -1 = every epoch. Also evaluates step 0
+    # Directory that caches compiled programs; "" = none. "auto" = ~/.cache/rlvlm_jax/xla on GPU and
+    # TPU, none on CPU: CPU binaries are machine-specific and home directories may be shared.
     c.compile_cache = "auto"
 
     c.model = ConfigDict()
     c.model.path = "bundled"  # Hugging Face directory or repository, or an orbax directory
-    c.model.dtype = "float32"  # compute type; parameters and log-probs are always float32
-    # What the backward pass computes again to save memory: "none", "elementwise" (all of a layer
-    # but its products), "dots" (all but its products with weights) or "full" (all of it).
+    c.model.dtype = "float32"  # compute dtype; parameters and log-probs are always float32
+    # What the backward pass recomputes to save memory: "none", "elementwise" (everything in a layer
+    # except products), "dots" (everything except products with weights) or "full" (everything).
     c.model.remat = "elementwise"
-    # What computes attention over full sequences: "plain", "xla", "cudnn" (GPU, bfloat16) or
-    # "splash" (TPU); "auto" = cudnn on GPUs where it can, splash on TPUs, plain on CPU.
+    # Attention kernel for full sequences: "plain", "xla", "cudnn" (GPU, bfloat16) or "splash"
+    # (TPU); "auto" = cudnn on GPUs if possible, splash on TPUs, plain on CPU.
     c.model.attention = "auto"
-    c.model.random_init = False  # start from random weights, with model.path's sizes
+    c.model.random_init = False  # start from random weights with model.path's sizes
 
     c.data = ConfigDict()
     c.data.train = "bundled:train"  # jsonl file, `datasets` name or directory, or bundled:SPLIT
     c.data.val = ""
     c.data.test = ""
     c.data.test_ood = ""
-    c.data.max_prompt_tokens = 2048  # image tokens included; a longer prompt is dropped, counted
+    c.data.max_prompt_tokens = 2048  # with image tokens; longer prompts are dropped and counted
     c.data.on_bad_record = "error"  # "error" | "skip" (drop and count)
-    c.data.min_pixels = 0  # per image; 0 = the model directory's own limit
+    c.data.min_pixels = 0  # per image; 0 = the limit in the model directory
     c.data.max_pixels = 0
     c.data.instruction = ""  # appended to every question on a new line
-    c.data.system = ""  # system message; "" = what the chat template does by itself
-    c.data.buckets = 2  # how many static (prompt, patch) shapes are chosen from the data
-    c.data.workers = 2  # threads that read, decode and tokenise ahead
-    c.data.index = "~/.cache/rlvlm_jax"  # where lengths of prompts are kept; "" = count every time
+    c.data.system = ""  # system message; "" = the chat template's default
+    c.data.buckets = 2  # number of static (prompt, patch) shapes chosen from the data
+    c.data.workers = 2  # threads that read, decode and tokenise ahead of time
+    c.data.index = "~/.cache/rlvlm_jax"  # cache of prompt lengths; "" = recount every time
     c.data.feature_cache_gib = 1.0  # host memory for features of frozen vision parts; 0 = none
-    c.data.limit_eval = 0  # use only the first this many evaluation questions; 0 = all
+    c.data.limit_eval = 0  # use only the first N evaluation questions; 0 = all
 
     c.rollout = ConfigDict()
-    c.rollout.prompts = 16  # prompts a step (N)
-    c.rollout.samples = 8  # responses a prompt (G)
+    c.rollout.prompts = 16  # prompts per step (N)
+    c.rollout.samples = 8  # responses per prompt (G)
     c.rollout.max_tokens = 64  # response limit (R)
     c.rollout.temperature = 1.0
     c.rollout.top_p = 1.0
     c.rollout.top_k = 0  # 0 = off
-    # Keys and values are kept in model.dtype ("model"), "bfloat16" or "int8", which takes a
-    # quarter of float32's memory; they are read back into model.dtype for every token.
+    # dtype of the KV cache: model.dtype ("model"), "bfloat16" or "int8", which takes a quarter of
+    # float32's memory. Every decode step converts keys and values to model.dtype.
     c.rollout.cache = "model"
-    # How weights lie for decoding on several devices: "train", as they are trained, gathered for
-    # every token; "replicated", whole on each; "tensor", divided by heads, MLP width and vocabulary
+    # Sharding of the weights for decoding on several devices: "train", as in training, gathered for
+    # every token; "replicated", whole on each device; "tensor", by heads, MLP width and vocabulary
     # over mesh.fsdp x mesh.tensor; "auto" = "replicated" up to 1 GiB of weights, else "tensor".
     c.rollout.layout = "auto"
-    c.rollout.chunk = 16  # decode steps between two looks at whether every row has stopped
+    c.rollout.chunk = 16  # decode steps between checks whether every row has stopped
 
     c.rewards = ConfigDict()
     c.rewards.judge = "strict"
-    c.rewards.tolerance = 1e-6  # of decimals, as a share of the reference
-    c.rewards.rounding = "none"  # "reference": 6√5 is 13.4; "both": 13.42 is 6√5 too
+    c.rewards.tolerance = 1e-6  # of decimals, relative to the reference
+    c.rewards.rounding = "none"  # "reference": 6√5 is 13.4; "both": 13.42 is also 6√5
     c.rewards.accuracy = 1.0  # weights of the parts of the score
-    c.rewards.language = 1.0  # the language reward itself is -0.1 * share of CJK characters
+    c.rewards.language = 1.0  # the language reward itself is -0.1 * fraction of CJK characters
     c.rewards.format = 0.0
     c.rewards.format_style = "think"
-    c.rewards.repetition = 0.0  # the reward itself is -(share of repeated 4-grams)
+    c.rewards.repetition = 0.0  # the reward itself is -(fraction of repeated 4-grams)
     c.rewards.overlong = 0.0  # the reward itself falls from 0 to -1 over the last overlong_tokens
     c.rewards.overlong_tokens = 0  # before rollout.max_tokens
     c.rewards.custom = ""  # "module:function", called as f(response, example) -> float
     c.rewards.custom_weight = 1.0
-    c.rewards.custom_memory_gib = 4.0  # that one call may use
-    c.rewards.no_eos_penalty = True  # a truncated response's score is replaced by `penalty`
+    c.rewards.custom_memory_gib = 4.0  # the most that one call may use
+    c.rewards.no_eos_penalty = True  # replace a truncated response's score by `penalty`
     c.rewards.penalty = -0.1
-    c.rewards.min_tokens = 1  # a response with fewer content tokens gets `penalty` too
-    c.rewards.deadline_s = 5.0  # seconds a judged item may take
-    c.rewards.workers = 2  # judging processes; 0 = one a core
+    c.rewards.min_tokens = 1  # responses with fewer content tokens also get `penalty`
+    c.rewards.deadline_s = 5.0  # the most seconds per judged item
+    c.rewards.workers = 2  # judging processes; 0 = one per core
 
     c.algorithm = ConfigDict()
     c.algorithm.advantage = "grpo"
     c.algorithm.whiten = "center"  # reinforce_pp: "center", "scale" (MAYE's code), "none"
     c.algorithm.gamma = 1.0  # reinforce_pp: discount per token
-    c.algorithm.scale = "group"  # grpo: what a centred score is divided by
+    c.algorithm.scale = "group"  # grpo: divisor of a centred score
     c.algorithm.eps = 1e-6  # grpo: added to the deviation
-    c.algorithm.normalise = False  # group estimators: whiten over all tokens of the batch as well
-    c.algorithm.whiten_parts = 1  # whiten within so many equal parts of the batch (MAYE's: 7 GPUs)
-    c.algorithm.adora = False  # weigh groups down whose right responses are not the longer ones
+    c.algorithm.normalise = False  # group estimators: also whiten over all tokens of the batch
+    c.algorithm.whiten_parts = 1  # whiten within this many equal parts of the batch (MAYE: 7 GPUs)
+    c.algorithm.adora = False  # down-weight groups whose correct responses are not the longer ones
     c.algorithm.adora_lambda = 0.1  # their weight
     c.algorithm.loss = "ppo"
     c.algorithm.clip_low = 0.2
     c.algorithm.clip_high = 0.2
     c.algorithm.dual_clip = 0.0  # 0 = off
     c.algorithm.is_cap = 0.0  # cap of the sampler-to-trainer importance weight; 0 = off
-    # Where the ratio's old log-probs come from: a pass of the "trainer" before the update; the
-    # "sampler", which in float32 on CPU gives the trainer's, no pass; the "update" itself where it
-    # is one optimizer step, no pass; "auto" is "update" where that can be, else "trainer". Without
-    # a pass, the gap between sampler and trainer is that of the first optimizer step's sequences.
+    # Source of the ratio's old log-probs. "trainer": a pass before the update. "sampler": no pass;
+    # in float32 on CPU they equal the trainer's. "update": no pass; for an update of one optimizer
+    # step. "auto": "update" if possible, else "trainer". Without a pass, the difference between
+    # sampler and trainer is measured on the first optimizer step's sequences.
     c.algorithm.old_logprobs = "auto"
     c.algorithm.aggregate = "token"
-    c.algorithm.length_norm = 0  # aggregate="constant": tokens a sequence is divided by; 0 = R
+    c.algorithm.length_norm = 0  # aggregate="constant": divisor per sequence, in tokens; 0 = R
     c.algorithm.kl_loss_coef = 0.0  # 0 = no reference pass
     c.algorithm.kl_loss_kind = "k3"
     c.algorithm.kl_reward_coef = 0.0  # penalty in the return; group estimators: in the score
     c.algorithm.kl_reward_kind = "k1"
     c.algorithm.entropy_coef = 0.0  # bonus for entropy, mean over tokens, in nats
     c.algorithm.mask_truncated = False  # leave truncated responses out of the loss
-    c.algorithm.flat_positions = False  # train on 1-D positions, as MAYE's code did; never samples
-    c.algorithm.filter = False  # leave out groups whose accuracy is outside [low, high]
-    c.algorithm.filter_refills = 0  # further batches sampled a step to replace what is left out
+    c.algorithm.flat_positions = (
+        False  # train on 1-D positions, like MAYE's code; sampling is unaffected
+    )
+    c.algorithm.filter = False  # leave out groups with accuracy outside [low, high]
+    c.algorithm.filter_refills = 0  # extra batches per step that replace left-out groups
     c.algorithm.filter_low = 0.1
     c.algorithm.filter_high = 0.9
 
     c.update = ConfigDict()
     c.update.minibatch = 64  # sequences per optimizer step
     c.update.microbatch = 0  # sequences per forward-backward pass; 0 = the whole minibatch
-    c.update.logprob_batch = 0  # sequences per log-prob pass, at most; 0 = the whole batch
-    c.update.logprob_chunk = 64  # response tokens a row whose logits exist at a time
-    c.update.pack_tokens = 0  # RL: passes over packed streams of so many tokens, not rows; 0 = off
+    c.update.logprob_batch = 0  # most sequences per log-prob pass; 0 = the whole batch
+    c.update.logprob_chunk = 64  # response tokens per row whose logits exist at a time
+    c.update.pack_tokens = 0  # RL: pack sequences into streams of this many tokens; 0 = off
     c.update.epochs = 1  # passes over the collected batch
     c.update.lr = 1e-6
     c.update.schedule = "cosine"
-    c.update.warmup = 0.1  # share of all optimizer steps
-    c.update.final_lr = 0.0  # share of lr at the end of the cosine
+    c.update.warmup = 0.1  # fraction of all optimizer steps
+    c.update.final_lr = 0.0  # fraction of lr at the end of the cosine
     c.update.weight_decay = 0.01
     c.update.b1 = 0.9
     c.update.b2 = 0.95
     c.update.eps = 1e-8
     c.update.grad_clip = 1.0  # global norm; 0 = off
-    c.update.max_bad_steps = 5  # non-finite gradients in a row before the run stops
+    c.update.max_bad_steps = 5  # consecutive non-finite gradients before the run stops
     c.update.train_vit = False
     c.update.train_connector = False
-    c.update.train_llm = True  # the embedding included
-    c.update.train_head = True  # with train_llm; where the head is the embedding, it is one with it
-    c.update.only = ""  # regular expression: of these parts, train only paths in which it is found
-    c.update.lora_rank = 0  # r: train adapters of this rank beside the parts' weights; 0 = weights
-    c.update.lora_alpha = 0.0  # adapters count alpha / r; 0 = r
-    c.update.lr_vit = 0.0  # rates of their own for some parts; 0 = lr; a tied head has the llm's
+    c.update.train_llm = True  # includes the embedding
+    c.update.train_head = True  # with train_llm; a tied head is part of the embedding
+    c.update.only = ""  # regular expression: of these parts, train only matching paths
+    c.update.lora_rank = 0  # r: train adapters of this rank for these parts; 0 = train the weights
+    c.update.lora_alpha = 0.0  # adapters are scaled by alpha / r; 0 = r
+    c.update.lr_vit = 0.0  # learning rates per part; 0 = lr; a tied head uses the llm's
     c.update.lr_connector = 0.0
     c.update.lr_head = 0.0
 
     c.sft = ConfigDict()
-    c.sft.style = "worked"  # "mixed": part worked, part bare answers (bundled problems only)
-    c.sft.direct_share = 0.6  # sft.style="mixed": share of bare answers
+    c.sft.style = "worked"  # "mixed": worked solutions and bare answers (bundled problems only)
+    c.sft.direct_share = 0.6  # sft.style="mixed": fraction of bare answers
 
     c.mesh = ConfigDict()
-    c.mesh.data = 1  # devices per axis; at most one may be -1: all devices that are left
+    c.mesh.data = 1  # devices per axis; one axis may be -1: all remaining devices
     c.mesh.fsdp = 1
-    c.mesh.sequence = 1  # divides the tokens of a sequence while it goes through the model
+    c.mesh.sequence = 1  # shards the tokens of a sequence inside the model
     c.mesh.tensor = 1
 
-    c.hosts = ConfigDict()  # where several processes make up the run
-    c.hosts.heartbeat_s = 30.0  # a process not heard of for so long is lost, and the others leave
-    c.hosts.start_s = 300.0  # how long the first to start waits for the others
-    # A step, or an evaluation, that takes longer makes every process write where its threads are to
-    # stderr, and again after as long; it goes on. 0 = never.
+    c.hosts = ConfigDict()  # for runs of several processes
+    c.hosts.heartbeat_s = 30.0  # a process silent for this long is lost, and the others exit
+    c.hosts.start_s = 300.0  # how long the first process to start waits for the others
+    # If a step or an evaluation takes longer, every process writes its threads' stacks to stderr,
+    # and repeats that after the same time; the run continues. 0 = never.
     c.hosts.deadline_s = 0.0
 
     c.eval = ConfigDict()
-    c.eval.settings = ("pass@1_t0.01",)  # names out of EVAL_SETTINGS
+    c.eval.settings = ("pass@1_t0.01",)  # names from EVAL_SETTINGS
     c.eval.batch = 0  # prompts per evaluation batch; 0 = rollout.prompts
-    c.eval.samples = 8  # responses a question for pass@8; more give unbiased estimates
-    c.eval.samples_seed = 1234  # with config.seed: the keys, the same at every evaluation
+    c.eval.samples = 8  # responses per question for pass@8; more give unbiased estimates
+    c.eval.samples_seed = 1234  # with config.seed, the sampling keys of every evaluation
 
     c.log = ConfigDict()
     c.log.keep_checkpoints = 2
-    # Directory of the run's checkpoints, gs://BUCKET/DIRECTORY too; "" = WORKDIR/checkpoints. No
-    # other run may use it. What else a run writes is in WORKDIR.
+    # Directory of the run's checkpoints, may be gs://BUCKET/DIRECTORY; "" = WORKDIR/checkpoints. No
+    # other run may use it. Everything else is written to WORKDIR.
     c.log.checkpoints = ""
     c.log.rollouts = True  # write rollouts/STEP.jsonl
-    c.log.token_prompts = 4  # prompts a step whose responses are written token by token too
+    c.log.token_prompts = 4  # prompts per step whose responses are also written token by token
     c.log.tensorboard = True
     c.log.prometheus = False  # WORKDIR/metrics.prom: the newest numbers, for node exporters
-    c.log.profile = ""  # "FIRST-LAST": steps that JAX's profiler traces into WORKDIR/profile
+    c.log.profile = ""  # "FIRST-LAST": steps that JAX's profiler traces to WORKDIR/profile
     c.log.wandb = ""  # project name; "" = off
     c.log.progress = True  # progress bar, on a terminal
     return c.lock()
@@ -322,12 +324,12 @@ def variant(recipe: str, arg: str | None, known: Sequence[str]) -> tuple[str, bo
     """Reads a recipe's argument: VARIANT, `smoke`, or `VARIANT,smoke`.
 
     Args:
-        recipe: file, for the message.
-        arg: what stands behind the colon, None for nothing.
-        known: the variants, the first for no argument.
+        recipe: file, for the error message.
+        arg: the text after the colon, None if there is none.
+        known: the variants; the first is the default.
 
     Returns:
-        (variant, whether the bundled model and data are to be put under it).
+        (variant, whether to use the bundled model and data).
 
     Raises:
         ValueError: there is no such variant.
@@ -342,10 +344,10 @@ def variant(recipe: str, arg: str | None, known: Sequence[str]) -> tuple[str, bo
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    """Puts the bundled model and data under a recipe, and leaves its algorithm as it is.
+    """Switches a recipe to the bundled model and data without changing its algorithm.
 
-    Sizes shrink to a laptop's: prompts, tokens, steps and the number of sequences an optimizer
-    step. Which advantage, loss, reward and schedule are used does not change.
+    Sizes shrink to fit a laptop: prompts, tokens, steps and sequences per optimizer step.
+    Advantage, loss, reward and schedule stay the same.
 
     Args:
         config: a recipe's configuration, changed in place.
@@ -390,7 +392,7 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def nearest_key(key: str) -> str:
-    """Returns the valid dotted key that looks most like `key`."""
+    """Returns the valid dotted key that is most similar to `key`."""
     keys = [name for name, _ in flatten(default())]
     by_leaf = {name.rsplit(".", 1)[-1]: name for name in keys}
     close = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
@@ -399,12 +401,12 @@ def nearest_key(key: str) -> str:
 
 
 def shards(config: ConfigDict) -> int:
-    """Returns over how many devices the sequences of a batch are divided; needs `resolve_mesh`."""
+    """Returns how many devices the sequences of a batch are sharded over; needs `resolve_mesh`."""
     return config.mesh.data * config.mesh.fsdp * config.mesh.sequence
 
 
 def pass_shards(config: ConfigDict) -> int:
-    """Returns the same while they go through the model, their tokens over `mesh.sequence`."""
+    """Returns the same inside the model, where `mesh.sequence` shards the tokens instead."""
     return config.mesh.data * config.mesh.fsdp
 
 
@@ -423,17 +425,17 @@ def profiled_steps(config: ConfigDict) -> range:
 
 
 def sequences(config: ConfigDict) -> int:
-    """Returns B, the responses of one step."""
+    """Returns B, the responses per step."""
     return config.rollout.prompts * config.rollout.samples
 
 
 def microbatch(config: ConfigDict) -> int:
-    """Returns the sequences of one forward-backward pass, at most the minibatch."""
+    """Returns the sequences per forward-backward pass, at most the minibatch."""
     return min(config.update.microbatch or config.update.minibatch, config.update.minibatch)
 
 
 def old_logprobs(config: ConfigDict) -> str:
-    """Returns what `algorithm.old_logprobs` comes to: "trainer", "sampler" or "update"."""
+    """Returns `algorithm.old_logprobs` with "auto" resolved: "trainer", "sampler" or "update"."""
     chosen = config.algorithm.old_logprobs
     if chosen == "auto":
         one_step = config.update.epochs * sequences(config) == config.update.minibatch
@@ -442,10 +444,10 @@ def old_logprobs(config: ConfigDict) -> str:
 
 
 def logprob_passes(config: ConfigDict) -> int:
-    """Returns into how many equal parts the prompts of a step are cut for a log-prob pass.
+    """Returns the number of equal parts that a step's prompts are split into for log-prob passes.
 
-    The fewest that leave each device as many prompts, and no pass more than
-    `update.logprob_batch` sequences where the samples of one prompt a device allow it.
+    This is the smallest number that gives each device the same number of prompts and each pass at
+    most `update.logprob_batch` sequences; one prompt per device is the least, even if that is more.
     """
     most = config.update.logprob_batch or sequences(config)
     per_device = config.rollout.prompts // pass_shards(config)
@@ -458,7 +460,7 @@ def logprob_passes(config: ConfigDict) -> int:
 
 
 def resolve_mesh(config: ConfigDict, devices: int) -> None:
-    """Replaces a -1 in `config.mesh` by what is left of the devices.
+    """Replaces a -1 in `config.mesh` by the number of remaining devices.
 
     Raises:
         InputError: two axes are -1, or the others do not divide the number of devices.
@@ -503,7 +505,7 @@ def _sign_problems(c: ConfigDict) -> Iterator[str]:
             yield f"config.{key}={values[key]} must not be negative"
     for key in _FRACTIONS:
         if not 0 <= values[key] <= 1:
-            yield f"config.{key}={values[key]} must lie between 0 and 1"
+            yield f"config.{key}={values[key]} must be between 0 and 1"
     for key in ("checkpoint_every", "eval_every"):
         if values[key] < -1:
             yield f"config.{key}={values[key]} must be -1 (every epoch), 0 (never) or steps"
@@ -511,18 +513,18 @@ def _sign_problems(c: ConfigDict) -> Iterator[str]:
         if values[key] not in allowed:
             yield f"config.{key}={values[key]!r} is not one of {', '.join(allowed)}"
     if not 8 <= c.eval.samples <= MAX_EVAL_SAMPLES:
-        yield f"config.eval.samples={c.eval.samples} must lie between 8 and {MAX_EVAL_SAMPLES}"
+        yield f"config.eval.samples={c.eval.samples} must be between 8 and {MAX_EVAL_SAMPLES}"
     for name in c.eval.settings:
         if name not in EVAL_SETTINGS:
             yield f"config.eval.settings has {name!r}; known are {', '.join(EVAL_SETTINGS)}"
 
 
 def _shape_problems(c: ConfigDict) -> Iterator[str]:
-    """Yields a sentence for every size that does not divide another as it must."""
+    """Yields a sentence for every size that does not divide another one as required."""
     rows, mini, micro = sequences(c), c.update.minibatch, microbatch(c)
     devices, in_pass = shards(c), pass_shards(c)
     if c.mode == "sft":
-        rows = mini  # one optimizer step a batch
+        rows = mini  # one optimizer step per batch
     if rows % mini:
         yield (
             f"config.update.minibatch={mini} does not divide the {rows} sequences of a step "
@@ -536,7 +538,7 @@ def _shape_problems(c: ConfigDict) -> Iterator[str]:
     elif micro % in_pass:
         yield (
             f"a pass of {micro} sequences (config.update.microbatch, or config.update.minibatch "
-            f"where that is 0) does not divide over config.mesh.data x config.mesh.fsdp = "
+            f"if that is 0) does not divide over config.mesh.data x config.mesh.fsdp = "
             f"{in_pass} devices; use a multiple of {in_pass}"
         )
     elif c.mode == "sft" and mini % devices:
@@ -588,13 +590,13 @@ def _recipe_problems(c: ConfigDict) -> Iterator[str]:
         )
     if c.rewards.overlong and not 1 <= c.rewards.overlong_tokens <= c.rollout.max_tokens:
         yield (
-            f"config.rewards.overlong_tokens={c.rewards.overlong_tokens} must lie between 1 and "
-            f"config.rollout.max_tokens={c.rollout.max_tokens} where config.rewards.overlong is set"
+            f"config.rewards.overlong_tokens={c.rewards.overlong_tokens} must be between 1 and "
+            f"config.rollout.max_tokens={c.rollout.max_tokens} if config.rewards.overlong is set"
         )
     if c.algorithm.old_logprobs == "update":
         if c.update.epochs * sequences(c) != c.update.minibatch:
             yield (
-                "config.algorithm.old_logprobs='update' is for one optimizer step a batch; set "
+                "config.algorithm.old_logprobs='update' is for one optimizer step per batch; set "
                 f"config.update.minibatch={sequences(c)} and config.update.epochs=1, or use 'auto'"
             )
         if c.algorithm.kl_reward_coef:
@@ -616,15 +618,15 @@ def _recipe_problems(c: ConfigDict) -> Iterator[str]:
             )
         if c.algorithm.flat_positions:
             yield (
-                "config.algorithm.flat_positions makes the trainer another model than the "
-                "sampler; use config.algorithm.old_logprobs='trainer'"
+                "config.algorithm.flat_positions makes the trainer's model differ from the "
+                "sampler's; use config.algorithm.old_logprobs='trainer'"
             )
     if c.algorithm.dual_clip and c.algorithm.dual_clip <= 1:
         yield f"config.algorithm.dual_clip={c.algorithm.dual_clip} must be 0 (off) or above 1"
     if c.update.pack_tokens and c.algorithm.aggregate == "microbatch":
         yield (
-            "config.algorithm.aggregate='microbatch' averages micro-batches of a fixed number of "
-            "sequences, which config.update.pack_tokens does not make; set one of them otherwise"
+            "config.algorithm.aggregate='microbatch' averages micro-batches with a fixed number of "
+            "sequences, but config.update.pack_tokens packs a varying number; change one of them"
         )
     if c.algorithm.filter_refills and not c.algorithm.filter:
         yield (
@@ -659,7 +661,7 @@ def _recipe_problems(c: ConfigDict) -> Iterator[str]:
     except ValueError:
         yield (
             f"config.log.profile={c.log.profile!r} is not of the form FIRST-LAST, such as '5-7', "
-            "with steps from 1 on"
+            "with steps from 1"
         )
     place = c.log.checkpoints
     if re.match(r"\w+:/|gs//", place) and not re.match("gs://[^/]+/.", place):
@@ -685,14 +687,14 @@ def _recipe_problems(c: ConfigDict) -> Iterator[str]:
 
 
 def check_hosts(config: ConfigDict) -> None:
-    """Checks `config.hosts`, which is used before it is known how many devices there are.
+    """Checks `config.hosts`, which is used before the number of devices is known.
 
     Raises:
-        InputError: with one sentence for every problem found.
+        InputError: one sentence per problem.
     """
     limits = {"heartbeat_s": 1, "start_s": 1, "deadline_s": 0}
     problems = [
-        f"config.hosts.{key}={config.hosts[key]:g} is not from {least} to 1e6 seconds"
+        f"config.hosts.{key}={config.hosts[key]:g} is not between {least} and 1e6 seconds"
         for key, least in limits.items()
         if not least <= config.hosts[key] <= 1e6
     ]
@@ -705,10 +707,10 @@ def validate(config: ConfigDict, devices: int) -> None:
 
     Args:
         config: changed in place.
-        devices: how many there are.
+        devices: number of devices.
 
     Raises:
-        InputError: with one sentence for every problem found.
+        InputError: one sentence per problem.
     """
     check_hosts(config)
     resolve_mesh(config, devices)

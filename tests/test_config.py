@@ -90,9 +90,9 @@ def test_flags_change_values():
         (["--config.update.pack_tokens=32"], "config.update.pack_tokens=32 has no room"),
         (
             ["--config.update.pack_tokens=160", "--config.algorithm.aggregate=microbatch"],
-            "which config.update.pack_tokens does not make",
+            "but config.update.pack_tokens packs a varying number",
         ),
-        (["--config.algorithm.old_logprobs=update"], "is for one optimizer step a batch"),
+        (["--config.algorithm.old_logprobs=update"], "is for one optimizer step per batch"),
         (
             [
                 *("--config.algorithm.old_logprobs=update", "--config.update.minibatch=128"),
@@ -106,7 +106,7 @@ def test_flags_change_values():
         ),
         (
             ["--config.algorithm.old_logprobs=sampler", "--config.algorithm.flat_positions=True"],
-            "config.algorithm.flat_positions makes the trainer another model",
+            "config.algorithm.flat_positions makes the trainer's model differ",
         ),
         (
             ["--config.algorithm.old_logprobs=sampler", "--config.rollout.cache=int8"],
@@ -216,5 +216,7 @@ def test_seconds_of_hosts_are_checked_before_any_is_waited_for(key, value):
     config.check_hosts(c)
     c.hosts[key] = value
     for check in (config.check_hosts, lambda c: config.validate(c, 1)):
-        with pytest.raises(InputError, match=rf"config.hosts.{key}={value:g} is not from \d to"):
+        with pytest.raises(
+            InputError, match=rf"config.hosts.{key}={value:g} is not between \d and"
+        ):
             check(c)

@@ -2,8 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reinforcement learning for vision-language models in JAX.
 
-`VLM` is imported on first use, so that `import rlvlm_jax.rewards` in a worker process does not
-load JAX.
+`VLM` is imported on first use, so `import rlvlm_jax.rewards` in a worker process does not load JAX.
 """
 
 from typing import Any

@@ -1,14 +1,14 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints: the only place that knows orbax.
+"""Checkpoints: the only module that uses orbax.
 
 A step directory holds four items: `params` (all parameters), `optimizer` (its state and counters),
 `run` (JSON: configuration, data cursor, running sums) and `model_files` (JSON: the text of
-config.json, tokenizer and processor files, so that export needs nothing else). What
-`rlvlm_jax.convert` writes is the first and the last of these. A step directory gets its name only
-when it is complete, or in a bucket a file that says so, so one that a crash cut off is never seen.
+config.json, tokenizer and processor files, so that export needs nothing else).
+`rlvlm_jax.convert` writes only the first and the last. A step directory gets its final name (in a
+bucket: a marker file) only once it is complete, so one that a crash cut off is never read.
 
-Directories may be in Google Cloud Storage, gs://BUCKET/..., which takes the package gcsfs.
+Directories may be in Google Cloud Storage, gs://BUCKET/..., which needs the package gcsfs.
 """
 
 import contextlib
@@ -33,11 +33,11 @@ PARAMS, OPTIMIZER, RUN, FILES = "params", "optimizer", "run", "model_files"
 
 
 def open_manager(directory: str | Path, keep: int) -> ocp.CheckpointManager:
-    """Opens a run's checkpoints for writing, in the background; clears away unfinished ones.
+    """Opens a run's checkpoints for writing in the background; deletes unfinished ones.
 
     Args:
-        directory: created where it is missing.
-        keep: the newest so many steps stay.
+        directory: is created if it is missing.
+        keep: how many of the newest steps to keep.
 
     Raises:
         InputError: the directory cannot be written.
@@ -47,7 +47,7 @@ def open_manager(directory: str | Path, keep: int) -> ocp.CheckpointManager:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _not_writable(directory, error) from error
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax narrates every save
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs every save
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep, create=True, cleanup_tmp_directories=True
     )
@@ -55,30 +55,30 @@ def open_manager(directory: str | Path, keep: int) -> ocp.CheckpointManager:
 
 
 def check_bucket(directory: str | Path) -> None:
-    """Finds out whether a directory in a bucket can be written, where it is one; leaves no trace.
+    """Checks that a directory can be written if it is in a bucket; leaves nothing behind.
 
     Raises:
-        InputError: it cannot.
+        InputError: it cannot be written.
     """
     if not is_url(directory):
         return
     probe = absolute(directory) / f".writable-{jax.process_index()}"
     try:
-        probe.write_bytes(b"?")  # making a directory asks nothing of a bucket
+        probe.write_bytes(b"?")  # creating a directory would not contact the bucket
         probe.unlink()
     except Exception as error:  # what reaches a bucket raises many kinds
         raise _not_writable(directory, error) from error
 
 
 def check_shared(directory: str | Path, patience_s: float) -> None:
-    """Finds out whether all processes see one directory; creates it. All must call it together.
+    """Creates a directory and checks that all processes share it; all processes must call it.
 
     Args:
         directory: of checkpoints.
-        patience_s: how long the storage may take to show to one host what another has written.
+        patience_s: seconds that the storage may take to show one host's files to another.
 
     Raises:
-        InputError: a process does not see what the first one writes there.
+        InputError: a process does not see what the first process writes there.
     """
     if jax.process_count() == 1 or is_url(directory):
         return
@@ -98,7 +98,7 @@ def check_shared(directory: str | Path, patience_s: float) -> None:
         while True:
             for folder in (*reversed(path.parents), path):
                 with contextlib.suppress(OSError):
-                    os.listdir(folder)  # NFS then asks its server anew for what is in there
+                    os.listdir(folder)  # makes NFS ask its server for the contents again
             if mark.exists():
                 return
             if time.monotonic() > end:
@@ -106,7 +106,7 @@ def check_shared(directory: str | Path, patience_s: float) -> None:
             time.sleep(1)
         raise InputError(
             f"process {jax.process_index()} does not see what the first one writes to {directory}; "
-            "put it on storage that all hosts share"
+            "use storage that all hosts share"
         )
 
     distributed.together(leave)
@@ -124,12 +124,12 @@ def save(
     about: Mapping[str, Any],
     model_files: Mapping[str, str],
 ) -> None:
-    """Starts to write a step; the state may be donated as soon as this returns.
+    """Starts writing a step; the caller may donate the state once this returns.
 
     Args:
         manager: from `open_manager`.
         step: of the loop.
-        state: to be written.
+        state: to write.
         about: JSON values: configuration, data cursor, running sums.
         model_files: name -> text.
     """
@@ -147,7 +147,7 @@ def save(
 
 
 def write_params(directory: str | Path, params: Params, model_files: Mapping[str, str]) -> None:
-    """Writes parameters and model files alone, complete or not at all.
+    """Writes only parameters and model files, atomically.
 
     Raises:
         InputError: the directory exists already.
@@ -159,7 +159,7 @@ def write_params(directory: str | Path, params: Params, model_files: Mapping[str
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"{directory} cannot be written ({error.strerror}); name another"
+            f"{directory} cannot be written ({error.strerror}); name another directory"
         ) from error
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as writer:
         writer.save(
@@ -174,10 +174,10 @@ def write_params(directory: str | Path, params: Params, model_files: Mapping[str
 
 
 def latest_step(directory: str | Path) -> int | None:
-    """Returns the newest complete step of a run's checkpoints, None where there is none.
+    """Returns the newest complete step of a run's checkpoints, None if there is none.
 
     Raises:
-        InputError: it is in a bucket that cannot be read.
+        InputError: the bucket cannot be read.
     """
     path = absolute(directory)
     try:
@@ -185,13 +185,13 @@ def latest_step(directory: str | Path) -> int | None:
             return None
         step_dirs = [entry for entry in path.iterdir() if entry.name.isdecimal() and entry.is_dir()]
         steps = [int(entry.name) for entry in step_dirs if ocp.utils.is_checkpoint_finalized(entry)]
-    except FileNotFoundError:  # in a bucket a directory is gone with its last file
+    except FileNotFoundError:  # in a bucket, a directory disappears with its last file
         return None
     except Exception as error:  # what reaches a bucket raises many kinds
         if not is_url(directory):
             raise
         raise InputError(
-            f"{directory} cannot be read ({_reason(error)}); name another, or mend the access to it"
+            f"{directory} cannot be read ({_reason(error)}); name another, or fix the access to it"
         ) from error
     return max(steps, default=None)
 
@@ -211,7 +211,7 @@ def read_model_files(path: str | Path) -> dict[str, str]:
 
 
 def read_run(path: str | Path) -> dict[str, Any]:
-    """Returns what `save` was given as `about`.
+    """Returns the `about` that `save` wrote.
 
     Raises:
         InputError: the checkpoint is incomplete or damaged.
@@ -220,11 +220,11 @@ def read_run(path: str | Path) -> dict[str, Any]:
 
 
 def restore_params(path: str | Path, shapes: Params | None = None) -> Params:
-    """Reads parameters, each shard straight to its device.
+    """Reads parameters, each shard directly to its device.
 
     Args:
         path: a run's checkpoints (newest step), one step, or a converted model.
-        shapes: ShapeDtypeStructs that carry shardings; None reads to host memory.
+        shapes: ShapeDtypeStructs with shardings; None reads into host memory.
 
     Raises:
         InputError: the checkpoint is damaged, or holds another model.
@@ -233,7 +233,7 @@ def restore_params(path: str | Path, shapes: Params | None = None) -> Params:
 
 
 def param_shapes(path: str | Path) -> Params:
-    """Returns the names and shapes of a checkpoint's parameters, as a nested dict; reads no array.
+    """Returns a checkpoint's parameter shapes as a nested dict; reads no arrays.
 
     Raises:
         InputError: the checkpoint is incomplete or damaged.
@@ -252,7 +252,7 @@ def restore(path: str | Path, shapes: TrainState) -> TrainState:
 
     Args:
         path: a run's checkpoints (newest step), or one step.
-        shapes: ShapeDtypeStructs that carry shardings.
+        shapes: ShapeDtypeStructs with shardings.
 
     Raises:
         InputError: the checkpoint is damaged, or of another model or optimizer.
@@ -266,17 +266,17 @@ def _optimizer_item(state: TrainState) -> dict[str, Any]:
 
 
 def is_url(path: str | Path) -> bool:
-    """Returns whether this is no path of a file system but, say, gs://BUCKET/DIRECTORY."""
+    """Returns whether this is a URL such as gs://BUCKET/DIRECTORY, not a file system path."""
     return "://" in str(path)
 
 
 def absolute(path: str | Path) -> epath.Path:
-    """Returns the whole path, from the file system's root or a bucket on."""
+    """Returns the absolute path; URLs stay as they are."""
     return epath.Path(path) if is_url(path) else epath.Path(path).expanduser().absolute()
 
 
 def _reason(error: Exception) -> str:
-    """Returns the first line of what an error says."""
+    """Returns the first line of an error's message."""
     if isinstance(error, ImportError):
         return "gs:// needs the package gcsfs: pip install 'rlvlm_jax[gcs]'"
     if isinstance(error, FileNotFoundError):
@@ -305,7 +305,7 @@ def _item(path: str | Path, item: str) -> epath.Path:
 def _read_json(path: str | Path, item: str) -> dict[str, Any]:
     item_dir = _item(path, item)
     try:
-        # Not by a Checkpointer, which would wait for processes that may have failed before this.
+        # Not with a Checkpointer: it would wait for processes that may already have failed.
         return ocp.JsonCheckpointHandler().restore(item_dir, ocp.args.JsonRestore())
     except (ValueError, OSError) as error:
         _raise_damaged(item_dir, error)
@@ -314,16 +314,16 @@ def _read_json(path: str | Path, item: str) -> dict[str, Any]:
 def _not_writable(directory: str | Path, error: Exception) -> InputError:
     return InputError(
         f"checkpoints cannot be written to {directory} ({_reason(error)}); name a directory that "
-        "can be"
+        "can be written"
     )
 
 
 def _raise_damaged(path: epath.Path, error: Exception) -> NoReturn:
-    """Raises that a checkpoint is damaged, unless orbax waited for a process that was lost."""
+    """Reports a damaged checkpoint; re-raises the error if another process was lost instead."""
     if distributed.lost_contact(error):
         raise error
     raise InputError(
-        f"the checkpoint {path} is damaged ({_reason(error)}); remove its step directory to go on "
+        f"the checkpoint {path} is damaged ({_reason(error)}); remove its step directory to resume "
         "from an older one"
     ) from error
 
@@ -339,7 +339,9 @@ def _path_name(path: Any) -> str:
 
 def _restore(path: str | Path, item: str, shapes: Any) -> Any:
     item_dir = _item(path, item)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of every item read alone
+    logging.getLogger("absl").setLevel(
+        logging.ERROR
+    )  # orbax warns about every item that is read alone
     try:
         with ocp.StandardCheckpointer() as reader:
             stored = reader.metadata(item_dir).item_metadata.tree
@@ -350,13 +352,13 @@ def _restore(path: str | Path, item: str, shapes: Any) -> Any:
             _check_same(item_dir, stored, shapes)
             return reader.restore(item_dir, shapes)
     except (InputError, MemoryError, jax.errors.JaxRuntimeError):
-        raise  # another model, or too little memory: the file is not to blame
+        raise  # another model, or out of memory: the file is not damaged
     except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
         _raise_damaged(item_dir, error)
 
 
 def _check_same(path: epath.Path, stored: Any, shapes: Any) -> None:
-    """Compares names and shapes, so that the message names what differs."""
+    """Compares names and shapes; the error names what differs."""
     have = {name: tuple(leaf.shape) for name, leaf in _leaves(stored).items()}
     want = {name: tuple(leaf.shape) for name, leaf in _leaves(shapes).items()}
     problems = [f"{name} is missing" for name in want if name not in have]

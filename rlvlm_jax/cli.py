@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every command shares: reading `--config`, and exit codes.
 
-0 done; 2 something the user can mend, in one sentence on stderr; 75 preempted after a complete
-checkpoint was written, or before anything was begun; 1 anything else, with its traceback. Imports
-no JAX.
+Exit codes: 0 done; 2 something the user can fix, in one sentence on stderr; 75 preempted after a
+complete checkpoint was written, or before the run began; 1 anything else, with its traceback.
+Imports no JAX.
 """
 
 import sys
@@ -21,7 +21,7 @@ DONE, BAD_INPUT, PREEMPTED = 0, 2, distributed.PREEMPTED
 
 
 def _check_keys(argv: Sequence[str]) -> None:
-    """Refuses `--config.KEY` that no configuration has, naming the nearest that one has."""
+    """Refuses an unknown `--config.KEY` and names the nearest known key."""
     leaves = dict(config_lib.flatten(config_lib.default()))
     for argument in argv:
         name = argument.split("=", 1)[0].lstrip("-")
@@ -37,14 +37,14 @@ def parse_config(argv: Sequence[str], command: str) -> tuple[ConfigDict, str]:
     """Reads `--config=FILE[:ARG] --workdir=DIR [--config.key=value ...]`.
 
     Args:
-        argv: without the program's name.
+        argv: without the program name.
         command: for the usage line, such as "rlvlm_jax.main".
 
     Returns:
         (configuration, work directory).
 
     Raises:
-        InputError: a missing or unknown flag, key or file, or a value of a wrong type.
+        InputError: a flag, key or file is missing or unknown, or a value has the wrong type.
     """
     usage = (
         f"usage: python -m {command} --config=configs/X.py[:ARG] --workdir=DIR "
@@ -88,7 +88,7 @@ def parse_config(argv: Sequence[str], command: str) -> tuple[ConfigDict, str]:
 
 
 def run(program: Callable[[Sequence[str]], int]) -> None:
-    """Runs `program(argv)` and exits with the status it returns; InputError is status 2."""
+    """Runs `program(argv)` and exits with the status it returns; InputError gives status 2."""
     try:
         status = program(sys.argv[1:])
     except InputError as error:

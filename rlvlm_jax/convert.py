@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hugging Face weights -> an orbax directory: `python -m rlvlm_jax.convert --source=HF --out=DIR`.
 
-Any mesh restores the result shard by shard, and `model.path` takes it; a pod starts from it.
+Any mesh restores the result shard by shard. `model.path` accepts it; a pod starts from it.
 """
 
 import argparse

@@ -1,14 +1,14 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Several processes as one program: finding each other, agreeing, and leaving together.
+"""Several processes as one program: they connect, agree, and exit together.
 
-A process drives the accelerators of one host. `jax.distributed` connects them; which cluster they
-are in is read from the environment: an address in JAX_COORDINATOR_ADDRESS, Slurm, Open MPI or a TPU
-pod. Arrays go between devices inside compiled programs; what is no array goes through `gather`.
-All of it works with one process too, where nothing is sent.
+Each process drives the accelerators of one host. `jax.distributed` connects them. The environment
+says which cluster they are in: an address in JAX_COORDINATOR_ADDRESS, Slurm, Open MPI or a TPU pod.
+Arrays move between devices inside compiled programs; anything else goes through `gather`. All
+functions also work with a single process, and then send nothing.
 
-JAX ends a process that has lost another one by an abort, so the program runs in a child of a
-process that does nothing but wait, pass signals on, and turn that end into a sentence and status 1.
+JAX aborts a process that has lost another one. The program therefore runs in a child process. Its
+parent only waits, passes signals on, and turns an abort into a sentence and exit status 1.
 """
 
 import contextlib
@@ -30,25 +30,25 @@ from rlvlm_jax.errors import InputError
 
 T = TypeVar("T")
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
-AGAIN = "Run the same command again on all hosts: it goes on from the newest checkpoint"
+AGAIN = "Run the same command again on all hosts: it resumes from the newest checkpoint"
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-_CHUNK = 1 << 18  # bytes sent at a time; one size, so one compiled program
-_HEADER = 8  # bytes of it that hold the length of what is sent
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal that a child gets when its parent dies
+_CHUNK = 1 << 18  # bytes per transfer; a fixed size, so there is one compiled program
+_HEADER = 8  # bytes in front of the data that hold its length
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal sent to a child when its parent dies
 _LOST = ("Gloo", "NCCL", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED")
 _NOT_FOUND = (
     "the processes did not find each other within config.hosts.start_s; start one on every host, "
-    "with the same command and the same address of the first"
+    "with the same command and the same address of the first host"
 )
 PREEMPTED = 75
-_connected = -1  # a pipe to the process that waits for this one: that the others have been found
+_connected = -1  # pipe to the parent process; written to once the other processes are connected
 
 
 def cluster() -> str:
-    """Returns what connects several processes here: a name for `start`, "" for one process alone.
+    """Returns the connection method for `start`, "" for a single process.
 
     Raises:
-        InputError: the environment says so, but not how.
+        InputError: the environment announces several processes, but not how to connect them.
     """
     env = os.environ
     if env.get(ADDRESS):
@@ -59,12 +59,12 @@ def cluster() -> str:
         if "OMPI_MCA_orte_hnp_uri" in env:
             return "ompi"
         raise InputError(
-            "this Open MPI does not tell where its first process is: set "
-            f"{ADDRESS}=HOST:PORT, the same for all, to an address of the host of rank 0"
+            "this Open MPI does not say where its first process is: set "
+            f"{ADDRESS}=HOST:PORT, the same for all processes, to an address of rank 0's host"
         )
     hosts = env.get("TPU_PROCESS_ADDRESSES") or env.get("TPU_WORKER_HOSTNAMES")
     if hosts is not None:
-        slices = env.get("MEGASCALE_NUM_SLICES") or "1"  # each may have but one host
+        slices = env.get("MEGASCALE_NUM_SLICES") or "1"  # of several slices, each may have one host
         return "gketpu" if "," in hosts or slices != "1" else ""
     on_tpu = bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
     told = "TPU_SKIP_MDS_QUERY" in env or env.get("JAX_PLATFORMS", "tpu").startswith("cpu")
@@ -72,14 +72,14 @@ def cluster() -> str:
         return "gcetpu"
     if (env.get(COUNT) or "1") != "1" or (env.get(NUMBER) or "0") != "0":
         raise InputError(
-            f"{COUNT}={env.get(COUNT)} and {NUMBER}={env.get(NUMBER)} say that there are several "
-            f"processes, but not where the first one is; set {ADDRESS}=HOST:PORT, the same for all"
+            f"{COUNT}={env.get(COUNT)} and {NUMBER}={env.get(NUMBER)} announce several processes, "
+            f"but not where the first one is; set {ADDRESS}=HOST:PORT, the same for all"
         )
     return ""
 
 
 def _explicit() -> dict[str, Any]:
-    """Returns the address and this process's place, as the environment gives them.
+    """Returns the address and this process's index from the environment.
 
     Raises:
         InputError: something is missing or out of range.
@@ -93,8 +93,8 @@ def _explicit() -> dict[str, Any]:
         text = next((env[variable] for variable in (name, *others) if env.get(variable)), None)
         if text is None or not text.isdecimal():
             raise InputError(
-                f"{ADDRESS}={env[ADDRESS]} needs {name} beside it, a whole number, but it is "
-                f"{text!r}; set {COUNT} to how many processes there are and {NUMBER} to 0, 1, ..."
+                f"{ADDRESS}={env[ADDRESS]} also needs {name}, a whole number, but it is {text!r}; "
+                f"set {COUNT} to the number of processes and {NUMBER} to 0, 1, ..."
             )
         numbers[name] = int(text)
     if not numbers[NUMBER] < numbers[COUNT]:
@@ -111,12 +111,12 @@ def _explicit() -> dict[str, Any]:
 
 
 def supervise() -> None:
-    """Goes on in a child, where there are several processes; the parent waits and never returns.
+    """With several processes, continues in a child process; the parent waits and never returns.
 
-    Must come before any thread is started, so before JAX is imported. The child is killed when the
-    parent dies. The parent exits with the child's status; where a signal ended the child, as JAX
-    does when another process is lost, it says so and exits with 1, or with 75 where the child was
-    told to stop while it looked for the others.
+    Call it before any thread starts, so before JAX is imported. The child is killed if the parent
+    dies. The parent exits with the child's status. If a signal ended the child (JAX aborts when
+    another process is lost), the parent says so and exits with 1, or with 75 if the signal asked
+    the child to stop before the processes had connected.
 
     Raises:
         InputError: see `cluster`.
@@ -131,15 +131,15 @@ def supervise() -> None:
         os.close(read_end)
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it died before that
+        if os.getppid() != parent:  # the parent died before prctl
             os._exit(1)
-        faulthandler.enable()  # where each thread was, when JAX aborts
+        faulthandler.enable()  # prints the stack of each thread if JAX aborts
         return
     os.close(_connected)
 
     def pass_on(number: int, frame: object) -> None:
         del frame
-        with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+        with contextlib.suppress(ProcessLookupError):  # the child has just ended
             os.kill(child, number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -149,7 +149,7 @@ def supervise() -> None:
         os.set_blocking(read_end, False)
         try:
             connected = bool(os.read(read_end, 1))
-        except BlockingIOError:  # a process that the child has left behind could still write
+        except BlockingIOError:  # a surviving descendant still has the pipe open
             connected = False
         text, status = _after_signal(-status, connected)
         sys.stderr.write(text + "\n")
@@ -158,16 +158,16 @@ def supervise() -> None:
 
 
 def _after_signal(number: int, connected: bool) -> tuple[str, int]:
-    """Returns what to say, and the exit status, of a child that a signal has ended.
+    """Returns the message and the exit status for a child that a signal ended.
 
     Args:
-        number: of the signal.
-        connected: whether the child had found the other processes.
+        number: the signal number.
+        connected: whether the child had connected to the other processes.
     """
     if not connected and number in (signal.SIGTERM, signal.SIGINT):
         return "stopped before the run began; run the same command again", PREEMPTED
     if number != signal.SIGABRT:
-        return f"error: this process was ended by {signal.Signals(number).name}. {AGAIN}", 1
+        return f"error: {signal.Signals(number).name} ended this process. {AGAIN}", 1
     if not connected:
         return f"error: {_NOT_FOUND}", 1
     reason = "has lost contact with another process, or another one failed; see its output"
@@ -175,20 +175,20 @@ def _after_signal(number: int, connected: bool) -> tuple[str, int]:
 
 
 def lost_contact(error: Exception) -> bool:
-    """Returns whether an error says that another machine does not answer: no file is to blame."""
+    """Returns whether an error says that another machine does not answer."""
     return any(mark in str(error)[:300] for mark in _LOST)
 
 
 def start(hosts: Any) -> None:
-    """Connects the processes, where there are several; must come before anything asks for devices.
+    """Connects the processes if there are several; call it before anything asks for devices.
 
     Args:
-        hosts: the configuration's group of that name: `heartbeat_s` and `start_s`.
+        hosts: the configuration group `hosts`, of which it reads `heartbeat_s` and `start_s`.
 
     Raises:
         InputError: the environment is incomplete.
-        ConnectionError: the others were not found in time. (JAX aborts the process in most such
-            cases; `supervise` says the same then.)
+        ConnectionError: the processes did not connect in time. (In most such cases JAX aborts the
+            process instead, and `supervise` prints the same message.)
     """
     method = cluster()
     if not method:
@@ -199,12 +199,12 @@ def start(hosts: Any) -> None:
     tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0]
     gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
     if method == "slurm" and tasks == "1" and gpus.isdecimal():
-        # A process alone on its node drives all GPUs there; JAX would give it one.
+        # The only process on a node drives all its GPUs; JAX would give it one.
         where["local_device_ids"] = list(range(int(gpus)))
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    # It would take SIGTERM for itself, and nothing here asks it.
+    # JAX's service would capture SIGTERM, and nothing here uses it.
     jax.config.update("jax_enable_preemption_service", False)
-    # It waits outside of Python, where no handler would be run.
+    # It waits outside Python, so Python's handlers would not run.
     signals = (signal.SIGTERM, signal.SIGINT)
     handlers = [signal.signal(number, signal.SIG_DFL) for number in signals]
     try:
@@ -226,17 +226,17 @@ def start(hosts: Any) -> None:
 
 
 def is_first() -> bool:
-    """Returns whether this is the process that writes records and speaks for all."""
+    """Returns whether this is the process that writes the records."""
     import jax
 
     return jax.process_index() == 0
 
 
 def gather(value: T) -> list[T]:
-    """Returns what each process has given, in their order; all must call it together.
+    """Returns the value of every process, in process order; all processes must call it.
 
     Args:
-        value: can be pickled.
+        value: anything that can be pickled.
     """
     import jax
     from jax.experimental import multihost_utils
@@ -267,10 +267,10 @@ def gather_rows(
     """Returns the rows of all processes, in order.
 
     Args:
-        rows: int[], which rows `part` has; no two processes have the same.
-        part: rows of something.
-        join: puts several parts behind one another.
-        take: gives the rows at these places.
+        rows: int[], the row numbers of `part`; no two processes share a row.
+        part: this process's rows.
+        join: concatenates several parts.
+        take: selects rows of a part by index.
     """
     shares = gather((rows, part))
     if len(shares) == 1:
@@ -280,18 +280,18 @@ def gather_rows(
 
 
 class _Agreed(InputError):
-    """What one process has raised, in all of them."""
+    """An error of one process, raised in all of them."""
 
 
 def together(part: Callable[[], T]) -> list[T]:
-    """Runs `part` in every process and gathers the results; `part` may do so itself.
+    """Runs `part` in every process and gathers the results; `part` may itself call `together`.
 
     Raises:
-        InputError: the first that any of them raised, in all of them.
+        InputError: the first process's error, in process order; every process raises it.
     """
     try:
         outcome: T | InputError = part()
-    except _Agreed:  # inside `part`: all have heard of it
+    except _Agreed:  # from inside `part`: all processes have it already
         raise
     except InputError as error:
         outcome = InputError(str(error))
@@ -303,15 +303,15 @@ def together(part: Callable[[], T]) -> list[T]:
 
 
 def leave_after_failure() -> None:
-    """Ends this process at once with the failure's traceback and status 1, if it is one of several.
+    """With several processes, prints the traceback and exits this one at once with status 1.
 
-    The others notice by that, instead of waiting for it. Returns in a process alone.
+    The others notice the exit instead of waiting. Returns if there is only one process.
     """
     jax = sys.modules.get("jax")
     if jax is None or not jax.distributed.is_initialized():
         return
     traceback.print_exc()
-    sys.stderr.write(f"error: this process failed, or another one that it waited for. {AGAIN}\n")
+    sys.stderr.write(f"error: this process, or one that it waited for, failed. {AGAIN}\n")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)

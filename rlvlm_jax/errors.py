@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The one exception for what a user can mend: a config, a data file, weights, a checkpoint."""
+"""Raised for anything the user can fix: a config, a data file, weights, a checkpoint."""
 
 
 class InputError(ValueError):

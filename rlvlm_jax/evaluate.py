@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""`config.mode="eval"`: evaluates a model on data sets, without training anything."""
+"""`config.mode="eval"`: evaluates a model on data sets, without training."""
 
 from ml_collections import ConfigDict
 
@@ -11,13 +11,13 @@ from rlvlm_jax.run import Run
 
 
 def evaluate(config: ConfigDict, workdir: str) -> bool:
-    """Evaluates `model.path` on `data.val`, `data.test` and `data.test_ood`, as far as given.
+    """Evaluates `model.path` on those of `data.val`, `data.test` and `data.test_ood` that are set.
 
     Returns:
-        True; False when a signal asked to stop.
+        True; False if a signal asked to stop.
 
     Raises:
-        InputError: something the user can mend.
+        InputError: something the user can fix.
     """
     if not (config.data.val or config.data.test or config.data.test_ood):
         raise InputError(

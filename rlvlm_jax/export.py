@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoint -> Hugging Face: `python -m rlvlm_jax.export --checkpoint=RUN/checkpoints --out=DIR`.
 
-Writes config.json, sharded safetensors with their index, tokenizer and processor files, as
-transformers and vLLM load them. Needs nothing but the checkpoint.
+Writes config.json, sharded safetensors with their index, and tokenizer and processor files, in the
+form that transformers and vLLM load. Needs only the checkpoint.
 """
 
 import argparse
@@ -27,8 +27,8 @@ def main(argv: Sequence[str]) -> int:
         "--dtype",
         default=LOSSLESS,
         choices=(LOSSLESS, "float32", "bfloat16", "float16"),
-        help="type of the tensors; lossless (default): what config.json states where that holds a "
-        "tensor's values exactly, float32 elsewhere",
+        help="dtype of the tensors; lossless (default): the dtype in config.json if it holds a "
+        "tensor's values exactly, else float32",
     )
     arguments = parser.parse_args(argv)
 

@@ -3,8 +3,8 @@
 """Trains or evaluates: `python -m rlvlm_jax.main --config=configs/tiny.py --workdir=DIR`.
 
 `config.mode` chooses reinforcement learning ("rl"), supervised fine-tuning ("sft") or evaluation
-("eval"). A work directory that holds a checkpoint is resumed. On several hosts, the same command
-runs on each.
+("eval"). If the work directory holds a checkpoint, the run resumes from it. With several hosts, run
+the same command on each.
 """
 
 import os
@@ -20,12 +20,12 @@ from rlvlm_jax.errors import InputError
 
 
 def main(argv: Sequence[str]) -> int:
-    """Runs the program that the configuration asks for; returns the exit status."""
+    """Runs the configured program; returns the exit status."""
     distributed.supervise()
     config, workdir = cli.parse_config(argv, "rlvlm_jax.main")
     config_lib.check_hosts(config)
     distributed.start(config.hosts)
-    # Imported here, so that a bad flag is answered before JAX is loaded.
+    # Imported late: a bad flag is reported before JAX is loaded.
     import jax
 
     from rlvlm_jax import evaluate, seeds, sft, train
@@ -44,15 +44,15 @@ def main(argv: Sequence[str]) -> int:
             signals.ignore()
     if finished:
         return cli.DONE
-    sys.stderr.write(f"stopped; run the same command again to go on in {workdir}\n")
+    sys.stderr.write(f"stopped; run the same command again to resume in {workdir}\n")
     return cli.PREEMPTED
 
 
 def check_same(config: ConfigDict) -> None:
-    """Refuses to go on where processes were given different configurations; all call it together.
+    """Checks that all processes have the same configuration; all processes must call it.
 
     Raises:
-        InputError: names the first key that differs.
+        InputError: the message names the first key that differs.
     """
     leaves = dict(config_lib.flatten(config))
     shared = {key: leaf for key, leaf in leaves.items() if not key.startswith(config_lib.PER_HOST)}
@@ -61,13 +61,13 @@ def check_same(config: ConfigDict) -> None:
         values = [repr(process_leaves.get(key)) for process_leaves in per_process]
         if len(set(values)) > 1:
             raise InputError(
-                f"the processes were given different configurations: config.{key} is "
+                f"the processes have different configurations: config.{key} is "
                 f"{', '.join(values[:4])}; give all hosts the same command"
             )
 
 
 def leave(number: int, frame: object) -> None:
-    """Ends the program on a signal that comes before `run.Run` catches it: nothing is lost yet."""
+    """Ends the program on a signal that arrives before `run.Run` catches signals; loses nothing."""
     del number, frame
     sys.stderr.write("stopped before the run began; run the same command again\n")
     os._exit(cli.PREEMPTED)

@@ -1,10 +1,9 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers about a step, and where they are shown.
+"""Metrics of a step, and their writers: TensorBoard, W&B, Prometheus and the progress bar.
 
-Names are paths grouped by step, the unit as suffix. What is undefined (a mean over nothing) is
-absent, never 0. Files of a run's directory are `records`'; here are TensorBoard, W&B, Prometheus
-and the progress bar.
+Names are paths grouped by step, with the unit as suffix. An undefined value (a mean over nothing)
+is absent, never 0. `records` writes the files in a run's directory.
 """
 
 import contextlib
@@ -30,7 +29,7 @@ _READ_EVENT = "/jax/compilation_cache/cache_hits"
 
 
 class CompileCounter:
-    """Counts the programs that XLA has made in this process since the counter was made.
+    """Counts the programs that XLA has built in this process since the counter was created.
 
     Attributes:
         from_disk: programs that were compiled at an earlier start; see startup.keep_compiled.
@@ -43,11 +42,11 @@ class CompileCounter:
 
     @property
     def count(self) -> int:
-        """Programs that were compiled here."""
+        """Programs that this process compiled."""
         return self._made - self.from_disk
 
     def metrics(self) -> dict[str, int]:
-        """Returns compile/count and, where any was read from disk, compile/from_disk."""
+        """Returns compile/count and, if any program was read from disk, compile/from_disk."""
         read = {"compile/from_disk": self.from_disk} if self.from_disk else {}
         return {"compile/count": self.count, **read}
 
@@ -62,12 +61,13 @@ class CompileCounter:
 
 
 class ProgramClock:
-    """Seconds that a user has waited for a run: since the process started, the imports included.
+    """Seconds that the user has waited for a run, imports included.
 
-    Of several runs in one process the first is counted from there, the others from their clock.
+    The first run in a process counts from the start of the process, later runs from the creation of
+    their clock.
 
     Attributes:
-        start: when that was, in seconds since 1970.
+        start: in seconds since 1970.
     """
 
     _process_start: float | None = psutil.Process().create_time()
@@ -77,7 +77,7 @@ class ProgramClock:
         ProgramClock._process_start = None
 
     def metrics(self) -> dict[str, float]:
-        """Returns time/to_first_step_s: until now."""
+        """Returns time/to_first_step_s, the seconds until now."""
         return {"time/to_first_step_s": time.time() - self.start}
 
 
@@ -96,7 +96,7 @@ class Stopwatch:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def metrics(self) -> dict[str, float]:
-        """Returns time/NAME_s for every part, and time/step_s since the watch was made."""
+        """Returns time/NAME_s for every part, and time/step_s since the watch was created."""
         parts = {f"time/{name}_s": value for name, value in self.seconds.items()}
         return {**parts, "time/step_s": time.perf_counter() - self._start}
 
@@ -104,11 +104,11 @@ class Stopwatch:
 def memory_metrics(
     gather: Callable[[dict[str, float]], list[dict[str, float]]] = lambda numbers: [numbers],
 ) -> dict[str, float]:
-    """Returns the largest resident memory of a process and, where devices tell, their peak; in GiB.
+    """Returns a process's largest resident memory and the devices' peak if they report it, in GiB.
 
     Args:
-        gather: gives the numbers of all processes. Where there are several, NAME_N is that of
-            process N.
+        gather: collects the numbers of all processes. With several processes, NAME_N is the value
+            of process N.
     """
     per_process = gather(_memory_here())
     first = per_process[0]
@@ -135,7 +135,7 @@ def _memory_here() -> dict[str, float]:
 
 
 def mean_where(values: np.ndarray, chosen: np.ndarray) -> float | None:
-    """Returns the mean of the chosen values, None where nothing is chosen."""
+    """Returns the mean of the chosen values, None if none is chosen."""
     return float(np.mean(values[chosen])) if chosen.any() else None
 
 
@@ -145,21 +145,21 @@ def response_metrics(
     correct: Sequence[bool],
     truncated: Sequence[bool],
 ) -> dict[str, float | None]:
-    """Returns what is known of B responses without a model.
+    """Returns the metrics of B responses that need no model.
 
     Args:
         texts: of the responses.
-        lengths: content tokens of each.
-        correct: by the judge.
-        truncated: ended by the limit, not by a stop token.
+        lengths: content tokens per response.
+        correct: the judge's verdicts.
+        truncated: whether the limit ended the response, not a stop token.
 
     Returns:
-        response/*: lengths in tokens without the stop token, shares, and the accuracy of responses
-        that ended by themselves;
+        response/*: lengths in tokens without the stop token, fractions, and the accuracy of
+        responses that were not truncated;
         reflection/*: the five ratios of `scores.reflection`;
-        reflection_words/WORD: occurrences as MAYE counts them, inside other words too;
-        reflection_whole_words/WORD: occurrences as a word of its own;
-        reflection_responses/WORD: responses that hold it as a word of its own.
+        reflection_words/WORD: occurrences as MAYE counts them, also inside other words;
+        reflection_whole_words/WORD: occurrences as a whole word;
+        reflection_responses/WORD: responses that contain it as a whole word.
         A mean over nothing is None or absent.
     """
     tokens, right = np.asarray(lengths, np.float64), np.asarray(correct, bool)
@@ -181,10 +181,10 @@ def response_metrics(
 
 
 def check_writers(log: Any) -> None:
-    """Checks that what the configuration asks for is installed.
+    """Checks that the configured writers are installed.
 
     Raises:
-        InputError: W&B is asked for and is not.
+        InputError: W&B is configured but not installed.
     """
     if log.wandb and importlib.util.find_spec("wandb") is None:
         raise InputError(
@@ -194,7 +194,7 @@ def check_writers(log: Any) -> None:
 
 
 def exposition(metrics: Mapping[str, float]) -> str:
-    """Returns numbers in Prometheus' text format, as rlvlm_NAME; other signs become "_"."""
+    """Returns metrics in Prometheus' text format, as rlvlm_NAME; other characters become "_"."""
     lines = (
         f"rlvlm_{re.sub(r'[^a-zA-Z0-9_]', '_', name)} {float(value)!r}\n"
         for name, value in metrics.items()
@@ -203,12 +203,12 @@ def exposition(metrics: Mapping[str, float]) -> str:
 
 
 class Writers:
-    """TensorBoard, W&B, Prometheus and the progress bar, as the configuration asks for them."""
+    """The configured writers: TensorBoard, W&B, Prometheus and the progress bar."""
 
     def __init__(self, log: Any, workdir: str, total_steps: int, run_config: Mapping[str, Any]):
         self._tensorboard = self._wandb = self._progress = None
         self._prometheus = Path(workdir) / "metrics.prom" if log.prometheus else None
-        self._newest: dict[str, float] = {}  # of every name, for Prometheus
+        self._newest: dict[str, float] = {}  # newest value per name, for Prometheus
         if log.tensorboard:
             from tensorboardX import SummaryWriter
 
@@ -236,7 +236,7 @@ class Writers:
         Args:
             step: of the loop.
             metrics: name -> number.
-            note: shown beside the progress bar.
+            note: shown next to the progress bar.
         """
         if self._tensorboard:
             for name, value in metrics.items():

@@ -1,12 +1,11 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A run and its directory: where the programs' effects are.
+"""A run and its directory: all side effects of the programs.
 
-Making a `Run` checks everything a user can get wrong (directory, model, data, configuration) and
-writes nothing but the index of prompt lengths, and, where there are several processes, what shows
-that they see one directory; entering it starts the records. It keeps what the
-loops must not care about: records, checkpoints, signals, progress, and that there may be several
-processes, of which one writes the records.
+Creating a `Run` checks everything a user can get wrong (directory, model, data, configuration). It
+writes only the index of prompt lengths and, with several processes, a file that shows whether they
+share one directory. Entering the `Run` starts the records. It hides from the loops: records,
+checkpoints, signals, progress, and the number of processes (one of them writes the records).
 """
 
 import faulthandler
@@ -48,13 +47,13 @@ from rlvlm_jax.sampling.responses import Responses, join, read_responses, take
 from rlvlm_jax.sampling.sampler import rows_of
 from rlvlm_jax.types import Batch, Params, Rollout, TrainState
 
-SEEN_WITHIN_S = 60  # by the other hosts; NFS may keep for so long that a file is not there
-# What a resumed run may set otherwise than the run it continues.
+VISIBLE_WITHIN_S = 60  # for the other hosts; NFS may cache for this long that a file is missing
+# Keys or groups of keys that may change when a run is resumed.
 MAY_CHANGE = (*config_lib.HARMLESS, "total_steps", "epochs", "eval_every", "eval.")
 
 
 def _git_revision() -> str | None:
-    """Returns the commit that this code is of, None where it is no checkout or there is no git."""
+    """Returns the commit of this code, None if it is no git checkout or git is missing."""
     command = ["git", "rev-parse", "HEAD"]
     here = Path(__file__).parent
     try:
@@ -65,7 +64,7 @@ def _git_revision() -> str | None:
 
 
 def environment() -> dict[str, Any]:
-    """Returns what a run's numbers depend on beside its configuration."""
+    """Returns what a run's numbers depend on besides its configuration."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "numpy")
     devices = jax.devices()
     return {
@@ -82,7 +81,7 @@ def environment() -> dict[str, Any]:
 
 
 def _changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Returns the dotted keys whose values differ, but for those that may."""
+    """Returns the dotted keys whose values differ, except those that may change."""
     changed = []
     for key in sorted({*old, *new}):
         name, a, b = prefix + key, old.get(key), new.get(key)
@@ -94,7 +93,7 @@ def _changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = 
 
 
 def _with_defaults(saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a saved configuration with the defaults of keys that did not exist yet."""
+    """Fills keys that a saved configuration does not have yet with their defaults."""
     return {
         **saved,
         **{
@@ -107,12 +106,12 @@ def _with_defaults(saved: Mapping[str, Any], defaults: Mapping[str, Any]) -> dic
 
 
 class Run:
-    """One run: `with run:` writes its directory, restores signal handlers at the end."""
+    """One run: `with run:` writes its directory and restores signal handlers at the end."""
 
     def __init__(self, config: ConfigDict, workdir: str):
         self._clock = metrics.ProgramClock()
-        self.stopped = False  # a signal to any process has asked for it, and all know
-        self._profiled = range(0)  # the steps that the profile being taken is of
+        self.stopped = False  # a signal asked any process to stop, and all know
+        self._profiled = range(0)  # the steps of the profile being recorded
         signals.catch()
         self.config = config
         self.workdir = Path(workdir)
@@ -128,18 +127,18 @@ class Run:
                 "and the data on storage that all hosts share"
             )
         if config.mode != "eval":
-            patience_s = min(config.hosts.start_s, SEEN_WITHIN_S)
+            patience_s = min(config.hosts.start_s, VISIBLE_WITHIN_S)
             checkpoint.check_shared(self._checkpoints, patience_s)
 
     def _check_places(self, workdir: str) -> None:
-        """Finds out whether everything can be written that will be."""
+        """Checks that everything the run will write can be written."""
         if self._writes:
             records.check_writable(workdir)
         metrics.check_writers(self.config.log)
         checkpoint.check_bucket(self._checkpoints)
 
     def _set_up(self) -> dict[str, Any]:
-        """Opens everything; returns what must be the same in every process."""
+        """Opens checkpoint, model and data; returns what must be the same in every process."""
         config = self.config
         self._compiles = metrics.CompileCounter()
         self.first_step = checkpoint.latest_step(self._checkpoints) or 0
@@ -153,14 +152,14 @@ class Run:
         profiled = config_lib.profiled_steps(config)
         if config.mode != "eval" and profiled and profiled[0] > self.total_steps:
             raise InputError(
-                f"config.log.profile={config.log.profile!r} begins behind the last step, "
-                f"{self.total_steps}"
+                f"config.log.profile={config.log.profile!r} starts after the last step "
+                f"({self.total_steps})"
             )
         if saved:
             self.loader.restore(saved["cursor"])
         self.step = self.first_step
         self._epoch = self.loader.epoch if self.loader else 0.0
-        self._epoch_ended = saved.get("epoch_ended", False)  # with the last step
+        self._epoch_ended = saved.get("epoch_ended", False)  # at the last step
         self._epoch_correct, self._epoch_count = saved.get("epoch_accuracy", (0, 0))
         self._saved_step = self.first_step if self.resumed else -1
         self._cursor = self.loader.state() if self.loader else {}
@@ -175,7 +174,7 @@ class Run:
     # ---- before anything is written -----------------------------------------------------------
 
     def _read_saved(self) -> dict[str, Any]:
-        """Returns what the newest checkpoint says of its run, if this run may continue it."""
+        """Returns the run item of the newest checkpoint; checks that this run may resume it."""
         saved = checkpoint.read_run(self._checkpoints / str(self.first_step))
         defaults = startup.resolved_config(config_lib.default())
         began = _with_defaults(saved["config"], defaults)
@@ -192,10 +191,10 @@ class Run:
             )
         return saved
 
-    # ---- what each process has its share in ---------------------------------------------------
+    # ---- work that is split over the processes ------------------------------------------------
 
     def put(self, batch: Batch) -> Batch:
-        """Moves the rows of a batch that this process has encoded onto the mesh; see `Loader`."""
+        """Moves the rows that this process encoded onto the mesh; see `Loader`."""
         prompts = self.config.update.minibatch
         if self.config.mode == "rl":
             prompts = self.config.rollout.prompts
@@ -203,7 +202,7 @@ class Run:
         return sharding.put_rows(batch, sharding.rows_here(mesh, prompts), prompts, mesh)
 
     def _own_rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the prompts of an RL batch that this process answers for, and their rows."""
+        """Returns this process's prompts of an RL batch, and their response rows."""
         own = sharding.rows_owned(self.session.mesh, self.config.rollout.prompts)
         return own, rows_of(own, self.config.rollout.samples)
 
@@ -224,14 +223,14 @@ class Run:
         return distributed.gather_rows(rows, own_scores, rewards.join, rewards.take)
 
     def stopping(self) -> bool:
-        """Returns whether a signal has asked any process to stop; all must ask it together."""
+        """Returns whether a signal asked any process to stop; all processes must call it."""
         self.stopped = self.stopped or any(distributed.gather(signals.stop_requested()))
         return self.stopped
 
-    # ---- beginning and end --------------------------------------------------------------------
+    # ---- start and end ------------------------------------------------------------------------
 
     def __enter__(self) -> "Run":
-        """Creates or trims the run's directory; from here on things are written."""
+        """Creates or trims the run's directory; from now on the run writes to it."""
         self._watch()
         keep = self.config.log.keep_checkpoints
         self._manager = checkpoint.open_manager(self._checkpoints, keep)
@@ -239,7 +238,7 @@ class Run:
         return self
 
     def _open_records(self) -> None:
-        """Begins or goes on with the records, in the process that writes them."""
+        """Starts or continues the records, in the process that writes them."""
         if not self._writes:
             return
         c = self.config
@@ -248,16 +247,16 @@ class Run:
         place = began.get("log", {}).get("checkpoints", "")
         if not self.resumed and began and place != c.log.checkpoints:
             raise InputError(
-                f"{self.workdir} holds a run whose checkpoints are by config.log.checkpoints="
-                f"{place!r}, not {c.log.checkpoints!r}, where there are none; give the old value "
-                "to go on with it, or another --workdir"
+                f"{self.workdir} holds a run with checkpoints at config.log.checkpoints={place!r}, "
+                f"but {c.log.checkpoints!r} has none; use the old value to resume that run, or "
+                "another --workdir"
             )
         self._records.trim(self.first_step if self.resumed else None)
         phase = "sft" if c.mode == "sft" else "train"
         if self.first_step and not self._records.has(phase, self.first_step):
             logging.warning(
-                "%s holds no records of the steps up to %d, with which %s goes on; those to come "
-                "are written there",
+                "%s holds no records of the steps up to %d, but %s resumes after them; it will "
+                "only hold the later steps",
                 *(self.workdir, self.first_step, self._checkpoints),
             )
         self._records.write_config(
@@ -289,13 +288,13 @@ class Run:
         faulthandler.cancel_dump_traceback_later()
         if self._profiled:
             self._end_profile()
-        if jax.process_count() == 1:  # of several, one that a signal ends is lost to the others
+        if jax.process_count() == 1:  # with several, dying here would look like a lost peer
             signals.release()
 
     # ---- time ---------------------------------------------------------------------------------
 
     def begin_step(self, step: int) -> metrics.Stopwatch:
-        """Returns the step's timer; profiles it and watches over it as the configuration says."""
+        """Returns the step's timer; starts the configured profile and deadline."""
         self._watch()
         profiled = config_lib.profiled_steps(self.config)
         if step in profiled and not self._profiled:
@@ -304,7 +303,7 @@ class Run:
         return metrics.Stopwatch()
 
     def _watch(self) -> None:
-        """Begins to wait for a step or an evaluation; see `config.hosts.deadline_s`."""
+        """Starts the deadline of a step or an evaluation; see `config.hosts.deadline_s`."""
         if self.config.hosts.deadline_s:
             faulthandler.dump_traceback_later(self.config.hosts.deadline_s, repeat=True)
 
@@ -315,10 +314,10 @@ class Run:
     # ---- state --------------------------------------------------------------------------------
 
     def restore_or_init(self, optimizer: Any) -> TrainState:
-        """Returns the state of the newest checkpoint, or of the beginning.
+        """Returns the state of the newest checkpoint, or the initial state.
 
         Args:
-            optimizer: whose state is placed like the parameters it belongs to.
+            optimizer: its state is sharded like the parameters.
         """
         shapes = startup.state_shapes(self.session, optimizer)
         is_trained = optim.make_trained(self.config.update, self.session.model.part)
@@ -348,12 +347,12 @@ class Run:
         self._saved_step = self.step
 
     def finish(self, state: TrainState) -> None:
-        """Saves the last step and waits until it is on disk."""
+        """Saves the last step and waits until it is written."""
         self.save(state)
         self._manager.wait_until_finished()
 
     def is_due(self, every: int) -> bool:
-        """Returns whether something done `every` steps (-1: every epoch) follows this step."""
+        """Returns whether something done every `every` steps (-1: every epoch) is due now."""
         if every == -1:
             return self._epoch_ended
         return every > 0 and self.step % every == 0
@@ -362,13 +361,13 @@ class Run:
         """Stops a run whose gradients stay non-finite.
 
         Raises:
-            FloatingPointError: `update.max_bad_steps` updates in a row were skipped.
+            FloatingPointError: `update.max_bad_steps` consecutive updates were skipped.
         """
         if bad_steps >= self.config.update.max_bad_steps:
             raise FloatingPointError(
                 f"{bad_steps} updates in a row had a non-finite gradient "
                 f"(config.update.max_bad_steps={self.config.update.max_bad_steps}) at step "
-                f"{self.step}; the last checkpoint is from before, lower config.update.lr"
+                f"{self.step}; the last checkpoint is older; lower config.update.lr"
             )
 
     # ---- records ------------------------------------------------------------------------------
@@ -380,7 +379,7 @@ class Run:
         self._writers.write(self.step, values, note)
 
     def _image_names(self, example: Example) -> str | list[str] | None:
-        """Returns where the example's images lie; those without a file are written once."""
+        """Returns the paths of the example's images; writes images that have no file, once."""
         names = []
         for image in example.images:
             if isinstance(image, str | Path):
@@ -439,12 +438,12 @@ class Run:
 
         Args:
             step: from 1.
-            rounds: all that was sampled, also what is not trained on.
+            rounds: everything that was sampled, including groups that are not trained on.
             chosen: int[N], the groups in the update's batch; see `collection.choose`.
-            advantages: float32[B, R], of each of its tokens.
-            logprob_diffs: float32[B], largest difference between sampler and trainer in each of its
-                sequences, in nats, NaN where there is none; None where the passes have it.
-            device_stats: name -> number, of steps III and IV.
+            advantages: float32[B, R], of each token in the update's batch.
+            gaps: float32[B], the largest difference between sampler and trainer per sequence of
+                the update's batch, in nats, NaN if there is none; None if the passes have it.
+            device_stats: name -> number, from steps III and IV.
             watch: the step's timer.
         """
         self._finish_step(step)
@@ -517,7 +516,7 @@ class Run:
         self._record("train", values, note)
 
     def _finish_step(self, step: int) -> None:
-        """Takes note of how far the run and its pass over the data have come."""
+        """Updates step, epoch and data cursor."""
         before = int(self._epoch + 1e-9)
         self.step, self._epoch = step, self.loader.epoch
         if self._profiled and step >= self._profiled.stop - 1:
@@ -526,7 +525,7 @@ class Run:
         self._epoch_ended = int(self._epoch + 1e-9) > before
 
     def _wait(self) -> dict[str, float]:
-        """Returns how long the first step of this start has taken to come; later ones nothing."""
+        """Returns the time to the first step since this start; {} after later steps."""
         return self._clock.metrics() if self.step == self.first_step + 1 else {}
 
     def _token_fields(
@@ -564,7 +563,7 @@ class Run:
         self._record("sft", values, f"loss {values['update/loss']:.3f}")
 
     def evaluation_is_missing(self) -> bool:
-        """Returns whether the step that the run stands at is to be evaluated and is not yet."""
+        """Returns whether the run's current step is due for evaluation but not evaluated yet."""
         due = self.config.eval_every and (self.step == 0 or self.is_due(self.config.eval_every))
         if not due:
             return False
@@ -573,13 +572,13 @@ class Run:
     def record_evaluations(
         self, evaluate: Callable[..., Iterable[Evaluation]], params: Params
     ) -> None:
-        """Evaluates all given sets; writes the accuracies and the responses.
+        """Evaluates all evaluation sets; writes the accuracies and the responses.
 
-        Cut off by a signal, it leaves no line in the metrics, and is made up for by the next start.
+        If a signal cuts it off, it writes no line to the metrics, and the next start repeats it.
 
         Args:
             evaluate: from `scheme.make_evaluate_fn`.
-            params: of the model as it is now.
+            params: the model's current parameters.
         """
         values: dict[str, Any] = {}
         watch = metrics.Stopwatch()

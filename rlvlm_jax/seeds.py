@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Several seeds of one recipe: `--config.seeds=3` runs them one after another and sums them up.
+"""Several seeds of one recipe: `--config.seeds=3` runs them in sequence and summarises them.
 
-Each seed is a whole run in WORKDIR/seed_N, with its own data order, sampling keys and, where
-parameters are drawn, initialisation. When the command is given again, a seed that was cut off goes
-on, one that is done is not trained any further, and one that only evaluates does so again. What
-the seeds have in common goes to WORKDIR/summary.json.
+Each seed is a whole run in WORKDIR/seed_N, with its own data order, sampling keys and, if
+parameters are random, initialisation. Running the command again resumes a seed that was cut off,
+does not train a finished seed any further, and repeats an evaluation-only seed. The summary over
+seeds goes to WORKDIR/summary.json.
 """
 
 import json
@@ -25,7 +25,7 @@ def run_seeds(program: Callable[[ConfigDict, str], bool], config: ConfigDict, wo
     """Runs `program(config, directory)` for `config.seeds` seeds from `config.seed` on.
 
     Returns:
-        True when all are done; False when a signal asked one to stop.
+        True if all are done; False if a signal asked one to stop.
     """
     places = {
         seed: Path(workdir) / f"seed_{seed}"
@@ -39,7 +39,7 @@ def run_seeds(program: Callable[[ConfigDict, str], bool], config: ConfigDict, wo
         if not program(seed_config, str(place)):
             return False
         if place != list(places.values())[-1] and any(distributed.gather(signals.stop_requested())):
-            return False  # by a signal that came while the last step was saved
+            return False  # a signal arrived while the last step was being saved
     if not distributed.is_first():
         return True
     (group,) = runs.read_groups(places.values())
@@ -51,11 +51,11 @@ def run_seeds(program: Callable[[ConfigDict, str], bool], config: ConfigDict, wo
 
 
 def summary(group: runs.Group) -> dict[str, Any]:
-    """Returns what a group of runs has in common.
+    """Returns the summary of a group of runs.
 
     Returns:
-        seeds; accuracy: {SPLIT/SETTING: `analysis.accuracy_row`}; and, where the runs sampled to
-        train, length (`analysis.length_sensitivity`) and reflection
+        seeds; accuracy: {SPLIT/SETTING: `analysis.accuracy_row`}; and, if the runs sampled in
+        training, length (`analysis.length_sensitivity`) and reflection
         (`analysis.reflection_and_length`).
     """
     common: dict[str, Any] = {"seeds": [run.seed for run in group.runs], "accuracy": {}}

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Signals that ask the program to stop: SIGTERM before a machine is taken away, and Ctrl-C."""
+"""Signals that ask the program to stop: SIGTERM before a preemption, and Ctrl-C."""
 
 import signal
 from types import FrameType
@@ -12,28 +12,28 @@ _before: dict[int, Any] = {}
 
 
 def catch() -> None:
-    """From now on a signal is remembered, and does nothing else."""
+    """Makes signals set a flag and do nothing else."""
     global _stop_requested
     if all(signal.getsignal(number) is _remember for number in NUMBERS):
-        return  # since a run before this one; one that came between them counts
+        return  # caught since an earlier run; a signal since then counts
     _stop_requested = False
     _before.update({number: signal.signal(number, _remember) for number in NUMBERS})
 
 
 def release() -> None:
-    """Gives signals back to what had them before `catch`; what was asked stays known."""
+    """Restores the handlers from before `catch`; a stop request stays recorded."""
     for number, handler in _before.items():
         signal.signal(number, handler)
 
 
 def ignore() -> None:
-    """From now on a signal does nothing: the program ends by itself, and tells others so."""
+    """Ignores signals from now on: the program is ending by itself and telling the others."""
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def stop_requested() -> bool:
-    """Returns whether this process has been asked to stop since the last `catch`."""
+    """Returns whether a signal has asked this process to stop since the last `catch`."""
     return _stop_requested
 
 

@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What training, supervised training and evaluation do before their first step.
 
-A model's directory, either kind, becomes a `Source`; a configuration and a source become a
-`Session`: mesh, model, tokenizer, and how to read prompts. Parameters come last, straight into
-their shardings on the mesh.
+A model directory of either kind becomes a `Source`. A configuration and a source become a
+`Session`: mesh, model, tokenizer, and how to read prompts. Parameters come last; each is loaded
+directly into its shards on the mesh.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from rlvlm_jax.types import Params, TrainState
 from rlvlm_jax.update import init_state
 
 BUNDLED = "bundled"
-COMPILED = "~/.cache/rlvlm_jax/xla"  # compile_cache="auto" where there are accelerators
+COMPILED = "~/.cache/rlvlm_jax/xla"  # compile_cache="auto" on accelerators
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Source:
 
 
 def open_source(path: str) -> Source:
-    """Finds the model that `model.path` names.
+    """Opens the model at `model.path`.
 
     Args:
-        path: "bundled", a Hugging Face directory or repository, or an orbax directory: what
-            `rlvlm_jax.convert` writes, or a run's checkpoints.
+        path: "bundled", a Hugging Face directory or repository, or an orbax directory (written by
+            `rlvlm_jax.convert`, or a run's checkpoints).
 
     Raises:
         InputError: there is no such model.
@@ -67,10 +67,10 @@ def open_source(path: str) -> Source:
 
 
 def load_tokenizer(source: Source) -> tokenizer.Tokenizer:
-    """Returns the source's tokenizer; transformers reads it from files, so they are written out.
+    """Returns the source's tokenizer; writes its files out, because transformers reads files.
 
     Raises:
-        InputError: it cannot be read, or calls another token the image token than config.json.
+        InputError: it cannot be read, or its image token differs from config.json's.
     """
     if source.is_orbax:
         with tempfile.TemporaryDirectory() as scratch:
@@ -89,7 +89,7 @@ def load_tokenizer(source: Source) -> tokenizer.Tokenizer:
 
 
 def image_spec(source: Source, min_pixels: int = 0, max_pixels: int = 0) -> processor.ImageSpec:
-    """Returns how the source's model wants its images; limits other than 0 replace its own."""
+    """Returns the image format of the source's model; limits other than 0 replace its own."""
     spec = processor.ImageSpec.from_files(source.files)
     limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
     return dataclasses.replace(spec, **{name: value for name, value in limits.items() if value})
@@ -118,29 +118,29 @@ class Session:
     source: Source
     mesh: Any
     model: models.Model
-    shapes: Params  # ShapeDtypeStructs that carry their shardings
+    shapes: Params  # ShapeDtypeStructs with shardings
     tokenizer: tokenizer.Tokenizer
     spec: processor.ImageSpec
     banned: tuple[int, ...]
-    attention: str  # the kernel that config.model.attention came to
+    attention: str  # the kernel that config.model.attention resolved to
 
     @property
     def features_frozen(self) -> bool:
-        """Whether image features stay what they are during training, so that one pass serves."""
+        """Whether image features stay the same during training, so they are computed only once."""
         return not (self.config.update.train_vit or self.config.update.train_connector)
 
 
 def with_mesh_shardings(shapes: Params, model: models.Model, mesh: Any) -> Params:
-    """Returns the shapes of parameters with their places on the mesh."""
+    """Returns parameter shapes with their shardings on the mesh."""
     shardings = sharding.param_shardings(shapes, model.param_rules, mesh)
     return sharding.with_shardings(shapes, shardings)
 
 
 def add_adapters(config: ConfigDict, model: models.Model, params: Params, key: Any) -> Params:
-    """Returns the parameters with the adapters that the configuration asks for, if any.
+    """Returns the parameters with the configured adapters, if any.
 
     Raises:
-        InputError: no weight is chosen.
+        InputError: no weight is selected.
     """
     update = config.update
     if not update.lora_rank:
@@ -155,14 +155,14 @@ def add_adapters(config: ConfigDict, model: models.Model, params: Params, key: A
     )
     if not lora.has_adapters(adapted):
         raise InputError(
-            f"config.update.lora_rank={update.lora_rank} finds no weight to put an adapter beside; "
-            "check config.update.train_vit, train_connector, train_llm and only"
+            f"config.update.lora_rank={update.lora_rank} finds no weight to adapt; check "
+            "config.update.train_vit, train_connector, train_llm and only"
         )
     return adapted
 
 
 def restore_merged(directory: Any, model: models.Model, mesh: Any) -> Params:
-    """Reads the parameters of an orbax directory; adapters are added to their weights.
+    """Reads the parameters of an orbax directory; merges adapters into their weights.
 
     Raises:
         InputError: the checkpoint is damaged, or holds another model.
@@ -177,16 +177,16 @@ def restore_merged(directory: Any, model: models.Model, mesh: Any) -> Params:
 
 
 def keep_compiled(where: str) -> None:
-    """Lets JAX keep its compiled programs on disk and find them there at the next start.
+    """Makes JAX cache compiled programs on disk for the next start.
 
-    Must come before the first compilation that is to be found. Whoever has told JAX a directory
-    already, by JAX_COMPILATION_CACHE_DIR, keeps it unless `where` names another.
+    Call it before the first compilation to be cached. A directory that the user has set in
+    JAX_COMPILATION_CACHE_DIR stays in use unless `where` names another.
 
     Args:
-        where: a directory, which is created; "auto", see config.py; or "" to leave JAX as it is.
+        where: a directory, which is created; "auto", see config.py; or "" to change nothing.
 
     Raises:
-        InputError: the directory that is named cannot be made; that of "auto" is done without.
+        InputError: the named directory cannot be created. (With "auto" this is only a warning.)
     """
     named = where != "auto"
     if not named:
@@ -209,8 +209,10 @@ def keep_compiled(where: str) -> None:
     if jax.config.jax_compilation_cache_dir == str(directory):
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a run has few programs
-    compilation_cache.reset_cache()  # JAX looks at the directory once, at its first compilation
+    jax.config.update(
+        "jax_persistent_cache_min_compile_time_secs", 0.0
+    )  # cache every program; a run has few
+    compilation_cache.reset_cache()  # JAX reads the directory only at its first compilation
 
 
 def open_session(
@@ -224,11 +226,11 @@ def open_session(
     Args:
         config: validated for these devices.
         source: the model.
-        devices: where the programs will run, which need not be this machine; None for JAX's own.
-        text: a tokenizer, or what knows as much; None for the source's own.
+        devices: devices of the programs, possibly of another machine; None for JAX's own.
+        text: a tokenizer, or an equivalent object; None for the source's own.
 
     Raises:
-        InputError: the devices are too few, or config.model.attention is not for them.
+        InputError: there are too few devices, or they do not support config.model.attention.
     """
     keep_compiled(config.compile_cache)
     mesh = sharding.make_mesh(
@@ -278,7 +280,7 @@ def open_session(
 
 
 def load_params(session: Session, source: Source) -> Params:
-    """Reads a source's weights, each parameter straight to its place on the mesh.
+    """Reads a source's weights, each parameter directly into its shards on the mesh.
 
     Raises:
         InputError: the weights are damaged or are not this model's.
@@ -294,7 +296,7 @@ def load_params(session: Session, source: Source) -> Params:
         parts: dict[Any, np.ndarray] = {}
 
         def once(index: tuple[slice, ...]) -> np.ndarray:
-            """Reads what several devices here hold alike a single time."""
+            """Reads a shard that several local devices share only once."""
             ends = tuple((axis_slice.start, axis_slice.stop) for axis_slice in index)
             if ends not in parts:
                 parts[ends] = read(index)
@@ -307,7 +309,7 @@ def load_params(session: Session, source: Source) -> Params:
 
 
 def random_params(session: Session, seed: int) -> Params:
-    """Draws new parameters, each on its own place."""
+    """Draws new parameters, already sharded."""
     shardings = jax.tree.map(lambda s: s.sharding, lora.drop(session.shapes))
     return jax.jit(session.model.init, out_shardings=shardings)(jax.random.key(seed))
 
@@ -331,11 +333,11 @@ def initial_params(session: Session) -> Params:
 
 
 def state_shapes(session: Session, optimizer: Any) -> TrainState:
-    """Returns the train state as ShapeDtypeStructs that carry their shardings.
+    """Returns the train state as ShapeDtypeStructs with shardings.
 
     Args:
         session: of the run.
-        optimizer: whose state lies like the parameters it belongs to.
+        optimizer: its state is sharded like the parameters.
 
     Raises:
         InputError: no parameter would be trained.
@@ -345,8 +347,8 @@ def state_shapes(session: Session, optimizer: Any) -> TrainState:
     trained, _ = optim.split(session.shapes, is_trained)
     if not jax.tree.leaves(trained):
         raise InputError(
-            f"config.update.only={update.only!r} is found in no parameter of the parts that "
-            "config.update.train_* choose, so nothing would be trained"
+            f"config.update.only={update.only!r} matches no parameter of the parts that "
+            "config.update.train_* select, so nothing would be trained"
         )
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, is_trained), session.shapes)
     scalar = sharding.replicated(session.mesh)
@@ -361,7 +363,7 @@ def state_shapes(session: Session, optimizer: Any) -> TrainState:
 
 
 def initial_state(session: Session, optimizer: Any) -> TrainState:
-    """Returns the state before the first update, as `state_shapes` says."""
+    """Returns the state before the first update, with the shardings of `state_shapes`."""
     is_trained = optim.make_trained(session.config.update, session.model.part)
     init = jax.jit(
         lambda params: init_state(params, optimizer, is_trained),

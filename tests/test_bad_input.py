@@ -72,7 +72,7 @@ def test_misspelt_key(refused, tmp_path, data):
 
 def test_a_profile_of_steps_that_never_come(refused, tmp_path, data):
     message = refused(arguments(tmp_path / "run", data, total_steps=2, log__profile="3-4"))
-    assert "config.log.profile='3-4' begins behind the last step, 2" in message
+    assert "config.log.profile='3-4' starts after the last step (2)" in message
 
 
 def test_wrong_type(refused, tmp_path, data):

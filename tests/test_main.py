@@ -279,7 +279,7 @@ def test_sigterm_saves_and_exits_75_and_the_run_goes_on(tmp_path, data, compiled
     wait_for((tmp_path / "rollouts" / "1.jsonl").exists, process)
     process.send_signal(signal.SIGTERM)
     assert status_of(process) == 75
-    assert f"run the same command again to go on in {tmp_path}" in capsys.readouterr().err
+    assert f"run the same command again to resume in {tmp_path}" in capsys.readouterr().err
     reached = checkpoint.latest_step(tmp_path / "checkpoints")
     assert reached == train_lines(tmp_path)[-1]["step"]
     assert reached < 6

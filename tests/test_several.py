@@ -101,7 +101,7 @@ def test_a_signal_to_one_process_stops_all(tmp_path, data, keys):
     assert [line["step"] for line in lines] == list(range(1, reached + 1))
     for number in range(2):
         said = (tmp_path / f"log.{number}").read_text()
-        assert "run the same command again to go on" in said
+        assert "run the same command again to resume" in said
         # The first step of a start takes longer than its deadline, and says where it is.
         assert "Timeout (0:00:00.500000)!" in said
         assert "rlvlm_jax/train.py" in said

@@ -66,7 +66,7 @@ def check_bucket(directory: str | Path) -> None:
     try:
         probe.write_bytes(b"?")  # creating a directory would not contact the bucket
         probe.unlink()
-    except Exception as error:  # what reaches a bucket raises many kinds
+    except Exception as error:  # bucket access raises many kinds of errors
         raise _not_writable(directory, error) from error
 
 
@@ -187,7 +187,7 @@ def latest_step(directory: str | Path) -> int | None:
         steps = [int(entry.name) for entry in step_dirs if ocp.utils.is_checkpoint_finalized(entry)]
     except FileNotFoundError:  # in a bucket, a directory disappears with its last file
         return None
-    except Exception as error:  # what reaches a bucket raises many kinds
+    except Exception as error:  # bucket access raises many kinds of errors
         if not is_url(directory):
             raise
         raise InputError(
@@ -353,7 +353,7 @@ def _restore(path: str | Path, item: str, shapes: Any) -> Any:
             return reader.restore(item_dir, shapes)
     except (InputError, MemoryError, jax.errors.JaxRuntimeError):
         raise  # another model, or out of memory: the file is not damaged
-    except Exception as error:  # orbax and tensorstore raise many kinds for a damaged file
+    except Exception as error:  # orbax and tensorstore raise many kinds of errors here
         _raise_damaged(item_dir, error)
 
 

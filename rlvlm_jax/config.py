@@ -663,8 +663,8 @@ def _recipe_problems(c: ConfigDict) -> Iterator[str]:
             f"config.log.profile={c.log.profile!r} is not of the form FIRST-LAST, such as '5-7', "
             "with steps from 1"
         )
-    place = c.log.checkpoints
-    if re.match(r"\w+:/|gs//", place) and not re.match("gs://[^/]+/.", place):
+    checkpoints = c.log.checkpoints
+    if re.match(r"\w+:/|gs//", checkpoints) and not re.match("gs://[^/]+/.", checkpoints):
         yield (
             f"config.log.checkpoints={c.log.checkpoints!r} is neither a path nor of the form "
             "gs://BUCKET/DIRECTORY"

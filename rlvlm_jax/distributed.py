@@ -67,8 +67,8 @@ def cluster() -> str:
         slices = env.get("MEGASCALE_NUM_SLICES") or "1"  # of several slices, each may have one host
         return "gketpu" if "," in hosts or slices != "1" else ""
     on_tpu = bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
-    told = "TPU_SKIP_MDS_QUERY" in env or env.get("JAX_PLATFORMS", "tpu").startswith("cpu")
-    if on_tpu and not told and importlib.util.find_spec("libtpu"):
+    disabled = "TPU_SKIP_MDS_QUERY" in env or env.get("JAX_PLATFORMS", "tpu").startswith("cpu")
+    if on_tpu and not disabled and importlib.util.find_spec("libtpu"):
         return "gcetpu"
     if (env.get(COUNT) or "1") != "1" or (env.get(NUMBER) or "0") != "0":
         raise InputError(
@@ -195,12 +195,12 @@ def start(hosts: Any) -> None:
         return
     import jax
 
-    where = _explicit() if method == "address" else {"cluster_detection_method": method}
+    options = _explicit() if method == "address" else {"cluster_detection_method": method}
     tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0]
     gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
     if method == "slurm" and tasks == "1" and gpus.isdecimal():
         # The only process on a node drives all its GPUs; JAX would give it one.
-        where["local_device_ids"] = list(range(int(gpus)))
+        options["local_device_ids"] = list(range(int(gpus)))
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     # JAX's service would capture SIGTERM, and nothing here uses it.
     jax.config.update("jax_enable_preemption_service", False)
@@ -209,7 +209,7 @@ def start(hosts: Any) -> None:
     handlers = [signal.signal(number, signal.SIG_DFL) for number in signals]
     try:
         jax.distributed.initialize(
-            **where,
+            **options,
             initialization_timeout=round(hosts.start_s),
             heartbeat_timeout_seconds=round(hosts.heartbeat_s),
             shutdown_timeout_seconds=round(hosts.heartbeat_s),

@@ -119,7 +119,7 @@ class Run:
         self._checkpoints = checkpoint.absolute(
             config.log.checkpoints or self.workdir / "checkpoints"
         )
-        distributed.together(lambda: self._check_places(workdir))
+        distributed.together(lambda: self._check_writable(workdir))
         fingerprints = distributed.together(self._set_up)
         if any(fingerprint != fingerprints[0] for fingerprint in fingerprints):
             raise InputError(
@@ -130,7 +130,7 @@ class Run:
             patience_s = min(config.hosts.start_s, VISIBLE_WITHIN_S)
             checkpoint.check_shared(self._checkpoints, patience_s)
 
-    def _check_places(self, workdir: str) -> None:
+    def _check_writable(self, workdir: str) -> None:
         """Checks that everything the run will write can be written."""
         if self._writes:
             records.check_writable(workdir)
@@ -177,11 +177,11 @@ class Run:
         """Returns the run item of the newest checkpoint; checks that this run may resume it."""
         saved = checkpoint.read_run(self._checkpoints / str(self.first_step))
         defaults = startup.resolved_config(config_lib.default())
-        began = _with_defaults(saved["config"], defaults)
-        now = startup.resolved_config(self.config)
-        changed = _changed_keys(began, now)
-        microbatches = [config["update"]["microbatch"] for config in (began, now)]
-        if now["algorithm"]["aggregate"] == "microbatch" and microbatches[0] != microbatches[1]:
+        old = _with_defaults(saved["config"], defaults)
+        new = startup.resolved_config(self.config)
+        changed = _changed_keys(old, new)
+        microbatches = [config["update"]["microbatch"] for config in (old, new)]
+        if new["algorithm"]["aggregate"] == "microbatch" and microbatches[0] != microbatches[1]:
             changed.append("update.microbatch")  # here it is part of the loss
         if changed:
             raise InputError(
@@ -243,13 +243,13 @@ class Run:
             return
         c = self.config
         self._records = records.RunDirectory(self.workdir, self._clock.start)
-        began = self._records.read_config().get("config", {})
-        place = began.get("log", {}).get("checkpoints", "")
-        if not self.resumed and began and place != c.log.checkpoints:
+        old_config = self._records.read_config().get("config", {})
+        old_value = old_config.get("log", {}).get("checkpoints", "")
+        if not self.resumed and old_config and old_value != c.log.checkpoints:
             raise InputError(
-                f"{self.workdir} holds a run with checkpoints at config.log.checkpoints={place!r}, "
-                f"but {c.log.checkpoints!r} has none; use the old value to resume that run, or "
-                "another --workdir"
+                f"{self.workdir} holds a run with checkpoints at config.log.checkpoints="
+                f"{old_value!r}, but {c.log.checkpoints!r} has none; use the old value to resume "
+                "that run, or another --workdir"
             )
         self._records.trim(self.first_step if self.resumed else None)
         phase = "sft" if c.mode == "sft" else "train"
@@ -400,13 +400,13 @@ class Run:
     ) -> list[dict[str, Any]]:
         rows = []
         samples = len(responses.texts) // len(examples)
-        images = [self._image_names(example) for example in examples]
+        image_names = [self._image_names(example) for example in examples]
         for b in range(len(responses.texts)):
             example = examples[b // samples]
             row = {
                 "id": example.id,
                 "question": example.question,
-                "image": images[b // samples],
+                "image": image_names[b // samples],
                 "solution": example.solution,
                 "response": responses.texts[b],
                 "tokens": int(responses.tokens[b]),

@@ -22,27 +22,29 @@ SUMMARY = "summary.json"
 
 
 def run_seeds(program: Callable[[ConfigDict, str], bool], config: ConfigDict, workdir: str) -> bool:
-    """Runs `program(config, directory)` for `config.seeds` seeds from `config.seed` on.
+    """Runs `program(config, directory)` for `config.seeds` seeds, starting at `config.seed`.
 
     Returns:
         True if all are done; False if a signal asked one to stop.
     """
-    places = {
+    directories = {
         seed: Path(workdir) / f"seed_{seed}"
         for seed in range(config.seed, config.seed + config.seeds)
     }
-    for seed, place in places.items():
+    for seed, directory in directories.items():
         seed_config = config.copy_and_resolve_references()
         seed_config.seed, seed_config.seeds = seed, 1
         if config.log.checkpoints:
-            seed_config.log.checkpoints = f"{config.log.checkpoints}/{place.name}"
-        if not program(seed_config, str(place)):
+            seed_config.log.checkpoints = f"{config.log.checkpoints}/{directory.name}"
+        if not program(seed_config, str(directory)):
             return False
-        if place != list(places.values())[-1] and any(distributed.gather(signals.stop_requested())):
+        if directory != list(directories.values())[-1] and any(
+            distributed.gather(signals.stop_requested())
+        ):
             return False  # a signal arrived while the last step was being saved
     if not distributed.is_first():
         return True
-    (group,) = runs.read_groups(places.values())
+    (group,) = runs.read_groups(directories.values())
     text = json.dumps(summary(group), indent=1, allow_nan=False) + "\n"
     partial = Path(workdir) / f".{SUMMARY}.partial"
     partial.write_text(text, encoding="utf-8")

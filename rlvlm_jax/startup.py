@@ -36,7 +36,7 @@ COMPILED = "~/.cache/rlvlm_jax/xla"  # compile_cache="auto" on accelerators
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where a model comes from: a Hugging Face directory or an orbax directory."""
+    """The origin of a model: a Hugging Face directory or an orbax directory."""
 
     directory: Path
     is_orbax: bool
@@ -190,8 +190,8 @@ def keep_compiled(where: str) -> None:
     """
     named = where != "auto"
     if not named:
-        told = jax.config.jax_compilation_cache_dir or jax.default_backend() == "cpu"
-        where = "" if told else COMPILED
+        leave_as_is = jax.config.jax_compilation_cache_dir or jax.default_backend() == "cpu"
+        where = "" if leave_as_is else COMPILED
     if not where:
         return
     directory = Path(where).expanduser().absolute()
@@ -221,7 +221,7 @@ def open_session(
     devices: Sequence[Any] | None = None,
     text: Any = None,
 ) -> Session:
-    """Builds the mesh, the model's functions and the text side; reads no weights.
+    """Builds mesh, model functions and tokenizer; reads no weights.
 
     Args:
         config: validated for these devices.
@@ -374,5 +374,5 @@ def initial_state(session: Session, optimizer: Any) -> TrainState:
 
 
 def resolved_config(config: ConfigDict) -> dict[str, Any]:
-    """Returns the configuration as JSON has it: a nested dict, tuples as lists."""
+    """Returns the configuration as in JSON: a nested dict, with tuples as lists."""
     return json.loads(config.to_json())

@@ -118,8 +118,8 @@ def check_flags(arguments: argparse.Namespace) -> None:
     if arguments.out and not Path(arguments.out).absolute().parent.is_dir():
         raise InputError(f"--out={arguments.out}: its directory does not exist")
     if arguments.hlo:
-        place = Path(arguments.hlo).absolute()
-        nearest = next(path for path in (place, *place.parents) if path.exists())
+        hlo = Path(arguments.hlo).absolute()
+        nearest = next(path for path in (hlo, *hlo.parents) if path.exists())
         if not nearest.is_dir():
             raise InputError(f"--hlo={arguments.hlo}: {nearest} is a file; name a directory")
     for name in ("mfu_train", "mfu_prefill", "decode_bandwidth", "link_bandwidth"):
@@ -209,8 +209,8 @@ def plan(config: Any, topology: Topology, arguments: argparse.Namespace) -> Repo
     rows = {}
     for name, step in steps.items():
         own = step.arguments + step.outputs - step.aliased + step.temporaries
-        beside = max(0.0, persistent - step.arguments)
-        total = (step.peak if step.problem else own) + beside
+        elsewhere = max(0.0, persistent - step.arguments)
+        total = (step.peak if step.problem else own) + elsewhere
         rows[name] = {
             "compile_s": round(step.seconds, 1),
             "compile_cpu_s": round(step.cpu_seconds, 1),
@@ -219,9 +219,9 @@ def plan(config: Any, topology: Topology, arguments: argparse.Namespace) -> Repo
             "aliased": step.aliased,
             "temporaries": step.temporaries,
             "peak": step.peak,
-            "kept_beside": beside,
+            "kept_beside": elsewhere,
             "total": total,
-            "peak_total": step.peak + beside,
+            "peak_total": step.peak + elsewhere,
             "predicted": sum(resident.values()) + sum(carried.values()) + modelled.get(name, 0.0),
             "fits": not step.problem and total <= memory,
             "problem": step.problem,

@@ -259,7 +259,7 @@ def collectives(
                 result = shape_bytes(i.shape)
                 if i.operation.endswith("-start"):
                     result = max((shape_bytes(part) for part in _parts(i.shape)), default=0)
-                place = re.search(r'op_name="([^"]*)"', i.rest)
+                op_name = re.search(r'op_name="([^"]*)"', i.rest)
                 ops.append(
                     Collective(
                         kind,
@@ -268,7 +268,7 @@ def collectives(
                         depth,
                         times,
                         i.shape,
-                        place[1] if place else "",
+                        op_name[1] if op_name else "",
                     )
                 )
             elif i.operation == "while":
@@ -325,7 +325,7 @@ def largest(parsed: dict[str, list[Instruction]], count: int = 5) -> list[tuple[
             if i.operation in silent or i.shape.startswith("("):
                 continue
             shape = i.shape.split("{")[0]
-            place = re.search(r'op_name="([^"]*)"', i.rest)
+            op_name = re.search(r'op_name="([^"]*)"', i.rest)
             if shape not in by_shape:
-                by_shape[shape] = (shape_bytes(i.shape), shape, place[1] if place else "")
+                by_shape[shape] = (shape_bytes(i.shape), shape, op_name[1] if op_name else "")
     return sorted(by_shape.values(), reverse=True)[:count]

@@ -111,7 +111,7 @@ def resident(s: Sizes) -> Parts:
 
 
 def carried(s: Sizes) -> Parts:
-    """Returns what the steps of an iteration hand on to one another."""
+    """Returns what the steps of an iteration pass to later steps."""
     prompts, rows = (x / shards(s.config) for x in (s.config.rollout.prompts, sequences(s.config)))
     length, patches = s.bucket
     of_patch = 3 * s.model.vision.patch_size**2 + 4 * 4

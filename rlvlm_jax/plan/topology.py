@@ -93,7 +93,7 @@ NAMES = (
     *("1xH200", "8xH200", "16xH200", "1xH100", "8xH100", "16xH100", "1xA100", "8xA100"),
 )
 
-# Facts about GPUs that the compiler asks for, in the format of its GpuTargetConfigProto. Source:
+# Facts about GPUs that the compiler needs, in the format of its GpuTargetConfigProto. Source:
 # NVIDIA's data sheets and CUDA's device properties, as in openxla/xla, target_config/specs.
 _GPU_FACTS = """
 gpu_device_info {{

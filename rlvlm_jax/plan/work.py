@@ -133,7 +133,7 @@ def lower(
     if config.mode == "sft":  # one response per prompt, from the data
         config.rollout.prompts, config.rollout.samples = config.update.minibatch, 1
         config.update.epochs = 1
-    source, text, where = open_model(config.model.path)
+    source, text, origin = open_model(config.model.path)
     config.compile_cache = ""  # otherwise compile times would be those of cached programs
     session = startup.open_session(config, source, devices, text)
     optimizer, _ = optim.make_optimizer(config.update, 1000, session.model.part)
@@ -170,7 +170,7 @@ def lower(
             "optimizer": device_bytes(state.opt_state),
             "reference": device_bytes(reference),
         },
-        source=where,
+        source=origin,
         attention=session.attention,
         lowering_s=seconds,
     )

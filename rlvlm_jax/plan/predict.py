@@ -123,7 +123,7 @@ def carried(s: Sizes) -> Parts:
 
 
 def _layer(s: Sizes) -> float:
-    """Bytes per decoder layer's weights, gathered over fsdp."""
+    """Bytes of one decoder layer's weights, gathered over fsdp."""
     return flops.layer_weights(s.model) / s.model.layers * s.item / s.config.mesh.tensor
 
 

@@ -24,7 +24,7 @@ EVAL_SETTINGS = {  # name -> (samples k, temperature, top-p); the MAYE scheme
     "pass@8_t1.0": (8, 1.0, 1.0),
 }
 MAX_EVAL_SAMPLES = 256
-HARMLESS = (  # keys or groups of keys that change where and how fast a run is made, not what it does
+HARMLESS = (  # keys or groups of keys that change where and how fast a run runs, not what it does
     *("seeds", "checkpoint_every", "mesh.", "hosts.", "log.", "data.workers", "data.index"),
     *("data.feature_cache_gib", "compile_cache", "rewards.workers", "model.attention"),
     *("model.remat", "rollout.layout"),

@@ -73,7 +73,7 @@ def advise(s: predict.Sizes, topology: Topology, step: str, short: float) -> str
     ends = f"; or take a larger slice, such as {larger.name}" if larger else ""
     where = f"step {step!r} of the iteration needs the most"
     if enough:
-        return f"{where}; any of these should be enough: {', '.join(enough)}{ends}"
+        return f"{where}; any of these is enough (predicted): {', '.join(enough)}{ends}"
     if worthwhile:
         all_changes = ", ".join(worthwhile)
         return f"{where}; no single change is enough; together these save: {all_changes}{ends}"

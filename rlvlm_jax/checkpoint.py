@@ -339,9 +339,7 @@ def _path_name(path: Any) -> str:
 
 def _restore(path: str | Path, item: str, shapes: Any) -> Any:
     item_dir = _item(path, item)
-    logging.getLogger("absl").setLevel(
-        logging.ERROR
-    )  # orbax warns about every item that is read alone
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns if an item is read alone
     try:
         with ocp.StandardCheckpointer() as reader:
             stored = reader.metadata(item_dir).item_metadata.tree

@@ -246,9 +246,7 @@ def default() -> ConfigDict:
     c.algorithm.kl_reward_kind = "k1"
     c.algorithm.entropy_coef = 0.0  # bonus for entropy, mean over tokens, in nats
     c.algorithm.mask_truncated = False  # leave truncated responses out of the loss
-    c.algorithm.flat_positions = (
-        False  # train on 1-D positions, like MAYE's code; sampling is unaffected
-    )
+    c.algorithm.flat_positions = False  # train (not sample) on 1-D positions, like MAYE's code
     c.algorithm.filter = False  # leave out groups with accuracy outside [low, high]
     c.algorithm.filter_refills = 0  # extra batches per step that replace left-out groups
     c.algorithm.filter_low = 0.1
@@ -303,7 +301,7 @@ def default() -> ConfigDict:
     c.eval.settings = ("pass@1_t0.01",)  # names from EVAL_SETTINGS
     c.eval.batch = 0  # prompts per evaluation batch; 0 = rollout.prompts
     c.eval.samples = 8  # responses per question for pass@8; more give unbiased estimates
-    c.eval.samples_seed = 1234  # with config.seed, the sampling keys of every evaluation
+    c.eval.samples_seed = 1234  # with config.seed: sampling keys, the same at every evaluation
 
     c.log = ConfigDict()
     c.log.keep_checkpoints = 2

@@ -212,9 +212,7 @@ class RunDirectory:
         with partial.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(
-                file.fileno()
-            )  # without it, a power loss could leave an empty file under the new name
+            os.fsync(file.fileno())  # else a power loss could leave an empty file
         partial.replace(target)
 
 

@@ -209,9 +209,7 @@ def keep_compiled(where: str) -> None:
     if jax.config.jax_compilation_cache_dir == str(directory):
         return
     jax.config.update("jax_compilation_cache_dir", str(directory))
-    jax.config.update(
-        "jax_persistent_cache_min_compile_time_secs", 0.0
-    )  # cache every program; a run has few
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # a run has few programs
     compilation_cache.reset_cache()  # JAX reads the directory only at its first compilation
 
 

@@ -58,9 +58,7 @@ def main(argv: Sequence[str]) -> int:
         for workload in workloads:
             report["cases"][workload.name] = time_case(workload, arguments)
             say(table(workload.name, report["cases"][workload.name]))
-            write(
-                out, json.dumps(report, indent=1)
-            )  # a run that is cut off leaves the finished cases
+            write(out, json.dumps(report, indent=1))  # keeps finished cases if cut off
         if arguments.growth:
             report["growth"] = {"case": cases[0].name, "repeats": arguments.repeats}
             timings = growth.measure(cases[0], Path(scratch), devices, arguments.repeats, say)

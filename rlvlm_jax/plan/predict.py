@@ -224,9 +224,7 @@ def temporaries(s: Sizes) -> dict[str, Parts]:
     if c.model.remat != "full":
         saved_per_layer += tokens * (m.heads + 2 * m.kv_heads) * m.head_size * s.item
         saved_per_layer += tokens * (2 * m.width + 3 * m.mlp_width) * s.item / c.mesh.tensor
-    sums = 1 + (
-        microbatch(c) < c.update.minibatch
-    )  # one micro-batch's, and the sum of the earlier ones
+    sums = 1 + (microbatch(c) < c.update.minibatch)  # one micro-batch's, and the earlier ones' sum
     by_step["update"] = {
         "gradients": 4.0 * s.trained / s.parts * sums,
         "hidden states of all layers": m.layers * saved_per_layer,

@@ -76,7 +76,7 @@ def test_bad_flags_are_refused(tmp_path, monkeypatch, capsys):
         (out, "--repeats=0"): "--repeats=0",
         (out, "--cases=4m-64"): "--cases",
         (f"--out={tmp_path}",): "is a directory",
-        (f"--out={tmp_path / 'no' / 'bench.json'}",): "no writable directory",
+        (f"--out={tmp_path / 'no' / 'bench.json'}",): "not a writable directory",
         (out, "--config=configs/none.py"): "configs/none.py",
         (out, f"--config={run_cases.CONFIGS / 'tiny.py'}", "--case=4m-64"): "--case",
     }

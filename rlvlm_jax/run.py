@@ -441,15 +441,16 @@ class Run:
             rounds: everything that was sampled, including groups that are not trained on.
             chosen: int[N], the groups in the update's batch; see `collection.choose`.
             advantages: float32[B, R], of each token in the update's batch.
-            gaps: float32[B], the largest difference between sampler and trainer per sequence of
-                the update's batch, in nats, NaN if there is none; None if the passes have it.
+            logprob_diffs: float32[B], the largest difference between sampler and trainer per
+                sequence of the update's batch, in nats, NaN if there is none; None if the passes
+                have it.
             device_stats: name -> number, from steps III and IV.
             watch: the step's timer.
         """
         self._finish_step(step)
         memory = metrics.memory_metrics(distributed.gather)
-        if gaps is None:
-            per_round = [sharding.to_host(r.passes.gap).max(axis=1) for r in rounds]
+        if logprob_diffs is None:
+            per_round = [sharding.to_host(r.passes.logprob_diff).max(axis=1) for r in rounds]
         if not self._writes:
             return
         examples = [example for r in rounds for example in r.examples]
@@ -457,15 +458,15 @@ class Run:
         scores = rewards.join([r.scores for r in rounds])
         samples = self.config.rollout.samples
         of_batch = collection.rows_of(chosen, samples)  # rows of the update's batch
-        if gaps is None:
-            response_gaps = np.concatenate(per_round)
+        if logprob_diffs is None:
+            response_diffs = np.concatenate(per_round)
         else:
-            response_gaps = np.full(len(responses.texts), np.nan, np.float32)
-            response_gaps[of_batch] = gaps
+            response_diffs = np.full(len(responses.texts), np.nan, np.float32)
+            response_diffs[of_batch] = logprob_diffs
         rows = self._response_rows(
-            examples, responses, scores.correct, scores.status, scores.rewards, response_gaps
+            examples, responses, scores.correct, scores.status, scores.rewards, response_diffs
         )
-        in_filter = np.repeat(np.concatenate([r.kept for r in rounds]), samples)
+        in_filter = np.repeat(np.concatenate([r.keep for r in rounds]), samples)
         in_batch = np.isin(np.arange(len(rows)), of_batch)
         for row, trained in zip(rows, in_batch & in_filter, strict=True):
             row["trained"] = bool(trained)

@@ -168,9 +168,11 @@ def restore_merged(directory: Any, model: models.Model, mesh: Any) -> Params:
         InputError: the checkpoint is damaged, or holds another model.
     """
     base = jax.eval_shape(model.init, jax.random.key(0))
-    shapes = with_mesh_shardings(lora.like(base, checkpoint.param_shapes(directory)), model, mesh)
+    shapes = with_mesh_shardings(
+        lora.shapes_like(base, checkpoint.param_shapes(directory)), model, mesh
+    )
     params = checkpoint.restore_params(directory, shapes)
-    if not lora.is_there(params):
+    if not lora.has_adapters(params):
         return params
     shardings = jax.tree.map(lambda s: s.sharding, lora.drop(shapes))
     return jax.jit(lora.merge, out_shardings=shardings)(params)

@@ -115,7 +115,7 @@ def test_one_optimizer_step_needs_no_pass_before_it(collected, loss):
     assert trajectory.old_logprobs is None
     expected, more, judged = run(collected, **keys, algorithm__old_logprobs="trainer")
     assert judged.old_logprobs is not None
-    # AdamW's first moments are a tenth of the gradients. Parameters say less: where a gradient is as
+    # AdamW's first moments are a tenth of the gradients. Parameters say less: if a gradient is as
     # small as Adam's epsilon, the step enlarges its rounding error.
     moments = [optax.tree_utils.tree_get(s.opt_state, "mu") for s in (state, expected)]
     largest = max(float(jnp.abs(moment).max()) for moment in jax.tree.leaves(moments[1]))

@@ -178,7 +178,7 @@ def time_case(workload: "Workload", arguments: argparse.Namespace) -> dict[str, 
     own_side = ours.start(workload)
     seconds = {part: [] for part in (*PARTS, "iteration")}
     peer_seconds: dict[str, list[float]] = {}
-    peer_side, gap = None, None
+    peer_side, peer_diff = None, None
     if arguments.peer:
         from rlvlm_jax.bench import peer
 
@@ -186,9 +186,9 @@ def time_case(workload: "Workload", arguments: argparse.Namespace) -> dict[str, 
         peer_seconds = {part: [] for part in (*PARTS, "iteration")}
     own_side.rollout()
     own_side.logprobs()
-    own_gap = own_side.gap()
+    own_diff = own_side.logprob_diff()
     if peer_side is not None:
-        gap = peer.largest_gap(peer_side, *own_side.responses())
+        peer_diff = peer.largest_logprob_diff(peer_side, *own_side.responses())
     for number in range(arguments.repeats + 1):
         say(
             f"{workload.name}: round {number} of {arguments.repeats}"

@@ -89,7 +89,7 @@ class Ours:
         """Returns (tokens int32[B, R], the sampler's log-probabilities float32[B, R])."""
         return sharding.to_host((self.sampled.tokens, self.sampled.logprobs))
 
-    def gap(self) -> dict[str, float]:
+    def logprob_diff(self) -> dict[str, float]:
         """Returns mean and largest |sampler - trainer| log-probability difference in nats.
 
         Empty if the passes do not compare them (`config.algorithm.old_logprobs`).

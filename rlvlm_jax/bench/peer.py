@@ -270,7 +270,7 @@ def pixel_values(work: Workload) -> list[np.ndarray]:
     return pixels
 
 
-def largest_gap(peer: Peer, tokens: np.ndarray, logprobs: np.ndarray) -> float:
+def largest_logprob_diff(peer: Peer, tokens: np.ndarray, logprobs: np.ndarray) -> float:
     """Returns the largest difference from our log-probabilities of our responses, in nats.
 
     Args:
@@ -290,6 +290,6 @@ def largest_gap(peer: Peer, tokens: np.ndarray, logprobs: np.ndarray) -> float:
             peer_logprobs = torch.log_softmax(logits, -1).gather(-1, responses[rows][..., None])[
                 ..., 0
             ]
-            gap = np.abs(peer_logprobs.cpu().numpy() - logprobs[rows])
-            largest = max(largest, float(gap.max()))
+            logprob_diff = np.abs(peer_logprobs.cpu().numpy() - logprobs[rows])
+            largest = max(largest, float(logprob_diff.max()))
     return largest

@@ -50,7 +50,7 @@ _OPERATIONS: dict[str, Callable[..., Any]] = {"sum": sympy.Add, "product": sympy
 _OPERATIONS |= {"quotient": operator.truediv, "power": _power, "root": _root, "abs": sympy.Abs}
 _OPERATIONS |= {"log": _logarithm, "lg": _logarithm, "ln": sympy.log, "degree": lambda x: x}
 _OPERATIONS |= {"max": sympy.Max, "min": sympy.Min, "ceil": sympy.ceiling, "binom": sympy.binomial}
-_OPERATIONS |= {"gcd": lambda *of: sympy.gcd(of), "lcm": lambda *of: sympy.lcm(of)}
+_OPERATIONS |= {"gcd": lambda *n: sympy.gcd(n), "lcm": lambda *n: sympy.lcm(n)}
 
 
 def symbolic(tree: Tree) -> Any:

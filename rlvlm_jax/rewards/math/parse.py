@@ -356,7 +356,7 @@ def _with_tail(value: Tokens, tail: Tokens, depth: int, alone: bool) -> Tree | N
     per = units.unit(flat(tail[rate + 1 :]), spaced=True)
     if any(t.kind not in ("run", "han") for t in tail[:rate]) or (rate < len(words) and not per):
         return None
-    noun = units.noun(words[:rate], one=flat(value) == "1" and not per) if rate else ""
+    noun = units.noun(words[:rate], single=flat(value) == "1" and not per) if rate else ""
     name = f"{noun}/{per}" if per else noun
     return None if noun is None else _measured(value, name, depth)
 

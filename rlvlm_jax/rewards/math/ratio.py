@@ -158,9 +158,9 @@ def _multiply(a: Polynomial, b: Polynomial) -> Polynomial:
     if ONE in (a, b):
         return a if b == ONE else b
     total: dict[Monomial, Fraction] = {}
-    for (one, m), (other, n) in itertools.product(a.items(), b.items()):
-        powers, factor = dict(one), m * n
-        for name, power in other:
+    for (left, m), (right, n) in itertools.product(a.items(), b.items()):
+        powers, factor = dict(left), m * n
+        for name, power in right:
             powers[name] = powers.get(name, 0) + power
             if powers[name] > 1 and (name == "i" or name[0] == "√"):
                 powers[name] -= 2

@@ -165,11 +165,11 @@ def _is_named(relation: Tree) -> bool:
 
 def _equal_to_value(answer: Tree, reference: Tree, judge: Judge) -> bool:
     """Compares a relation with a value, whichever is the reference."""
-    asked = reference.kind == "relation"
-    relation, value = (reference, answer) if asked else (answer, reference)
+    by_relation = reference.kind == "relation"
+    relation, value = (reference, answer) if by_relation else (answer, reference)
 
     def same(part: Tree) -> bool:
-        return judge.equal(value, part) if asked else judge.equal(part, value)
+        return judge.equal(value, part) if by_relation else judge.equal(part, value)
 
     if _has_members(relation):
         return _is_named(relation) and same(relation.parts[-1])
@@ -177,14 +177,14 @@ def _equal_to_value(answer: Tree, reference: Tree, judge: Judge) -> bool:
         interval = _as_interval(relation)
         if interval:
             return same(interval)
-        if asked or relation.mark == "ne" or _is_distance(relation):
+        if by_relation or relation.mark == "ne" or _is_distance(relation):
             return judge.computed("same_solutions", answer, reference)
     chain = _chain(relation, judge)
     if chain is None or not _droppable(chain):
         return judge.no("another relation, or one of its links is false")
-    if asked and not (chain.names or chain.estimate):
+    if by_relation and not (chain.names or chain.estimate):
         return judge.no("the reference is a number sentence")
-    if chain.estimate and not asked and not (value.kind == "number" and value.mark):
+    if chain.estimate and not by_relation and not (value.kind == "number" and value.mark):
         return judge.no("an estimate is no value")
     return same(chain.value)
 

@@ -160,11 +160,11 @@ def scale(name: str) -> tuple[int, int] | None:
     return _SCALE.get(name)
 
 
-def noun(words: Sequence[str], one: bool) -> str | None:
+def noun(words: Sequence[str], single: bool) -> str | None:
     """Names what is counted: "counted ball", or "narrowed red ball"; None for other words.
 
     A counted noun may stand beside a bare number or not; one that is narrowed says more than the
-    number, so an answer may not add it. Where `one` thing is counted, no plural is needed.
+    number, so an answer may not add it. Where a `single` thing is counted, no plural is needed.
     """
     if len(words) == 1 and words[0][0] in _COUNTERS:  # a counter, and in Chinese what it counts
         return "counted" if len(words[0]) == 1 else f"narrowed {words[0][1:]}"
@@ -175,11 +175,11 @@ def noun(words: Sequence[str], one: bool) -> str | None:
     if not kinds:
         return "counted"
     *adjectives, last = kinds
-    single = _singular(last)
-    if NO_NOUNS.intersection((*kinds, single)) or single.endswith(("illion", "tieth", "teenth")):
+    stem = _singular(last)
+    if NO_NOUNS.intersection((*kinds, stem)) or stem.endswith(("illion", "tieth", "teenth")):
         return None
-    plain = not adjectives and (one or single != last or last in _PLURALS)
-    return " ".join(("counted" if plain else "narrowed", *adjectives, single))
+    plain = not adjectives and (single or stem != last or last in _PLURALS)
+    return " ".join(("counted" if plain else "narrowed", *adjectives, stem))
 
 
 def _singular(word: str) -> str:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from rlvlm_jax import sharding
 from rlvlm_jax.algorithms import filtering
-from rlvlm_jax.data.dataset import Example
+from rlvlm_jax.data.example import Example
 from rlvlm_jax.data.loader import pad_batch
 from rlvlm_jax.rewards import Scores
 from rlvlm_jax.sampling.responses import Responses

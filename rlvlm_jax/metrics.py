@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.evaluation.scores import count_reflection, is_repetitive, reflection
+from rlvlm_jax.evaluation.scores import count_reflection, reflection
+from rlvlm_jax.rewards.text_rules import is_repetitive
 
 GIB = 2.0**30
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"  # or a program read from disk

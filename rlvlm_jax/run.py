@@ -39,7 +39,7 @@ from rlvlm_jax import (
 )
 from rlvlm_jax import config as config_lib
 from rlvlm_jax.collection import Round
-from rlvlm_jax.data.dataset import Example
+from rlvlm_jax.data.example import Example
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation.scheme import Evaluation
 from rlvlm_jax.evaluation.scores import is_reflective

@@ -14,7 +14,7 @@ import jax
 from rlvlm_jax import config as config_lib
 from rlvlm_jax import distributed, rewards, sharding
 from rlvlm_jax.data import dataset, loader, problems
-from rlvlm_jax.data.dataset import Example
+from rlvlm_jax.data.example import Example
 from rlvlm_jax.startup import Session
 
 SPLITS = ("val", "test", "test_ood")

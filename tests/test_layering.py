@@ -3,30 +3,25 @@
 """Imports go one way, and each heavy library has one home."""
 
 import ast
+import graphlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1] / "rlvlm_jax"
 SOURCES = sorted(ROOT.rglob("*.py"))
-LAYERS = (  # lowest first; a module may import lower layers, and its own package
-    ("errors", "types", "signals"),
-    ("config", "sharding", "distributed", "packing", "evaluation.scores"),
-    (
-        *("data", "models", "rewards", "algorithms", "optim", "checkpoint"),
-        *(f"evaluation.{name}" for name in ("statistics", "runs", "analysis")),
-    ),
-    ("records", "metrics", "features"),
-    ("sampling",),
-    ("logprobs",),
-    ("trajectory", "update"),
-    ("startup",),
-    ("evaluation.scheme", "vlm"),
-    ("collection", "run_data"),
+LAYERS = (  # lowest first: a folder, or a module at the top, imports lower ones only
+    ("errors", "types", "signals", "algorithms"),
+    ("config", "sharding", "distributed", "packing", "records", "data", "sampling"),
+    ("models", "optim", "checkpoint", "features", "logprobs", "cli"),
+    ("rewards", "trajectory", "update"),
+    ("collection", "evaluation", "startup"),
+    ("convert", "export", "metrics", "report", "run_data", "seeds", "vlm"),
     ("run",),
-    ("train", "sft", "evaluate", "seeds"),
-    ("cli",),
-    ("main", "convert", "export", "report", "bench", "plan", "rewards.__main__"),
+    ("train", "sft", "evaluate"),
+    ("main", "bench", "plan"),
 )
 HOMES = {  # third party -> the only places that may import it
     "flax": ("models",),
@@ -72,25 +67,32 @@ def under(name, prefixes):
     return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
 
 
-def layer_of(name):
-    places = {prefix: level for level, prefixes in enumerate(LAYERS) for prefix in prefixes}
-    found = [prefix for prefix in places if under(name, [prefix])]
-    return places[max(found, key=len)] if found else None
+LEVELS = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+MODULES = {name_of(path): path for path in SOURCES}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name_of)
-def test_imports_go_one_way(path):
-    name = name_of(path)
-    if name in ("", "evaluation"):  # packages that only pass names on
-        return
-    level = layer_of(name)
-    assert level is not None, f"{name} has no layer: add it to LAYERS"
-    for module in imported(path):
-        other = module.removeprefix("rlvlm_jax").lstrip(".")
-        if not module.startswith("rlvlm_jax") or layer_of(other) is None:
-            continue
-        same_package = other.split(".")[0] == name.split(".")[0]
-        assert same_package or layer_of(other) < level, f"{name} may not import {other}"
+def own_imports(name):
+    """Modules of the package that a module imports; `from folder import module` is the module."""
+    names = set(imported(MODULES[name]))
+    own = {other.removeprefix("rlvlm_jax.") for other in names if other.startswith("rlvlm_jax.")}
+    modules = own & MODULES.keys()
+    return {other for other in modules if not any(m.startswith(f"{other}.") for m in own & modules)}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES.keys() - {""}))
+def test_imports_go_one_way(name):
+    room = name.split(".")[0]
+    assert room in LEVELS, f"{room} has no layer: add it to LAYERS"
+    for other in own_imports(name):
+        other_room = other.split(".")[0]
+        lower = other_room == room or LEVELS[other_room] < LEVELS[room]
+        assert lower, f"{name} may not import {other}"
+
+
+def test_no_module_is_imported_by_what_it_imports():
+    graph = {name: own_imports(name) - {name} for name in MODULES}
+    order = graphlib.TopologicalSorter(graph).static_order()
+    assert set(order) == MODULES.keys()  # a circle raises CycleError, which names it
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
@@ -105,6 +107,12 @@ def test_heavy_libraries_have_one_home(path):
 
 
 def test_layering_would_catch_a_wrong_import():
-    assert layer_of("train") > layer_of("update") > layer_of("models.qwen_vl")
+    assert LEVELS["train"] > LEVELS["update"] > LEVELS["models"] > LEVELS["sampling"]
+    assert {"evaluation.scheme", "startup"} <= own_imports("train")
     assert under("models.qwen_vl", HOMES["flax"])
     assert not under("train", HOMES["flax"])
+
+
+def test_sampling_loads_no_flax():
+    code = "import sys, rlvlm_jax.sampling.sampler; sys.exit('flax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from rlvlm_jax import distributed
-from rlvlm_jax.data.dataset import Example
+from rlvlm_jax.data.example import Example
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.run_data import digest
 from tests.run_cases import arguments, execute, write_problems

@@ -2,11 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Step II: choices of tokens, keys of sequences, stopping."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlvlm_jax.models.exact_cpu import row_sum
 from rlvlm_jax.sampling import logits as choices
 from rlvlm_jax.sampling import sampler
 from rlvlm_jax.sampling.logits import Policy, keep_top_k
@@ -15,8 +18,8 @@ from tests import tiny_model
 from tests.tiny_model import BANNED, PAD, STOP
 
 # As the sampler runs them: in a program. One by one their operations take longer to compile.
-choose = jax.jit(choices.choose)
-draw = jax.jit(choices.draw, static_argnames=("temperature", "top_k", "top_p"))
+choose = jax.jit(partial(choices.choose, row_sum=row_sum))
+draw = jax.jit(choices.draw, static_argnames=("temperature", "top_k", "top_p", "row_sum"))
 keep_top_p = jax.jit(choices.keep_top_p, static_argnums=1)
 
 
@@ -49,9 +52,10 @@ def test_policy_divides_by_temperature_and_bans():
 def test_draws_follow_the_distribution():
     keys = jax.random.split(jax.random.key(0), 4000)
     logits = jnp.tile(probabilities(0.2, 0.5, 0.3), (4000, 1))
-    drawn = np.asarray(draw(keys, logits, temperature=1.0, top_k=0, top_p=1.0))
+    drawn = np.asarray(draw(keys, logits, temperature=1.0, top_k=0, top_p=1.0, row_sum=row_sum))
     np.testing.assert_allclose(np.bincount(drawn) / 4000, [0.2, 0.5, 0.3], atol=0.03)
-    assert set(np.asarray(draw(keys, logits, temperature=0, top_k=0, top_p=1.0))) == {1}
+    greedy = draw(keys, logits, temperature=0, top_k=0, top_p=1.0, row_sum=row_sum)
+    assert set(np.asarray(greedy)) == {1}
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +232,7 @@ def test_a_draw_never_takes_a_token_of_probability_zero(monkeypatch):
 
     monkeypatch.setattr(jax.random, "uniform", largest)
     monkeypatch.setattr(jnp, "cumsum", cumsum)
-    drawn = choices.choose(jax.random.split(jax.random.key(1), 8), jnp.asarray(logits))
+    drawn = choices.choose(jax.random.split(jax.random.key(1), 8), jnp.asarray(logits), row_sum)
     assert np.isfinite(logits[np.arange(8), drawn]).all()
 
 

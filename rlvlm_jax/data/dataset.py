@@ -19,6 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rlvlm_jax.data import problems
+from rlvlm_jax.data.example import Example
 from rlvlm_jax.data.index import SizeIndex, key_of
 from rlvlm_jax.data.processor import (
     Encoded,
@@ -38,35 +40,6 @@ MARKER = "<image>"  # stands for an image in a question
 _FILES = (".jsonl", ".json", ".ndjson")
 _HEADER_THREADS = 8  # mostly waiting for the disk
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Example:
-    """One problem with its reference solution.
-
-    Attributes:
-        id: unique within its data set.
-        question: the text of the problem; `<image>` inside it marks the place of an image.
-        answer: the bare answer, for reading; may be empty.
-        solution: the reference for judging responses; its answer is in a box.
-        images: paths, encoded bytes, or objects whose `read()` gives encoded bytes.
-        messages: a whole chat, if the record has one instead of a question.
-        kind: the kind of problem within its data set, such as "vision"; may be empty.
-        source: file and line, for messages.
-        tokens: length of its prompt, computed from the image headers; 0 before `Reader`.
-        patches: number of patches of all its images; 0 before `Reader`.
-    """
-
-    id: str
-    question: str
-    answer: str
-    solution: str
-    images: tuple[Any, ...] = ()
-    messages: tuple[dict[str, Any], ...] | None = None
-    kind: str = ""
-    source: str = ""
-    tokens: int = 0
-    patches: int = 0
 
 
 class BadRecord(Exception):
@@ -353,8 +326,6 @@ def read_records(name: str, key: str = "data") -> Iterator[tuple[str, Example | 
         InputError: the data set does not exist.
     """
     if name.startswith("bundled:"):
-        from rlvlm_jax.data import problems  # it imports this module
-
         try:
             examples = problems.named(name)
         except InputError as error:

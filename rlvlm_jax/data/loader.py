@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from rlvlm_jax.data.dataset import Example
+from rlvlm_jax.data.example import Example
 from rlvlm_jax.data.processor import Encoded, ImageError, collate
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.types import Batch

@@ -21,7 +21,6 @@ from functools import cache
 from itertools import product
 from random import Random
 
-from rlvlm_jax.data.dataset import Example
 from rlvlm_jax.data.drawing import (
     COLOURS,
     UNSEEN_COLOURS,
@@ -33,6 +32,7 @@ from rlvlm_jax.data.drawing import (
     draw_triangle_sides,
     pick,
 )
+from rlvlm_jax.data.example import Example
 from rlvlm_jax.errors import InputError
 
 KINDS = ("text", "vision")

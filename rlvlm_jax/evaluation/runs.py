@@ -102,7 +102,7 @@ class RunRecord:
             split: "val", "test" or "test_ood".
             setting: "pass@k_...".
             step: of an evaluation.
-            kind: of question, see `data.dataset.Example`; "" for all.
+            kind: of question, see `data.example.Example`; "" for all.
 
         Returns:
             {question: 1 if any of its first k responses is correct, else 0}.

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from rlvlm_jax import distributed, rewards, sharding
 from rlvlm_jax.config import EVAL_SETTINGS, shards
-from rlvlm_jax.data.dataset import Example
+from rlvlm_jax.data.example import Example
 from rlvlm_jax.data.loader import EvaluationSet
 from rlvlm_jax.evaluation.scores import pass_at_k
 from rlvlm_jax.features import FeatureCache

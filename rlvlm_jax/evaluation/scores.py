@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of judged responses: pass@k, reflection, repetition.
+"""Scores of judged responses: pass@k, reflection.
 
 Pure functions of texts and counts, for training steps and evaluations. Knows nothing of sampling,
 judging or writing.
@@ -31,8 +31,6 @@ REFLECTION_WORDS = (
     "yet",
 )
 _WHOLE_WORDS = {word: re.compile(rf"(?<!\w){re.escape(word)}(?!\w)") for word in REFLECTION_WORDS}
-_CJK = "\u4e00-\u9fff"
-_PIECES = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+|[^\w\s]")
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -137,33 +135,3 @@ def reflection(
         word: sum(text_counts[word] for text_counts in counts) for word in REFLECTION_WORDS
     }
     return result
-
-
-def repetition(text: str, n: int = 4) -> float:
-    """Measures how much of a response repeats earlier parts of it.
-
-    1 - distinct / all, over the n-grams of its words.
-
-    Args:
-        text: A response; case does not matter. Words are runs of letters and digits; any other
-            character, and any CJK ideograph, is a word by itself.
-        n: Words per n-gram.
-
-    Returns:
-        The share of n-grams that occurred earlier in the text, in [0, 1); 0 for a text of fewer
-        than n words. A loop is near 1; ordinary worked solutions stay well below 0.5.
-    """
-    words = _PIECES.findall(text.lower())
-    grams = list(zip(*(words[start:] for start in range(n)), strict=False))
-    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def is_repetitive(text: str, *, n: int = 4, threshold: float = 0.5) -> bool:
-    """Tells whether a response loops; response/repetition_fraction is the share that does.
-
-    Args:
-        text: A response.
-        n: Words per n-gram.
-        threshold: A response loops if its `repetition` exceeds this.
-    """
-    return repetition(text, n) > threshold

@@ -18,6 +18,7 @@ from rlvlm_jax.errors import InputError
 from rlvlm_jax.models import cache as kv_cache
 from rlvlm_jax.models import lora, qwen_vl
 from rlvlm_jax.models.activation_sharding import ActivationSharding
+from rlvlm_jax.models.exact_cpu import row_sum
 from rlvlm_jax.models.kernels import PLAIN, Kernel
 from rlvlm_jax.models.layers import REMAT_POLICIES
 from rlvlm_jax.models.qwen_vision import VISION_RULES, VisionTower
@@ -60,6 +61,8 @@ class Model:
             `source` indexes the prompts' N * P tokens followed by the responses' B * R; -1 is
             padding. A prompt occurs once per stream, before its responses.
         next_logits: (weights of `decoder`, hidden [B, D]) -> float32[B, V].
+        row_sum: float32[..., M, S] -> float32[..., M, 1], as in the softmax of attention; on CPU it
+            does not depend on the number of rows.
         spread: params -> params for many calls of `logits`: the output layer sharded like logits.
         logits: (params, hidden [..., M, D]) -> float32[..., M, V].
         param_rules: (regex, PartitionSpec) pairs for mesh axes "fsdp" and "tensor"; each
@@ -79,6 +82,7 @@ class Model:
     forward: Callable[[Params, Batch, Array, Array, Array], Array]
     packed: Callable[[Params, Batch, Array, Array, Array], Array]
     next_logits: Callable[[Params, Array], Array]
+    row_sum: Callable[[Array], Array]
     spread: Callable[[Params], Params]
     logits: Callable[[Params, Array], Array]
     param_rules: tuple[tuple[str, Any], ...]
@@ -183,6 +187,7 @@ def build(
         forward=language_method("forward"),
         packed=language_method("packed"),
         next_logits=language_method("next_logits"),
+        row_sum=row_sum,
         spread=spread,
         logits=language_method("logits"),
         param_rules=(*RULES, *lora.rules(RULES)),

@@ -49,13 +49,12 @@ def main(argv: Sequence[str]) -> int:
 def list_unusable(names: Sequence[str]) -> int:
     """Prints every record whose solution cannot be judged; returns 2 if there is one."""
     from rlvlm_jax.data import dataset
+    from rlvlm_jax.data.example import Example
 
     total = unusable = 0
     for name in names:
         records = list(dataset.read_records(name, "--references"))
-        examples = [
-            (where, record) for where, record in records if isinstance(record, dataset.Example)
-        ]
+        examples = [(where, record) for where, record in records if isinstance(record, Example)]
         problems = check_golds([example.solution for _, example in examples])
         total += len(examples)
         for (where, example), problem in zip(examples, problems, strict=True):

@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.evaluation.scores import repetition
 from rlvlm_jax.rewards import custom as custom_reward
 from rlvlm_jax.rewards import faithful, math, pool, text_rules
 from rlvlm_jax.rewards.boxes import answer_box, last_box
@@ -342,7 +341,7 @@ def score(
         "format": [text_rules.format_tags(text, config.format_style) for text in texts],
     }
     if config.repetition:
-        rewards["repetition"] = [-repetition(text) for text in texts]
+        rewards["repetition"] = [-text_rules.repetition(text) for text in texts]
     if config.overlong:
         limits = config.max_tokens, config.overlong_tokens
         rewards["overlong"] = [text_rules.overlong(length, *limits) for length in lengths]

@@ -13,6 +13,8 @@ FormatStyle = Literal["think", "think_answer"]
 _IDEOGRAPH = re.compile("[\u4e00-\u9fff]")
 _THINK_THEN_ANSWER = re.compile(r"<think>.+?</think>\s*<answer>.+?</answer>", re.DOTALL)
 
+_PIECES = re.compile(r"[\u4e00-\u9fff]|[^\W\u4e00-\u9fff]+|[^\w\s]")  # words
+
 
 def language(text: str) -> float:
     """Penalises Chinese characters: -0.1 * (their share of all characters), 0 for an empty text.
@@ -68,3 +70,33 @@ def overlong(length: int, max_tokens: int, stretch: int) -> float:
     Source: DAPO (arXiv:2503.14476), eq. 13.
     """
     return min(0.0, max(-1.0, (max_tokens - stretch - length) / stretch))
+
+
+def repetition(text: str, n: int = 4) -> float:
+    """Measures how much of a response repeats earlier parts of it.
+
+    1 - distinct / all, over the n-grams of its words.
+
+    Args:
+        text: A response; case does not matter. Words are runs of letters and digits; any other
+            character, and any CJK ideograph, is a word by itself.
+        n: Words per n-gram.
+
+    Returns:
+        The share of n-grams that occurred earlier in the text, in [0, 1); 0 for a text of fewer
+        than n words. A loop is near 1; ordinary worked solutions stay well below 0.5.
+    """
+    words = _PIECES.findall(text.lower())
+    grams = list(zip(*(words[start:] for start in range(n)), strict=False))
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def is_repetitive(text: str, *, n: int = 4, threshold: float = 0.5) -> bool:
+    """Tells whether a response loops; response/repetition_fraction is the share that does.
+
+    Args:
+        text: A response.
+        n: Words per n-gram.
+        threshold: A response loops if its `repetition` exceeds this.
+    """
+    return repetition(text, n) > threshold

@@ -7,13 +7,12 @@ restrict what is drawn. They do not affect the recorded log-probabilities, which
 full policy in both sampler and trainer.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from rlvlm_jax.models.exact_cpu import row_sum
 
 
 class Policy(NamedTuple):
@@ -83,7 +82,9 @@ def keep_top_p(logits: jax.Array, p: float) -> jax.Array:
     return jnp.where(weights >= value(smallest), logits, -jnp.inf)
 
 
-def choose(keys: jax.Array, logits: jax.Array) -> jax.Array:
+def choose(
+    keys: jax.Array, logits: jax.Array, row_sum: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
     """Draws one token per row from softmax(logits), with two random numbers instead of V.
 
     The vocabulary is cut into about sqrt(V) runs. The first number chooses a run by its mass, the
@@ -93,6 +94,8 @@ def choose(keys: jax.Array, logits: jax.Array) -> jax.Array:
     Args:
         keys: key[B].
         logits: float32[B, V], at least one finite in each row.
+        row_sum: float32[..., M, S] -> float32[..., M, 1]. If it does not depend on the number of
+            rows, neither does the token.
 
     Returns:
         int32[B].
@@ -117,7 +120,13 @@ def choose(keys: jax.Array, logits: jax.Array) -> jax.Array:
 
 
 def draw(
-    keys: jax.Array, logits: jax.Array, *, temperature: float, top_k: int, top_p: float
+    keys: jax.Array,
+    logits: jax.Array,
+    *,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    row_sum: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
     """Draws one token per row, each with its own key.
 
@@ -127,10 +136,11 @@ def draw(
         temperature: 0 takes the most probable token.
         top_k: 0 = off.
         top_p: 1 = off.
+        row_sum: see `choose`.
 
     Returns:
         int32[B].
     """
     if temperature == 0:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    return choose(keys, keep_top_p(keep_top_k(logits / temperature, top_k), top_p))
+    return choose(keys, keep_top_p(keep_top_k(logits / temperature, top_k), top_p), row_sum)

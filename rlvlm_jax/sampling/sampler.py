@@ -105,6 +105,7 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
             temperature=s.temperature,
             top_k=s.top_k,
             top_p=s.top_p,
+            row_sum=model.row_sum,
         )
         token = jnp.where(state.done, s.pad_id, token)
         scaled = s.policy.scale(logits)

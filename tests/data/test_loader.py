@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from data_cases import as_processes
 
-from rlvlm_jax.data.dataset import Example
+from rlvlm_jax.data.example import Example
 from rlvlm_jax.data.loader import EvaluationSet, Loader, Share, choose_buckets, fit_bucket
 from rlvlm_jax.data.processor import Encoded, ImageError
 from rlvlm_jax.errors import InputError

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""pass@k against counting subsets; reflection and repetition by hand."""
+"""pass@k against counting subsets; reflection by hand."""
 
 import itertools
 import subprocess
@@ -115,32 +115,6 @@ def test_reflection_refuses_misuse():
         reflection(["a", "b"], [True])
     with pytest.raises(ValueError, match="match='regex'"):
         reflection(["a"], [True], match="regex")
-
-
-@pytest.mark.parametrize(
-    ("text", "share"),
-    [
-        ("", 0.0),
-        ("one two three", 0.0),
-        ("one two three four five", 0.0),
-        ("a b c d a b c d", 1 / 5),  # abcd bcda cdab dabc abcd
-        ("A b, c! " * 3, 1 - 5 / 12),  # 15 pieces, 12 four-grams in a cycle of 5
-        ("等等等等等等", 2 / 3),  # six ideographs: three equal four-grams
-    ],
-)
-def test_repetition_by_hand(text, share):
-    assert scores.repetition(text) == pytest.approx(share)
-
-
-def test_a_loop_is_repetitive_and_a_worked_solution_is_not():
-    assert scores.is_repetitive("so x is 5. " * 20)
-    assert scores.is_repetitive("The area is half the base. Hence " + "12 = 12 = " * 10)
-    solution = (
-        "The two angles add up to 180, so 2x + 30 = 180. Subtract 30: 2x = 150. Divide by 2: "
-        "x = 75. Check: 2 * 75 + 30 = 180. The answer is \\boxed{75}."
-    )
-    assert not scores.is_repetitive(solution)
-    assert not scores.is_repetitive("")
 
 
 def test_importing_the_scores_loads_no_jax():

@@ -91,3 +91,29 @@ def test_several_answers(text, expected):
 def test_overlong_equals_the_formula_of_arrays(length):
     expected = float(filtering.overlong_penalty(np.array([length]), 10, 4)[0])
     assert text_rules.overlong(length, 10, 4) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [
+        ("", 0.0),
+        ("one two three", 0.0),
+        ("one two three four five", 0.0),
+        ("a b c d a b c d", 1 / 5),  # abcd bcda cdab dabc abcd
+        ("A b, c! " * 3, 1 - 5 / 12),  # 15 pieces, 12 four-grams in a cycle of 5
+        ("等等等等等等", 2 / 3),  # six ideographs: three equal four-grams
+    ],
+)
+def test_repetition_by_hand(text, share):
+    assert text_rules.repetition(text) == pytest.approx(share)
+
+
+def test_a_loop_is_repetitive_and_a_worked_solution_is_not():
+    assert text_rules.is_repetitive("so x is 5. " * 20)
+    assert text_rules.is_repetitive("The area is half the base. Hence " + "12 = 12 = " * 10)
+    solution = (
+        "The two angles add up to 180, so 2x + 30 = 180. Subtract 30: 2x = 150. Divide by 2: "
+        "x = 75. Check: 2 * 75 + 30 = 180. The answer is \\boxed{75}."
+    )
+    assert not text_rules.is_repetitive(solution)
+    assert not text_rules.is_repetitive("")

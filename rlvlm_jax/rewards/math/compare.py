@@ -9,6 +9,7 @@ in any process; `strict` decides the rest as well and belongs in a worker.
 import functools
 import logging
 import re
+from typing import Any
 
 from rlvlm_jax.rewards.math.literals import CHOICES
 from rlvlm_jax.rewards.math.parse import Reading, readings
@@ -38,17 +39,17 @@ def quick(answer: str | None, reference: str | None, rules: Rules = DEFAULT_RULE
     Raises:
         NeedsAlgebra: the item has to go to `strict`.
     """
-    return _judge(answer, reference, Judge(rules, False, equal))
+    return _judge(answer, reference, Judge(rules, None, equal))
 
 
 def strict(answer: str | None, reference: str | None, rules: Rules = DEFAULT_RULES) -> Verdict:
     """Judges like `quick`, by computer algebra where needed; call it in a worker only."""
-    return _judge(answer, reference, Judge(rules, True, equal))
+    return _judge(answer, reference, Judge(rules, _algebra(), equal))
 
 
 def explain(answer: str | None, reference: str | None) -> tuple[Verdict, str]:
     """Judges like `strict` and says why: what differs, or what cannot be read."""
-    judge = Judge(DEFAULT_RULES, True, equal)
+    judge = Judge(DEFAULT_RULES, _algebra(), equal)
     verdict = _judge(answer, reference, judge)
     if verdict.correct:
         return verdict, "they are equal"
@@ -71,6 +72,12 @@ def warm_up() -> None:
     """Imports what `strict` needs and runs it once, so that no deadline pays for it."""
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that its alarm is off
     strict(r"2\sqrt{x}+\sin^2 x", r"\sqrt{4x}+1-\cos^2 x")
+
+
+def _algebra() -> Any:
+    from rlvlm_jax.rewards.math import algebra  # imports sympy, so in workers only
+
+    return algebra
 
 
 def _judge(answer: str | None, reference: str | None, judge: Judge) -> Verdict:

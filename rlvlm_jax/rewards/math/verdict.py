@@ -58,10 +58,18 @@ class Verdict(NamedTuple):
 
 @dataclass
 class Judge:
-    """How to compare, and what was found to differ."""
+    """How to compare, and what differs.
+
+    Attributes:
+        rules: for numbers.
+        algebra: the module of that name in a worker, None elsewhere.
+        compare: `compare.equal`.
+        reasons: what differs, the last reason last.
+        comparisons: number of comparisons so far.
+    """
 
     rules: Rules
-    algebra: bool
+    algebra: Any
     compare: "Callable[[Tree, Tree, Judge], bool]"
     reasons: list[str] = field(default_factory=list)
     comparisons: int = 0
@@ -93,10 +101,8 @@ class Judge:
         """What a function of `algebra` says; whatever sympy raises leaves it undecided."""
         if not self.algebra:
             raise NeedsAlgebra
-        from rlvlm_jax.rewards.math import algebra  # imports sympy
-
         try:
-            return getattr(algebra, function)(*arguments)
+            return getattr(self.algebra, function)(*arguments)
         except (MemoryError, RecursionError, Undecided):
             raise
         except Exception as error:  # any of dozens of kinds, by what a model happened to write

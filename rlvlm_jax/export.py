@@ -34,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
 
     from rlvlm_jax import checkpoint, startup
     from rlvlm_jax.errors import InputError
-    from rlvlm_jax.models import convert, lora
+    from rlvlm_jax.models import convert
+    from rlvlm_jax.models.common import lora
 
     source = startup.open_source(arguments.checkpoint)
     if not source.is_orbax:

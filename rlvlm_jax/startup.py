@@ -25,8 +25,10 @@ from ml_collections import ConfigDict
 from rlvlm_jax import checkpoint, models, optim, sharding
 from rlvlm_jax.data import processor, tokenizer
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import convert, flops, kernels, lora
-from rlvlm_jax.models.activation_sharding import choose as choose_activation_sharding
+from rlvlm_jax.models import convert
+from rlvlm_jax.models.common import kernels, lora
+from rlvlm_jax.models.common.activation_sharding import choose as choose_activation_sharding
+from rlvlm_jax.models.qwen2_vl import costs
 from rlvlm_jax.types import Params, TrainState
 from rlvlm_jax.update import init_state
 
@@ -258,7 +260,7 @@ def open_session(
         sharding=choose_activation_sharding(
             config.rollout.layout,
             mesh,
-            (flops.layer_weights(sizes) + flops.head_weights(sizes))
+            (costs.layer_weights(sizes) + costs.head_weights(sizes))
             * jnp.dtype(config.model.dtype).itemsize,
         ),
     )

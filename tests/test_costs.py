@@ -5,7 +5,7 @@
 FLOPs are those of the matrix products of a traced program, each scan's body times its length. (XLA
 takes the body of any loop once.) A while loop's body is counted once, and so is one step of it.
 Bytes and temporary memory are XLA's, of a compiled program; nothing is run but the last test.
-Bounds come from `models.flops` or are written out.
+Bounds come from `models.qwen2_vl.costs` or are written out.
 """
 
 import functools
@@ -20,8 +20,9 @@ import optax
 import pytest
 
 from rlvlm_jax import models, optim, sharding, startup, train
-from rlvlm_jax.models import cache as kv_cache
-from rlvlm_jax.models import flops, qwen_vl_config
+from rlvlm_jax.models.common import cache as kv_cache
+from rlvlm_jax.models.qwen2_vl import config as qwen2_vl_config
+from rlvlm_jax.models.qwen2_vl import costs
 from rlvlm_jax.update import init_state, make_optimizer_step
 from tests import tiny_model
 
@@ -42,7 +43,7 @@ def build(vocabulary=V):
         "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
         "vision_config": tower,
     }
-    return models.build(qwen_vl_config.from_hf(tiny_model.hf_config(**changes)))
+    return models.build(qwen2_vl_config.from_hf(tiny_model.hf_config(**changes)))
 
 
 class Traced:
@@ -197,7 +198,7 @@ def test_samples_read_the_prompt_together():
 def test_a_token_costs_its_products():
     steps, _ = programs()
     (body,) = loops(steps.sample.jaxpr)  # a chunk of R tokens
-    factor = products(body) / flops.decode(build().config, N, G, P, R, 4).executed
+    factor = products(body) / costs.decode(build().config, N, G, P, R, 4).executed
     assert factor < 1.15, f"a token costs {factor:.3f} times the products that it needs"
 
 
@@ -271,8 +272,8 @@ def test_a_trained_tower_runs_wherever_its_features_are_used(part):
 
 def counted_gradient(copies):
     config = build().config
-    passed = flops.forward(config, N, G, P, R, 4, copies=copies)
-    return flops.gradient(config, passed, N * G * R, 1, False, 4).executed
+    passed = costs.forward(config, N, G, P, R, 4, copies=copies)
+    return costs.gradient(config, passed, N * G * R, 1, False, 4).executed
 
 
 def test_samples_share_the_gradient_of_their_prompt():
@@ -290,7 +291,7 @@ def test_samples_share_the_gradient_of_their_prompt():
 
 def test_passes_share_their_prompt():
     steps, _ = programs()
-    counted = flops.forward(build().config, N, G, P, R, 4).executed
+    counted = costs.forward(build().config, N, G, P, R, 4).executed
     factor = products(steps.passes.jaxpr) / counted
     assert factor < 1.15, f"a pass costs {factor:.3f} times the products that it needs"
 

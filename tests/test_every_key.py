@@ -53,7 +53,7 @@ from rlvlm_jax import (
 from rlvlm_jax.data.tokenizer import Tokenizer
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation import scheme
-from rlvlm_jax.models import cache, lora
+from rlvlm_jax.models.common import cache, lora
 from rlvlm_jax.rewards import pool
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.types import Passes, Rollout, Trajectory

@@ -109,7 +109,7 @@ def test_heavy_libraries_have_one_home(path):
 def test_layering_would_catch_a_wrong_import():
     assert LEVELS["train"] > LEVELS["update"] > LEVELS["models"] > LEVELS["sampling"]
     assert {"evaluation.scheme", "startup"} <= own_imports("train")
-    assert under("models.qwen_vl", HOMES["flax"])
+    assert under("models.qwen2_vl.language", HOMES["flax"])
     assert not under("train", HOMES["flax"])
 
 

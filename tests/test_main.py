@@ -22,7 +22,7 @@ import pytest
 
 from rlvlm_jax import VLM, checkpoint, export, main, rewards, run
 from rlvlm_jax.evaluation import runs
-from rlvlm_jax.models import lora
+from rlvlm_jax.models.common import lora
 from tests import run_cases
 from tests.run_cases import accuracy_by_reflection, read_lines, write_problems
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvlm_jax.models.exact_cpu import row_sum
+from rlvlm_jax.models.common.exact_cpu import row_sum
 from rlvlm_jax.sampling import logits as choices
 from rlvlm_jax.sampling import sampler
 from rlvlm_jax.sampling.logits import Policy, keep_top_k

@@ -11,7 +11,7 @@ import numpy as np
 from rlvlm_jax import config, models
 from rlvlm_jax.data.positions import rope_positions
 from rlvlm_jax.data.processor import Encoded, ImageSpec, collate, patch_layout
-from rlvlm_jax.models import qwen_vl_config
+from rlvlm_jax.models.qwen2_vl import config as qwen2_vl_config
 
 VOCABULARY, IMAGE, STOP, PAD = 64, 60, 61, 62
 BANNED = (58, 59, IMAGE)
@@ -60,7 +60,7 @@ def build():
 
     NumPy draws them: to compile `init` takes longer than most tests.
     """
-    model = models.build(qwen_vl_config.from_hf(hf_config()))
+    model = models.build(qwen2_vl_config.from_hf(hf_config()))
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):

@@ -19,8 +19,8 @@ import numpy as np
 from rlvlm_jax import optim
 from rlvlm_jax.bench.work import Workload, grids
 from rlvlm_jax.config import logprob_passes, microbatch, old_logprobs, pass_shards, sequences
-from rlvlm_jax.models import flops
-from rlvlm_jax.models.flops import Work
+from rlvlm_jax.models.qwen2_vl import costs
+from rlvlm_jax.models.qwen2_vl.costs import Work
 from rlvlm_jax.sampling.sampler import block_sizes
 from rlvlm_jax.train import needs_reference
 
@@ -88,15 +88,15 @@ def counted(work: Workload) -> dict[str, dict[str, Work]]:
     rows, micro = sequences(c), microbatch(c)
     blocks = block_sizes(-(-steps // c.rollout.chunk) * c.rollout.chunk, c.rollout.chunk)
 
-    vision = flops.encode_images(model, images, patches, prompts, size)
-    one_pass = flops.forward(model, prompts, samples, length, steps, size)
+    vision = costs.encode_images(model, images, patches, prompts, size)
+    one_pass = costs.forward(model, prompts, samples, length, steps, size)
     parts = logprob_passes(c)
     one_pass = one_pass._replace(bytes=one_pass.bytes * parts)
     passes = needs_reference(c) + (old_logprobs(c) == "trainer")
     # Samples of a prompt in the same micro-batch share its pass; see `make_update_fn`.
     sharing = np.gcd(np.gcd(samples, c.update.minibatch), micro // pass_shards(c))
-    forward = flops.forward(model, prompts, samples, length, steps, size, samples / sharing)
-    gradient = flops.gradient(
+    forward = costs.forward(model, prompts, samples, length, steps, size, samples / sharing)
+    gradient = costs.gradient(
         model, forward, rows * steps, rows // micro, c.model.remat == "full", size
     )
     trained, _ = optim.split(
@@ -105,13 +105,13 @@ def counted(work: Workload) -> dict[str, dict[str, Work]]:
     numbers = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(trained))
     counts = {
         "rollout": {
-            "prefill": flops.prefill(model, prompts, length, size),
-            "decode": flops.decode(model, prompts, samples, length, steps, size, blocks),
+            "prefill": costs.prefill(model, prompts, length, size),
+            "decode": costs.decode(model, prompts, samples, length, steps, size, blocks),
         },
-        "logprobs": {"passes": flops.total([one_pass] * passes)},
+        "logprobs": {"passes": costs.total([one_pass] * passes)},
         "update": {
-            "gradient": flops.total([gradient] * c.update.epochs),
-            "optimizer": flops.optimizer_step(
+            "gradient": costs.total([gradient] * c.update.epochs),
+            "optimizer": costs.optimizer_step(
                 numbers, c.update.epochs * rows // c.update.minibatch
             ),
         },

@@ -24,7 +24,7 @@ import transformers
 from rlvlm_jax.bench.work import Workload, grids
 from rlvlm_jax.config import microbatch, sequences
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models.qwen_vl_config import ARCHITECTURE
+from rlvlm_jax.models.qwen2_vl.config import ARCHITECTURE
 
 
 @dataclasses.dataclass

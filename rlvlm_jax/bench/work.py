@@ -22,7 +22,7 @@ from rlvlm_jax import startup
 from rlvlm_jax.data import positions, processor
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.models import convert
-from rlvlm_jax.models.qwen_vl_config import PUBLISHED, QwenVLConfig, VisionConfig, to_hf
+from rlvlm_jax.models.qwen2_vl.config import PUBLISHED, QwenVLConfig, VisionConfig, to_hf
 from rlvlm_jax.run import Run
 from rlvlm_jax.types import Batch, Params
 

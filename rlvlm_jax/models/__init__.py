@@ -15,15 +15,16 @@ import jax
 import jax.numpy as jnp
 
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import cache as kv_cache
-from rlvlm_jax.models import lora, qwen_vl
-from rlvlm_jax.models.activation_sharding import ActivationSharding
-from rlvlm_jax.models.exact_cpu import row_sum
-from rlvlm_jax.models.kernels import PLAIN, Kernel
-from rlvlm_jax.models.layers import REMAT_POLICIES
-from rlvlm_jax.models.qwen_vision import VISION_RULES, VisionTower
-from rlvlm_jax.models.qwen_vl import LANGUAGE_RULES, LanguageModel
-from rlvlm_jax.models.qwen_vl_config import QwenVLConfig
+from rlvlm_jax.models.common import cache as kv_cache
+from rlvlm_jax.models.common import lora
+from rlvlm_jax.models.common.activation_sharding import ActivationSharding
+from rlvlm_jax.models.common.exact_cpu import row_sum
+from rlvlm_jax.models.common.kernels import PLAIN, Kernel
+from rlvlm_jax.models.common.layers import REMAT_POLICIES
+from rlvlm_jax.models.qwen2_vl import language as qwen2_vl
+from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig
+from rlvlm_jax.models.qwen2_vl.language import LANGUAGE_RULES, LanguageModel
+from rlvlm_jax.models.qwen2_vl.vision import VISION_RULES, VisionTower
 from rlvlm_jax.types import Array, Batch, Params
 
 RULES = (*VISION_RULES, *LANGUAGE_RULES)
@@ -42,7 +43,7 @@ class Model:
             normalises the bytes itself. Finite but meaningless at padding.
         prefill: (params, batch, features) -> (hidden [N, D] of each prompt's last valid column,
             prefix: a tuple of KV pairs, one per layer on CPU, a single one for all layers on other
-            platforms; see `models.cache`).
+            platforms; see `models.common.cache`).
         decoder: params -> weights for `decode` and `next_logits`, in the compute dtype and sharded
             as `config.rollout.layout` says; built once, used for every token.
         empty_cache: (prefix, G, S) -> a KV pair of S slots for each entry of the prefix.
@@ -153,7 +154,7 @@ def build(
         return language_method("prefill")(params, batch, features, cache, platform)
 
     def decoder(params):
-        decoded = qwen_vl.decoder(params["language"], config, dtype, platform, sharding)
+        decoded = qwen2_vl.decoder(params["language"], config, dtype, platform, sharding)
         return {"language": decoded}
 
     def empty_cache(prefix, samples, slots):
@@ -163,7 +164,7 @@ def build(
         return jax.tree.map(sharding.cached, blocks)
 
     def decode(weights, *args):
-        return qwen_vl.decode(
+        return qwen2_vl.decode(
             weights["language"], config, jnp.dtype(dtype), *args, platform, sharding
         )
 
@@ -182,7 +183,7 @@ def build(
         prefill=prefill,
         decoder=decoder,
         empty_cache=empty_cache,
-        rotary=functools.partial(qwen_vl.rotary, config=config),
+        rotary=functools.partial(qwen2_vl.rotary, config=config),
         decode=decode,
         forward=language_method("forward"),
         packed=language_method("packed"),

@@ -26,7 +26,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models.qwen_vl_config import QwenVLConfig, from_hf
+from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig, from_hf
 from rlvlm_jax.types import Params
 
 # The files of a model directory besides the weights; all are copied unread, as text.

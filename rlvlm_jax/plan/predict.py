@@ -21,13 +21,13 @@ from rlvlm_jax.config import (
     sequences,
     shards,
 )
-from rlvlm_jax.models import flops
-from rlvlm_jax.models.activation_sharding import MAX_REPLICATED
-from rlvlm_jax.models.attention import MAX_SCORES
-from rlvlm_jax.models.flops import Work
-from rlvlm_jax.models.kernels import LANES
-from rlvlm_jax.models.qwen_vision import by_window
-from rlvlm_jax.models.qwen_vl_config import QwenVLConfig
+from rlvlm_jax.models.common.activation_sharding import MAX_REPLICATED
+from rlvlm_jax.models.common.attention import MAX_SCORES
+from rlvlm_jax.models.common.kernels import LANES
+from rlvlm_jax.models.qwen2_vl import costs
+from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig
+from rlvlm_jax.models.qwen2_vl.costs import Work
+from rlvlm_jax.models.qwen2_vl.vision import by_window
 from rlvlm_jax.plan.topology import Topology
 from rlvlm_jax.sampling.sampler import SHRINK, block_sizes
 
@@ -89,7 +89,7 @@ class Sizes(NamedTuple):
     def layout(self) -> str:
         """`rollout.layout`, with "auto" resolved."""
         chosen = self.config.rollout.layout
-        weights = flops.layer_weights(self.model) + flops.head_weights(self.model)
+        weights = costs.layer_weights(self.model) + costs.head_weights(self.model)
         if chosen == "auto":
             return "replicated" if weights * self.item <= MAX_REPLICATED else "tensor"
         return chosen
@@ -124,7 +124,7 @@ def carried(s: Sizes) -> Parts:
 
 def _layer(s: Sizes) -> float:
     """Bytes of one decoder layer's weights, gathered over fsdp."""
-    return flops.layer_weights(s.model) / s.model.layers * s.item / s.config.mesh.tensor
+    return costs.layer_weights(s.model) / s.model.layers * s.item / s.config.mesh.tensor
 
 
 def _cache_bytes(s: Sizes) -> float:
@@ -175,7 +175,7 @@ def temporaries(s: Sizes) -> dict[str, Parts]:
     c, m = s.config, s.model
     devices, rows = shards(c), sequences(c) / shards(c)
     prompts, steps = c.rollout.prompts / devices, c.rollout.max_tokens
-    decoder = (flops.layer_weights(m) + flops.head_weights(m)) * s.item
+    decoder = (costs.layer_weights(m) + costs.head_weights(m)) * s.item
     weight_shards = {"train": s.parts, "tensor": s.decoding_parts, "replicated": 1}[s.layout]
     few = rows // SHRINK if len(blocks(s)) > 1 else 0
     v = m.vision
@@ -253,30 +253,30 @@ def work(s: Sizes) -> dict[str, Work]:
     rows, micro = sequences(c), microbatch(c)
     side = max(1, math.isqrt(patches // 4)) * 2
     images = [(side, side)] * prompts if patches else []
-    vision = flops.encode_images(m, images, patches, prompts, s.item)
-    one_pass = flops.forward(m, prompts, samples, length, steps, s.item)
+    vision = costs.encode_images(m, images, patches, prompts, s.item)
+    one_pass = costs.forward(m, prompts, samples, length, steps, s.item)
     passes = s.reference + (old_logprobs(c) == "trainer")
     sharing = math.gcd(math.gcd(samples, c.update.minibatch), micro // pass_shards(c))
-    forward = flops.forward(m, prompts, samples, length, steps, s.item, samples / sharing)
-    gradient = flops.gradient(
+    forward = costs.forward(m, prompts, samples, length, steps, s.item, samples / sharing)
+    gradient = costs.gradient(
         m, forward, rows * steps, rows // micro, c.model.remat == "full", s.item
     )
     updates = c.update.epochs * rows // c.update.minibatch
     update = {
-        "update": flops.total([gradient] * c.update.epochs),
-        "optimizer": flops.optimizer_step(s.trained, updates),
+        "update": costs.total([gradient] * c.update.epochs),
+        "optimizer": costs.optimizer_step(s.trained, updates),
     }
     if c.mode == "sft":
-        count = 1 + flops.GRADIENT * (c.update.train_vit or c.update.train_connector)
-        return {"vision": flops.total([vision] * count), **update}
+        count = 1 + costs.GRADIENT * (c.update.train_vit or c.update.train_connector)
+        return {"vision": costs.total([vision] * count), **update}
     if not s.frozen:  # the vision tower runs in every other pass
-        count = 1 + passes + (1 + flops.GRADIENT) * c.update.epochs * samples / sharing
+        count = 1 + passes + (1 + costs.GRADIENT) * c.update.epochs * samples / sharing
         vision = Work(vision.needed * count, vision.executed * count, vision.bytes * count)
     return {
         "vision": vision,
-        "prefill": flops.prefill(m, prompts, length, s.item),
-        "decode": flops.decode(m, prompts, samples, length, steps, s.item, blocks(s)),
-        "passes": flops.total([one_pass] * passes),
+        "prefill": costs.prefill(m, prompts, length, s.item),
+        "decode": costs.decode(m, prompts, samples, length, steps, s.item, blocks(s)),
+        "passes": costs.total([one_pass] * passes),
         **update,
     }
 
@@ -303,7 +303,7 @@ def decode_bytes(s: Sizes) -> float:
     Per token: its shard of the weights (or all of them), the keys and values of its prompts, and
     all slots of the response blocks that have begun.
     """
-    weights = flops.layer_weights(s.model) + flops.head_weights(s.model)
+    weights = costs.layer_weights(s.model) + costs.head_weights(s.model)
     weight_shards = 1 if s.layout == "replicated" else s.decoding_parts
     if s.layout == "train":  # gathered per token, then read
         weight_shards = s.config.mesh.tensor

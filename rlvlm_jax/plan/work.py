@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from rlvlm_jax import config as config_lib
 from rlvlm_jax import optim, sft, sharding, startup, train
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models.qwen_vl_config import PUBLISHED, to_hf
+from rlvlm_jax.models.qwen2_vl.config import PUBLISHED, to_hf
 from rlvlm_jax.plan.predict import Sizes
 
 MULTIPLE = 16  # of P and I, as in data.loader

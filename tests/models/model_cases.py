@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rlvlm_jax.models.qwen_vl_config import QwenVLConfig, VisionConfig
+from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig, VisionConfig
 from rlvlm_jax.types import Batch
 
 IMAGE, VIDEO, START, END = 150, 151, 152, 153

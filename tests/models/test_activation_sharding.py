@@ -12,7 +12,8 @@ import pytest
 from rlvlm_jax import models, sharding
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.logprobs import make_logprobs_fn
-from rlvlm_jax.models import activation_sharding, cache, qwen_vl_config
+from rlvlm_jax.models.common import activation_sharding, cache
+from rlvlm_jax.models.qwen2_vl import config as qwen2_vl_config
 from rlvlm_jax.sampling import sampler
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
@@ -36,7 +37,7 @@ def test_a_scan_over_layers_decodes_the_same(kind):
 
 
 def model_of(mesh=None, layout="train", platform="cpu", **changes):
-    config = qwen_vl_config.from_hf(tiny_model.hf_config(**changes))
+    config = qwen2_vl_config.from_hf(tiny_model.hf_config(**changes))
     chosen = activation_sharding.ActivationSharding()
     if mesh:
         chosen = activation_sharding.choose(layout, mesh, 0)

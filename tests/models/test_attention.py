@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvlm_jax.models.attention import Ids, Keys, attend
+from rlvlm_jax.models.common.attention import Ids, Keys, attend
 
 N, G, Q, P, R, H, K, E = 2, 3, 5, 4, 6, 4, 2, 8
 

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models.qwen_vl_config import (
+from rlvlm_jax.models.qwen2_vl.config import (
     CLIP_MEAN,
     CLIP_STD,
     PUBLISHED,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvlm_jax.models.exact_cpu import product, row_sum, unit_rms
+from rlvlm_jax.models.common.exact_cpu import product, row_sum, unit_rms
 
 
 def normal(seed, *shape):

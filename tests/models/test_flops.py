@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvlm_jax.models import build, cache, flops
-from rlvlm_jax.models.qwen_vl_config import PUBLISHED, QwenVLConfig, VisionConfig
+from rlvlm_jax.models import build
+from rlvlm_jax.models.common import cache
+from rlvlm_jax.models.qwen2_vl import costs
+from rlvlm_jax.models.qwen2_vl.config import PUBLISHED, QwenVLConfig, VisionConfig
 from rlvlm_jax.types import Batch
 
 # One layer each, so that XLA's counting of a loop's body once is right; wide, so that products
@@ -79,7 +81,7 @@ def xla_flops(function, *args):
 
 def test_vision_against_xla():
     model, params, batch, *_ = shapes()
-    counted = flops.encode_images(ONE, [(8, 8)] * N, PATCHES, N, 4)
+    counted = costs.encode_images(ONE, [(8, 8)] * N, PATCHES, N, 4)
     assert xla_flops(model.encode_images, params, batch) == pytest.approx(
         counted.executed, rel=0.05
     )
@@ -88,7 +90,7 @@ def test_vision_against_xla():
 
 def test_prefill_against_xla():
     model, params, batch, features, *_ = shapes()
-    counted = flops.prefill(ONE, N, P, 4)
+    counted = costs.prefill(ONE, N, P, 4)
     assert xla_flops(model.prefill, params, batch, features) == pytest.approx(
         counted.executed, rel=0.05
     )
@@ -100,7 +102,7 @@ def test_forward_and_logits_against_xla():
     def forward(params, batch, features, tokens, mask):
         return model.logits(params, model.forward(params, batch, features, tokens, mask))
 
-    counted = flops.forward(ONE, N, G, P, R, 4)
+    counted = costs.forward(ONE, N, G, P, R, 4)
     found = xla_flops(forward, params, batch, features, tokens, mask)
     assert found == pytest.approx(counted.executed, rel=0.05)
 
@@ -112,8 +114,8 @@ def test_gradient_against_xla():
         hidden = model.forward(params, batch, features, tokens, mask)
         return jnp.sum(jax.checkpoint(lambda h: jnp.sin(model.logits(params, h)))(hidden))
 
-    passed = flops.forward(ONE, N, G, P, R, 4)
-    counted = flops.gradient(ONE, passed, N * G * R, 1, False, 4)
+    passed = costs.forward(ONE, N, G, P, R, 4)
+    counted = costs.gradient(ONE, passed, N * G * R, 1, False, 4)
     found = xla_flops(jax.value_and_grad(loss), params, batch, features, tokens, mask)
     assert found == pytest.approx(counted.executed, rel=0.05)
 
@@ -135,7 +137,7 @@ def test_one_step_of_decoding_against_xla():
     row, slot = number(N * G, dtype=np.int32), number(dtype=np.int32)
     weights = jax.eval_shape(model.decoder, params)
     found = xla_flops(step, weights, row, row, prefix, batch.mask, blocks, slot)
-    counted = flops.decode(ONE, N, G, P, R, 4)
+    counted = costs.decode(ONE, N, G, P, R, 4)
     assert found * R == pytest.approx(counted.executed, rel=0.05)
 
 
@@ -150,24 +152,24 @@ def test_counts_by_hand():
         mlp_width=5,
         vocab_size=7,
     )
-    assert flops.layer_weights(c) == 3 * (4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 5)  # q, k v, o, MLP
-    assert flops.head_weights(c) == 28
+    assert costs.layer_weights(c) == 3 * (4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 5)  # q, k v, o, MLP
+    assert costs.head_weights(c) == 28
     # Two prompts of three tokens: 6 tokens, and per layer 1 + 2 + 3 pairs of 2 x 4 x 4 FLOPs each.
-    assert flops.prefill(c, 2, 3, 2) == (
+    assert costs.prefill(c, 2, 3, 2) == (
         2 * 324 * 6 + 3 * 16 * 12,
         2 * 324 * 6 + 3 * 16 * 18,
         324 * 2 + 2 * 3 * 2 * 6 * 2,
     )
     # Two samples each, two new tokens: the first is only drawn, the second meets 3 keys and itself.
-    assert flops.decode(c, 2, 2, 3, 2, 2) == (
+    assert costs.decode(c, 2, 2, 3, 2, 2) == (
         2 * 324 * 4 + 3 * 16 * 4 * 4 + 2 * 28 * 8,
         2 * 324 * 8 + 3 * 16 * 8 * 5 + 2 * 28 * 8,
         # layers once, head twice; a prompt's 3 keys for two samples, a response's own read, written
         (324 + 2 * 28) * 2 + 2 * 3 * 2 * (2 * 3 + 4 * 1 + 4) * 2,
     )
-    assert flops.logits(c, 10) == 560
-    shared = flops.forward(c, 2, 2, 3, 2, 2)
-    apart = flops.forward(c, 2, 2, 3, 2, 2, copies=2)
+    assert costs.logits(c, 10) == 560
+    shared = costs.forward(c, 2, 2, 3, 2, 2)
+    apart = costs.forward(c, 2, 2, 3, 2, 2, copies=2)
     assert shared.needed == apart.needed == 2 * 324 * 14 + 3 * 16 * (12 + 4 * (6 + 3)) + 56 * 8
     assert apart.executed - shared.executed == 2 * 324 * 6 + 3 * 16 * 18
 
@@ -176,17 +178,17 @@ def test_windows_and_whole_images_by_hand():
     vision = dataclasses.replace(VISION, depth=3, full_attention_blocks=(1,))
     c = dataclasses.replace(ONE, vision=vision)
     # Windows of 4 x 4 patches over 6 x 4: one of 16 patches, one of 8.
-    less = flops.encode_images(c, [(6, 4)], 24, 1, 4).needed
+    less = costs.encode_images(c, [(6, 4)], 24, 1, 4).needed
     all_whole = dataclasses.replace(vision, window_size=0)
-    more = flops.encode_images(dataclasses.replace(c, vision=all_whole), [(6, 4)], 24, 1, 4).needed
+    more = costs.encode_images(dataclasses.replace(c, vision=all_whole), [(6, 4)], 24, 1, 4).needed
     assert more - less == 4 * 256 * 2 * (24**2 - 16**2 - 8**2)
 
 
 def test_many_patches_meet_their_neighbours_alone():
     vision = dataclasses.replace(VISION, depth=3, full_attention_blocks=(1,))
     c = dataclasses.replace(ONE, vision=vision)
-    few, many = (flops.encode_images(c, [], padded, 1, 4) for padded in (95, 97))
-    matrices, merger = flops.vision_weights(vision)
+    few, many = (costs.encode_images(c, [], padded, 1, 4) for padded in (95, 97))
+    matrices, merger = costs.vision_weights(vision)
     assert few.executed == 2 * 95 * (matrices + merger / 4) + 4 * 256 * 3 * 95**2
     # 7 blocks of 16 patches, each with 3 of them as keys.
     pairs = 97**2 + 2 * 7 * 16 * 48
@@ -194,27 +196,27 @@ def test_many_patches_meet_their_neighbours_alone():
 
 
 def test_remat_and_the_optimizer():
-    passed = flops.forward(ONE, N, G, P, R, 4)
-    kept, again = (flops.gradient(ONE, passed, N * G * R, 2, remat, 4) for remat in (False, True))
+    passed = costs.forward(ONE, N, G, P, R, 4)
+    kept, again = (costs.gradient(ONE, passed, N * G * R, 2, remat, 4) for remat in (False, True))
     assert kept.needed == again.needed == 3 * passed.needed
     assert again.executed == 4 * passed.executed
-    assert kept.executed == 3 * passed.executed + flops.logits(ONE, N * G * R)
-    assert flops.optimizer_step(10, 2) == (0.0, 0.0, 560.0)
+    assert kept.executed == 3 * passed.executed + costs.logits(ONE, N * G * R)
+    assert costs.optimizer_step(10, 2) == (0.0, 0.0, 560.0)
 
 
 @pytest.mark.parametrize(("name", "billions"), [("qwen2.5-vl-3b", 3.09), ("qwen2.5-vl-7b", 7.07)])
 def test_published_sizes(name, billions):
     c = PUBLISHED[name]
-    assert (flops.layer_weights(c) + flops.head_weights(c)) / 1e9 == pytest.approx(
+    assert (costs.layer_weights(c) + costs.head_weights(c)) / 1e9 == pytest.approx(
         billions, abs=0.01
     )
 
 
 def test_blocks_of_the_cache_are_met_when_they_have_begun():
     config = ONE
-    one = flops.decode(config, 2, 4, 16, 64, 4)
-    assert flops.decode(config, 2, 4, 16, 64, 4, (64,)) == one
-    halves = flops.decode(config, 2, 4, 16, 64, 4, (32, 32))
+    one = costs.decode(config, 2, 4, 16, 64, 4)
+    assert costs.decode(config, 2, 4, 16, 64, 4, (64,)) == one
+    halves = costs.decode(config, 2, 4, 16, 64, 4, (32, 32))
     assert (halves.needed, halves.bytes) == (one.needed, one.bytes)
     # The first 32 tokens of 8 rows do without 32 slots: two products of H * E each.
     saved = 8 * 32 * 32 * 2 * 2 * config.heads * config.head_size * config.layers
@@ -222,4 +224,4 @@ def test_blocks_of_the_cache_are_met_when_they_have_begun():
 
 
 def test_no_passes_are_no_work():
-    assert flops.total([]) == flops.Work(0.0, 0.0, 0.0)
+    assert costs.total([]) == costs.Work(0.0, 0.0, 0.0)

@@ -22,8 +22,8 @@ from rlvlm_jax import config as config_lib
 from rlvlm_jax import sharding, startup
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.models import build
-from rlvlm_jax.models.attention import Ids, Keys, attend
-from rlvlm_jax.models.kernels import PLAIN, Kernel, choose
+from rlvlm_jax.models.common.attention import Ids, Keys, attend
+from rlvlm_jax.models.common.kernels import PLAIN, Kernel, choose
 
 XLA = Kernel("xla")
 SPLASH = Kernel("splash", interpret=True)

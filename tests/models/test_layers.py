@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlvlm_jax.models.layers import Linear, RMSNorm
+from rlvlm_jax.models.common.layers import Linear, RMSNorm
 
 
 def test_rms_norm_by_hand():

@@ -11,7 +11,7 @@ import pytest
 
 from rlvlm_jax import sharding
 from rlvlm_jax.logprobs import make_logprobs_fn
-from rlvlm_jax.models import lora
+from rlvlm_jax.models.common import lora
 from rlvlm_jax.sampling.logits import Policy
 from tests import tiny_model
 

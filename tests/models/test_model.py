@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from rlvlm_jax.models import build
-from rlvlm_jax.models.cache import stored
-from rlvlm_jax.models.layers import REMAT_POLICIES
+from rlvlm_jax.models.common.cache import stored
+from rlvlm_jax.models.common.layers import REMAT_POLICIES
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
 ONE_IS_SLOW = [pytest.param("qwen2_vl", marks=pytest.mark.slow), "qwen2_5_vl"]  # nearly as much

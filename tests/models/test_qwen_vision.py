@@ -8,8 +8,9 @@ import model_cases as cases
 import numpy as np
 import pytest
 
-from rlvlm_jax.models import build, qwen_vision
-from rlvlm_jax.models.kernels import PLAIN, Kernel
+from rlvlm_jax.models import build
+from rlvlm_jax.models.common.kernels import PLAIN, Kernel
+from rlvlm_jax.models.qwen2_vl import vision
 
 # Side 4 patches: ragged at both edges, several images, a flat and a tall one, none at all.
 PROMPTS = [([(10, 6), (4, 14)], 3), ([(12, 12)], 1), ([], 4), ([(2, 30), (30, 2)], 2)]
@@ -36,8 +37,8 @@ def test_near_is_within_where_segments_are_short(length, kernel):
     rng = np.random.default_rng(length)
     q, k, v = rng.standard_normal((3, 5, length, 2, 8)).astype(np.float32)
     segment = random_segments(rng, 5, length, 6)
-    near = jax.jit(qwen_vision.attend_near, static_argnums=(4, 5))(q, k, v, segment, 6, kernel)
-    within = jax.jit(qwen_vision.attend_within, static_argnums=4)(q, k, v, segment, PLAIN)
+    near = jax.jit(vision.attend_near, static_argnums=(4, 5))(q, k, v, segment, 6, kernel)
+    within = jax.jit(vision.attend_within, static_argnums=4)(q, k, v, segment, PLAIN)
     np.testing.assert_allclose(near, within, atol=1e-6)
     assert np.abs(np.where((segment > 0)[..., None, None], within, 0)).max() > 0.5
     assert (np.asarray(near)[segment == 0] == 0).all()
@@ -50,8 +51,8 @@ def test_near_costs_three_blocks_a_query():
     def count(function):
         return jax.jit(function).lower(shape, shape, shape, segment).cost_analysis()["flops"]
 
-    near = count(lambda *args: qwen_vision.attend_near(*args, 64, PLAIN))
-    within = count(lambda *args: qwen_vision.attend_within(*args, PLAIN))
+    near = count(lambda *args: vision.attend_near(*args, 64, PLAIN))
+    within = count(lambda *args: vision.attend_within(*args, PLAIN))
     products = 4 * 2 * 128 * 1024 * 3 * 64
     assert products < near < 1.2 * products
     assert near * 5 < within
@@ -63,7 +64,7 @@ def both():
     config = cases.tiny_config()
     batch = cases.make_batch(config, PROMPTS)
     counts = (batch.patch_image[:, ::4] > 0)[..., None]
-    assert qwen_vision.by_window(config.vision, batch.patches.shape[1])
+    assert vision.by_window(config.vision, batch.patches.shape[1])
 
     def run():
         model = build(config)
@@ -77,7 +78,7 @@ def both():
 
     windowed = run()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(qwen_vision, "by_window", lambda config, patches: False)
+        patch.setattr(vision, "by_window", lambda config, patches: False)
         return windowed, run()
 
 
@@ -98,15 +99,15 @@ def test_gradients_are_the_same(both):
 def test_few_patches_and_no_windows_are_left_alone():
     config = cases.tiny_config().vision
     assert config.window_side == 4
-    assert not qwen_vision.by_window(config, 95)
-    assert qwen_vision.by_window(config, 96)
-    assert not qwen_vision.by_window(cases.tiny_config("qwen2_vl").vision, 10_000)
+    assert not vision.by_window(config, 95)
+    assert vision.by_window(config, 96)
+    assert not vision.by_window(cases.tiny_config("qwen2_vl").vision, 10_000)
 
 
 def test_sorting_by_window_keeps_merge_blocks_together():
     config = cases.tiny_config()
     batch = cases.make_batch(config, PROMPTS)
-    ordered, positions = qwen_vision.sort_by_window(batch, 2)
+    ordered, positions = vision.sort_by_window(batch, 2)
     window = np.asarray(ordered.patch_window)
     assert (np.diff(window, axis=1) >= 0).all()
     for name in ("patches", "patch_coords", "patch_image", "patch_window"):

@@ -14,7 +14,7 @@ import pytest
 
 from rlvlm_jax.models import build
 from rlvlm_jax.models.convert import load_hf
-from rlvlm_jax.models.qwen_vl_config import from_hf, to_hf
+from rlvlm_jax.models.qwen2_vl.config import from_hf, to_hf
 
 pytestmark = pytest.mark.parity
 torch = pytest.importorskip("torch")

@@ -6,8 +6,8 @@ import model_cases as cases
 import numpy as np
 import pytest
 
-from rlvlm_jax.models.qwen_vl_config import to_hf
-from rlvlm_jax.models.rope import frequencies, mrope, rope_2d, rotate
+from rlvlm_jax.models.common.rope import frequencies, mrope, rope_2d, rotate
+from rlvlm_jax.models.qwen2_vl.config import to_hf
 
 
 def test_frequencies_by_hand():

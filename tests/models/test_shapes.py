@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import build, cache
+from rlvlm_jax.models import build
+from rlvlm_jax.models.common import cache
 from rlvlm_jax.models.convert import param_shapes
-from rlvlm_jax.models.qwen_vl_config import PUBLISHED, to_hf
+from rlvlm_jax.models.qwen2_vl.config import PUBLISHED, to_hf
 from rlvlm_jax.types import Batch
 
 # As stated on the hub.

@@ -4,7 +4,7 @@
 
 import pytest
 
-from rlvlm_jax.models.qwen_vl_config import PUBLISHED
+from rlvlm_jax.models.qwen2_vl.config import PUBLISHED
 from rlvlm_jax.plan import advice, predict
 from rlvlm_jax.plan.topology import GIB, parse
 from tests import tiny_model

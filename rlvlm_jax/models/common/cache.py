@@ -17,7 +17,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlvlm_jax.models.exact_cpu import transposed_is_exact
+from rlvlm_jax.models.common.exact_cpu import transposed_is_exact
 from rlvlm_jax.types import Array
 
 KINDS = ("model", "bfloat16", "int8")  # "model" is the compute dtype

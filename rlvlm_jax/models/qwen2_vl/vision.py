@@ -16,13 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from rlvlm_jax.models import lora
-from rlvlm_jax.models.activation_sharding import ActivationSharding
-from rlvlm_jax.models.attention import Ids, Keys, attend
-from rlvlm_jax.models.kernels import PLAIN, Kernel
-from rlvlm_jax.models.layers import ACTIVATIONS, GatedMlp, Linear, RMSNorm, gathering, stacked
-from rlvlm_jax.models.qwen_vl_config import VisionConfig
-from rlvlm_jax.models.rope import rope_2d, rotate
+from rlvlm_jax.models.common import lora
+from rlvlm_jax.models.common.activation_sharding import ActivationSharding
+from rlvlm_jax.models.common.attention import Ids, Keys, attend
+from rlvlm_jax.models.common.kernels import PLAIN, Kernel
+from rlvlm_jax.models.common.layers import (
+    ACTIVATIONS,
+    GatedMlp,
+    Linear,
+    RMSNorm,
+    gathering,
+    stacked,
+)
+from rlvlm_jax.models.common.rope import rope_2d, rotate
+from rlvlm_jax.models.qwen2_vl.config import VisionConfig
 from rlvlm_jax.types import Array, Batch
 
 # The tower is small next to the decoder: sharded over `fsdp` for memory, replicated over `tensor`.

@@ -5,7 +5,7 @@
 `from_hf` accepts the three layouts in circulation: flat (transformers 4.x), nested with
 `text_config` (4.5x) and nested with `rope_parameters` (5.x). Every field is either read, known not
 to affect the computation, or refused by name, so that no model runs as something else. This module
-knows nothing about weights or arrays; `qwen_vl.py` computes, `convert.py` moves weights.
+knows nothing about weights or arrays; `language` and `vision` compute, `convert` moves weights.
 """
 
 import dataclasses

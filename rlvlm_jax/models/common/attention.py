@@ -14,9 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlvlm_jax.models import kernels
-from rlvlm_jax.models.exact_cpu import product, row_sum
-from rlvlm_jax.models.kernels import PLAIN, Kernel
+from rlvlm_jax.models.common import kernels
+from rlvlm_jax.models.common.exact_cpu import product, row_sum
+from rlvlm_jax.models.common.kernels import PLAIN, Kernel
 from rlvlm_jax.types import Array
 
 # Scores of one sequence in memory at a time: 64 MiB of float32. Beyond that, queries run in blocks.

@@ -11,8 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rlvlm_jax.models.exact_cpu import product, unit_rms
-from rlvlm_jax.models.lora import LEAVES as LORA
+from rlvlm_jax.models.common.exact_cpu import product, unit_rms
+from rlvlm_jax.models.common.lora import LEAVES as LORA
 from rlvlm_jax.types import Array
 
 ACTIVATIONS = {

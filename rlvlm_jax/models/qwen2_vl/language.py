@@ -27,14 +27,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from rlvlm_jax.models import cache, lora
-from rlvlm_jax.models.activation_sharding import ActivationSharding
-from rlvlm_jax.models.attention import HeadKeys, Ids, Keys, attend, attend_by_head, by_head
-from rlvlm_jax.models.exact_cpu import product
-from rlvlm_jax.models.kernels import PLAIN, Kernel
-from rlvlm_jax.models.layers import INIT, GatedMlp, Linear, RMSNorm, stacked
-from rlvlm_jax.models.qwen_vl_config import QwenVLConfig
-from rlvlm_jax.models.rope import mrope, rotate
+from rlvlm_jax.models.common import cache, lora
+from rlvlm_jax.models.common.activation_sharding import ActivationSharding
+from rlvlm_jax.models.common.attention import HeadKeys, Ids, Keys, attend, attend_by_head, by_head
+from rlvlm_jax.models.common.exact_cpu import product
+from rlvlm_jax.models.common.kernels import PLAIN, Kernel
+from rlvlm_jax.models.common.layers import INIT, GatedMlp, Linear, RMSNorm, stacked
+from rlvlm_jax.models.common.rope import mrope, rotate
+from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig
 from rlvlm_jax.types import Array, Batch, Params
 
 LANGUAGE_RULES = (

@@ -13,8 +13,8 @@ and values; activations are not counted. This module has numbers only, no arrays
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from rlvlm_jax.models.qwen_vision import by_window
-from rlvlm_jax.models.qwen_vl_config import QwenVLConfig, VisionConfig
+from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig, VisionConfig
+from rlvlm_jax.models.qwen2_vl.vision import by_window
 
 GRADIENT = 2  # a backward pass has two products for each one of the forward pass
 

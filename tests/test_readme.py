@@ -39,8 +39,9 @@ def test_every_file_has_its_line():
 
 
 def test_every_file_that_is_named_exists():
-    names = re.findall(r"`((?:[\w-]+/)*[\w-]+(?:/|\.py|\.sh))`", README)
-    names += re.findall(r"\]\(([\w./-]+)\)", README)
+    text = README + "".join(path.read_text() for path in sorted(ROOT.glob("docs/*.md")))
+    names = re.findall(r"`((?:[\w-]+/)*[\w-]+(?:/|\.py|\.sh))`", text)
+    names += re.findall(r"\]\(([\w./-]+)\)", text)
     assert len(names) > 8
     for name in names:
         assert any((base / name).exists() for base in (ROOT, ROOT / "rlvlm_jax")), name

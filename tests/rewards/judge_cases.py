@@ -8,9 +8,9 @@ all parts are needed, and no more; numbers agree to 1e-6 and nothing is rounded;
 A box is read as it looks on the page, so what is invisible does not count.
 
 `OWN` holds whole responses, by what they try; `table` adds the pairs and responses that
-`test_strict` lists for the strict judge, which was mended by them: its agreement there measures
-nothing. `held_out` does: its cases were written by a marker who had seen neither the judge nor its
-tests, and nothing was mended for them. `python -m tests.rewards.judge_cases` prints how often each
+`test_strict` lists for the strict judge, which was developed on them: its agreement there measures
+nothing. The cases of `held_out` were written by a marker who had seen neither the judge nor its
+tests; later versions of the judge were developed on them too. `python -m tests.rewards.judge_cases` prints how often each
 style agrees with both, and how fast. The two published projects have other rules (MM-EUREKA's needs
 no box): what is counted against them here is a departure from ours, not always a fault of theirs.
 """
@@ -616,7 +616,7 @@ def table() -> list[Case]:
 
 
 def held_out() -> list[Case]:
-    """Returns the cases for which the judge was not mended."""
+    """Returns the cases of another marker."""
     lines = (
         Path(__file__).with_name("held_out_cases.jsonl").read_text(encoding="utf-8").splitlines()
     )

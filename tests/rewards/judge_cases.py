@@ -10,9 +10,10 @@ A box is read as it looks on the page, so what is invisible does not count.
 `OWN` holds whole responses, by what they try; `table` adds the pairs and responses that
 `test_strict` lists for the strict judge, which was developed on them: its agreement there measures
 nothing. The cases of `held_out` were written by a marker who had seen neither the judge nor its
-tests; later versions of the judge were developed on them too. `python -m tests.rewards.judge_cases` prints how often each
-style agrees with both, and how fast. The two published projects have other rules (MM-EUREKA's needs
-no box): what is counted against them here is a departure from ours, not always a fault of theirs.
+tests; later versions of the judge were developed on them too. `python -m tests.rewards.judge_cases`
+prints how often each style agrees with both, and how fast. The two published projects have other
+rules (MM-EUREKA's needs no box): what is counted against them here is a departure from ours, not
+always a fault of theirs.
 """
 
 import json

@@ -202,9 +202,9 @@ def plan(config: Any, topology: Topology, arguments: argparse.Namespace) -> Repo
         step = compiled.compile_step(name, lowered, count, unstated, arguments.hlo, effort)
         steps[name] = step
         say(f"compiled {name} in {step.seconds:.0f} s")
-    resident, carried = predict.resident(s), predict.carried(s)
-    persistent = sum(planned.state_bytes.values()) + sum(carried.values())
-    modelled = {name: sum(parts.values()) for name, parts in predict.temporaries(s).items()}
+    # The steps of an iteration pass prompts, features and responses on to the trajectory's.
+    passed_on = steps["trajectory"].arguments if "trajectory" in steps else 0.0
+    persistent = sum(planned.state_bytes.values()) + passed_on
     memory = topology.chip.memory
     rows = {}
     for name, step in steps.items():
@@ -222,7 +222,6 @@ def plan(config: Any, topology: Topology, arguments: argparse.Namespace) -> Repo
             "kept_beside": elsewhere,
             "total": total,
             "peak_total": step.peak + elsewhere,
-            "predicted": sum(resident.values()) + sum(carried.values()) + modelled.get(name, 0.0),
             "fits": not step.problem and total <= memory,
             "problem": step.problem,
             "largest": step.largest,
@@ -240,7 +239,6 @@ def plan(config: Any, topology: Topology, arguments: argparse.Namespace) -> Repo
     dollars = arguments.price or topology.chip.dollars
     fits = all(row["fits"] for row in rows.values())
     worst = max(rows, key=lambda name: rows[name]["total"])
-    short = rows[worst]["total"] - memory
     return {
         "topology": topology.name,
         "chips": topology.chips,
@@ -259,8 +257,7 @@ def plan(config: Any, topology: Topology, arguments: argparse.Namespace) -> Repo
         "compile_cpu_s": round(sum(step.cpu_seconds for step in steps.values()), 1),
         "host_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "state": planned.state_bytes,
-        "carried": carried,
-        "temporaries_predicted": predict.temporaries(s),
+        "passed_on": passed_on,
         "steps": rows,
         "flops": {name: phase.executed for name, phase in predict.work(s).items()},
         "assumed": assumed._asdict(),
@@ -268,7 +265,7 @@ def plan(config: Any, topology: Topology, arguments: argparse.Namespace) -> Repo
         "price": dollars,
         **predict.summary(s, topology, phases, dollars),
         "fits": fits,
-        "advice": "" if fits else advice.advise(s, topology, worst, short),
+        "advice": "" if fits else advice.advise(s, topology, worst),
     }
 
 
@@ -302,26 +299,23 @@ def table(report: Report) -> str:
         f"{gib(report['host_peak'])} GiB of host memory",
         "",
         "GiB per device      compile s  arguments  outputs  temporaries  kept beside    total   "
-        "peak  predicted   off",
+        "peak",
     ]
     for name, row in report["steps"].items():
-        off = row["predicted"] / row["peak_total"] - 1 if row["peak"] else math.nan
         lines.append(
             f"{name:<19} {row['compile_s']:9.1f}  {gib(row['arguments']):>9}  "
             f"{gib(row['outputs']):>7}  {gib(row['temporaries']):>11}  "
             f"{gib(row['kept_beside']):>11}  {gib(row['total']):>7}  "
-            f"{gib(row['peak_total']):>5}  {gib(row['predicted']):>9}  "
-            f"{off:+.0%}" + ("" if row["fits"] else "  does not fit")
+            f"{gib(row['peak_total']):>5}" + ("" if row["fits"] else "  does not fit")
         )
         if row["problem"]:
             lines.append(f"  {row['problem']}")
     lines.append(
         "total: arguments, outputs, temporaries with gaps between them, and what is kept beside; "
-        "peak: the most alive at once, by the compiler; off: predicted against peak"
+        "peak: the most alive at once, by the compiler"
     )
-    for title in ("state", "carried"):
-        parts = ", ".join(f"{name} {gib(size)}" for name, size in report[title].items())
-        lines.append(f"{title}: {parts}")
+    parts = ", ".join(f"{name} {gib(size)}" for name, size in report["state"].items())
+    lines.append(f"state: {parts}; passed from step to step: {gib(report['passed_on'])}")
     lines.append("")
     for name, row in report["steps"].items():
         if row["largest"]:

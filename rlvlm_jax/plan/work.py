@@ -149,20 +149,14 @@ def lower(
     seconds = time.perf_counter() - start
     trained, _ = optim.split(session.shapes, optim.make_trained(config.update, session.model.part))
 
-    def count(tree: Any) -> int:
-        return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
-
     return Planned(
         sizes=Sizes(
             config=config,
             model=source.config,
             bucket=bucket,
-            parameters=count(session.shapes),
-            trained=count(trained),
+            trained=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained)),
             reference=reference is not None,
             frozen=session.features_frozen and config.mode == "rl",
-            kernel=session.attention,
-            on_tpu=devices[0].platform == "tpu",
         ),
         steps={name: step for name, step in lowered.items() if step is not None},
         state_bytes={

@@ -111,7 +111,8 @@ def _answer(tokens: Tokens, depth: int = 0) -> Tree:
     if len(parts) == 1:
         parts, signs = split(tokens, _ORDERED)
         parts = list(filter(trim, parts))
-    mixed = units.mixed_words([t.value.lower() if t.kind == "run" else "" for t in tokens])
+    words = [t.value.lower() for t in tokens if t.kind == "run"]
+    mixed = units.mixed_words(words) if len(words) == len(tokens) else None
     if mixed is not None:  # one hundred and five
         return exact(mixed)
     if len(parts) > 1:

@@ -44,11 +44,16 @@ def split(tokens: Tokens, separators: frozenset[str]) -> tuple[list[Tokens], lis
     return [*parts, tokens[start:]], signs
 
 
-def every(part: Any) -> list[Token]:
-    """All tokens, those inside others too."""
-    inside = part.args if isinstance(part, Token) else part
-    single = [part] if isinstance(part, Token) else []
-    return [*single, *(token for inner in inside for token in every(inner))]
+def every(parts: tuple) -> list[Token]:
+    """All tokens in lists and tables of them, those inside others too."""
+    tokens: list[Token] = []
+    for part in parts:
+        inside = part
+        if isinstance(part, Token):
+            tokens.append(part)
+            inside = part.args
+        tokens += every(inside) if inside else ()
+    return tokens
 
 
 def trim(tokens: Tokens) -> Tokens:

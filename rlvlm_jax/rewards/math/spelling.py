@@ -103,7 +103,8 @@ def plain(content: str) -> str:
     if text.startswith("{") and text.endswith("}") and 0 not in depths(text)[:-1]:
         text = text[1:-1].strip()
     for pattern, replacement in _REWRITES:
-        text = pattern.sub(replacement, text)
+        if pattern.search(text):  # most do not, and a replacement is parsed before it is used
+            text = pattern.sub(replacement, text)
     if len(text) > 3 * MAX_CHARS:
         raise Unreadable(f"more than {MAX_CHARS} characters")
     return text.replace(" ", "") if _SPACED_THOUSANDS.fullmatch(text) else text

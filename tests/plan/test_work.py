@@ -23,7 +23,6 @@ def test_supervised_training_is_its_update():
     assert set(planned.steps) == {"update"}
     tokens = planned.steps["update"].args_info[0][2]
     assert tokens.shape == (16, 64)
-    assert set(predict.temporaries(planned.sizes)) == {"update"}
     phases = predict.seconds(planned.sizes, parse("v5e-8"), {"update": 0.0}, predict.Assumed())
     assert set(phases) == {"vision", "update", "optimizer", "collectives"}
     assert phases["update"] > 0

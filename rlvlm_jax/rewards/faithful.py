@@ -63,7 +63,7 @@ def maye(fragment: str, reference: str) -> Verdict:
        fragment including the box, where little else can succeed.)
     C. Both have the same digits directly after `\boxed{`, followed by `^` or by the end.
 
-    Faults kept: a box cut off after its digits is right (C); two texts without any box are right
+    Its faults: a box cut off after its digits is right (C); two texts without any box are right
     (B); a full stop, `!` or `?` inside a box cuts it. The format of degrees is forgiven, rounding
     is not.
 
@@ -112,7 +112,7 @@ def mm_eureka(content: str, reference: str) -> Verdict:
     reference a, b, c or d the answer is right if that letter occurs in the content and none of the
     other three does, even inside a word.
 
-    Faults kept: if the reference cannot be read, everything except an empty content is right.
+    Its faults: if the reference cannot be read, everything except an empty content is right.
 
     Args:
         content: `mm_eureka_content` of the response.

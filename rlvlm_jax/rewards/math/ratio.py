@@ -12,8 +12,9 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 from rlvlm_jax.rewards.math.tree import Tree, symbols
 
@@ -30,19 +31,20 @@ class _TooHardError(Exception):
     pass
 
 
-class Ratio(NamedTuple):
+@dataclass(frozen=True)
+class Ratio:
     """A quotient of two polynomials, not reduced. Its operators raise _TooHardError."""
 
     above: Polynomial
-    below: Polynomial = ONE
+    below: Polynomial = field(default_factory=lambda: ONE)
 
-    def __add__(self, other: "Ratio") -> "Ratio":  # type: ignore[override]
+    def __add__(self, other: "Ratio") -> "Ratio":
         if self.below == other.below:
             return Ratio(_add(self.above, other.above), self.below)
         crossed = _multiply(self.above, other.below), _multiply(other.above, self.below)
         return Ratio(_add(*crossed), _multiply(self.below, other.below))
 
-    def __mul__(self, other: "Ratio") -> "Ratio":  # type: ignore[override]
+    def __mul__(self, other: "Ratio") -> "Ratio":
         return Ratio(_multiply(self.above, other.above), _multiply(self.below, other.below))
 
     def __truediv__(self, other: "Ratio") -> "Ratio":

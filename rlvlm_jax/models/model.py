@@ -1,0 +1,72 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""`Model`: all that the rest of the program knows about a network.
+
+A set of pure functions of a plain nested dict of parameters. Sampler, loss and update receive it as
+an argument; nothing outside this package knows about Flax.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig
+from rlvlm_jax.types import Array, Batch, Params
+
+
+@dataclass(frozen=True)
+class Model:
+    """Functions of the parameters; sequence b of B = N * G belongs to prompt b // G.
+
+    Attributes:
+        config: sizes and token ids.
+        init: key -> params, float32 nested dict.
+        encode_images: (params, batch) -> features [N, M, D] in the compute dtype, M = I / merge**2;
+            normalises the bytes itself. Finite but meaningless at padding.
+        prefill: (params, batch, features) -> (hidden [N, D] of each prompt's last valid column,
+            prefix: a tuple of KV pairs, one per layer on CPU, a single one for all layers on other
+            platforms; see `models.common.cache`).
+        decoder: params -> weights for `decode` and `next_logits`, in the compute dtype and sharded
+            as `config.rollout.layout` says; built once, used for every token.
+        empty_cache: (prefix, G, S) -> a KV pair of S slots for each entry of the prefix.
+        rotary: positions int32[..., B] of response tokens -> the rotary pair that `decode` takes,
+            arrays [..., B, *]. Computed for many tokens at once: inside `decode`, XLA would
+            recompute it in every layer for every head.
+        decode: (weights, tokens int32[B], their `rotary`, prefix, prefix_mask bool[N, P],
+            cache: a tuple of KV pairs for each entry of the prefix, step int32[]) -> (hidden
+            [B, D], cache). Runs one token per sequence and writes slot `step`, which is in the last
+            pair. Attends to the prefix, which is read once per group, and to slots 0..step.
+        forward: (params, batch, features, tokens int32[B, R], mask bool[B, R]) -> hidden [B, R, D]
+            where hidden[:, t] predicts tokens[:, t]. Each prompt runs once for its G responses.
+            A response's positions start after the largest of its prompt, as in `decode`.
+        packed: (params, batch, features, tokens int32[B, R], source int32[S, T]) -> hidden
+            [S, T, D] of the tokens of S streams, each as in `forward` but at its own column.
+            `source` indexes the prompts' N * P tokens followed by the responses' B * R; -1 is
+            padding. A prompt occurs once per stream, before its responses.
+        next_logits: (weights of `decoder`, hidden [B, D]) -> float32[B, V].
+        row_sum: float32[..., M, S] -> float32[..., M, 1], as in the softmax of attention; on CPU it
+            does not depend on the number of rows.
+        spread: params -> params for many calls of `logits`: the output layer sharded like logits.
+        logits: (params, hidden [..., M, D]) -> float32[..., M, V].
+        param_rules: (regex, PartitionSpec) pairs for mesh axes "fsdp" and "tensor"; each
+            parameter path matches exactly one.
+        part: path of a parameter -> "vit", "connector", "llm" or "head" (the output layer if it is
+            not tied to the embedding), the parts that can be frozen.
+    """
+
+    config: QwenVLConfig
+    init: Callable[[Array], Params]
+    encode_images: Callable[[Params, Batch], Array]
+    prefill: Callable[[Params, Batch, Array], tuple[Array, tuple]]
+    decoder: Callable[[Params], Params]
+    empty_cache: Callable[[tuple, int, int], tuple]
+    rotary: Callable[[Array], Any]
+    decode: Callable[..., tuple[Array, tuple]]
+    forward: Callable[[Params, Batch, Array, Array, Array], Array]
+    packed: Callable[[Params, Batch, Array, Array, Array], Array]
+    next_logits: Callable[[Params, Array], Array]
+    row_sum: Callable[[Array], Array]
+    spread: Callable[[Params], Params]
+    logits: Callable[[Params, Array], Array]
+    param_rules: tuple[tuple[str, Any], ...]
+    part: Callable[[str], str]

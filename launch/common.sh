@@ -2,17 +2,17 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# Sourced by the other scripts: how a command is shown, run, asked and interrupted.
+# Sourced by the other scripts: shows, runs, queries and interrupts commands.
 
 dry_run=""                 # set by --dry-run: commands are shown and not run
-child=""                   # the command under way
-outside=""                 # set where a recipe need not be in the checkout
-poll_s="${POLL_S:-20}"     # seconds between two looks at something that takes time
-unset CDPATH               # or a "cd" might go elsewhere, and say where
+child=""                   # the running command
+outside=""                 # set if a recipe need not be in the checkout
+poll_s="${POLL_S:-20}"     # seconds between two checks of something slow
+unset CDPATH               # else "cd" may go elsewhere and print the path
 root="$(cd "$(dirname "$0")/.." && pwd)" # the checkout
-exec 3>&1                  # where --dry-run shows commands, inside $(...) too
+exec 3>&1                  # --dry-run shows commands here, inside $(...) too
 
-# Ends with status 2 and one sentence: what the user can mend.
+# Exits with status 2 and one sentence about something the user can fix.
 usage() {
     echo "launch/$(basename "$0"): $*" >&2
     exit 2
@@ -24,7 +24,7 @@ say() {
 
 [[ "$poll_s" =~ ^[0-9]+([.][0-9]+)?$ ]] || usage "POLL_S=$poll_s: expected seconds"
 
-# need NAME VALUE HOW: refuses to go on without a value.
+# need NAME VALUE HOW: exits if the value is missing.
 need() {
     [ -n "$2" ] || usage "$1 is missing; give $3"
 }
@@ -40,7 +40,7 @@ recipe() {
         [ -f "${outside:+${config%%:*}}" ] || usage "$config: there is no such file in this checkout"
         [[ "$config" = /* ]] || config="$PWD/$config"
     fi
-    # shellcheck disable=SC2034  # workdir: for the script that asked
+    # shellcheck disable=SC2034  # workdir: read by the calling script
     for argument in "${@:2}"; do
         case "$argument" in
             --workdir=*) workdir="${argument#*=}" ;;
@@ -62,7 +62,7 @@ show() {
     printf '\n'
 }
 
-# Runs a command, or shows it. In the background, so that a signal is answered at once.
+# Runs a command, or shows it. In the background, so that a signal is handled at once.
 call() {
     if [ -n "$dry_run" ]; then
         show "$@" >&3
@@ -76,7 +76,7 @@ call() {
     return "$status"
 }
 
-# Prints what a command that changes nothing answers; a passing fault is not an answer.
+# Prints the output of a read-only command; retries after a transient error.
 ask() {
     local answer
     if [ -n "$dry_run" ]; then
@@ -97,9 +97,9 @@ pause() {
     [ -n "$dry_run" ] || call sleep "$poll_s"
 }
 
-# on_end FUNCTION: runs it when the script ends, however that comes about.
+# on_end FUNCTION: runs it when the script ends, for whatever reason.
 on_end() {
-    # shellcheck disable=SC2064  # the function's name is known now
+    # shellcheck disable=SC2064  # the function's name is expanded now
     trap "$1" EXIT
     trap 'interrupted 129' HUP
     trap 'interrupted 130' INT
@@ -107,8 +107,8 @@ on_end() {
     trap 'interrupted 141' PIPE
 }
 
-# Before the last look at what exists: nothing may take its result away. After Ctrl-C a "| tee" is
-# gone; the terminal is not.
+# Called before the final check of what exists, whose result must reach the user. After Ctrl-C a
+# "| tee" is gone; the terminal is not.
 last_look() {
     trap '' HUP INT TERM PIPE
     set +e
@@ -116,7 +116,8 @@ last_look() {
         { { : >/dev/tty; } 2>/dev/null && exec 2>/dev/tty; }
 }
 
-# Ends a process and all that it started, such as the ssh of a gcloud; stopped, it starts no other.
+# Ends a process and its children, e.g. the ssh of a gcloud. It is stopped first, so it cannot start
+# others.
 end_tree() {
     local started
     kill -STOP "$1" 2>/dev/null || return 0
@@ -128,7 +129,7 @@ end_tree() {
 interrupted() {
     if [ -n "$child" ]; then
         end_tree "$child"
-        for _ in $(seq 100); do # what it does last must not come after the look at what exists
+        for _ in $(seq 100); do # its last action must come before the final check
             kill -0 "$child" 2>/dev/null || break
             sleep 0.1 || true
         done

@@ -6,19 +6,19 @@
 #   launch/gke.sh run configs/mm_eureka.py --workdir=/data/mm_eureka --name=mm-eureka \
 #       --image=REGION-docker.pkg.dev/PROJECT/REPOSITORY/rlvlm_jax --bucket=BUCKET \
 #       --accelerator=tpu-v5-lite-podslice --topology=8x8 --config.data.train=/data/train.jsonl
-#   render   the same arguments: only prints the manifest
+#   render   same arguments; only prints the manifest
 #   logs     the log of host 0, with --name
 #   status   the JobSet and its pods
-#   delete   deletes them, and looks whether they are gone
-# --image         holds this checkout with jax for TPU; launch/Dockerfile makes one
-# --accelerator --topology   as the node pool is labelled: tpu-v5-lite-podslice, tpu-v5p-slice,
+#   delete   deletes them and checks that they are gone
+# --image         contains this checkout and jax for TPU; launch/Dockerfile builds one
+# --accelerator --topology   as in the node pool's labels: tpu-v5-lite-podslice, tpu-v5p-slice,
 #                 tpu-v6e-slice, ...; 2x4, 4x4, 2x2x4, ...
 # --chips-per-host=4   TPU chips of one node;  --slices=1   node pools that work as one
-# --bucket=NAME   Cloud Storage, or --pvc=CLAIM, mounted at /data: there DIR must lie
+# --bucket=NAME   Cloud Storage, or --pvc=CLAIM, mounted at /data; DIR must be under it
 # --service-account=NAME   of Kubernetes, with access to the bucket
 # --secret=NAME   a Kubernetes Secret whose keys (HF_TOKEN, WANDB_API_KEY) become variables
-# --restarts=10   of all hosts, after an exit with 75, a lost node or a fault; never after a 2
-# --grace=600     seconds a pod has for its checkpoint once it is told to stop
+# --restarts=10   of all hosts, after exit status 75, a lost node or a failure; never after 2
+# --grace=600     seconds for a pod's checkpoint after it is told to stop
 # --spot --namespace=default --context=NAME
 # --dry-run       shows every command and runs none
 set -euo pipefail
@@ -57,7 +57,7 @@ for argument in "$@"; do
     esac
 done
 
-# ---- what the user gave -------------------------------------------------------------------------
+# ---- arguments -------------------------------------------------------------------------
 
 need "the name" "$name" "--name=NAME"
 need "the namespace" "$namespace" "--namespace=NAME, or leave it out"
@@ -84,7 +84,7 @@ case "$command" in
         [ $((hosts * chips)) -eq $((${topology//x/*})) ] && [ "$hosts" -gt 0 ] ||
             usage "--topology=$topology cannot be divided into hosts of $chips chips; give --chips-per-host"
         [[ "$workdir" == /data/* && "$workdir/" != */../* ]] ||
-            usage "--workdir=$workdir: give a directory under /data, where the storage is mounted"
+            usage "--workdir=$workdir: give a directory under /data, the mounted storage"
         program=("--config=$config" "${program[@]:1}")
         ;;
     *) [ ${#program[@]} -eq 0 ] || usage "${program[0]}: '$command' takes no such argument" ;;
@@ -98,7 +98,7 @@ delete_jobset=("${kubectl[@]}" delete jobset "$name" --ignore-not-found)
 
 # ---- the manifest -------------------------------------------------------------------------------
 
-# A string as JSON writes it, which YAML reads.
+# Prints a string in JSON's notation, which is valid YAML.
 quoted() {
     local text="${1//\\/\\\\}"
     text="${text//\"/\\\"}"
@@ -120,7 +120,7 @@ spec:
     enableDNSHostnames: true  # a headless service: hosts find each other by name
     subdomain: $(quoted "$name")
   failurePolicy:
-    maxRestarts: $restarts  # of all hosts together: one cannot rejoin the others
+    maxRestarts: $restarts  # of all hosts together: a host cannot rejoin the others
     rules:
       - name: badInput
         action: FailJobSet
@@ -136,7 +136,7 @@ spec:
           backoffLimit: 0  # any host that fails, with 75 too, restarts all
           podFailurePolicy:
             rules:
-              - action: FailJob  # 2: the same again would fail again
+              - action: FailJob  # 2: a restart would fail the same way
                 onExitCodes: {containerName: train, operator: In, values: [2]}
           template:
             metadata:
@@ -193,7 +193,7 @@ existing() {
     ask "${kubectl[@]}" get pods --selector="$pods" -o name
 }
 
-# Runs when the script ends: nothing that costs money goes unnoticed.
+# Runs when the script ends: reports everything that still costs money.
 report() {
     local status=$? left
     if [ -n "$begun" ]; then
@@ -226,7 +226,7 @@ run() {
     answer="$(manifest | "${kubectl[@]}" apply -f -)" || return 1
     echo "$answer"
     case "$answer" in *" unchanged" | *" configured")
-        say "$name exists already; delete it first to begin again"
+        say "$name exists already; delete it first to start again"
         return 1
         ;;
     esac
@@ -249,7 +249,7 @@ delete() {
     local left look
     begun=1
     call "${delete_jobset[@]}"
-    for ((look = 0; look < grace / 20 + 6; look++)); do # pods go when their checkpoint is written
+    for ((look = 0; look < grace / 20 + 6; look++)); do # pods end after their checkpoint is written
         left="$(existing)"
         [ -n "${left//[[:space:]]/}" ] || return 0
         pause

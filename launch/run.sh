@@ -6,8 +6,8 @@
 #   launch/run.sh cpu   configs/tiny.py      --workdir=runs/tiny
 #   launch/run.sh cuda  configs/mm_eureka.py --workdir=runs/mm_eureka --config.data.train=FILE
 #   launch/run.sh tpu   configs/mm_eureka.py --workdir=/mnt/disk/mm_eureka ...
-# Run again, it goes on from the newest checkpoint. Exit status 75: preempted, run it again;
-# RETRIES=10 in front does so by itself, up to ten times, unless this script is told to stop.
+# Run it again to resume from the newest checkpoint. Exit status 75: preempted, run it again. With
+# RETRIES=10 in front it restarts by itself up to ten times, unless this script is told to stop.
 # --dry-run shows every command and runs none.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
@@ -36,7 +36,7 @@ cd "$root"
 main=(.venv/bin/python -m rlvlm_jax.main "--config=$config" "${program[@]:2}")
 
 [ -z "$dry_run" ] || show cd "$root"
-on_end true # what is interrupted leaves no installation going on
+on_end true # an interrupt also ends an installation
 call python3 -m venv .venv
 call .venv/bin/pip install --quiet -e . ${extra:+"$extra"}
 trap - EXIT HUP INT TERM PIPE
@@ -47,11 +47,11 @@ elif [ "$retries" -eq 0 ]; then
     exec "${main[@]}"
 fi
 
-# Told to stop, it tells the recipe, which writes a checkpoint, and does not begin again.
+# If told to stop, it passes that on to the recipe, which writes a checkpoint, and does not restart.
 told=""
 trap 'told="x$told"; kill -TERM "$child" 2>/dev/null || true' INT TERM
 for ((again = 0; again <= retries; again++)); do
-    [ "$again" -eq 0 ] || say "preempted: beginning again, $again of at most $retries times"
+    [ "$again" -eq 0 ] || say "preempted: restarting, $again of at most $retries times"
     "${main[@]}" <&0 &
     child=$!
     while true; do

@@ -2,20 +2,20 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# Submits a recipe to Slurm, on whole nodes, one process a node:
+# Submits a recipe to Slurm, on whole nodes, one process per node:
 #   launch/slurm.sh configs/mm_eureka.py --workdir=/shared/mm_eureka --nodes=2 --gpus=8 \
 #       --time=24:00:00 --partition=gpu --account=ACCOUNT --config.data.train=/shared/train.jsonl
 # --gpus=N        of each node; --nodes=1; --time as sbatch takes it; --partition, --account,
 #                 --name=rlvlm_jax may be left out
-# --python=FILE   by default .venv/bin/python of this checkout, which the nodes must see, as DIR;
+# --python=FILE   by default .venv/bin/python of this checkout, which the nodes must see, like DIR;
 #                 python3 -m venv .venv && .venv/bin/pip install 'jax[cuda13]' -e .
 # --dry-run       shows the batch script and the command, and runs none
-# --lead=600      seconds before the time is up at which the recipe is told to write a checkpoint: at
-#                 least what a rollout or an update takes, and the checkpoint; by default no more
-#                 than a quarter of the time
-# Then, and when Slurm pre-empts it, the recipe writes a checkpoint and exits with 75; the job is put
-# back into the queue and goes on from there. scancel ends it.
-# HF_TOKEN and WANDB_API_KEY go along with the environment, as sbatch does by default.
+# --lead=600      seconds before the time limit at which the recipe is told to write a checkpoint: at
+#                 least as long as a rollout or an update and a checkpoint take; by default at most
+#                 a quarter of the time
+# Then, or if Slurm preempts it, the recipe writes a checkpoint and exits with 75; the job is requeued
+# and resumes from the checkpoint. scancel ends it.
+# HF_TOKEN and WANDB_API_KEY are passed on with the environment, sbatch's default.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "$0")/common.sh"
@@ -60,7 +60,7 @@ limit="$(seconds_of "$time")"
 default=600
 [ "$limit" -eq 0 ] || [ "$limit" -ge 2400 ] || default=$((limit / 4))
 lead="${lead:-$default}"
-# Told to stop as soon as it starts, it would go back into the queue for ever.
+# If it were told to stop as soon as it starts, it would be requeued for ever.
 [ "$limit" -eq 0 ] || [ "$limit" -gt "$lead" ] ||
     usage "--time=$time is no longer than the last --lead=$lead seconds; give more time, or a smaller --lead"
 for value in "$time" "$partition" "$account" "$name"; do
@@ -69,8 +69,8 @@ done
 case "$python" in /*) ;; *) python="$PWD/$python" ;; esac
 need "the work directory" "$workdir" "--workdir=DIR on storage that all nodes share"
 if [ -z "$dry_run" ]; then
-    command -v sbatch >/dev/null || usage "sbatch is not on the PATH; run this where jobs are submitted"
-    [ -x "$python" ] || usage "$python is not there; install as the head of this script says"
+    command -v sbatch >/dev/null || usage "sbatch is not on the PATH; run this on a login node"
+    [ -x "$python" ] || usage "$python does not exist; install as described at the head of this script"
 fi
 
 batch() {
@@ -94,12 +94,12 @@ ${account:+#SBATCH --account=$account}
 cd $(printf '%q' "$root") || exit 1
 # A process drives all GPUs of its node; from Slurm's variables JAX would give it one.
 export JAX_LOCAL_DEVICE_IDS=$devices
-# The host that ends first must not have the others killed while they write.
+# The host that ends first must not cause the others to be killed while they write.
 srun --cpus-per-task="\$SLURM_CPUS_ON_NODE" --kill-on-bad-exit=0 --wait=600 \\
     $(printf '%q ' "$python" -m rlvlm_jax.main "--config=$config" "${program[@]:1}")
 status=\$?
 if [ "\$status" -eq 75 ]; then
-    scontrol requeue "\$SLURM_JOB_ID" || echo "not requeued: submit it again to go on" >&2
+    scontrol requeue "\$SLURM_JOB_ID" || echo "not requeued: submit it again to resume" >&2
 fi
 exit "\$status"
 EOF
@@ -116,7 +116,7 @@ mkdir -p "$root/runs"
 trap 'say "interrupted; \"squeue --me --name=$name\" shows whether a job exists, scancel ends it"; exit 1' \
     HUP INT TERM
 if ! job="$(batch | sbatch --parsable)"; then
-    say "sbatch failed; 'squeue --me --name=$name' shows whether a job exists all the same"
+    say "sbatch failed; 'squeue --me --name=$name' shows whether a job exists anyway"
     exit 1
 fi
 echo "job ${job%%;*}; its log is runs/$name-${job%%;*}.log; end it with: scancel ${job%%;*}"

@@ -2,41 +2,41 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# Runs a recipe on a slice of Cloud TPUs with gcloud, from asking for the slice to giving it back:
+# Runs a recipe on a slice of Cloud TPUs with gcloud, from requesting the slice to deleting it:
 #   launch/tpu.sh all configs/mm_eureka.py --workdir=/mnt/BUCKET/mm_eureka --bucket=BUCKET \
 #       --project=PROJECT --zone=us-west4-a --name=mm-eureka --accelerator=v5e-64 --spot \
 #       --config.data.train=/mnt/BUCKET/train.jsonl
 # or step by step, each with --project, --zone (or $PROJECT, $ZONE) and --name:
-#   create   asks for the slice, waits for it, copies the checkout's last commit, installs
+#   create   requests the slice, waits for it, copies the checkout's last commit, installs
 #   run      CONFIG --workdir=DIR [flags of rlvlm_jax.main]: starts it on all workers, shows the log
-#            of worker 0, exits with the recipe's status; what is interrupted here goes on there
-#   logs     that log again, until the run ends
+#            of worker 0, exits with the recipe's status; Ctrl-C here does not stop it there
+#   logs     shows that log again until the run ends
 #   status   what exists, and whether the recipe runs
 #   stop     SIGTERM to all workers: they write a checkpoint and exit with 75
-#   delete   gives everything of this name back, and looks whether it is gone
-#   all      create, run, delete; after a pre-emption again, up to --retries times
-# --accelerator   v5e-16 (or v5litepod-16, as gcloud has it), v5p-32, v6e-64, ...
-# --runtime       the machines' image; by default the one for the accelerator
+#   delete   deletes everything with this name and checks that it is gone
+#   all      create, run, delete; repeated after a preemption, up to --retries times
+# --accelerator   v5e-16 (or v5litepod-16, gcloud's name), v5p-32, v6e-64, ...
+# --runtime       image of the machines; by default the one for the accelerator
 # --slices=N      several slices as one run
-# --spot          may be pre-empted, costs less
+# --spot          may be preempted, costs less
 # --valid-until=6h  how long the request may wait for free machines
 # --bucket=NAME   mounts a Cloud Storage bucket at /mnt/NAME; DIR must be on storage all hosts share,
 #                 or checkpoints in a bucket by --config.log.checkpoints=gs://NAME/DIR
-# --retries=10 --keep   of all: how often to begin again; do not delete at the end
+# --retries=10 --keep   for all: how often to restart; do not delete at the end
 # --dry-run       shows every command and runs none
-# HF_TOKEN and WANDB_API_KEY are taken from the environment and reach the workers in a file of mode
-# 600 that is removed when the run starts. POLL_S and WAIT_S: seconds between looks, and in all, for
-# the slice. Exit status: the recipe's (0, 2, 75, 1); 2 also for a missing flag.
+# HF_TOKEN and WANDB_API_KEY are read from the environment and copied to the workers in a file of
+# mode 600, which is removed when the run starts. POLL_S, WAIT_S: seconds between two checks for the
+# slice, and in total. Exit status: the recipe's (0, 2, 75, 1); 2 also for a missing flag.
 set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "$0")/common.sh"
 
 project="${PROJECT:-}" zone="${ZONE:-}" name="" accelerator="" runtime="" slices=1 spot="" bucket=""
 valid_until=6h retries=10 keep="" program=()
-begun=""   # something of this name may exist: say at the end what does
-asking=""  # it has been asked for, and has not been seen since
-ours=""    # this script asked for the slice, so it may delete it
-stopped="" # the run ended because somebody wanted it to
+begun=""   # something with this name may exist: report it at the end
+asking=""  # requested, but not listed yet
+ours=""    # this script requested the slice, so it may delete it
+stopped="" # the run ended because somebody stopped it
 scratch=""
 
 command="${1:-}"
@@ -61,13 +61,13 @@ for argument in "$@"; do
         --keep) keep=1 ;;
         --dry-run) dry_run=1 ;;
         --project | --zone | --name | --accelerator | --runtime | --slices | --bucket | --retries)
-            usage "$argument wants its value behind a '=': $argument=VALUE"
+            usage "$argument needs its value after a '=': $argument=VALUE"
             ;;
         *) program+=("$argument") ;;
     esac
 done
 
-# ---- what the user gave -------------------------------------------------------------------------
+# ---- arguments -------------------------------------------------------------------------
 
 need "the project" "$project" "--project=PROJECT or \$PROJECT"
 need "the zone" "$zone" "--zone=ZONE or \$ZONE"
@@ -118,8 +118,8 @@ delete_queued=("${tpu[@]}" queued-resources delete "$name" "${where[@]}" --force
 
 # ---- what exists --------------------------------------------------------------------------------
 
-# Prints a line "KIND NAME STATE" for each thing of ours that exists, the queue's first. Machines are
-# those that the queue asked for, by their own word, also when the queue knows nothing of it any more.
+# Prints a line "KIND NAME STATE" for each existing resource of this name, queued ones first. Machines
+# are listed even if their queued resource is gone.
 existing() {
     local queued vms
     queued="$(ask "${tpu[@]}" queued-resources list "${where[@]}" \
@@ -131,7 +131,7 @@ existing() {
         '$3 == queued || ($3 == "" && index(nodes, " " $1 " ")) {print "tpu-vm", $1, $2}' <<<"$vms"
 }
 
-# Runs when the script ends: nothing that costs money goes unnoticed.
+# Runs when the script ends: reports everything that still costs money.
 report() {
     local status=$? left
     [ -z "$scratch" ] || rm -rf "$scratch"
@@ -174,8 +174,8 @@ queue_state() {
     ask "${tpu[@]}" queued-resources describe "$name" "${where[@]}" --format='value(state.state)'
 }
 
-# Whether the slice was taken away. The queue may call it ACTIVE for a while after its machines went.
-# What somebody deleted is not asked for again.
+# Returns whether the slice was preempted. Its queued resource may stay ACTIVE for a while after that.
+# A slice that somebody deleted is not requested again.
 is_preempted() {
     local state left
     state="$(queue_state)" || return 1
@@ -189,7 +189,8 @@ is_preempted() {
 
 # ---- the commands -------------------------------------------------------------------------------
 
-# remote NODE WORKERS ARGUMENT...: launch/worker.sh there; a worker's shell reads the arguments again.
+# remote NODE WORKERS ARGUMENT...: runs launch/worker.sh there; the worker's shell parses the arguments
+# a second time.
 remote() {
     local node="$1" workers="$2"
     shift 2
@@ -208,13 +209,13 @@ pack() {
     fi
     [ -n "$dry_run" ] || [ -z "${config:-}" ] ||
         git -C "$root" cat-file -e "HEAD:./${config%%:*}" 2>/dev/null ||
-        usage "$config is not in the last commit, which is what is copied; commit it"
+        usage "$config is not in the last commit, and only that is copied; commit it"
     [ -n "$dry_run" ] || [ -z "$(git -C "$root" status --porcelain)" ] ||
         say "the checkout has changes that are not committed; they are not copied"
     call git -C "$root" archive --format=tar.gz --output="$file" HEAD
 }
 
-# Returns 75 when the slice was taken away meanwhile.
+# Returns 75 if the slice was preempted meanwhile.
 create() {
     local left state before="" node deadline=$((SECONDS + WAIT_S))
     local shape=(--node-id="$name")
@@ -268,7 +269,7 @@ set_up() {
     [ -z "$bucket" ] || remote "$1" all mount "$bucket"
 }
 
-# Copies what is secret, in a file that only its owner may read.
+# Copies the secrets in a file that only its owner may read.
 send_secrets() {
     local file="$scratch/rlvlm_env" key given="" node
     for key in HF_TOKEN WANDB_API_KEY; do
@@ -290,7 +291,7 @@ send_secrets() {
     [ -n "$dry_run" ] || rm -f "$file"
 }
 
-# Starts the recipe and follows it; returns its status, or 75 when the slice was taken away.
+# Starts the recipe and follows it; returns its status, or 75 if the slice was preempted.
 run() {
     begun=1
     if ! send_secrets || ! start; then
@@ -308,7 +309,7 @@ start() {
 follow() {
     local answer lines=+1 misses=0 status=1
     while true; do
-        remote "${nodes[0]}" 0 follow "$lines" || true # whatever ended it: ask how the run is
+        remote "${nodes[0]}" 0 follow "$lines" || true # whatever ended it, the state of the run is checked next
         answer="$(how=ask remote "${nodes[0]}" 0 state)" || answer=""
         [ -z "$dry_run" ] || return 0
         case "$answer" in
@@ -321,12 +322,12 @@ follow() {
         esac
         # A lost machine may end the program on the others with any status.
         if [ "$answer" != running ] && is_preempted; then
-            say "$name was pre-empted; the same command on a new slice goes on from the last checkpoint"
+            say "$name was preempted; the same command on a new slice goes on from the last checkpoint"
             return 75
         fi
         case "$answer" in exit*) return "$status" ;; esac
         if [ "$misses" -ge 3 ]; then
-            say "worker 0 of ${nodes[0]} gives no word of the run"
+            say "worker 0 of ${nodes[0]} does not answer about the run"
             return 1
         fi
         lines=20
@@ -334,7 +335,7 @@ follow() {
     done
 }
 
-# Deletes what exists and looks whether it went; up to three times.
+# Deletes what exists and checks that it is gone; up to three times.
 delete() {
     local left node try
     begun=1
@@ -342,7 +343,7 @@ delete() {
         left="$(existing)" || return 1
         if [ -z "$left$dry_run" ]; then
             ours=""
-            [ -z "$asking" ] || return 0 # the report says that it may come yet
+            [ -z "$asking" ] || return 0 # the final report says that it may still appear
             say "nothing named $name exists"
             begun=""
             return 0
@@ -373,7 +374,7 @@ all() {
         [ "$status" -ne 0 ] || run || status=$?
         if [ "$status" -ne 75 ] || [ -n "$stopped" ] || [ "$again" -ge "$retries" ]; then break; fi
         again=$((again + 1))
-        say "pre-empted: beginning again, $again of at most $retries times"
+        say "preempted: restarting, $again of at most $retries times"
         delete || return 1
     done
     if [ -n "$ours" ] && [ -z "$keep" ] && ! delete && [ "$status" -eq 0 ]; then status=1; fi

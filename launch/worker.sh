@@ -2,11 +2,11 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# What launch/tpu.sh has done on each worker of a slice; run there, in the copied checkout:
+# Run by launch/tpu.sh on each worker of a slice, in the copied checkout:
 #   launch/worker.sh install [EXTRAS]   a virtual environment with jax for TPU and this checkout
 #   launch/worker.sh mount BUCKET       a Cloud Storage bucket at /mnt/BUCKET
 #   launch/worker.sh start FLAGS        rlvlm_jax.main, which outlives the connection
-#   launch/worker.sh follow LINES       its log from there on ("+1": the whole) until it ends
+#   launch/worker.sh follow LINES       its log from that line ("+1": all of it) until it ends
 #   launch/worker.sh state              "running", "exit STATUS [stopped]" or "gone"
 #   launch/worker.sh stop               SIGTERM: it writes a checkpoint and exits with 75
 set -euo pipefail
@@ -15,7 +15,7 @@ run="$HOME/rlvlm_run" # log, pid, exit, stopped
 secrets="$HOME/.rlvlm_env"
 cd "$(dirname "$0")/.."
 
-# A pid may have become another process's since, after a restart of the machine.
+# After a restart of the machine, the pid may belong to another process.
 is_running() {
     [ -s "$run/pid" ] && tr '\0' ' ' <"/proc/$(cat "$run/pid")/cmdline" 2>/dev/null |
         grep -q "rlvlm_jax.main"
@@ -30,7 +30,7 @@ install() {
 
 mount_bucket() {
     if ! command -v gcsfuse >/dev/null && ! { sudo apt-get -qq update && sudo apt-get -qq install gcsfuse; }; then
-        echo "launch/worker.sh: this image knows no package gcsfuse; install it as Cloud Storage FUSE's" \
+        echo "launch/worker.sh: this image has no package gcsfuse; install it as Cloud Storage FUSE's" \
             "documentation says, or leave --bucket out and mount other storage that all workers share" >&2
         exit 2
     fi
@@ -49,12 +49,12 @@ start() {
         rm -f "$secrets"
     fi
     if is_running; then
-        echo "launch/worker.sh: a run is going on here already" >&2
+        echo "launch/worker.sh: a run is already in progress here" >&2
         exit 1
     fi
     mkdir -p "$run"
     rm -f "$run/pid" "$run/exit" "$run/stopped"
-    # shellcheck disable=SC2016  # expanded by the bash that outlives this one
+    # shellcheck disable=SC2016  # expanded by the inner bash, which outlives this one
     nohup setsid bash -c '"$@" & echo $! >"$0/pid"; wait $!; echo $? >"$0/exit"' "$run" \
         .venv/bin/python -m rlvlm_jax.main "$@" >"$run/log" 2>&1 </dev/null &
     for _ in $(seq 100); do
@@ -66,7 +66,7 @@ start() {
 }
 
 state() {
-    for _ in 1 2 3; do # its status is written a moment after its end
+    for _ in 1 2 3; do # its status is written just after it ends
         if [ -s "$run/exit" ]; then
             echo "exit $(cat "$run/exit")$([ ! -e "$run/stopped" ] || echo " stopped")"
             exit 0

@@ -190,7 +190,7 @@ def test_a_second_run_on_the_same_slice_is_refused(cloud):
     cloud.until_ready()
     second = cloud.run("tpu.sh", "run", *PLACE, *RECIPE)
     assert second.returncode == 1
-    assert "going on here already" in second.stderr
+    assert "already in progress here" in second.stderr
     assert cloud.starts() == 1
     cloud.run("tpu.sh", "stop", *PLACE)
     output, _ = first.communicate(timeout=100)
@@ -304,7 +304,7 @@ def test_a_slice_that_somebody_deleted_is_not_asked_for_again(cloud, queue):
     cloud.reset("hang 0", preempt_at_follow=1, after_preemption=queue, vm_after_preemption=machine)
     ran = cloud.run("tpu.sh", "all", *SLICE, *RECIPE, "--spot")
     assert ran.returncode == 1, ran.stderr
-    assert "gives no word of the run" in ran.stderr
+    assert "does not answer about the run" in ran.stderr
     assert cloud.state["kinds"].count("queued-resources create") == 1
     assert "nothing named run1 exists" in ran.stderr
 
@@ -314,7 +314,7 @@ def test_run_alone_says_that_the_slice_was_taken_away(cloud):
     cloud.run("tpu.sh", "create", *SLICE)
     ran = cloud.run("tpu.sh", "run", *PLACE, *RECIPE)
     assert ran.returncode == 75
-    assert "pre-empted" in ran.stderr
+    assert "preempted" in ran.stderr
     assert DELETE in ran.stderr
 
 

@@ -24,14 +24,14 @@ from rlvlm_jax.data.loader import pad_batch
 from rlvlm_jax.rewards import Scores
 from rlvlm_jax.sampling.responses import Responses
 from rlvlm_jax.sampling.sampler import rows_of
-from rlvlm_jax.types import Batch, Passes, Rollout
+from rlvlm_jax.types import Passes, Prompts, Rollout
 
 
 class Round(NamedTuple):
     """One batch of N prompts with its B = N * G responses."""
 
     examples: list[Example]  # N
-    batch: Batch  # on the device
+    batch: Prompts  # on the device
     rollout: Rollout  # on the device
     passes: Passes  # on the device
     responses: Responses  # B
@@ -78,7 +78,7 @@ def merge(
     chosen: np.ndarray,
     buckets: Sequence[tuple[int, int]],
     pad_id: int,
-) -> tuple[Batch, Rollout, Passes]:
+) -> tuple[Prompts, Rollout, Passes]:
     """Merges the chosen groups of several rounds into one batch.
 
     Args:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlvlm_jax import sharding
-from rlvlm_jax.types import Array, Batch, Params
+from rlvlm_jax.types import Array, Params, Prompts
 
 GIB = 2**30
 
@@ -67,10 +67,10 @@ class FeatureCache:
 
     def encode(
         self,
-        encode: Callable[[Params, Batch], Array] | None,
+        encode: Callable[[Params, Prompts], Array] | None,
         params: Params,
-        batch: Batch,
-        host_batch: Batch,
+        batch: Prompts,
+        host_batch: Prompts,
         counted: bool = True,
     ) -> Array | None:
         """Returns the features of a batch, from the host if all of them are cached.
@@ -145,7 +145,7 @@ class FeatureCache:
             self._rows[key] = unpadded
             self.used_bytes += unpadded.nbytes
 
-    def _padded(self, keys: list[bytes | None], host_batch: Batch) -> np.ndarray:
+    def _padded(self, keys: list[bytes | None], host_batch: Prompts) -> np.ndarray:
         """Returns the padded features [N, M, D] of cached prompts."""
         n, patches = host_batch.patch_image.shape
         features = np.zeros((n, patches // self._block, self._width), self._dtype)
@@ -156,7 +156,7 @@ class FeatureCache:
         return features
 
 
-def row_key(batch: Batch, row: int, patches: int) -> bytes | None:
+def row_key(batch: Prompts, row: int, patches: int) -> bytes | None:
     """Returns the cache key for the images of one prompt in a batch of this shape.
 
     The key is a digest of everything that the tower reads of the row: it does not depend on the

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from rlvlm_jax.sampling.logits import Policy
-from rlvlm_jax.types import Array, Batch, Params
+from rlvlm_jax.types import Array, Params, Prompts
 
 
 def _chunk_stats(
@@ -29,7 +29,7 @@ def _chunk_stats(
     return chosen - normaliser, entropy
 
 
-def _count_positions(batch: Batch) -> Batch:
+def _count_positions(batch: Prompts) -> Prompts:
     """Returns the batch with token counts as positions, on all three axes."""
     counted = jnp.maximum(jnp.cumsum(batch.mask, axis=1) - 1, 0)
     flat = jnp.broadcast_to(counted[:, None], batch.positions.shape)
@@ -78,7 +78,7 @@ def make_logprobs_fn(
         entropy_gradient: whether gradients also flow through entropies.
 
     Returns:
-        A function of (params, Batch of N prompts, image features, int32[B, R], bool[B, R]) that
+        A function of (params, N prompts, image features, int32[B, R], bool[B, R]) that
         returns two float32[B, R] in nats, 0 outside the mask. If features is None, it computes
         them, so that gradients reach the vision tower. B is a multiple of N; the B / N responses of
         a prompt are adjacent and share one pass over it. Entropies are of the policy's full
@@ -86,7 +86,7 @@ def make_logprobs_fn(
     """
 
     def logprobs(
-        params: Params, batch: Batch, features: Array | None, tokens: Array, mask: Array
+        params: Params, batch: Prompts, features: Array | None, tokens: Array, mask: Array
     ) -> tuple[Array, Array]:
         if flat_positions:
             batch = _count_positions(batch)
@@ -119,14 +119,14 @@ def make_packed_logprobs_fn(
         entropy_gradient: see `make_logprobs_fn`.
 
     Returns:
-        logprobs(params, Batch of N prompts, image features, int32[B, R], bool[B, R], source
+        logprobs(params, N prompts, image features, int32[B, R], bool[B, R], source
         int32[S, T], previous int32[S, T]) -> (log-probs, entropies, present): two float32[B, R] in
         nats, 0 outside `present`, and bool[B, R], the tokens of the mask that are in the streams.
     """
 
     def logprobs(
         params: Params,
-        batch: Batch,
+        batch: Prompts,
         features: Array | None,
         tokens: Array,
         mask: Array,

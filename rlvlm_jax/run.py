@@ -45,7 +45,7 @@ from rlvlm_jax.evaluation.scheme import Evaluation
 from rlvlm_jax.evaluation.scores import is_reflective
 from rlvlm_jax.sampling.responses import Responses, join, read_responses, take
 from rlvlm_jax.sampling.sampler import rows_of
-from rlvlm_jax.types import Batch, Params, Rollout, TrainState
+from rlvlm_jax.types import Params, Prompts, Rollout, TrainState
 
 VISIBLE_WITHIN_S = 60  # for the other hosts; NFS may cache for this long that a file is missing
 # Keys or groups of keys that may change when a run is resumed.
@@ -193,7 +193,7 @@ class Run:
 
     # ---- work that is split over the processes ------------------------------------------------
 
-    def put(self, batch: Batch) -> Batch:
+    def put(self, batch: Prompts) -> Prompts:
         """Moves the rows that this process encoded onto the mesh; see `Loader`."""
         prompts = self.config.update.minibatch
         if self.config.mode == "rl":

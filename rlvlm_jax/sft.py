@@ -23,7 +23,7 @@ from rlvlm_jax.features import make_cache
 from rlvlm_jax.logprobs import make_logprobs_fn
 from rlvlm_jax.run import Run
 from rlvlm_jax.sampling.logits import Policy
-from rlvlm_jax.types import Array, Batch, Params, TrainState
+from rlvlm_jax.types import Array, Params, Prompts, TrainState
 from rlvlm_jax.update import make_optimizer_step, mean_stats
 
 
@@ -51,7 +51,7 @@ def make_sft_fn(model: Any, config: ConfigDict, optimizer: Any, mesh: Any) -> An
     optimizer_step = make_optimizer_step(optimizer, optim.make_trained(config.update, model.part))
 
     def step(
-        state: TrainState, batch: Batch, tokens: Array, mask: Array
+        state: TrainState, batch: Prompts, tokens: Array, mask: Array
     ) -> tuple[TrainState, dict[str, Array]]:
         count = denominator(mask)
 

@@ -19,7 +19,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.types import Batch
+from rlvlm_jax.types import Prompts
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 ROWS = ("data", "fsdp", "sequence")  # shard prompts and sequences at rest and in decoding
@@ -263,13 +263,13 @@ def take_here(tree: Any, rows: np.ndarray) -> Any:
     return jax.tree.map(take, tree)
 
 
-def batch_shapes(prompts: int, p: int, i: int, patch_bytes: int, mesh: Mesh) -> Batch:
+def batch_shapes(prompts: int, p: int, i: int, patch_bytes: int, mesh: Mesh) -> Prompts:
     """Returns ShapeDtypeStructs of a batch on the mesh: P tokens and I patches per prompt."""
 
     def shape(*inner: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((prompts, *inner), dtype, sharding=batch_sharding(mesh))
 
-    return Batch(
+    return Prompts(
         tokens=shape(p),
         mask=shape(p, dtype=bool),
         positions=shape(3, p),

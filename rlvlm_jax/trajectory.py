@@ -19,7 +19,7 @@ from rlvlm_jax.config import logprob_passes, old_logprobs
 from rlvlm_jax.logprobs import make_logprobs_fn, make_packed_logprobs_fn
 from rlvlm_jax.packing import Plan
 from rlvlm_jax.sampling.logits import Policy
-from rlvlm_jax.types import Array, Batch, Params, Passes, Rollout, Trajectory
+from rlvlm_jax.types import Array, Params, Passes, Prompts, Rollout, Trajectory
 
 
 def _in_passes(function: Callable[..., Any], passes: int, prompts: int, arrays: Any) -> Any:
@@ -138,7 +138,7 @@ def make_passes_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[.
     def passes(
         params: Params,
         ref_params: Params | None,
-        batch: Batch,
+        batch: Prompts,
         features: Array | None,
         rollout: Rollout,
         plan: Plan | None = None,
@@ -187,7 +187,7 @@ def make_trajectory_fn(config: ConfigDict) -> Callable[..., Any]:
     algorithm = config.algorithm
 
     def trajectory(
-        batch: Batch,
+        batch: Prompts,
         features: Array | None,
         rollout: Rollout,
         passes: Passes,

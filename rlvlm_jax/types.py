@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The records that the four steps pass on: Batch -> Rollout -> Trajectory -> TrainState.
+"""The records that the four steps pass on: Prompts -> Rollout -> Trajectory -> TrainState.
 
 They are named tuples, hence pytrees. This module imports neither JAX nor Flax, so the host side
 (data, rewards) can use it without loading an accelerator library.
@@ -24,7 +24,7 @@ Array = Any  # jax.Array on the device, numpy.ndarray on the host
 Params = dict[str, Any]  # plain nested dict of arrays
 
 
-class Batch(NamedTuple):
+class Prompts(NamedTuple):
     """Prompts on the device, each once, for any number of samples drawn from it.
 
     The leading axis of every field is N, so `jax.tree.map(lambda x: x[rows], batch)` selects rows.
@@ -64,7 +64,7 @@ class Passes(NamedTuple):
 class Trajectory(NamedTuple):
     """The loss's input: the prompts, their responses, and one advantage per token."""
 
-    batch: Batch
+    batch: Prompts
     features: Array | None  # [N, M, D] image features, or None if the vision side is trained
     tokens: Array  # int32[B, R]
     mask: Array  # bool[B, R], False for groups that a filter drops

@@ -27,7 +27,7 @@ from rlvlm_jax.optim import make_trained, merge, split
 from rlvlm_jax.packing import Plan, max_prompts
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sharding import ROWS, batch_sharding, pass_sharding
-from rlvlm_jax.types import Array, Batch, Params, TrainState, Trajectory
+from rlvlm_jax.types import Array, Params, Prompts, TrainState, Trajectory
 
 Sums = dict[str, Array]  # name -> float32[], added over micro-batches
 LossFn = Callable[[Params, Any], tuple[Array, Sums]]
@@ -233,7 +233,7 @@ def minibatch_order(config: ConfigDict, key: Array) -> Array:
 
 
 def encode_present_images(
-    model: Any, params: Params, batch: Batch, source: Array, mesh: Any
+    model: Any, params: Params, batch: Prompts, source: Array, mesh: Any
 ) -> Array:
     """Encodes images only for prompts that occur in the streams.
 

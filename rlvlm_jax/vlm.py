@@ -24,7 +24,7 @@ from rlvlm_jax.logprobs import make_logprobs_fn
 from rlvlm_jax.models import convert
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
-from rlvlm_jax.types import Batch
+from rlvlm_jax.types import Prompts
 
 MAX_ROWS = 32  # sequences in one compiled call
 
@@ -242,7 +242,7 @@ class VLM:
 
     def _batches(
         self, encoded: Sequence[processor.Encoded], rows: int
-    ) -> Iterator[tuple[int, Batch]]:
+    ) -> Iterator[tuple[int, Prompts]]:
         """Yields (number of the first prompt, batch); empty rows fill up the last batch."""
         for start in range(0, len(encoded), rows):
             part = list(encoded[start : start + rows])

@@ -8,7 +8,7 @@ import pytest
 from rlvlm_jax import collection
 from rlvlm_jax.collection import Round
 from rlvlm_jax.rewards import Scores
-from rlvlm_jax.types import Batch, Passes, Rollout
+from rlvlm_jax.types import Passes, Prompts, Rollout
 from tests import tiny_model
 
 SAMPLES, LENGTH = 4, 6  # of `tiny_model.settings`: four prompts of four samples
@@ -32,7 +32,7 @@ def round_of(config, right, *, first=0, tokens=5, patches=8):
     rows = np.repeat(names, SAMPLES)[:, None] * np.ones((1, LENGTH), np.int32)
     values = rows.astype(np.float32)
     n = len(right)
-    batch = Batch(
+    batch = Prompts(
         tokens=names[:, None] * np.ones((1, tokens), np.int32),
         mask=np.ones((n, tokens), bool),
         positions=np.ones((n, 3, tokens), np.int32),

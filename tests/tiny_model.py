@@ -95,7 +95,7 @@ def prompt(rng, length, grids=()):
 
 
 def batch(prompts=4, seed=0):
-    """Returns a Batch of prompts with none, one and two images of mixed sizes."""
+    """Returns Prompts with none, one and two images of mixed sizes."""
     rng = np.random.default_rng(seed)
     kinds = [((4, 6),), (), ((2, 2), (4, 4)), ((6, 4),)]
     encoded = [prompt(rng, 5 + n % 3, kinds[n % 4]) for n in range(prompts)]

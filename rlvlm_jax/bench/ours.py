@@ -16,7 +16,7 @@ import numpy as np
 from rlvlm_jax import optim, sharding, startup, train
 from rlvlm_jax.bench.work import Workload
 from rlvlm_jax.config import sequences
-from rlvlm_jax.types import Batch, Params, Passes, Rollout, TrainState
+from rlvlm_jax.types import Params, Passes, Prompts, Rollout, TrainState
 from rlvlm_jax.update import minibatch_order
 
 NO_PLAN = None  # nothing is packed
@@ -31,7 +31,7 @@ class Ours:
     steps: train.Steps
     state: TrainState
     reference: Params | None
-    batch: Batch  # on the device
+    batch: Prompts  # on the device
     compile_s: float  # all steps together; the times below exclude it
     key: Any
     order: Any  # sequence order in minibatches, always the same

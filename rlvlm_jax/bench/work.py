@@ -24,7 +24,7 @@ from rlvlm_jax.errors import InputError
 from rlvlm_jax.models import convert
 from rlvlm_jax.models.qwen2_vl.config import PUBLISHED, QwenVLConfig, VisionConfig, to_hf
 from rlvlm_jax.run import Run
-from rlvlm_jax.types import Batch, Params
+from rlvlm_jax.types import Params, Prompts
 
 PAD, END, START_IMAGE, END_IMAGE, IMAGE = 504, 506, 507, 508, 510  # of the bundled tokenizer
 _IDS = {
@@ -74,7 +74,7 @@ class Workload(NamedTuple):
     name: str
     config: ConfigDict
     session: startup.Session
-    batch: Batch  # on the host
+    batch: Prompts  # on the host
 
 
 def _small(
@@ -185,7 +185,7 @@ def write_model(model: QwenVLConfig, directory: Path, dtype: str, seed: int) -> 
     convert.save_hf(random_weights(model, seed), directory, files=files, dtypes=dtype)
 
 
-def random_batch(case: Case, spec: processor.ImageSpec, seed: int) -> Batch:
+def random_batch(case: Case, spec: processor.ImageSpec, seed: int) -> Prompts:
     """Returns prompts of random text around one random image each, as host arrays.
 
     Args:
@@ -292,7 +292,7 @@ def never_stopping(session: startup.Session) -> startup.Session:
     return dataclasses.replace(session, tokenizer=fixed)
 
 
-def grids(batch: Batch) -> list[list[tuple[int, int]]]:
+def grids(batch: Prompts) -> list[list[tuple[int, int]]]:
     """Returns (rows, columns) of patches for each image of each prompt."""
     image_grids = []
     for image, coords in zip(batch.patch_image, batch.patch_coords, strict=True):

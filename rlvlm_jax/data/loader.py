@@ -18,7 +18,7 @@ import numpy as np
 from rlvlm_jax.data.example import Example
 from rlvlm_jax.data.processor import Encoded, ImageError, collate
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.types import Batch
+from rlvlm_jax.types import Prompts
 
 Bucket = tuple[int, int]  # (P tokens, I patches)
 
@@ -76,7 +76,7 @@ def fit_bucket(needed: Bucket, buckets: Sequence[Bucket]) -> Bucket:
     return min(fitting, key=sum)
 
 
-def pad_batch(batch: Batch, p: int, i: int, pad_id: int) -> Batch:
+def pad_batch(batch: Prompts, p: int, i: int, pad_id: int) -> Prompts:
     """Returns the same prompts in a larger shape: P tokens, I patches. Host arrays."""
     left, right = p - batch.tokens.shape[1], i - batch.patches.shape[1]
 
@@ -88,7 +88,7 @@ def pad_batch(batch: Batch, p: int, i: int, pad_id: int) -> Batch:
             widths[1] = (0, right)
         return np.pad(array, widths, constant_values=pad_id if name == "tokens" else 0)
 
-    return Batch(**{name: pad(name, array) for name, array in batch._asdict().items()})
+    return Prompts(**{name: pad(name, array) for name, array in batch._asdict().items()})
 
 
 class _Drops(dict):
@@ -346,7 +346,7 @@ class Loader:
         """Number of passes over the data so far."""
         return self._stream.position / len(self._examples)
 
-    def next(self) -> tuple[list[Example], Batch]:
+    def next(self) -> tuple[list[Example], Prompts]:
         """Returns the next N examples, and this process's rows of their batch.
 
         Raises:
@@ -356,10 +356,10 @@ class Loader:
         batch = collate(encoded, *fit_bucket(needed, self.buckets), self._pad_id)
         return [self._examples[number] for number in numbers], batch
 
-    def __iter__(self) -> Iterator[tuple[list[Example], Batch]]:
+    def __iter__(self) -> Iterator[tuple[list[Example], Prompts]]:
         return self
 
-    def __next__(self) -> tuple[list[Example], Batch]:
+    def __next__(self) -> tuple[list[Example], Prompts]:
         return self.next()
 
     def _drop(self, kind: str, name: str) -> None:
@@ -440,7 +440,7 @@ class EvaluationSet:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def __iter__(self) -> Iterator[tuple[np.ndarray, list[Example], Batch]]:
+    def __iter__(self) -> Iterator[tuple[np.ndarray, list[Example], Prompts]]:
         """Yields (numbers int32[N], examples, this process's rows of the batch).
 
         `numbers` index the set; empty rows continue the count past its end. `examples` holds only

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rotary positions (time, row, column) of a prompt's tokens.
 
-Computed once, on the host, and passed along in `Batch`, so that sampler and trainer cannot
+Computed once, on the host, and passed along in `Prompts`, so that sampler and trainer cannot
 disagree. Knows token ids and grids, neither text nor pixels.
 """
 

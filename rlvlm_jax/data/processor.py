@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Turns images into patches, prompts into arrays, and several prompts into a static `Batch`.
+"""Turns images into patches, prompts into arrays, and several prompts into one static shape.
 
 The heart of step I. It opens an image, flattens it onto white, resizes it to whole merge blocks
 within its pixel limits, and cuts it into patches. Patches stay uint8: the model normalises them on
@@ -24,7 +24,7 @@ from PIL import ExifTags, Image
 from rlvlm_jax.data.positions import rope_positions
 from rlvlm_jax.data.tokenizer import Tokenizer
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.types import Batch
+from rlvlm_jax.types import Prompts
 
 MAX_ASPECT = 200  # longer images are refused: no resizing makes them fit
 MAX_OPENED_PIXELS = 89_478_485  # Pillow's own limit; beyond it, small files unpack to gigabytes
@@ -503,7 +503,7 @@ def collate(
     i: int,
     pad_id: int,
     patch_bytes: int | None = None,
-) -> Batch:
+) -> Prompts:
     """Pads prompts to one static shape: tokens on the left, patches on the right.
 
     Args:
@@ -514,7 +514,7 @@ def collate(
         patch_bytes: C; None if at least one prompt is not None.
 
     Returns:
-        Batch of NumPy arrays.
+        Prompts of NumPy arrays.
 
     Raises:
         ValueError: a prompt does not fit.
@@ -522,7 +522,7 @@ def collate(
     n = len(encoded)
     if patch_bytes is None:
         patch_bytes = next(prompt.patches.shape[1] for prompt in encoded if prompt is not None)
-    batch = Batch(
+    batch = Prompts(
         tokens=np.full((n, p), pad_id, np.int32),
         mask=np.zeros((n, p), bool),
         positions=np.zeros((n, 3, p), np.int32),

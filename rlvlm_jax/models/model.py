@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig
-from rlvlm_jax.types import Array, Batch, Params
+from rlvlm_jax.types import Array, Params, Prompts
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class Model:
 
     config: QwenVLConfig
     init: Callable[[Array], Params]
-    encode_images: Callable[[Params, Batch], Array]
-    prefill: Callable[[Params, Batch, Array], tuple[Array, tuple]]
+    encode_images: Callable[[Params, Prompts], Array]
+    prefill: Callable[[Params, Prompts, Array], tuple[Array, tuple]]
     decoder: Callable[[Params], Params]
     empty_cache: Callable[[tuple, int, int], tuple]
     rotary: Callable[[Array], Any]
     decode: Callable[..., tuple[Array, tuple]]
-    forward: Callable[[Params, Batch, Array, Array, Array], Array]
-    packed: Callable[[Params, Batch, Array, Array, Array], Array]
+    forward: Callable[[Params, Prompts, Array, Array, Array], Array]
+    packed: Callable[[Params, Prompts, Array, Array, Array], Array]
     next_logits: Callable[[Params, Array], Array]
     row_sum: Callable[[Array], Array]
     spread: Callable[[Params], Params]

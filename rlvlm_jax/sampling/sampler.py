@@ -28,7 +28,7 @@ from rlvlm_jax.sampling.compaction import (
     unfinished,
 )
 from rlvlm_jax.sampling.logits import Policy, draw
-from rlvlm_jax.types import Array, Batch, Params, Rollout
+from rlvlm_jax.types import Array, Params, Prompts, Rollout
 
 FIRST_BLOCK = 128  # slots, at least
 BLOCKS = 4  # of the cache, at most: the loop is compiled once per block
@@ -67,7 +67,7 @@ def rows_of(groups: np.ndarray, samples: int) -> np.ndarray:
     return (groups[:, None] * samples + np.arange(samples)).reshape(-1)
 
 
-def next_positions(batch: Batch) -> Array:
+def next_positions(batch: Prompts) -> Array:
     """Returns int32[N], the rotary position of the first response token of each prompt.
 
     It is one past the prompt's largest position on any axis, as Qwen2-VL counts after an image.
@@ -84,7 +84,7 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
         settings: static.
 
     Returns:
-        A function of (params, Batch of N prompts, their image features, key[B]) with B = N * G
+        A function of (params, N prompts, their image features, key[B]) with B = N * G
         and the samples of a prompt adjacent.
     """
     s = settings
@@ -148,7 +148,7 @@ def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollou
         left = (~state.done).reshape(s.shards, -1).sum(axis=1).max()
         return jax.lax.cond(left <= shard_rows, unfinished_rows, partial(run, context), state)
 
-    def sample(params: Params, batch: Batch, features: Array | None, keys: Array) -> Rollout:
+    def sample(params: Params, batch: Prompts, features: Array | None, keys: Array) -> Rollout:
         rows = batch.tokens.shape[0] * s.samples
         if features is None:
             features = model.encode_images(params, batch)

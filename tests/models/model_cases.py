@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig, VisionConfig
-from rlvlm_jax.types import Batch
+from rlvlm_jax.types import Prompts
 
 IMAGE, VIDEO, START, END = 150, 151, 152, 153
 WORDS = 140  # ids below are plain text
@@ -115,7 +115,7 @@ def text_with_images(grids, words, config, rng):
 
 
 def make_batch(config, prompts, *, seed=0, pad="left", extra=(2, 8)):
-    """Builds a Batch of prompts given as (grids, number of leading words).
+    """Builds Prompts given as (grids, number of leading words).
 
     Args:
         config: the model's.
@@ -130,7 +130,7 @@ def make_batch(config, prompts, *, seed=0, pad="left", extra=(2, 8)):
     n = len(prompts)
     p = max(len(tokens) for tokens, _ in texts) + extra[0]
     i = max(len(fields[0]) for fields in images) + extra[1] * config.vision.merge_size**2
-    batch = Batch(
+    batch = Prompts(
         tokens=np.full((n, p), 1, np.int32),
         mask=np.zeros((n, p), bool),
         positions=np.zeros((n, 3, p), np.int32),

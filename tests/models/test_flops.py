@@ -16,7 +16,7 @@ from rlvlm_jax.models import build
 from rlvlm_jax.models.common import cache
 from rlvlm_jax.models.qwen2_vl import costs
 from rlvlm_jax.models.qwen2_vl.config import PUBLISHED, QwenVLConfig, VisionConfig
-from rlvlm_jax.types import Batch
+from rlvlm_jax.types import Prompts
 
 # One layer each, so that XLA's counting of a loop's body once is right; wide, so that products
 # outweigh the rest.
@@ -61,7 +61,7 @@ def shapes():
     def shape(*sizes, dtype=np.int32):
         return jax.ShapeDtypeStruct(sizes, dtype)
 
-    batch = Batch(
+    batch = Prompts(
         tokens=shape(N, P),
         mask=shape(N, P, dtype=bool),
         positions=shape(N, 3, P),

@@ -14,7 +14,7 @@ from rlvlm_jax.models import build
 from rlvlm_jax.models.common import cache
 from rlvlm_jax.models.convert import param_shapes
 from rlvlm_jax.models.qwen2_vl.config import PUBLISHED, to_hf
-from rlvlm_jax.types import Batch
+from rlvlm_jax.types import Prompts
 
 # As stated on the hub.
 COUNTS = {
@@ -97,7 +97,7 @@ def test_every_call_has_the_promised_shapes_and_types(name):
     def array(dtype, *shape):
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    batch = Batch(
+    batch = Prompts(
         tokens=array(np.int32, n, p),
         mask=array(bool, n, p),
         positions=array(np.int32, n, 3, p),

@@ -35,7 +35,7 @@ from rlvlm_jax.models.common.kernels import PLAIN, Kernel
 from rlvlm_jax.models.common.layers import INIT, GatedMlp, Linear, RMSNorm, stacked
 from rlvlm_jax.models.common.rope import mrope, rotate
 from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig
-from rlvlm_jax.types import Array, Batch, Params
+from rlvlm_jax.types import Array, Params, Prompts
 
 LANGUAGE_RULES = (
     (r"^language/embed/embedding$", P("tensor", "fsdp")),  # [V, D]
@@ -245,7 +245,7 @@ class LanguageModel(nn.Module):
         if not c.tie_embeddings:
             self.head = Linear(c.vocab_size, self.dtype, bias=False, out=jnp.float32)
 
-    def __call__(self, batch: Batch, features: Array) -> Array:
+    def __call__(self, batch: Prompts, features: Array) -> Array:
         """Touches every weight; initialisation traces it."""
         return self.logits(self.prefill(batch, features, "model", "cpu")[0])
 
@@ -266,7 +266,7 @@ class LanguageModel(nn.Module):
             table = self.embed.embedding.astype(self.dtype)
             return product(hidden.astype(self.dtype), table, jnp.float32)
 
-    def prefill(self, batch: Batch, features: Array, *storage: str) -> tuple[Array, tuple]:
+    def prefill(self, batch: Prompts, features: Array, *storage: str) -> tuple[Array, tuple]:
         """See `Model.prefill`; `storage` is the kind and platform that `cache.stored` takes."""
         prompt, context = self._start(batch, features)
         (prompt, _), (k, v) = self.layers((prompt, None), None, context)
@@ -277,7 +277,7 @@ class LanguageModel(nn.Module):
         layers = range(self.config.layers)
         return hidden, tuple(cache.stored(by_head(k[i]), by_head(v[i]), *storage) for i in layers)
 
-    def forward(self, batch: Batch, features: Array, tokens: Array, mask: Array) -> Array:
+    def forward(self, batch: Prompts, features: Array, tokens: Array, mask: Array) -> Array:
         """See `Model.forward`."""
         n, length = batch.tokens.shape
         groups, steps = tokens.shape[0] // n, tokens.shape[1]
@@ -298,7 +298,7 @@ class LanguageModel(nn.Module):
         hidden = jnp.concatenate([first, response[:, :, :-1]], axis=2)
         return self.sharding.gather_tokens(self.norm(hidden.reshape(n * groups, steps, -1)), 1)
 
-    def packed(self, batch: Batch, features: Array, tokens: Array, source: Array) -> Array:
+    def packed(self, batch: Prompts, features: Array, tokens: Array, source: Array) -> Array:
         """See `Model.packed`."""
         n, length = batch.tokens.shape
         rows, steps = tokens.shape

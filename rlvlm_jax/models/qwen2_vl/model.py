@@ -19,7 +19,7 @@ from rlvlm_jax.models.qwen2_vl import language as qwen2_vl
 from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig
 from rlvlm_jax.models.qwen2_vl.language import LANGUAGE_RULES, LanguageModel
 from rlvlm_jax.models.qwen2_vl.vision import VISION_RULES, VisionTower
-from rlvlm_jax.types import Batch
+from rlvlm_jax.types import Prompts
 
 RULES = (*VISION_RULES, *LANGUAGE_RULES)
 DTYPES = ("float32", "bfloat16")
@@ -148,7 +148,7 @@ def part(path: str) -> str:
 def _smallest_batch(config):
     """One prompt of one token and one merge block of patches: enough to shape every parameter."""
     patches = config.vision.merge_size**2
-    return Batch(
+    return Prompts(
         tokens=jnp.zeros((1, 1), jnp.int32),
         mask=jnp.ones((1, 1), bool),
         positions=jnp.zeros((1, 3, 1), jnp.int32),

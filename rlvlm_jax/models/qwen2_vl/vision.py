@@ -3,9 +3,9 @@
 """The vision tower of Qwen2-VL and Qwen2.5-VL with its patch merger: pixels in, image tokens out.
 
 The two families differ in norm and MLP, and most blocks of Qwen2.5-VL attend within windows. All
-images of a prompt share one axis of patches; the image and window numbers in `Batch` keep attention
-within an image or a window. If there are many patches, they are first sorted by window, so that
-each attends to nearby patches only. This module knows nothing about text.
+images of a prompt share one axis of patches; the numbers of image and window in `Prompts.media`
+keep attention within an image or a window. If there are many patches, they are first sorted by
+window, so that each attends to nearby patches only. This module knows nothing about text.
 """
 
 from typing import Any
@@ -30,7 +30,7 @@ from rlvlm_jax.models.common.layers import (
 )
 from rlvlm_jax.models.common.rope import rope_2d, rotate
 from rlvlm_jax.models.qwen2_vl.config import VisionConfig
-from rlvlm_jax.types import Array, Batch
+from rlvlm_jax.types import Array, Prompts
 
 # The tower is small next to the decoder: sharded over `fsdp` for memory, replicated over `tensor`.
 VISION_RULES = (
@@ -166,7 +166,7 @@ def by_window(config: VisionConfig, patches: int) -> bool:
     return 0 < 6 * config.window_side**2 <= patches
 
 
-def sort_by_window(batch: Batch, merge_size: int) -> tuple[Batch, Array]:
+def sort_by_window(batch: Prompts, merge_size: int) -> tuple[Prompts, Array]:
     """Sorts the merge blocks of each prompt by their window.
 
     Args:
@@ -270,7 +270,7 @@ class VisionTower(nn.Module):
         self.blocks = blocks(c, self.dtype, self.kernel)
         self.merger = gathering(Merger, gather("merger"))(c, self.dtype)
 
-    def __call__(self, batch: Batch) -> Array:
+    def __call__(self, batch: Prompts) -> Array:
         """Encodes the images of each prompt.
 
         Args:

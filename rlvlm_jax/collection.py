@@ -20,7 +20,8 @@ from ml_collections import ConfigDict
 from rlvlm_jax import sharding
 from rlvlm_jax.algorithms import filtering
 from rlvlm_jax.data.example import Example
-from rlvlm_jax.data.loader import pad_batch
+from rlvlm_jax.data.loader import fit_bucket
+from rlvlm_jax.data.prompts import Media, pad_prompts
 from rlvlm_jax.rewards import Scores
 from rlvlm_jax.sampling.responses import Responses
 from rlvlm_jax.sampling.sampler import rows_of
@@ -78,6 +79,7 @@ def merge(
     chosen: np.ndarray,
     buckets: Sequence[tuple[int, int]],
     pad_id: int,
+    media: Media,
 ) -> tuple[Prompts, Rollout, Passes]:
     """Merges the chosen groups of several rounds into one batch.
 
@@ -87,15 +89,15 @@ def merge(
         chosen: from `choose`.
         buckets: the possible shapes (P, I) of a batch; the last fits every prompt.
         pad_id: fills the padding of prompts that move into a larger shape.
+        media: of the model.
 
     Returns:
         Host arrays: N prompts, in the smallest shape that fits all rounds, and their B responses.
     """
-    shapes = [(r.batch.tokens.shape[1], r.batch.patches.shape[1]) for r in rounds]
-    p, i = (max(sizes) for sizes in zip(*shapes, strict=True))
-    shape = min((bucket for bucket in buckets if bucket[0] >= p and bucket[1] >= i), key=sum)
+    shapes = [(r.batch.tokens.shape[1], media.size(r.batch.media)) for r in rounds]
+    shape = fit_bucket(tuple(map(max, zip(*shapes, strict=True))), buckets)
     host_rounds = sharding.to_host([(r.batch, r.rollout, r.passes) for r in rounds])
-    batches = [pad_batch(batch, *shape, pad_id) for batch, *_ in host_rounds]
+    batches = [pad_prompts(batch, *shape, pad_id, media) for batch, *_ in host_rounds]
     rows = rows_of(chosen, config.rollout.samples)
 
     def join(parts: Sequence[Any], indices: np.ndarray) -> Any:

@@ -15,19 +15,21 @@ have the same order, so their first batches hit as a whole. If not all training 
 whole batches hit.
 """
 
+import functools
 import hashlib
 import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rlvlm_jax import sharding
-from rlvlm_jax.types import Array, Params, Prompts
+from rlvlm_jax.data.prompts import Media
+from rlvlm_jax.types import Params, Prompts
 
 GIB = 2**30
+Features = Any  # a pytree of the model family, each array [N, M, ...]
 
 
 class _Encoded(NamedTuple):
@@ -35,31 +37,39 @@ class _Encoded(NamedTuple):
 
     keys: list[bytes | None]
     sizes: np.ndarray  # int[N], image tokens
-    features: Array  # [N, M, D] on the device
+    features: Features  # on the device
 
 
 class FeatureCache:
-    """Features [m, D] of prompts with m image tokens, without padding, by a digest of the images.
+    """Features of prompts, without padding, by a digest of their images.
 
     Attributes:
         used_bytes: of the cached rows; never more than the budget.
     """
 
-    def __init__(self, budget_bytes: int, width: int, dtype: Any, merge_size: int, mesh: Any):
+    def __init__(
+        self,
+        budget_bytes: int,
+        media: Media,
+        image_token_id: int,
+        shapes: Callable[[Prompts], Features],
+        mesh: Any,
+    ):
         """Makes an empty cache.
 
         Args:
             budget_bytes: of host memory; 0 = off: every batch is encoded and nothing is cached.
-            width: D.
-            dtype: of the features.
-            merge_size: patches along the side of the square that becomes one image token.
+            media: of the model.
+            image_token_id: of the model; a prompt has a feature for each.
+            shapes: prompts -> ShapeDtypeStructs of their features.
             mesh: of the returned features, which are sharded like a batch.
         """
         self._budget = budget_bytes
-        self._width, self._dtype = width, jnp.dtype(dtype)
-        self._block = merge_size**2
+        self._media, self._image_token_id = media, image_token_id
+        self._shapes_of = shapes
+        self._shapes: dict[Any, Features] = {}  # by the shape of the batch
         self._mesh = mesh
-        self._rows: dict[bytes, np.ndarray] = {}
+        self._rows: dict[bytes, list[np.ndarray]] = {}
         self._pending: _Encoded | None = None
         self._full = False
         self._prompts = self._hits = 0
@@ -67,12 +77,12 @@ class FeatureCache:
 
     def encode(
         self,
-        encode: Callable[[Params, Prompts], Array] | None,
+        encode: Callable[[Params, Prompts], Features] | None,
         params: Params,
         batch: Prompts,
         host_batch: Prompts,
         counted: bool = True,
-    ) -> Array | None:
+    ) -> Features | None:
         """Returns the features of a batch, from the host if all of them are cached.
 
         Args:
@@ -84,26 +94,33 @@ class FeatureCache:
             counted: whether the batch counts in `metrics`.
 
         Returns:
-            [N, M, D] on the mesh, with the bits that `encode` gives for this batch shape, except
-            that padding is 0 if they come from the host. None without `encode`.
+            A pytree [N, M, ...] on the mesh, with the bits that `encode` gives for this batch
+            shape, except that padding is 0 if they come from the host. None without `encode`.
         """
         if encode is None:
             return None
         if not self._budget:
             return encode(params, batch)
         self._settle()
-        sizes = np.count_nonzero(host_batch.patch_image, axis=1)
-        keys = [row_key(host_batch, row, size) for row, size in enumerate(sizes)]
-        sizes //= self._block
+        is_image = (host_batch.tokens == self._image_token_id) & host_batch.mask
+        sizes = np.count_nonzero(is_image, axis=1)
+        shape = sharding.shape_key(host_batch.media)
+        keys = [
+            row_key(shape, row) if size else None
+            for row, size in zip(self._media.rows(host_batch.media), sizes, strict=True)
+        ]
         all_cached = all(key is None or key in self._rows for key in keys)
         if counted:
             self._prompts += len(keys)
             self._hits += len(keys) if all_cached else 0
         if all_cached:
-            return sharding.put_batch(self._padded(keys, host_batch), self._mesh)
+            if shape not in self._shapes:
+                self._shapes[shape] = self._shapes_of(host_batch)
+            return sharding.put_batch(self._padded(keys, self._shapes[shape]), self._mesh)
         features = encode(params, batch)
         if not self._full:
-            features.copy_to_host_async()
+            for leaf in jax.tree.leaves(features):
+                leaf.copy_to_host_async()
             self._pending = _Encoded(keys, sizes, features)
         return features
 
@@ -129,12 +146,14 @@ class FeatureCache:
             return
         keys, sizes, features = self._pending
         self._pending = None
-        values = np.asarray(features)
-        for key, size, row in zip(keys, sizes.tolist(), values, strict=True):
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(features)]
+        for row, (key, size) in enumerate(zip(keys, sizes.tolist(), strict=True)):
             if key is None or key in self._rows:
                 continue
-            unpadded = row[:size].copy()  # a copy, or the whole batch would stay in memory
-            if self.used_bytes + unpadded.nbytes > self._budget:
+            # Copies, or the whole batch would stay in memory.
+            unpadded = [leaf[row, :size].copy() for leaf in leaves]
+            num_bytes = sum(part.nbytes for part in unpadded)
+            if self.used_bytes + num_bytes > self._budget:
                 self._full = True
                 logging.info(
                     "the features of %d prompts fill config.data.feature_cache_gib=%g; further "
@@ -143,21 +162,20 @@ class FeatureCache:
                 )
                 return
             self._rows[key] = unpadded
-            self.used_bytes += unpadded.nbytes
+            self.used_bytes += num_bytes
 
-    def _padded(self, keys: list[bytes | None], host_batch: Prompts) -> np.ndarray:
-        """Returns the padded features [N, M, D] of cached prompts."""
-        n, patches = host_batch.patch_image.shape
-        features = np.zeros((n, patches // self._block, self._width), self._dtype)
+    def _padded(self, keys: list[bytes | None], shapes: Features) -> Features:
+        """Returns the features of cached prompts, padded to these shapes."""
+        leaves, structure = jax.tree.flatten(shapes)
+        leaves = [np.zeros(leaf.shape, leaf.dtype) for leaf in leaves]
         for row, key in enumerate(keys):
-            if key is not None:
-                unpadded = self._rows[key]
-                features[row, : len(unpadded)] = unpadded
-        return features
+            for leaf, unpadded in zip(leaves, self._rows.get(key, ()), strict=False):
+                leaf[row, : len(unpadded)] = unpadded
+        return structure.unflatten(leaves)
 
 
-def row_key(batch: Prompts, row: int, patches: int) -> bytes | None:
-    """Returns the cache key for the images of one prompt in a batch of this shape.
+def row_key(shape: Any, row: Any) -> bytes:
+    """Returns the cache key for the images of one prompt in a batch.
 
     The key is a digest of everything that the tower reads of the row: it does not depend on the
     source of an image, and a changed image has another key. It includes the batch shape, which
@@ -165,18 +183,12 @@ def row_key(batch: Prompts, row: int, patches: int) -> bytes | None:
     row's position in the batch and the other rows do not affect them.
 
     Args:
-        batch: on the host.
-        row: of the prompt.
-        patches: number of its patches without padding.
-
-    Returns:
-        32 bytes, or None without an image.
+        shape: `sharding.shape_key` of the batch's media.
+        row: the prompt's media without padding.
     """
-    if not patches:
-        return None
-    digest = hashlib.blake2b(repr(batch.patches.shape[:2]).encode(), digest_size=32)
-    for array in (batch.patches, batch.patch_coords, batch.patch_image, batch.patch_window):
-        digest.update(np.ascontiguousarray(array[row, :patches]))
+    digest = hashlib.blake2b(repr(shape).encode(), digest_size=32)
+    for array in jax.tree.leaves(row):
+        digest.update(np.ascontiguousarray(array))
     return digest.digest()
 
 
@@ -192,8 +204,8 @@ def make_cache(session: Any) -> FeatureCache:
     enabled = session.features_frozen and jax.process_count() == 1
     return FeatureCache(
         int(config.data.feature_cache_gib * GIB) if enabled else 0,
-        model.config.width,
-        config.model.dtype,
-        session.spec.merge_size,
+        session.media,
+        model.config.image_token_id,
+        functools.partial(jax.eval_shape, model.encode_images, session.shapes),
         session.mesh,
     )

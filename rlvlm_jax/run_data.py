@@ -47,7 +47,7 @@ def open_data(session: Session) -> RunData:
     c = session.config
     reader = dataset.Reader(
         tokenizer=session.tokenizer,
-        spec=session.spec,
+        media=session.media,
         instruction=c.data.instruction,
         system=c.data.system,
         max_prompt_tokens=c.data.max_prompt_tokens,
@@ -82,6 +82,7 @@ def open_data(session: Session) -> RunData:
     training = loader.Loader(
         examples,
         reader.encode,
+        media=session.media,
         prompts=prompts,
         buckets=c.data.buckets,
         seed=c.seed,
@@ -126,12 +127,12 @@ def _evaluation_sets(
         split: loader.EvaluationSet(
             examples,
             reader.encode,
+            media=session.media,
             prompts=prompts,
             buckets=buckets,
             workers=c.data.workers,
             pad_id=session.tokenizer.pad_id,
             on_bad_record=c.data.on_bad_record,
-            patch_bytes=session.spec.patch_bytes,
             share=_share(session, prompts),
         )
         for split, examples in questions.items()

@@ -19,7 +19,6 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.types import Prompts
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 ROWS = ("data", "fsdp", "sequence")  # shard prompts and sequences at rest and in decoding
@@ -263,21 +262,17 @@ def take_here(tree: Any, rows: np.ndarray) -> Any:
     return jax.tree.map(take, tree)
 
 
-def batch_shapes(prompts: int, p: int, i: int, patch_bytes: int, mesh: Mesh) -> Prompts:
-    """Returns ShapeDtypeStructs of a batch on the mesh: P tokens and I patches per prompt."""
-
-    def shape(*inner: int, dtype: Any = np.int32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((prompts, *inner), dtype, sharding=batch_sharding(mesh))
-
-    return Prompts(
-        tokens=shape(p),
-        mask=shape(p, dtype=bool),
-        positions=shape(3, p),
-        patches=shape(i, patch_bytes, dtype=np.uint8),
-        patch_coords=shape(i, 2),
-        patch_image=shape(i),
-        patch_window=shape(i),
+def batch_shapes(batch: Any, count: int, mesh: Mesh) -> Any:
+    """Returns ShapeDtypeStructs on the mesh of a batch of `count` rows like those of `batch`."""
+    rows = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype, sharding=rows), batch
     )
+
+
+def shape_key(batch: Any) -> tuple[tuple[int, ...], ...]:
+    """Returns the shapes of all arrays: which compiled program a batch runs through."""
+    return tuple(x.shape for x in jax.tree.leaves(batch))
 
 
 def to_host(tree: Any) -> Any:

@@ -23,13 +23,14 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from rlvlm_jax import checkpoint, models, optim, sharding
-from rlvlm_jax.data import processor, tokenizer
+from rlvlm_jax.data import loader, prompts, tokenizer
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.models import convert
 from rlvlm_jax.models.common import kernels, lora
 from rlvlm_jax.models.common.activation_sharding import choose as choose_activation_sharding
 from rlvlm_jax.models.qwen2_vl import costs
-from rlvlm_jax.types import Params, TrainState
+from rlvlm_jax.models.qwen2_vl.media import ImageSpec
+from rlvlm_jax.types import Params, Prompts, TrainState
 from rlvlm_jax.update import init_state
 
 BUNDLED = "bundled"
@@ -90,11 +91,9 @@ def load_tokenizer(source: Source) -> tokenizer.Tokenizer:
     return loaded
 
 
-def image_spec(source: Source, min_pixels: int = 0, max_pixels: int = 0) -> processor.ImageSpec:
-    """Returns the image format of the source's model; limits other than 0 replace its own."""
-    spec = processor.ImageSpec.from_files(source.files)
-    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    return dataclasses.replace(spec, **{name: value for name, value in limits.items() if value})
+def open_media(source: Source, min_pixels: int = 0, max_pixels: int = 0) -> prompts.Media:
+    """Returns how the source's model takes images; limits other than 0 replace its own."""
+    return ImageSpec.from_files(source.files, min_pixels, max_pixels)
 
 
 def banned_ids(source: Source, text: tokenizer.Tokenizer) -> tuple[int, ...]:
@@ -122,9 +121,14 @@ class Session:
     model: models.Model
     shapes: Params  # ShapeDtypeStructs with shardings
     tokenizer: tokenizer.Tokenizer
-    spec: processor.ImageSpec
+    media: prompts.Media
     banned: tuple[int, ...]
     attention: str  # the kernel that config.model.attention resolved to
+
+    def batch_shapes(self, count: int, bucket: loader.Bucket) -> Prompts:
+        """Returns ShapeDtypeStructs of `count` prompts of (P tokens, I patches) on the mesh."""
+        empty = prompts.collate([None], *bucket, self.tokenizer.pad_id, self.media)
+        return sharding.batch_shapes(empty, count, self.mesh)
 
     @property
     def features_frozen(self) -> bool:
@@ -275,7 +279,7 @@ def open_session(
         model=model,
         shapes=with_mesh_shardings(shapes, model, mesh),
         tokenizer=text,
-        spec=image_spec(source, config.data.min_pixels, config.data.max_pixels),
+        media=open_media(source, config.data.min_pixels, config.data.max_pixels),
         banned=banned_ids(source, text),
         attention=kernel.name,
     )

@@ -117,9 +117,7 @@ def lower_steps(
     def sharded(shapes: Any) -> Any:
         return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), shapes)
 
-    batch = sharding.batch_shapes(
-        session.config.rollout.prompts, *bucket, session.spec.patch_bytes, session.mesh
-    )
+    batch = session.batch_shapes(session.config.rollout.prompts, bucket)
     encode = features = None
     if session.features_frozen:
         encode = steps.encode.lower(state.params, batch)
@@ -192,7 +190,9 @@ def train(config: ConfigDict, workdir: str) -> bool:
     state = run.restore_or_init(optimizer)
     jitted = make_steps(session, optimizer, state)
     compiled = {
-        bucket: compile_steps(jitted, session, state, reference, bucket)
+        sharding.shape_key(session.batch_shapes(config.rollout.prompts, bucket)): compile_steps(
+            jitted, session, state, reference, bucket
+        )
         for bucket in run.loader.buckets
     }
     cache = make_cache(session)
@@ -214,7 +214,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
                 with watch.measure("data"):
                     examples, host_batch = run.loader.next()
                     batch = run.put(host_batch)
-                    steps = compiled[batch.tokens.shape[1], batch.patches.shape[1]]
+                    steps = compiled[sharding.shape_key(batch)]
 
                 # Step II: response collection, with the current parameters.
                 with watch.measure("rollout"):
@@ -241,11 +241,12 @@ def train(config: ConfigDict, workdir: str) -> bool:
                 chosen = collection.choose(config, rounds)
                 if len(rounds) > 1:
                     arrays = collection.merge(
-                        config, rounds, chosen, run.loader.buckets, session.tokenizer.pad_id
+                        *(config, rounds, chosen, run.loader.buckets, session.tokenizer.pad_id),
+                        session.media,
                     )
                     prompts = arrays[0].mask
                     batch, rollout, passes = sharding.put_batch(arrays, session.mesh)
-                    steps = compiled[batch.tokens.shape[1], batch.patches.shape[1]]
+                    steps = compiled[sharding.shape_key(batch)]
                     features = cache.encode(steps.encode, state.params, batch, arrays[0])
                 trajectory, trajectory_stats = steps.trajectory(
                     batch,

@@ -10,9 +10,8 @@ Letters in shapes throughout the project:
     N  prompts in a batch          B  sequences = N * G, the samples of one prompt adjacent
     G  samples of one prompt       R  response length, tokens (static)
     P  prompt length, tokens (static bucket, padded on the left)
-    I  image patches of one prompt (static bucket, padded on the right)
-    M  image tokens of one prompt = I / merge**2
-    C  bytes of one patch = 3 * patch_size**2
+    I  image patches of one prompt (static bucket)
+    M  image tokens of one prompt, the most for its I patches
     L  layers, D width, H query heads, K key/value heads, E head size, F MLP width, V vocabulary
 
 A mask is True where something counts.
@@ -27,16 +26,13 @@ Params = dict[str, Any]  # plain nested dict of arrays
 class Prompts(NamedTuple):
     """Prompts on the device, each once, for any number of samples drawn from it.
 
-    The leading axis of every field is N, so `jax.tree.map(lambda x: x[rows], batch)` selects rows.
+    The leading axis of every array is N: `jax.tree.map(lambda x: x[rows], prompts)` selects rows.
     """
 
-    tokens: Array  # int32[N, P], left-padded; one image token per merge block, already expanded
+    tokens: Array  # int32[N, P], left-padded; image tokens already repeated
     mask: Array  # bool[N, P]
-    positions: Array  # int32[N, 3, P], rotary (time, row, column); 0 at padding
-    patches: Array  # uint8[N, I, C], channel-major pixels of one still frame, merge-block order
-    patch_coords: Array  # int32[N, I, 2], (row, column) of the patch in its image's grid
-    patch_image: Array  # int32[N, I], number of the image within the prompt from 1; 0 at padding
-    patch_window: Array  # int32[N, I], number of the attention window from 1; 0 at padding
+    positions: Array  # int32[N, A, P] on the A axes that the family counts on; 0 at padding
+    media: Any  # the images, a pytree of the model family; see `data.prompts.Media`
 
 
 class Rollout(NamedTuple):
@@ -65,7 +61,7 @@ class Trajectory(NamedTuple):
     """The loss's input: the prompts, their responses, and one advantage per token."""
 
     batch: Prompts
-    features: Array | None  # [N, M, D] image features, or None if the vision side is trained
+    features: Any  # image features, a pytree [N, M, ...], or None if the vision side is trained
     tokens: Array  # int32[B, R]
     mask: Array  # bool[B, R], False for groups that a filter drops
     rollout_logprobs: Array  # float32[B, R], the sampler's

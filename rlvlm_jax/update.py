@@ -245,7 +245,7 @@ def encode_present_images(
         mesh: prompts are sharded over its `data`, `fsdp` and `sequence` axes.
 
     Returns:
-        Image features [N, M, D], 0 for other prompts.
+        Image features [N, M, ...], 0 for other prompts.
     """
     prompts, size = batch.tokens.shape
     streams, tokens = source.shape
@@ -258,8 +258,12 @@ def encode_present_images(
     present_batch = jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), batch)
     present_batch = jax.lax.with_sharding_constraint(present_batch, batch_sharding(mesh))
     features = model.encode_images(params, present_batch)
-    all_features = jnp.zeros((prompts, *features.shape[1:]), features.dtype)
-    return all_features.at[rows].set(features, mode="drop")
+
+    def scatter(present: Array) -> Array:
+        everywhere = jnp.zeros((prompts, *present.shape[1:]), present.dtype)
+        return everywhere.at[rows].set(present, mode="drop")
+
+    return jax.tree.map(scatter, features)
 
 
 def make_update_fn(

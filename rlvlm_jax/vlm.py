@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlvlm_jax import models, sharding, startup
-from rlvlm_jax.data import processor
+from rlvlm_jax.data.prompts import Encoded, Media, collate, encode_prompt
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.logprobs import make_logprobs_fn
 from rlvlm_jax.models import convert
@@ -64,7 +64,7 @@ class VLM:
     ):
         self.model, self.params = model, params
         self.tokenizer = startup.load_tokenizer(source)
-        self.spec = startup.image_spec(source)
+        self.media = startup.open_media(source)
         self._files, self._dtypes = source.files, dtypes
         self._banned = startup.banned_ids(source, self.tokenizer)
         self._encode = jax.jit(model.encode_images)
@@ -147,7 +147,7 @@ class VLM:
         sample = _jitted_sampler(self.model, settings)
         key = jax.random.key(seed)
         encoded = self._encode_prompts(prompts)
-        ids = _prompt_ids(encoded)
+        ids = _prompt_ids(encoded, self.media)
         results: list[list[Completion]] = []
         for start, batch in self._batches(encoded, max(1, MAX_ROWS // n)):
             rows = np.zeros(batch.tokens.shape[0], np.uint32)
@@ -209,7 +209,7 @@ class VLM:
         """
         convert.save_hf(self.params, directory, files=self._files, dtypes=self._dtypes)
 
-    def _encode_prompts(self, prompts: Sequence[Mapping[str, Any]]) -> list[processor.Encoded]:
+    def _encode_prompts(self, prompts: Sequence[Mapping[str, Any]]) -> list[Encoded]:
         encoded = []
         if isinstance(prompts, str | Mapping):
             raise InputError("prompts must be a list of prompts, not a single one")
@@ -234,24 +234,20 @@ class VLM:
             else:
                 raise InputError(f'prompt {number} has neither "text" nor "messages"')
             encoded.append(
-                processor.encode_prompt(
-                    text, images, self.tokenizer, self.spec, name=f"prompt {number}"
-                )
+                encode_prompt(text, images, self.tokenizer, self.media, name=f"prompt {number}")
             )
         return encoded
 
-    def _batches(
-        self, encoded: Sequence[processor.Encoded], rows: int
-    ) -> Iterator[tuple[int, Prompts]]:
+    def _batches(self, encoded: Sequence[Encoded], rows: int) -> Iterator[tuple[int, Prompts]]:
         """Yields (number of the first prompt, batch); empty rows fill up the last batch."""
         for start in range(0, len(encoded), rows):
             part = list(encoded[start : start + rows])
             count = _round_up(len(part), 1)
             tokens = _round_up(max(len(prompt.tokens) for prompt in part), 32)
-            merge = self.spec.merge_size**2
-            patches = _round_up(max(len(prompt.patches) for prompt in part), 4 * merge)
+            unit = 4 * self.media.patches_per_token
+            patches = _round_up(max(prompt.patches for prompt in part), unit)
             part += [None] * (count - len(part))
-            yield start, processor.collate(part, tokens, patches, self.tokenizer.pad_id)
+            yield start, collate(part, tokens, patches, self.tokenizer.pad_id, self.media)
 
     def _completion(self, rollout: Any, row: int) -> Completion:
         count = int(rollout.mask[row].sum())
@@ -269,14 +265,14 @@ def _jitted_sampler(model: models.Model, settings: SampleSettings) -> Any:
     return jax.jit(make_sample_fn(model, settings))
 
 
-def _prompt_ids(encoded: Sequence[processor.Encoded]) -> np.ndarray:
+def _prompt_ids(encoded: Sequence[Encoded], media: Media) -> np.ndarray:
     """Returns uint32[N]: a hash of each prompt's content and of its number of earlier copies."""
     repeats: dict[int, int] = {}
     ids = []
     for prompt in encoded:
         content = 0
         # The positions hold the shapes of the images.
-        for array in (prompt.tokens, prompt.positions, prompt.patches):
+        for array in (prompt.tokens, prompt.positions, media.pixels(prompt.media)):
             content = zlib.crc32(array.tobytes(), content)
         repeats[content] = repeats.get(content, -1) + 1
         ids.append(zlib.crc32(repeats[content].to_bytes(4, "little"), content))

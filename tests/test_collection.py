@@ -7,6 +7,7 @@ import pytest
 
 from rlvlm_jax import collection
 from rlvlm_jax.collection import Round
+from rlvlm_jax.models.qwen2_vl.media import ImageSpec, Patches
 from rlvlm_jax.rewards import Scores
 from rlvlm_jax.types import Passes, Prompts, Rollout
 from tests import tiny_model
@@ -36,10 +37,12 @@ def round_of(config, right, *, first=0, tokens=5, patches=8):
         tokens=names[:, None] * np.ones((1, tokens), np.int32),
         mask=np.ones((n, tokens), bool),
         positions=np.ones((n, 3, tokens), np.int32),
-        patches=np.full((n, patches, 3), 9, np.uint8),
-        patch_coords=np.ones((n, patches, 2), np.int32),
-        patch_image=np.ones((n, patches), np.int32),
-        patch_window=np.ones((n, patches), np.int32),
+        media=Patches(
+            pixels=np.full((n, patches, 3), 9, np.uint8),
+            coords=np.ones((n, patches, 2), np.int32),
+            image=np.ones((n, patches), np.int32),
+            window=np.ones((n, patches), np.int32),
+        ),
     )
     mask = np.ones((len(rows), LENGTH), bool)
     rollout = Rollout(rows, mask, values, np.zeros(len(rows), bool))
@@ -107,15 +110,20 @@ def test_rounds_of_different_shapes_become_one_batch():
     large = round_of(config, [1, 4, 4, 2], first=4, tokens=7, patches=12)
     chosen = collection.choose(config, [small, large])
     batch, rollout, passes = collection.merge(
-        config, [small, large], chosen, [(5, 8), (7, 8), (9, 12)], pad_id=-1
+        config,
+        [small, large],
+        chosen,
+        [(5, 8), (7, 8), (9, 12)],
+        pad_id=-1,
+        media=ImageSpec(patch_size=1),
     )
-    assert (batch.tokens.shape, batch.patches.shape[:2]) == ((4, 9), (4, 12))
+    assert (batch.tokens.shape, batch.media.pixels.shape[:2]) == ((4, 9), (4, 12))
     assert batch.tokens[:, -5:].tolist() == [[n] * 5 for n in (1, 3, 4, 7)]
     assert batch.tokens[:2, :4].tolist() == [[-1] * 4] * 2
     assert batch.mask.sum(axis=1).tolist() == [5, 5, 7, 7]
     assert batch.positions.sum(axis=(1, 2)).tolist() == [15, 15, 21, 21]
-    assert (batch.patch_image > 0).sum(axis=1).tolist() == [8, 8, 12, 12]
-    assert not batch.patch_image[:2, 8:].any()
+    assert (batch.media.image > 0).sum(axis=1).tolist() == [8, 8, 12, 12]
+    assert not batch.media.image[:2, 8:].any()
     owners = np.repeat([1, 3, 4, 7], SAMPLES)
     assert (rollout.tokens == owners[:, None]).all()
     assert (passes.old == owners[:, None] + 0.5).all()

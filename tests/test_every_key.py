@@ -97,7 +97,7 @@ def build_toy(model_config, **_):
 
     def encode_images(params, batch):
         blocks, merger = params["vision"]["blocks"], params["vision"]["merger"]
-        seen = batch.patches[:, ::4, :WIDTH].astype(jnp.float32)
+        seen = batch.media.pixels[:, ::4, :WIDTH].astype(jnp.float32)
         return seen @ blocks["attn"]["proj"]["weight"].sum(axis=0) @ merger["fc1"]["weight"]
 
     def read(params, tokens):
@@ -173,7 +173,7 @@ def traced(c, name):
 
     shape = jax.ShapeDtypeStruct
     prompts, rows, length = c.rollout.prompts, config.sequences(c), c.rollout.max_tokens
-    batch = sharding.batch_shapes(prompts, 32, 16, session.spec.patch_bytes, session.mesh)
+    batch = session.batch_shapes(prompts, (32, 16))
     features = shape((prompts, 4, WIDTH), np.float32) if session.features_frozen else None
     tokens, mask, numbers = (shape((rows, length), kind) for kind in (np.int32, bool, np.float32))
     flags, score, count = shape((rows,), bool), shape((rows,), np.float32), shape((), np.float32)
@@ -239,7 +239,7 @@ def kept_for_decoding(c):
     with PATCHES() as patch:
         patch.setattr(models, "build", BUILD)
         session = startup.open_session(c, SOURCE)
-    batch = sharding.batch_shapes(2, 32, 16, session.spec.patch_bytes, session.mesh)
+    batch = session.batch_shapes(2, (32, 16))
     features = jax.ShapeDtypeStruct((2, 4, SOURCE.config.width), np.float32)
     _, prefix = jax.eval_shape(session.model.prefill, network_shapes(), batch, features)
     return [x.dtype.name for x in jax.tree.leaves(prefix[0])]
@@ -462,7 +462,7 @@ def kept_programs(c):
 def shard_shapes(c):
     """What each device holds of the parameters and of a batch."""
     session = startup.open_session(c, SOURCE)
-    batch = sharding.batch_shapes(c.rollout.prompts, 32, 16, 9, session.mesh)
+    batch = session.batch_shapes(c.rollout.prompts, (32, 16))
     return [x.sharding.shard_shape(x.shape) for x in jax.tree.leaves((session.shapes, batch))]
 
 
@@ -505,8 +505,8 @@ def loop(c):
 
         def encode(params, batch):
             encoded.append(batch.tokens.shape)
-            n, patches = batch.patches.shape[:2]
-            return jnp.zeros((n, patches // 4, session.model.config.width))
+            shape = jax.eval_shape(session.model.encode_images, session.shapes, batch)
+            return jnp.zeros(shape.shape, shape.dtype)
 
         def update(state, trajectory, key, plans):
             state = state._replace(step=state.step + 1, bad_steps=state.bad_steps + 1)

@@ -6,6 +6,7 @@ The tower is the tiny model's, or one whose features are sums that are made by h
 with such features is among those of test_main.py.
 """
 
+import functools
 import types
 
 import jax
@@ -14,8 +15,7 @@ import numpy as np
 import pytest
 
 from rlvlm_jax import config, features, sharding
-from rlvlm_jax.data.loader import pad_batch
-from rlvlm_jax.data.processor import collate
+from rlvlm_jax.data.prompts import collate, pad_prompts
 from tests import tiny_model
 
 WIDTH = 32
@@ -42,16 +42,19 @@ def prompts():
     return [tiny_model.prompt(rng, 5, grids) for grids in GRIDS]
 
 
-def new_cache(mesh, budget=2**20):
-    return features.FeatureCache(budget, WIDTH, "float32", 2, mesh)
+def new_cache(mesh, encode, budget=2**20):
+    """A cache of what `encode` returns for a batch."""
+    shapes = functools.partial(jax.eval_shape, encode)
+    return features.FeatureCache(budget, tiny_model.SPEC, tiny_model.IMAGE, shapes, mesh)
 
 
 class Counted:
     """Encodes batches of some prompts by way of a cache, and counts how often the tower runs."""
 
-    def __init__(self, cache, tower, prompts, mesh):
-        self.cache, self.prompts, self.mesh = cache, prompts, mesh
+    def __init__(self, mesh, tower, prompts, **settings):
+        self.prompts, self.mesh = prompts, mesh
         self.tower, self.params = tower
+        self.cache = new_cache(mesh, functools.partial(self.tower, self.params), **settings)
         self.runs = 0
 
     def run_tower(self, params, batch):
@@ -61,7 +64,7 @@ class Counted:
     def __call__(self, *rows, patches=48, **more):
         """Returns the features of the prompts of these numbers (None: an empty row)."""
         chosen = [None if row is None else self.prompts[row] for row in rows]
-        host_batch = collate(chosen, 24, patches, tiny_model.PAD)
+        host_batch = collate(chosen, 24, patches, tiny_model.PAD, tiny_model.SPEC)
         batch = sharding.put_batch(host_batch, self.mesh)
         found = self.cache.encode(self.run_tower, self.params, batch, host_batch, **more)
         plain = self.tower(self.params, batch)
@@ -76,7 +79,7 @@ class Counted:
 
 @pytest.fixture
 def encode(mesh, tower, prompts):
-    return Counted(new_cache(mesh), tower, prompts, mesh)
+    return Counted(mesh, tower, prompts)
 
 
 def test_known_prompts_in_another_order_have_the_bits_of_the_tower(encode):
@@ -124,30 +127,34 @@ def test_another_shape_of_batch_is_encoded_anew(encode):
 
 
 def test_longer_prompts_of_the_same_images_are_known(encode):
-    host_batch = collate([encode.prompts[0]], 24, 48, tiny_model.PAD)
-    for batch in (host_batch, pad_batch(host_batch, 40, 48, tiny_model.PAD)):
+    host_batch = collate([encode.prompts[0]], 24, 48, tiny_model.PAD, tiny_model.SPEC)
+    for batch in (host_batch, pad_prompts(host_batch, 40, 48, tiny_model.PAD, tiny_model.SPEC)):
         sharded = sharding.put_batch(batch, encode.mesh)
         encode.cache.encode(encode.run_tower, encode.params, sharded, batch)
     assert encode.runs == 1
 
 
 def test_a_row_is_told_by_everything_that_the_tower_reads(prompts):
-    batch = collate([prompts[2]], 24, 48, tiny_model.PAD)
-    size = int((batch.patch_image > 0).sum())
-    key = features.row_key(batch, 0, size)
-    for name in ("patches", "patch_coords", "patch_image", "patch_window"):
-        changed = getattr(batch, name).copy()
+    batch = collate([prompts[2]], 24, 48, tiny_model.PAD, tiny_model.SPEC)
+    size = int((batch.media.image > 0).sum())
+
+    def key(media):
+        (row,) = tiny_model.SPEC.rows(media)
+        return features.row_key(sharding.shape_key(media), row)
+
+    for name, array in batch.media._asdict().items():
+        changed = array.copy()
         changed[0, size - 1] += 1
-        other = features.row_key(batch._replace(**{name: changed}), 0, size)
-        assert other != key, name
-        changed = getattr(batch, name).copy()
-        changed[0, size] += 1  # padding
-        assert features.row_key(batch._replace(**{name: changed}), 0, size) == key, name
+        assert key(batch.media._replace(**{name: changed})) != key(batch.media), name
+        if name != "image":  # this tells where the padding begins
+            changed = array.copy()
+            changed[0, size] += 1  # padding
+            assert key(batch.media._replace(**{name: changed})) == key(batch.media), name
 
 
 def test_the_first_stay_and_the_budget_holds(mesh, tower, prompts):
     """Budget for 6 + 5 image tokens: prompts 0 and 2, not 3."""
-    encode = Counted(new_cache(mesh, 11 * ROW), tower, prompts, mesh)
+    encode = Counted(mesh, tower, prompts, budget=11 * ROW)
     encode(0, 1, 2, 3)
     assert encode.cache.metrics()["memory/feature_cache_gib"] == 11 * ROW / 2**30
     for _ in range(2):
@@ -159,7 +166,7 @@ def test_the_first_stay_and_the_budget_holds(mesh, tower, prompts):
 
 
 def test_off_it_keeps_and_counts_nothing(mesh, tower, prompts):
-    encode = Counted(new_cache(mesh, 0), tower, prompts, mesh)
+    encode = Counted(mesh, tower, prompts, budget=0)
     for _ in range(2):
         encode(0, 1, 2, 3)
     assert encode.runs == 2
@@ -167,8 +174,13 @@ def test_off_it_keeps_and_counts_nothing(mesh, tower, prompts):
 
 
 def test_without_a_tower_there_are_no_features(mesh, tower, prompts):
-    cache = new_cache(mesh)
-    assert cache.encode(None, None, None, collate(prompts[:2], 24, 48, tiny_model.PAD)) is None
+    cache = new_cache(mesh, None)
+    assert (
+        cache.encode(
+            None, None, None, collate(prompts[:2], 24, 48, tiny_model.PAD, tiny_model.SPEC)
+        )
+        is None
+    )
     assert cache.metrics() == {}
 
 
@@ -187,14 +199,16 @@ def test_metrics_count_anew_and_leave_evaluation_out(encode):
 def test_features_on_several_devices(prompts, dtype):
     """Divided over two devices like the batch; in the compute dtype."""
     mesh = sharding.make_mesh(2, 1, 1)
-    cache = features.FeatureCache(2**20, 1, dtype, 2, mesh)
 
     def sums(batch):
-        blocks = batch.patches.reshape(*batch.patches.shape[:1], -1, 4 * batch.patches.shape[2])
+        pixels = batch.media.pixels
+        blocks = pixels.reshape(len(pixels), -1, 4 * pixels.shape[2])
         return blocks.sum(axis=-1, keepdims=True).astype(dtype) / 3
 
+    cache = new_cache(mesh, sums)
+
     tower = jax.jit(sums, out_shardings=sharding.batch_sharding(mesh))
-    host_batch = collate(prompts[:4], 24, 48, tiny_model.PAD)
+    host_batch = collate(prompts[:4], 24, 48, tiny_model.PAD, tiny_model.SPEC)
     batch = sharding.put_batch(host_batch, mesh)
     first, second = (
         cache.encode(lambda params, batch: tower(batch), None, batch, host_batch) for _ in range(2)
@@ -213,15 +227,17 @@ def session(mesh, **keys):
     return types.SimpleNamespace(
         config=c,
         features_frozen=frozen,
-        model=types.SimpleNamespace(config=types.SimpleNamespace(width=WIDTH)),
-        spec=tiny_model.SPEC,
+        model=tiny_model.build()[0],
+        shapes=tiny_model.build()[1],
+        media=tiny_model.SPEC,
         mesh=mesh,
     )
 
 
 def is_on(cache):
     """Whether prompts without an image are encoded by nothing."""
-    nothing = tiny_model.batch()._replace(patch_image=np.zeros((4, 32), np.int32))
+    batch = tiny_model.batch()
+    nothing = batch._replace(tokens=np.zeros_like(batch.tokens))
     return cache.encode(lambda *_: None, None, None, nothing) is not None
 
 

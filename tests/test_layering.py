@@ -29,7 +29,7 @@ HOMES = {  # third party -> the only places that may import it
     "orbax": ("checkpoint",),
     "transformers": ("data.tokenizer", "bench.peer"),
     "tokenizers": ("data.tokenizer", "data.tiny_tokenizer"),
-    "PIL": ("data", "report.browser"),
+    "PIL": ("data", "models.qwen2_vl.media", "bench.work", "report.browser"),
     "matplotlib": ("report.figures", "bench.growth"),
     "scipy": ("evaluation.statistics",),
     "safetensors": ("models.convert",),

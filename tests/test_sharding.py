@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from rlvlm_jax import sharding
+from rlvlm_jax.data.prompts import collate
 from rlvlm_jax.errors import InputError
 from tests import tiny_model
 
@@ -177,14 +178,14 @@ def test_shapes_carry_their_shardings():
 def test_batch_shapes_are_those_of_a_collated_batch_on_the_mesh():
     mesh = sharding.make_mesh(2, 2, 2)
     batch = tiny_model.batch(4)
-    _, length = batch.tokens.shape
-    _, patches, patch_bytes = batch.patches.shape
-    stated = sharding.batch_shapes(4, length, patches, patch_bytes, mesh)
+    empty = collate([None], batch.tokens.shape[1], batch.media.image.shape[1], 0, tiny_model.SPEC)
+    stated = sharding.batch_shapes(empty, 4, mesh)
     sharded = sharding.put_batch(batch, mesh)
-    for name in batch._fields:
-        want, host, device = (getattr(x, name) for x in (stated, batch, sharded))
-        assert (want.shape, want.dtype) == (host.shape, host.dtype), name
-        assert want.sharding == device.sharding, name
+    leaves = (jax.tree.leaves(x) for x in (stated, batch, sharded))
+    for want, host, device in zip(*leaves, strict=True):
+        assert (want.shape, want.dtype) == (host.shape, host.dtype)
+        assert want.sharding == device.sharding
+    assert sharding.shape_key(stated) == sharding.shape_key(sharded)
 
 
 def test_a_batch_is_divided_over_data_and_fsdp_and_repeated_over_tensor():

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlvlm_jax import config, models
-from rlvlm_jax.data.positions import rope_positions
-from rlvlm_jax.data.processor import Encoded, ImageSpec, collate, patch_layout
+from rlvlm_jax.data.prompts import Encoded, collate
 from rlvlm_jax.models.qwen2_vl import config as qwen2_vl_config
+from rlvlm_jax.models.qwen2_vl.media import ImageSpec, Patches, patch_layout
+from rlvlm_jax.models.qwen2_vl.positions import rope_positions
 
 VOCABULARY, IMAGE, STOP, PAD = 64, 60, 61, 62
 BANNED = (58, 59, IMAGE)
@@ -84,14 +85,14 @@ def prompt(rng, length, grids=()):
         window.append(windows + 1 + (window[-1].max() if window else 0))
     tokens = np.concatenate([*pieces, text[2:]]).astype(np.int32)
     empty = np.zeros((0,), np.int32)
-    return Encoded(
-        tokens=tokens,
-        positions=rope_positions(tokens, list(grids), IMAGE, 2),
-        patches=np.concatenate([np.zeros((0, SPEC.patch_bytes)), *patches]).astype(np.uint8),
+    media = Patches(
+        pixels=np.concatenate([np.zeros((0, SPEC.patch_bytes)), *patches]).astype(np.uint8),
         coords=np.concatenate([np.zeros((0, 2)), *coords]).astype(np.int32),
         image=np.concatenate([empty, *image]).astype(np.int32),
         window=np.concatenate([empty, *window]).astype(np.int32),
     )
+    positions = rope_positions(tokens, list(grids), IMAGE, 2)
+    return Encoded(tokens, positions, media, len(media.image))
 
 
 def batch(prompts=4, seed=0):
@@ -99,7 +100,7 @@ def batch(prompts=4, seed=0):
     rng = np.random.default_rng(seed)
     kinds = [((4, 6),), (), ((2, 2), (4, 4)), ((6, 4),)]
     encoded = [prompt(rng, 5 + n % 3, kinds[n % 4]) for n in range(prompts)]
-    return collate(encoded, 24, 32, PAD)
+    return collate(encoded, 24, 32, PAD, SPEC)
 
 
 def settings(**changes):

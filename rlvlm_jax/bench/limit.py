@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlvlm_jax import optim
-from rlvlm_jax.bench.work import Workload, grids
+from rlvlm_jax.bench.work import Workload
 from rlvlm_jax.config import logprob_passes, microbatch, old_logprobs, pass_shards, sequences
 from rlvlm_jax.models.qwen2_vl import costs
 from rlvlm_jax.models.qwen2_vl.costs import Work
@@ -83,8 +83,8 @@ def counted(work: Workload) -> dict[str, dict[str, Work]]:
     c, model = work.config, work.session.source.config
     size = np.dtype(jnp.dtype(c.model.dtype)).itemsize
     prompts, samples, steps = c.rollout.prompts, c.rollout.samples, c.rollout.max_tokens
-    length, patches = work.batch.tokens.shape[1], work.batch.patches.shape[1]
-    images = [grid for row in grids(work.batch) for grid in row]
+    media, length = work.session.media, work.batch.tokens.shape[1]
+    images, patches = media.grids(work.batch.media), media.size(work.batch.media)
     rows, micro = sequences(c), microbatch(c)
     blocks = block_sizes(-(-steps // c.rollout.chunk) * c.rollout.chunk, c.rollout.chunk)
 

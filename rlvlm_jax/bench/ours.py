@@ -116,7 +116,7 @@ def start(work: Workload) -> Ours:
     optimizer, _ = optim.make_optimizer(config.update, UPDATES, session.model.part)
     reference = startup.initial_params(session) if train.needs_reference(config) else None
     state = startup.initial_state(session, optimizer)
-    bucket = work.batch.tokens.shape[1], work.batch.patches.shape[1]
+    bucket = work.batch.tokens.shape[1], session.media.size(work.batch.media)
     begin = time.perf_counter()
     steps = train.compile_steps(
         train.make_steps(session, optimizer, state), session, state, reference, bucket

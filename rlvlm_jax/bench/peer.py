@@ -21,10 +21,11 @@ import numpy as np
 import torch
 import transformers
 
-from rlvlm_jax.bench.work import Workload, grids
+from rlvlm_jax.bench.work import Workload
 from rlvlm_jax.config import microbatch, sequences
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.models.qwen2_vl.config import ARCHITECTURE
+from rlvlm_jax.models.qwen2_vl.media import hf_inputs
 
 
 @dataclasses.dataclass
@@ -36,8 +37,7 @@ class Peer:
     reference: Any
     optimizer: Any
     prompts: dict[str, torch.Tensor]  # input_ids, attention_mask, mm_token_type_ids: [N, P]
-    pixels: list[torch.Tensor]  # pixel_values of each prompt
-    grids: list[torch.Tensor]  # image_grid_thw of each prompt
+    media: list[dict[str, torch.Tensor]]  # what the model takes for the images of each prompt
     tokens: torch.Tensor | None = None  # int64[B, R], the last responses
     old: torch.Tensor | None = None
     ref: torch.Tensor | None = None
@@ -54,12 +54,9 @@ class Peer:
 
     def images(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         """Returns the images of these prompts; empty if they have none."""
-        if not any(len(self.pixels[row]) for row in rows):
-            return {}
-        return {
-            "pixel_values": torch.cat([self.pixels[row] for row in rows]),
-            "image_grid_thw": torch.cat([self.grids[row] for row in rows]),
-        }
+        inputs = [self.media[row] for row in rows if self.media[row]]
+        names = inputs[0] if inputs else ()
+        return {name: torch.cat([prompt[name] for prompt in inputs]) for name in names}
 
     def rollout(self) -> float:
         """Samples, and copies the responses to the host; returns seconds."""
@@ -250,24 +247,14 @@ def start(work: Workload) -> Peer:
         "attention_mask": torch.tensor(batch.mask, dtype=torch.long, device=device),
         "mm_token_type_ids": torch.tensor(image, dtype=torch.int, device=device),
     }
-    pixels = [torch.tensor(x, dtype=dtype, device=device) for x in pixel_values(work)]
-    sizes = [
-        torch.tensor([(1, *grid) for grid in row], dtype=torch.long, device=device).reshape(-1, 3)
-        for row in grids(batch)
+    images = [
+        {
+            name: torch.tensor(x, dtype=dtype if x.dtype.kind == "f" else torch.long, device=device)
+            for name, x in hf_inputs(row, session.source.config.vision).items()
+        }
+        for row in session.media.rows(batch.media)
     ]
-    return Peer(work, model, reference, optimizer, prompts, pixels, sizes)
-
-
-def pixel_values(work: Workload) -> list[np.ndarray]:
-    """Returns float32[i, C * frames] per prompt, normalised like the image processor."""
-    vision = work.session.source.config.vision
-    mean, std = (np.array(x)[:, None, None] for x in (vision.image_mean, vision.image_std))
-    pixels = []
-    for patches, image in zip(work.batch.patches, work.batch.patch_image, strict=True):
-        still = patches[image > 0].reshape(-1, 3, 1, vision.patch_size**2) / 255.0
-        frames = np.repeat((still - mean) / std, vision.temporal_patch_size, axis=2)
-        pixels.append(np.float32(frames.reshape(len(frames), -1)))
-    return pixels
+    return Peer(work, model, reference, optimizer, prompts, images)
 
 
 def largest_logprob_diff(peer: Peer, tokens: np.ndarray, logprobs: np.ndarray) -> float:

@@ -16,16 +16,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from rlvlm_jax import config as config_lib
 from rlvlm_jax import startup
-from rlvlm_jax.data import positions, processor
+from rlvlm_jax.data.prompts import Media, collate
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.models import convert
 from rlvlm_jax.models.qwen2_vl.config import PUBLISHED, QwenVLConfig, VisionConfig, to_hf
 from rlvlm_jax.run import Run
 from rlvlm_jax.types import Params, Prompts
 
+LARGE_IMAGE = 2**24  # pixels; the images of the cases are smaller
 PAD, END, START_IMAGE, END_IMAGE, IMAGE = 504, 506, 507, 508, 510  # of the bundled tokenizer
 _IDS = {
     "image_token_id": IMAGE,
@@ -185,34 +187,24 @@ def write_model(model: QwenVLConfig, directory: Path, dtype: str, seed: int) -> 
     convert.save_hf(random_weights(model, seed), directory, files=files, dtypes=dtype)
 
 
-def random_batch(case: Case, spec: processor.ImageSpec, seed: int) -> Prompts:
+def random_batch(case: Case, media: Media, seed: int) -> Prompts:
     """Returns prompts of random text around one random image each, as host arrays.
 
     Args:
         case: the sizes.
-        spec: how the model's images are cut into patches.
+        media: of the model; its limits must not change the size of the images.
         seed: of text and pixels.
     """
     rng = np.random.default_rng(seed)
-    side = int(case.image_tokens**0.5) * spec.merge_size  # patches along the square image
-    coords, window = processor.patch_layout(side, side, spec)
+    side = media.side(case.image_tokens)
     before = (case.length - case.image_tokens - 2) // 2
     encoded = []
     for _ in range(case.prompts):
-        text = rng.integers(0, PAD, case.length, dtype=np.int32)
-        first = before + 1 + case.image_tokens
-        text[before], text[before + 1 : first], text[first] = START_IMAGE, IMAGE, END_IMAGE
-        encoded.append(
-            processor.Encoded(
-                tokens=text,
-                positions=positions.rope_positions(text, [(side, side)], IMAGE, spec.merge_size),
-                patches=rng.integers(0, 256, (len(coords), spec.patch_bytes), dtype=np.uint8),
-                coords=coords,
-                image=np.ones(len(coords), np.int32),
-                window=window + 1,
-            )
-        )
-    return processor.collate(encoded, case.length, len(coords), PAD)
+        text = rng.integers(0, PAD, case.length - case.image_tokens + 1)
+        text[before : before + 3] = START_IMAGE, IMAGE, END_IMAGE
+        image = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+        encoded.append(media.encode(text.tolist(), [image], IMAGE))
+    return collate(encoded, case.length, encoded[0].patches, PAD, media)
 
 
 def configuration(case: Case) -> ConfigDict:
@@ -248,8 +240,9 @@ def built_in(case: Case, scratch: Path, devices: int, seed: int = 0) -> Workload
     write_model(case.model, directory, config.model.dtype, seed)
     config.model.path = str(directory)
     config_lib.validate(config, devices)
-    session = startup.open_session(config, startup.open_source(config.model.path))
-    batch = random_batch(case, session.spec, seed)
+    source = startup.open_source(config.model.path)
+    session = startup.open_session(config, source)
+    batch = random_batch(case, startup.open_media(source, 1, LARGE_IMAGE), seed)
     return Workload(case.name, config, never_stopping(session), batch)
 
 
@@ -290,12 +283,3 @@ def never_stopping(session: startup.Session) -> startup.Session:
     """Returns the session with a tokenizer that lets every response reach the full length."""
     fixed = NeverStops(session.banned[:1], session.tokenizer.pad_id)
     return dataclasses.replace(session, tokenizer=fixed)
-
-
-def grids(batch: Prompts) -> list[list[tuple[int, int]]]:
-    """Returns (rows, columns) of patches for each image of each prompt."""
-    image_grids = []
-    for image, coords in zip(batch.patch_image, batch.patch_coords, strict=True):
-        sizes = [coords[image == k].max(axis=0) + 1 for k in range(1, image.max(initial=0) + 1)]
-        image_grids.append([(int(rows), int(columns)) for rows, columns in sizes])
-    return image_grids

@@ -21,18 +21,9 @@ from typing import Any, NamedTuple
 
 from rlvlm_jax.data import problems
 from rlvlm_jax.data.example import Example
+from rlvlm_jax.data.images import ImageError, image_size, local_path
 from rlvlm_jax.data.index import SizeIndex, key_of
-from rlvlm_jax.data.processor import (
-    Encoded,
-    ImageError,
-    ImageSpec,
-    VisionTokens,
-    check_placeholders,
-    count_image_tokens,
-    encode_prompt,
-    image_size,
-    local_path,
-)
+from rlvlm_jax.data.prompts import Encoded, Media, check_placeholders, encode_prompt
 from rlvlm_jax.data.tokenizer import Tokenizer
 from rlvlm_jax.errors import InputError
 
@@ -76,7 +67,7 @@ class Reader:
 
     Attributes:
         tokenizer: the model's tokenizer.
-        spec: the model's image settings.
+        media: of the model.
         instruction: added after every question, on a separate line; not added to chats.
         system: system message; "" leaves it to the chat template; not added to chats.
         max_prompt_tokens: longer prompts are dropped, never cut.
@@ -90,7 +81,7 @@ class Reader:
     """
 
     tokenizer: Tokenizer
-    spec: ImageSpec
+    media: Media
     instruction: str = ""
     system: str = ""
     max_prompt_tokens: int = 2048
@@ -206,12 +197,11 @@ class Reader:
             ImageError: an image cannot be used.
             InputError: the chat template leaves images out.
         """
-        counts = [count_image_tokens(*image_size(i), self.spec) for i in example.images]
+        counts = [self.media.count_tokens(*image_size(i)) for i in example.images]
         ids = self.tokenizer.encode(self.text(example))
-        vision = VisionTokens.from_tokenizer(self.tokenizer)
-        check_placeholders(ids, len(counts), vision, _label(example))
+        check_placeholders(ids, len(counts), self.tokenizer, self.media, _label(example))
         tokens = sum(counts)
-        return len(ids) - len(counts) + tokens, tokens * self.spec.merge_size**2
+        return len(ids) - len(counts) + tokens, tokens * self.media.patches_per_token
 
     def encode(self, example: Example) -> Encoded:
         """Decodes the images and returns the prompt as arrays.
@@ -221,7 +211,7 @@ class Reader:
         """
         try:
             return encode_prompt(
-                self.text(example), example.images, self.tokenizer, self.spec, _label(example)
+                self.text(example), example.images, self.tokenizer, self.media, _label(example)
             )
         except ImageError as error:
             raise ImageError(error.kind, f"{_label(example)}: {error}") from error
@@ -238,9 +228,8 @@ class Reader:
         except RuntimeError as error:  # a user without a home
             _LOG.warning("config.data.index=%s: %s; lengths are not stored", self.index, error)
             return None
-        spec = self.spec
-        limits = spec.patch_size, spec.merge_size, spec.min_pixels, spec.max_pixels
-        return SizeIndex(directory, name, f"{self.tokenizer.fingerprint()} {limits}")
+        counted_by = f"{self.tokenizer.fingerprint()} {self.media.fingerprint()}"
+        return SizeIndex(directory, name, counted_by)
 
     def _split_work(
         self, items: Sequence[Any], work: Callable[[list[Any]], Sequence[Any]]

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlvlm_jax.data.processor import local_path
+from rlvlm_jax.data.images import local_path
 
 _LOG = logging.getLogger(__name__)
 

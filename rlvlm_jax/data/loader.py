@@ -3,9 +3,9 @@
 """Problems in shuffled order, encoded ahead by threads, as batches of a few static shapes.
 
 The end of step I. The order is a function of (seed, place in the stream), so a cursor of a few
-numbers restores it exactly, with any number of threads. At most two batches of prompts wait, as
-uint8 patches, so host memory stays bounded. Knows nothing of devices, files or configuration.
-Several processes share a batch: each encodes the rows of its own devices.
+numbers restores it exactly, with any number of threads. At most two batches of prompts wait, so
+host memory stays bounded. Knows nothing of devices, files or configuration. Several processes share
+a batch: each encodes the rows of its own devices.
 """
 
 import sys
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from rlvlm_jax.data.example import Example
-from rlvlm_jax.data.processor import Encoded, ImageError, collate
+from rlvlm_jax.data.images import ImageError
+from rlvlm_jax.data.prompts import Encoded, Media, collate
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.types import Prompts
 
@@ -74,21 +75,6 @@ def fit_bucket(needed: Bucket, buckets: Sequence[Bucket]) -> Bucket:
     if not fitting:
         raise ValueError(f"prompts of {p} tokens and {i} patches fit into none of {list(buckets)}")
     return min(fitting, key=sum)
-
-
-def pad_batch(batch: Prompts, p: int, i: int, pad_id: int) -> Prompts:
-    """Returns the same prompts in a larger shape: P tokens, I patches. Host arrays."""
-    left, right = p - batch.tokens.shape[1], i - batch.patches.shape[1]
-
-    def pad(name: str, array: np.ndarray) -> np.ndarray:
-        widths = [(0, 0)] * array.ndim
-        if name in ("tokens", "mask", "positions"):
-            widths[-1] = (left, 0)
-        else:
-            widths[1] = (0, right)
-        return np.pad(array, widths, constant_values=pad_id if name == "tokens" else 0)
-
-    return Prompts(**{name: pad(name, array) for name, array in batch._asdict().items()})
 
 
 class _Drops(dict):
@@ -211,7 +197,7 @@ class _Stream:
             if isinstance(encoded, ImageError):
                 sizes[place] = encoded.kind
             else:
-                sizes[place] = len(encoded.tokens), len(encoded.patches)
+                sizes[place] = len(encoded.tokens), encoded.patches
                 encoded_by_place[place] = encoded
         return sizes
 
@@ -263,7 +249,7 @@ class _Stream:
         example = self._examples[self.number(place)]
         try:
             encoded = self._encode(example)
-            if len(encoded.tokens) > self._largest[0] or len(encoded.patches) > self._largest[1]:
+            if len(encoded.tokens) > self._largest[0] or encoded.patches > self._largest[1]:
                 raise ImageError(
                     "unreadable_image",
                     f"{example.source} (id {example.id}): an image is larger than its header said",
@@ -298,6 +284,7 @@ class Loader:
         examples: Sequence[Example],
         encode: Callable[[Example], Encoded],
         *,
+        media: Media,
         prompts: int,
         buckets: int | Sequence[Bucket] = 2,
         seed: int = 0,
@@ -311,6 +298,7 @@ class Loader:
         Args:
             examples: with sizes, as `dataset.Reader.read` returns them.
             encode: problem -> prompt, called from threads; raises ImageError.
+            media: of the model; pads the prompts' images.
             prompts: N, prompts per batch.
             buckets: the shapes, or how many to choose from the data.
             seed: of the order.
@@ -324,7 +312,7 @@ class Loader:
 
         self._prompts = prompts
         self._seed = seed
-        self._pad_id = pad_id
+        self._pad_id, self._media = pad_id, media
         self._examples = examples
         self.buckets = _resolve_buckets(examples, buckets, prompts)
         self.dropped = _Drops()
@@ -353,7 +341,7 @@ class Loader:
             InputError: a damaged image with on_bad_record="error", or too few examples are left.
         """
         numbers, encoded, needed = self._stream.take()
-        batch = collate(encoded, *fit_bucket(needed, self.buckets), self._pad_id)
+        batch = collate(encoded, *fit_bucket(needed, self.buckets), self._pad_id, self._media)
         return [self._examples[number] for number in numbers], batch
 
     def __iter__(self) -> Iterator[tuple[list[Example], Prompts]]:
@@ -418,12 +406,12 @@ class EvaluationSet:
         examples: Sequence[Example],
         encode: Callable[[Example], Encoded],
         *,
+        media: Media,
         prompts: int,
         buckets: int | Sequence[Bucket] = EVALUATION_BUCKETS,
         workers: int = 2,
         pad_id: int = 0,
         on_bad_record: str = "error",
-        patch_bytes: int | None = None,
         share: Share | None = None,
     ):
         """Chooses the shapes; see `Loader` and `collate` for the arguments."""
@@ -432,9 +420,8 @@ class EvaluationSet:
         self.dropped = _Drops()
         self._encode = encode
         self._prompts = prompts
-        self._pad_id = pad_id
+        self._pad_id, self._media = pad_id, media
         self._share = share or Share(np.arange(prompts))
-        self._patch_bytes = patch_bytes
         self._settings = {"workers": workers, "on_bad_record": on_bad_record}
 
     def __len__(self) -> int:
@@ -472,7 +459,7 @@ class EvaluationSet:
                 yield (
                     np.array([*numbers, *empty], np.int32),
                     [self.examples[number] for number in numbers],
-                    collate(encoded, *bucket, self._pad_id, self._patch_bytes),
+                    collate(encoded, *bucket, self._pad_id, self._media),
                 )
             if self.dropped.count == count:
                 raise InputError(

@@ -3,7 +3,7 @@
 """Text to token ids and back, and the chat template: the only file that uses `transformers`.
 
 Serves step I (prompts) and step III (texts of responses). Does not know images: a rendered prompt
-has one image token per image, and `processor.encode_prompt` repeats it.
+has one image token per image, and `Media.encode` repeats it.
 """
 
 import hashlib

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from rlvlm_jax import config as config_lib
 from rlvlm_jax import optim, sft, sharding, startup, train
+from rlvlm_jax.data.prompts import Media
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.models.qwen2_vl.config import PUBLISHED, to_hf
 from rlvlm_jax.plan.predict import Sizes
@@ -70,20 +71,19 @@ def open_model(path: str) -> tuple[startup.Source, Any, str]:
 
 
 def largest_bucket(
-    config: ConfigDict, spec: Any, prompt_tokens: int, patches: int
+    config: ConfigDict, media: Media, prompt_tokens: int, patches: int
 ) -> tuple[int, int]:
     """Returns (P, I): the values passed, or the largest possible with one image per prompt.
 
     Args:
         config: `data.max_prompt_tokens` is read.
-        spec: `processor.ImageSpec`, with the configuration's limits applied.
+        media: of the model, with the configuration's limits applied.
         prompt_tokens: P, 0 for the largest.
         patches: I, 0 for the largest.
     """
     length = prompt_tokens or config.data.max_prompt_tokens
-    most = spec.max_pixels // spec.patch_size**2
-    room = length * spec.merge_size**2
-    sizes = (length, patches or min(most, room))
+    room = length * media.patches_per_token
+    sizes = (length, patches or min(media.max_patches, room))
     return tuple(math.ceil(size / MULTIPLE) * MULTIPLE for size in sizes)
 
 
@@ -102,7 +102,7 @@ def lower_supervised(
 ) -> Any:
     """Lowers the step of supervised training for prompts of (P, I); see `train.lower_steps`."""
     rows, most = session.config.update.minibatch, session.config.rollout.max_tokens
-    batch = sharding.batch_shapes(rows, *bucket, session.spec.patch_bytes, session.mesh)
+    batch = session.batch_shapes(rows, bucket)
     tokens, mask = (
         jax.ShapeDtypeStruct((rows, most), kind, sharding=sharding.batch_sharding(session.mesh))
         for kind in (np.int32, bool)
@@ -139,7 +139,7 @@ def lower(
     optimizer, _ = optim.make_optimizer(config.update, 1000, session.model.part)
     state = startup.state_shapes(session, optimizer)
     reference = session.shapes if train.needs_reference(config) else None
-    bucket = largest_bucket(config, session.spec, prompt_tokens, patches)
+    bucket = largest_bucket(config, session.media, prompt_tokens, patches)
     start = time.perf_counter()
     if config.mode == "sft":
         lowered = {"update": lower_supervised(session, optimizer, state, bucket)}

@@ -12,9 +12,10 @@ from data_cases import IMAGE_ID, k12, make_image, save_image, write_tokenizer
 from PIL import Image
 
 from rlvlm_jax.data.dataset import Reader, overlap
-from rlvlm_jax.data.processor import ImageError, ImageSpec
+from rlvlm_jax.data.images import ImageError
 from rlvlm_jax.data.tokenizer import Tokenizer
 from rlvlm_jax.errors import InputError
+from rlvlm_jax.models.qwen2_vl.media import ImageSpec
 
 ONE = "<|vision_start|><|image_pad|><|vision_end|>"
 GOOD = {
@@ -128,7 +129,7 @@ def test_size_from_headers_is_the_size_of_the_encoded_prompt(folder, reader):
     assert [example.patches for example in examples] == [8, 12, 0]
     for example in examples:
         encoded = reader.encode(example)
-        assert (example.tokens, example.patches) == (len(encoded.tokens), len(encoded.patches))
+        assert (example.tokens, example.patches) == (len(encoded.tokens), encoded.patches)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +198,7 @@ def test_chat_records(folder, reader):
         "<|im_start|>system\nSolve.<|im_end|>\n"
         f"<|im_start|>user\n{ONE}Find y.<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert len(reader.encode(example).patches) == example.patches == 8
+    assert reader.encode(example).patches == example.patches == 8
 
 
 @pytest.mark.parametrize(
@@ -397,7 +398,7 @@ def check_table(reader, name):
     assert [example.id for example in examples] == ["0", "1", "2"]
     assert [example.solution for example in examples] == [f"\\boxed{{{k}}}" for k in "123"]
     assert [example.patches for example in examples] == [8, 12, 0]
-    blue = reader.encode(examples[1]).patches[4:].reshape(8, 3, 14 * 14)
+    blue = reader.encode(examples[1]).media.pixels[4:].reshape(8, 3, 14 * 14)
     assert (blue == np.array([0, 0, 255])[:, None]).all()
     return examples
 
@@ -444,7 +445,7 @@ def test_one_image_a_row_and_paths(folder, reader):
     for name in ("paths", "images"):
         examples, _ = strict(reader).read(str(folder / name))
         assert [example.patches for example in examples] == [8, 4]
-        assert [len(reader.encode(example).patches) for example in examples] == [8, 4]
+        assert [reader.encode(example).patches for example in examples] == [8, 4]
 
 
 def test_bad_rows_of_a_table(folder, reader):

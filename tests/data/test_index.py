@@ -10,8 +10,8 @@ from data_cases import as_processes
 from PIL import Image
 
 from rlvlm_jax.data.dataset import Reader
-from rlvlm_jax.data.processor import ImageSpec
 from rlvlm_jax.errors import InputError
+from rlvlm_jax.models.qwen2_vl.media import ImageSpec
 from tests.run_cases import write_problems, write_records
 
 
@@ -55,7 +55,7 @@ def test_what_was_counted_is_found_again(reader, data, counted):
     [
         {"instruction": "Answer."},
         {"system": "You are brief."},
-        {"spec": ImageSpec(max_pixels=40 * 784, min_pixels=8 * 784)},
+        {"media": ImageSpec(max_pixels=40 * 784, min_pixels=8 * 784)},
     ],
     ids=lambda change: next(iter(change)),
 )

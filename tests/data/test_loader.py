@@ -13,9 +13,13 @@ import pytest
 from data_cases import as_processes
 
 from rlvlm_jax.data.example import Example
+from rlvlm_jax.data.images import ImageError
 from rlvlm_jax.data.loader import EvaluationSet, Loader, Share, choose_buckets, fit_bucket
-from rlvlm_jax.data.processor import Encoded, ImageError
+from rlvlm_jax.data.prompts import Encoded
 from rlvlm_jax.errors import InputError
+from rlvlm_jax.models.qwen2_vl.media import ImageSpec, Patches
+
+MEDIA = ImageSpec(patch_size=2)  # 12 bytes a patch
 
 
 def example(number, tokens=5, patches=4):
@@ -28,11 +32,18 @@ def encode(problem):
     return Encoded(
         tokens=np.full(problem.tokens, number, np.int32),
         positions=np.tile(np.arange(problem.tokens, dtype=np.int32), (3, 1)),
-        patches=np.full((problem.patches, 12), number, np.uint8),
-        coords=np.zeros((problem.patches, 2), np.int32),
-        image=np.ones(problem.patches, np.int32),
-        window=np.ones(problem.patches, np.int32),
+        media=Patches(
+            pixels=np.full((problem.patches, 12), number, np.uint8),
+            coords=np.zeros((problem.patches, 2), np.int32),
+            image=np.ones(problem.patches, np.int32),
+            window=np.ones(problem.patches, np.int32),
+        ),
+        patches=problem.patches,
     )
+
+
+def arrays(batch):
+    return [*batch[:3], *batch.media]
 
 
 def breaking(*numbers):
@@ -55,7 +66,7 @@ def opened():
     made = []
 
     def make(examples=EXAMPLES, encode=encode, **settings):
-        made.append(Loader(examples, encode, **({"prompts": 4} | settings)))
+        made.append(Loader(examples, encode, media=MEDIA, **({"prompts": 4} | settings)))
         return made[-1]
 
     yield make
@@ -107,7 +118,7 @@ def test_batch_holds_its_examples(opened):
         for row, problem in enumerate(examples):
             assert set(batch.tokens[row][batch.mask[row]]) == {int(problem.id)}
             assert batch.mask[row].sum() == problem.tokens
-            assert (batch.patch_image[row] > 0).sum() == problem.patches
+            assert (batch.media.image[row] > 0).sum() == problem.patches
 
 
 def test_epoch_counts_passes(opened):
@@ -139,7 +150,7 @@ def test_restored_loader_goes_on_bit_for_bit(opened, before, broken):
     for _ in range(8):
         (examples, batch), (examples2, batch2) = whole.next(), resumed.next()
         assert examples == examples2
-        for ours, theirs in zip(batch, batch2, strict=True):
+        for ours, theirs in zip(arrays(batch), arrays(batch2), strict=True):
             np.testing.assert_array_equal(ours, theirs)
         assert whole.state() == resumed.state()
         assert whole.epoch == resumed.epoch
@@ -233,12 +244,12 @@ def rows_of(batches, rows_of_each):
     """Puts the rows of every process's batches together again."""
     whole = []
     for parts in zip(*batches, strict=True):
-        arrays = []
-        for of_field in zip(*parts, strict=True):
+        fields = []
+        for of_field in zip(*map(arrays, parts), strict=True):
             joined = np.concatenate(of_field)
             order = np.argsort(np.concatenate(rows_of_each), kind="stable")
-            arrays.append(joined[order])
-        whole.append(arrays)
+            fields.append(joined[order])
+        whole.append(fields)
     return whole
 
 
@@ -262,7 +273,7 @@ def test_batches_do_not_depend_on_how_many_processes_share_them(opened, rows, br
         assert [examples for examples, _ in found] == [examples for examples, _ in expected]
     batches = rows_of([[batch for _, batch in found] for found, _ in results], rows)
     for whole, (_, batch) in zip(batches, expected, strict=True):
-        for ours, theirs in zip(whole, batch, strict=True):
+        for ours, theirs in zip(whole, arrays(batch), strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 
@@ -296,7 +307,7 @@ def test_a_damaged_image_of_one_process_stops_all(opened):
 
 @pytest.mark.parametrize("broken", [(), (5,), (8, 9)])
 def test_shared_evaluation_is_the_same(broken):
-    settings = {"prompts": 4, "on_bad_record": "skip", "patch_bytes": 12}
+    settings = {"prompts": 4, "on_bad_record": "skip", "media": MEDIA}
     expected = list(EvaluationSet(EXAMPLES, breaking(*broken), **settings))
     rows = [[0, 1], [2, 3]]  # the last batch has no example for the second process
 
@@ -310,7 +321,7 @@ def test_shared_evaluation_is_the_same(broken):
             assert examples == examples2
     batches = rows_of([[batch for *_, batch in found] for found in results], rows)
     for whole, (*_, batch) in zip(batches, expected, strict=True):
-        for ours, theirs in zip(whole, batch, strict=True):
+        for ours, theirs in zip(whole, arrays(batch), strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 
@@ -318,7 +329,7 @@ def test_shared_evaluation_is_the_same(broken):
 
 
 def test_evaluation_covers_every_example_once_in_order():
-    questions = EvaluationSet(EXAMPLES, encode, prompts=4)
+    questions = EvaluationSet(EXAMPLES, encode, media=MEDIA, prompts=4)
     for _ in range(2):  # it can be gone through again
         numbers, examples, batches = zip(*questions, strict=True)
         assert [e.id for e in itertools.chain(*examples)] == [str(n) for n in range(10)]
@@ -326,11 +337,11 @@ def test_evaluation_covers_every_example_once_in_order():
         assert [len(e) for e in examples] == [4, 4, 2]
         assert {batch.tokens.shape[0] for batch in batches} == {4}
         assert batches[-1].mask.any(axis=1).tolist() == [True, True, False, False]
-        assert not batches[-1].patch_image[2:].any()
+        assert not batches[-1].media.image[2:].any()
 
 
 def test_evaluation_of_fewer_questions_than_rows():
-    ((numbers, examples, batch),) = EvaluationSet(EXAMPLES[:2], encode, prompts=4)
+    ((numbers, examples, batch),) = EvaluationSet(EXAMPLES[:2], encode, media=MEDIA, prompts=4)
     assert numbers.tolist() == [0, 1, 2, 3]
     assert len(examples) == 2
     assert batch.mask.any(axis=1).tolist() == [True, True, False, False]
@@ -338,20 +349,22 @@ def test_evaluation_of_fewer_questions_than_rows():
 
 def test_evaluation_of_damaged_images():
     with pytest.raises(InputError, match=r"d\.jsonl:5"):
-        list(EvaluationSet(EXAMPLES, breaking(5), prompts=4))
-    questions = EvaluationSet(EXAMPLES, breaking(5), prompts=4, on_bad_record="skip")
+        list(EvaluationSet(EXAMPLES, breaking(5), media=MEDIA, prompts=4))
+    questions = EvaluationSet(EXAMPLES, breaking(5), media=MEDIA, prompts=4, on_bad_record="skip")
     numbers, examples, _ = zip(*questions, strict=True)
     assert [int(e.id) for e in itertools.chain(*examples)] == [0, 1, 2, 3, 4, 6, 7, 8, 9]
     assert [n.tolist() for n in numbers] == [[0, 1, 2, 3], [4, 6, 7, 8], [9, 10, 11, 12]]
     assert questions.dropped == {"unreadable_image": ["5"]}
-    questions = EvaluationSet(EXAMPLES[:2], breaking(0, 1), prompts=2, on_bad_record="skip")
+    questions = EvaluationSet(
+        EXAMPLES[:2], breaking(0, 1), media=MEDIA, prompts=2, on_bad_record="skip"
+    )
     with pytest.raises(InputError, match="all 2 records of an evaluation set, the first from "):
         list(questions)
 
 
 def test_evaluation_can_be_left_early():
     before = threading.active_count()
-    for _ in EvaluationSet(EXAMPLES, encode, prompts=2, workers=3):
+    for _ in EvaluationSet(EXAMPLES, encode, media=MEDIA, prompts=2, workers=3):
         break
     for _ in range(100):
         if threading.active_count() <= before:
@@ -404,7 +417,7 @@ def test_batches_take_the_smallest_bucket_that_fits(opened):
     assert loader.buckets == ((16, 16), (48, 112))
     for _ in range(8):
         (problem,), batch = loader.next()
-        shape = (batch.tokens.shape[1], batch.patches.shape[1])
+        shape = (batch.tokens.shape[1], batch.media.image.shape[1])
         assert shape == ((16, 16) if problem.id != "0" else (48, 112))
 
 

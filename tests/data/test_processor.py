@@ -13,22 +13,10 @@ import pytest
 from data_cases import IMAGE_ID, k12, make_image, save_image
 from PIL import Image
 
-from rlvlm_jax.data.processor import (
-    Encoded,
-    ImageError,
-    ImageSpec,
-    VisionTokens,
-    collate,
-    count_image_tokens,
-    encode_prompt,
-    flatten,
-    image_size,
-    load_pixels,
-    patch_layout,
-    process_image,
-    resized_size,
-)
+from rlvlm_jax.data.images import ImageError, flatten, image_size, load_pixels
+from rlvlm_jax.data.prompts import collate, encode_prompt
 from rlvlm_jax.errors import InputError
+from rlvlm_jax.models.qwen2_vl.media import ImageSpec, patch_layout, patchify, resized_size
 
 SPEC = ImageSpec(max_pixels=12_845_056)
 ONE = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -72,13 +60,13 @@ def encoded_bytes(image, kind="PNG", **options):
 def test_resized_size(width, height, limits, expected):
     spec = ImageSpec(min_pixels=limits[0], max_pixels=limits[1])
     assert resized_size(width, height, spec) == expected
-    assert count_image_tokens(width, height, spec) == expected[0] * expected[1] // 784
+    assert spec.count_tokens(width, height) == expected[0] * expected[1] // 784
 
 
 @pytest.mark.parametrize(("width", "height"), [(201, 1), (3, 601)])
 def test_too_long_images_are_refused(width, height):
     with pytest.raises(ImageError, match="aspect ratio over 200") as caught:
-        count_image_tokens(width, height, SPEC)
+        SPEC.count_tokens(width, height)
     assert caught.value.kind == "image_too_long"
 
 
@@ -96,7 +84,7 @@ def test_patches_equal_those_of_transformers(mode, limits):
     spec = ImageSpec(min_pixels=limits[0], max_pixels=limits[1])
     for width, height in ((13, 3), (7, 28), (1, 1), (100, 170), (517, 333), (56, 56), (5, 900)):
         image = noise(width, height, mode)
-        patches, grid = process_image(image, spec)
+        patches, grid = patchify(load_pixels(image), spec)
         expected = theirs(image, return_tensors="np")
         assert expected["image_grid_thw"].tolist() == [[1, *grid]]
         frames = expected["pixel_values"].reshape(-1, 3, 2, 14 * 14)
@@ -113,7 +101,7 @@ def test_patches_equal_those_of_transformers(mode, limits):
 def test_patches_are_in_merge_block_order():
     spec = ImageSpec(patch_size=2, min_pixels=1)
     pixels = np.arange(4 * 8 * 3, dtype=np.uint8).reshape(4, 8, 3)
-    patches, grid = process_image(Image.fromarray(pixels), spec)
+    patches, grid = patchify(Image.fromarray(pixels), spec)
     assert grid == (2, 4)
     coords, _ = patch_layout(2, 4, spec)
     order = [[0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [0, 3], [1, 2], [1, 3]]
@@ -299,7 +287,7 @@ def test_header_is_enough_for_the_size():
 )
 def test_what_cannot_be_opened(source, kind):
     with pytest.raises(ImageError) as caught:
-        count_image_tokens(*image_size(source), SPEC)
+        SPEC.count_tokens(*image_size(source))
     assert caught.value.kind == kind
 
 
@@ -322,7 +310,7 @@ def test_damaged_bodies_never_raise_anything_else(kind):
             for place in rng.integers(0, len(data), 20):
                 damaged[place] = rng.integers(256)
         try:
-            process_image(load_pixels(bytes(damaged)), SPEC)
+            patchify(load_pixels(bytes(damaged)), SPEC)
         except ImageError:
             refused += 1
     assert refused
@@ -378,7 +366,7 @@ def test_spec_of_a_directory(model_dir):
         ({"config.json": {"model_type": "qwen2_vl", "vision_config": {}}}, {}),
         (
             {"preprocessor_config.json": {"image_mean": [0, 0, 0], "do_resize": True}},
-            {"image_mean": (0, 0, 0)},
+            {},
         ),
     ],
 )
@@ -398,10 +386,19 @@ def test_spec_of_files(files, changes):
         ("preprocessor_config.json", '{"patch_size": "14"}', "patch_size='14'"),
         ("preprocessor_config.json", '{"min_pixels": 9, "max_pixels": 8}', "is above"),
         ("config.json", '{"vision_config": {"patch_size": 16}}', "must agree"),
+        (
+            "preprocessor_config.json",
+            '{"temporal_patch_size": 4}',
+            "temporal_patch_size=4, but config.json has vision_config.temporal_patch_size=2",
+        ),
     ],
 )
 def test_spec_refuses(name, content, message):
-    files = {"preprocessor_config.json": '{"patch_size": 14}'} | {name: content}
+    files = {
+        "preprocessor_config.json": '{"patch_size": 14}',
+        "config.json": '{"vision_config": {"temporal_patch_size": 2}}',
+    }
+    files[name] = content
     with pytest.raises(InputError, match=message):
         ImageSpec.from_files(files)
 
@@ -425,29 +422,33 @@ def test_encode_prompt_with_two_images(tokenizer, spec):
         [0, 2, 2, 4, 6, 7, 11, 12],
         [0, 2, 3, 4, 6, 7, 11, 12],
     ]
-    assert one.image.tolist() == [1] * 8 + [2] * 100
-    assert sorted(set(one.window.tolist())) == [1, 2, 3, 4, 5]  # one, then 2 x 2
-    assert one.window[:8].tolist() == [1] * 8
-    assert one.patches.shape == (108, 588)
-    assert one.patches[:8].max() == 0
-    assert one.patches[8:].min() == 255
-    assert one.coords[:8].tolist() == [
+    assert one.media.image.tolist() == [1] * 8 + [2] * 100
+    assert sorted(set(one.media.window.tolist())) == [1, 2, 3, 4, 5]  # one, then 2 x 2
+    assert one.media.window[:8].tolist() == [1] * 8
+    assert one.media.pixels.shape == (108, 588)
+    assert one.media.pixels[:8].max() == 0
+    assert one.media.pixels[8:].min() == 255
+    assert one.media.coords[:8].tolist() == [
         [0, 0], [0, 1], [1, 0], [1, 1], [0, 2], [0, 3], [1, 2], [1, 3],
     ]  # fmt: skip
-    assert [one.tokens.dtype, one.patches.dtype, one.window.dtype] == [np.int32, np.uint8, np.int32]
+    assert [one.tokens.dtype, one.media.pixels.dtype, one.media.window.dtype] == [
+        np.int32,
+        np.uint8,
+        np.int32,
+    ]
 
 
 def test_encode_prompt_without_images(tokenizer, spec):
     one = encode_prompt("ab", [], tokenizer, spec)
     assert one.tokens.tolist() == [97, 98]
-    assert one.patches.shape == (0, 588)
-    assert one.coords.shape == (0, 2)
+    assert one.media.pixels.shape == (0, 588)
+    assert one.media.coords.shape == (0, 2)
 
 
 def test_without_windows_the_window_is_the_image(tokenizer, spec):
     images = [make_image(), make_image(280, 280)]
     one = encode_prompt(ONE + ONE, images, tokenizer, replace(spec, window_size=0))
-    np.testing.assert_array_equal(one.window, one.image)
+    np.testing.assert_array_equal(one.media.window, one.media.image)
 
 
 @pytest.mark.parametrize(("text", "images"), [("a", 1), (ONE, 0), (ONE * 2, 1), (ONE, 2)])
@@ -465,13 +466,14 @@ def test_video_and_empty_prompt_are_refused(tokenizer, spec):
 
 
 def test_vision_tokens(tokenizer):
-    assert VisionTokens.from_tokenizer(tokenizer) == VisionTokens(262, 259, 260, 261, 263)
+    names = (SPEC.image_token, *SPEC.reserved_tokens, SPEC.video_token)
+    assert list(map(tokenizer.token_id, names)) == [262, 259, 260, 261, 263]
 
 
 def test_collate_pads_tokens_left_and_patches_right(tokenizer, spec):
     with_image = encode_prompt(f"a{ONE}", [make_image()], tokenizer, spec)
     plain = encode_prompt("abc", [], tokenizer, spec)
-    batch = collate([with_image, plain, None], 6, 8, 77)
+    batch = collate([with_image, plain, None], 6, 8, 77, spec)
     assert batch.tokens.tolist() == [
         [77, 77, 97, 259, 262, 260],
         [77, 77, 77, 97, 98, 99],
@@ -480,28 +482,35 @@ def test_collate_pads_tokens_left_and_patches_right(tokenizer, spec):
     assert batch.mask.sum(axis=1).tolist() == [4, 3, 0]
     assert (batch.mask == (batch.tokens != 77)).all()
     assert batch.positions[0].tolist() == [[0, 0, 0, 1, 2, 3]] * 3
-    assert batch.patch_image.tolist() == [[1] * 4 + [0] * 4, [0] * 8, [0] * 8]
-    assert batch.patch_window.tolist() == batch.patch_image.tolist()
-    np.testing.assert_array_equal(batch.patches[0, :4], with_image.patches)
-    assert not batch.patches[0, 4:].any()
-    assert not batch.patches[1:].any()
-    assert batch.patch_coords[0, :4].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
-    assert [x.dtype for x in batch] == [np.int32, bool, np.int32, np.uint8, *[np.int32] * 3]
-    assert [x.shape[0] for x in batch] == [3] * 7
+    assert batch.media.image.tolist() == [[1] * 4 + [0] * 4, [0] * 8, [0] * 8]
+    assert batch.media.window.tolist() == batch.media.image.tolist()
+    np.testing.assert_array_equal(batch.media.pixels[0, :4], with_image.media.pixels)
+    assert not batch.media.pixels[0, 4:].any()
+    assert not batch.media.pixels[1:].any()
+    assert batch.media.coords[0, :4].tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert [x.dtype for x in (*batch[:3], *batch.media)] == [
+        np.int32,
+        bool,
+        np.int32,
+        np.uint8,
+        *[np.int32] * 3,
+    ]
+    assert [x.shape[0] for x in (*batch[:3], *batch.media)] == [3] * 7
 
 
 @pytest.mark.parametrize(("p", "i"), [(3, 8), (6, 3)])
 def test_collate_refuses_what_does_not_fit(tokenizer, spec, p, i):
     one = encode_prompt(f"a{ONE}", [make_image()], tokenizer, spec)
     with pytest.raises(ValueError, match="does not fit"):
-        collate([one], p, i, 0)
+        collate([one], p, i, 0, spec)
 
 
 def test_an_encoded_prompt_is_as_small_as_its_pixels(tokenizer, spec):
     one = encode_prompt(ONE, [make_image(280, 280)], tokenizer, spec)
-    extra = sum(getattr(one, f).nbytes for f in Encoded.__annotations__ if f != "patches")
-    assert one.patches.nbytes == 280 * 280 * 3
-    assert extra < one.patches.nbytes / 20
+    pixels, *others = one.media
+    extra = sum(array.nbytes for array in (one.tokens, one.positions, *others))
+    assert pixels.nbytes == 280 * 280 * 3
+    assert extra < pixels.nbytes / 20
 
 
 # ---- real images --------------------------------------------------------------------------
@@ -518,7 +527,7 @@ def test_token_counts_of_real_images_from_headers():
 
     def counts(limit):
         spec = ImageSpec(max_pixels=limit)
-        return [count_image_tokens(*shape, spec) for shape in shapes]
+        return [spec.count_tokens(*shape) for shape in shapes]
 
     default = counts(12_845_056)
     assert (min(default), int(np.median(default)), max(default)) == (4, 35, 3302)
@@ -534,8 +543,8 @@ def test_every_real_image_becomes_patches():
     uniform = 0
     for row in k12_rows(folder):
         path = folder / row["image"]
-        patches, (rows, columns) = process_image(path, spec)
+        patches, (rows, columns) = patchify(load_pixels(path), spec)
         assert patches.shape == (rows * columns, 588)
-        assert rows * columns == 4 * count_image_tokens(*image_size(path), spec)
+        assert rows * columns == 4 * spec.count_tokens(*image_size(path))
         uniform += patches.min() == patches.max()
     assert uniform == 0  # dropping transparency would leave five images black

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig, VisionConfig
+from rlvlm_jax.models.qwen2_vl.media import Patches
 from rlvlm_jax.types import Prompts
 
 IMAGE, VIDEO, START, END = 150, 151, 152, 153
@@ -134,10 +135,12 @@ def make_batch(config, prompts, *, seed=0, pad="left", extra=(2, 8)):
         tokens=np.full((n, p), 1, np.int32),
         mask=np.zeros((n, p), bool),
         positions=np.zeros((n, 3, p), np.int32),
-        patches=np.zeros((n, i, 3 * config.vision.patch_size**2), np.uint8),
-        patch_coords=np.zeros((n, i, 2), np.int32),
-        patch_image=np.zeros((n, i), np.int32),
-        patch_window=np.zeros((n, i), np.int32),
+        media=Patches(
+            pixels=np.zeros((n, i, 3 * config.vision.patch_size**2), np.uint8),
+            coords=np.zeros((n, i, 2), np.int32),
+            image=np.zeros((n, i), np.int32),
+            window=np.zeros((n, i), np.int32),
+        ),
     )
     for row, ((tokens, positions), fields) in enumerate(zip(texts, images, strict=True)):
         free = p - len(tokens)
@@ -149,10 +152,8 @@ def make_batch(config, prompts, *, seed=0, pad="left", extra=(2, 8)):
         batch.tokens[row, columns] = tokens
         batch.mask[row, columns] = True
         batch.positions[row][:, columns] = positions
-        for name, values in zip(
-            ("patches", "patch_coords", "patch_image", "patch_window"), fields, strict=True
-        ):
-            getattr(batch, name)[row, : len(values)] = values
+        for array, values in zip(batch.media, fields, strict=True):
+            array[row, : len(values)] = values
     return batch
 
 

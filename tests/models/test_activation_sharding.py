@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rlvlm_jax import models, sharding
+from rlvlm_jax.data.prompts import collate
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.logprobs import make_logprobs_fn
 from rlvlm_jax.models.common import activation_sharding, cache
@@ -156,7 +157,8 @@ def test_tokens_are_looked_up_without_gathering_table_or_tokens(fsdp, sequence, 
     model = model_of(mesh, vocab_size=1024)
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     shardings = sharding.param_shardings(shapes, model.param_rules, mesh)
-    batch = sharding.batch_shapes(16, 512, 0, 588, mesh)  # more tokens than the table has rows
+    empty = collate([None], 512, 0, 0, tiny_model.SPEC)
+    batch = sharding.batch_shapes(empty, 16, mesh)  # more tokens than the table has rows
     features = jax.ShapeDtypeStruct(
         (16, 0, 32), jnp.float32, sharding=sharding.batch_sharding(mesh)
     )

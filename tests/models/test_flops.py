@@ -16,6 +16,7 @@ from rlvlm_jax.models import build
 from rlvlm_jax.models.common import cache
 from rlvlm_jax.models.qwen2_vl import costs
 from rlvlm_jax.models.qwen2_vl.config import PUBLISHED, QwenVLConfig, VisionConfig
+from rlvlm_jax.models.qwen2_vl.media import Patches
 from rlvlm_jax.types import Prompts
 
 # One layer each, so that XLA's counting of a loop's body once is right; wide, so that products
@@ -65,10 +66,12 @@ def shapes():
         tokens=shape(N, P),
         mask=shape(N, P, dtype=bool),
         positions=shape(N, 3, P),
-        patches=shape(N, PATCHES, 3 * 14**2, dtype=np.uint8),
-        patch_coords=shape(N, PATCHES, 2),
-        patch_image=shape(N, PATCHES),
-        patch_window=shape(N, PATCHES),
+        media=Patches(
+            pixels=shape(N, PATCHES, 3 * 14**2, dtype=np.uint8),
+            coords=shape(N, PATCHES, 2),
+            image=shape(N, PATCHES),
+            window=shape(N, PATCHES),
+        ),
     )
     params = jax.eval_shape(model.init, jax.random.key(0))
     features = shape(N, PATCHES // 4, 256, dtype=np.float32)

@@ -20,10 +20,12 @@ from jax.experimental import topologies
 
 from rlvlm_jax import config as config_lib
 from rlvlm_jax import sharding, startup
+from rlvlm_jax.data.prompts import collate
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.models import build
 from rlvlm_jax.models.common.attention import Ids, Keys, attend
 from rlvlm_jax.models.common.kernels import PLAIN, Kernel, choose
+from rlvlm_jax.models.qwen2_vl.media import ImageSpec
 
 XLA = Kernel("xla")
 SPLASH = Kernel("splash", interpret=True)
@@ -293,7 +295,7 @@ def full_sequences(mesh, kernel):
     shardings = sharding.param_shardings(shapes, model.param_rules, mesh)
     rows = sharding.batch_sharding(mesh)
     tokens, mask = (jax.ShapeDtypeStruct((8, 50), t, sharding=rows) for t in (np.int32, bool))
-    batch = sharding.batch_shapes(4, 90, 144, 48, mesh)
+    batch = sharding.batch_shapes(collate([None], 90, 144, 0, ImageSpec(patch_size=4)), 4, mesh)
     return jax.jit(jax.grad(loss)), (
         sharding.with_shardings(shapes, shardings),
         batch,

@@ -112,7 +112,7 @@ def test_gradient_of_a_shared_prompt_equals_that_of_separate_rows_with_remat():
     model, params = make("qwen2_5_vl")
     batch = cases.make_batch(model.config, PROMPTS)
     tokens, mask = cases.random_responses(batch, G, R)
-    features = noise(len(PROMPTS), batch.patches.shape[1] // 4, model.config.width)
+    features = noise(len(PROMPTS), batch.media.image.shape[1] // 4, model.config.width)
     pulled = noise(*tokens.shape, model.config.width, seed=3)
     inputs = (tokens, mask, pulled)
     shared, of_features = gradient(model)(params["language"], features, batch, *inputs)
@@ -133,14 +133,14 @@ def test_remat_and_padding_leave_the_vision_gradient_alone(family):
     model, params = make(family)
     remat, _ = make(family, remat="full")
     batch = cases.make_batch(model.config, PROMPTS, extra=(0, 0))
-    pulled = noise(len(PROMPTS), batch.patches.shape[1] // 4, model.config.width)
+    pulled = noise(len(PROMPTS), batch.media.image.shape[1] // 4, model.config.width)
     expected = vision_gradient(model)(params["vision"], batch, pulled)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(expected))
 
     padded = cases.make_batch(model.config, PROMPTS, extra=(0, 3))
     # The first prompt has no padding, the second no image at all.
-    assert (batch.patch_image[0] > 0).all()
-    assert not batch.patch_image[1].any()
+    assert (batch.media.image[0] > 0).all()
+    assert not batch.media.image[1].any()
     pulled = np.pad(pulled, ((0, 0), (0, 3), (0, 0)))
     assert_close(vision_gradient(remat)(params["vision"], padded, pulled), expected)
 
@@ -172,13 +172,17 @@ def test_what_lies_under_the_masks_changes_nothing(family):
     batch = cases.make_batch(model.config, PROMPTS, pad="hole")
     tokens, mask = cases.random_responses(batch, G, R)
     rng = np.random.default_rng(3)
-    image = batch.patch_image > 0
+    image = batch.media.image > 0
     other = batch._replace(
         # The image token among the rest: it must not take the feature of a real one.
         tokens=np.where(batch.mask, batch.tokens, cases.IMAGE),
         positions=np.where(batch.mask[:, None], batch.positions, 10**6),
-        patches=np.where(image[..., None], batch.patches, rng.integers(0, 256, 48, np.uint8)),
-        patch_coords=np.where(image[..., None], batch.patch_coords, 77),
+        media=batch.media._replace(
+            pixels=np.where(
+                image[..., None], batch.media.pixels, rng.integers(0, 256, 48, np.uint8)
+            ),
+            coords=np.where(image[..., None], batch.media.coords, 77),
+        ),
     )
     other_tokens = np.where(mask, tokens, rng.integers(3, cases.WORDS, tokens.shape))
     expected = forward(model, params, batch, tokens, mask)
@@ -201,9 +205,8 @@ def test_a_batch_without_patches_is_a_batch_without_images():
     model, params = make("qwen2_5_vl")
     batch = cases.make_batch(model.config, [([], 9), ([], 4)], extra=(1, 3))
     tokens, mask = cases.random_responses(batch, G, R)
-    patch_fields = [name for name in batch._fields if name.startswith("patch")]
-    bare = batch._replace(**{name: getattr(batch, name)[:, :0] for name in patch_fields})
-    assert bare.patches.shape[1] == 0
+    bare = batch._replace(media=jax.tree.map(lambda x: x[:, :0], batch.media))
+    assert bare.media.image.shape[1] == 0
     expected = forward(model, params, batch, tokens, mask)
     np.testing.assert_allclose(forward(model, params, bare, tokens, mask), expected, atol=1e-5)
 
@@ -214,7 +217,7 @@ def test_an_empty_prompt_is_finite_and_has_no_gradient():
     tokens, mask = cases.random_responses(batch, G, R)
     batch.mask[1] = False
     mask[G : 2 * G] = False
-    features = noise(len(PROMPTS), batch.patches.shape[1] // 4, model.config.width)
+    features = noise(len(PROMPTS), batch.media.image.shape[1] // 4, model.config.width)
 
     assert np.isfinite(forward(model, params, batch, tokens, mask)).all()
     assert np.isfinite(cases.decode_all(model, params, batch, tokens)).all()
@@ -298,13 +301,9 @@ def test_a_large_image_never_holds_the_scores_of_all_pairs_of_patches():
     config = cases.with_vision(cases.tiny_config(), width=64, heads=16, depth=2)
     model = build(config)
     patches = 5120
-    shapes = {"patches": (48,), "patch_coords": (2,), "patch_image": (), "patch_window": ()}
-    batch = cases.make_batch(config, [([], 1)])._replace(
-        **{
-            name: np.zeros((1, patches, *shape), np.uint8 if name == "patches" else np.int32)
-            for name, shape in shapes.items()
-        }
-    )
+    batch = cases.make_batch(config, [([], 1)])
+    zeros = jax.tree.map(lambda x: np.zeros((1, patches, *x.shape[2:]), x.dtype), batch.media)
+    batch = batch._replace(media=zeros)
     params = jax.eval_shape(model.init, jax.random.key(0))
 
     def loss(params, batch):

@@ -63,8 +63,8 @@ def both():
     """(features, gradient) of a model that goes by windows and of one that does not."""
     config = cases.tiny_config()
     batch = cases.make_batch(config, PROMPTS)
-    counts = (batch.patch_image[:, ::4] > 0)[..., None]
-    assert vision.by_window(config.vision, batch.patches.shape[1])
+    counts = (batch.media.image[:, ::4] > 0)[..., None]
+    assert vision.by_window(config.vision, batch.media.image.shape[1])
 
     def run():
         model = build(config)
@@ -84,7 +84,7 @@ def both():
 
 def test_features_are_the_same_and_in_the_same_order(both):
     (windowed, _), (masked, _) = both
-    counts = cases.make_batch(cases.tiny_config(), PROMPTS).patch_image[:, ::4] > 0
+    counts = cases.make_batch(cases.tiny_config(), PROMPTS).media.image[:, ::4] > 0
     np.testing.assert_allclose(windowed[counts], masked[counts], atol=2e-5)
     assert masked[counts].std() > 0.1
     assert np.isfinite(windowed).all()
@@ -106,12 +106,11 @@ def test_few_patches_and_no_windows_are_left_alone():
 
 def test_sorting_by_window_keeps_merge_blocks_together():
     config = cases.tiny_config()
-    batch = cases.make_batch(config, PROMPTS)
-    ordered, positions = vision.sort_by_window(batch, 2)
-    window = np.asarray(ordered.patch_window)
+    patches = cases.make_batch(config, PROMPTS).media
+    ordered, positions = vision.sort_by_window(patches, 2)
+    window = np.asarray(ordered.window)
     assert (np.diff(window, axis=1) >= 0).all()
-    for name in ("patches", "patch_coords", "patch_image", "patch_window"):
-        before, after = (np.asarray(getattr(x, name)) for x in (batch, ordered))
+    for before, after in zip(patches, map(np.asarray, ordered), strict=True):
         after = after.reshape(len(after), positions.shape[1], -1)
         back = np.take_along_axis(after, np.asarray(positions)[..., None], axis=1)
         np.testing.assert_array_equal(back.reshape(before.shape), before)

@@ -70,12 +70,12 @@ def image_inputs(config, batch, repeats):
     mean, std = (np.array(v)[:, None, None] for v in (vision.image_mean, vision.image_std))
     pixels, grids = [], []
     for row in np.repeat(np.arange(len(batch.tokens)), repeats):
-        for image in range(1, batch.patch_image[row].max() + 1):
-            mine = batch.patch_image[row] == image
-            still = batch.patches[row, mine].reshape(-1, 3, 1, vision.patch_size**2)
+        for image in range(1, batch.media.image[row].max() + 1):
+            mine = batch.media.image[row] == image
+            still = batch.media.pixels[row, mine].reshape(-1, 3, 1, vision.patch_size**2)
             still = (still / 255.0 - mean) / std
             pixels.append(np.repeat(still, 2, axis=2).reshape(len(still), -1))
-            grids.append([1, *(batch.patch_coords[row, mine].max(0) + 1)])
+            grids.append([1, *(batch.media.coords[row, mine].max(0) + 1)])
     if not grids:
         return {}
     return {

@@ -14,6 +14,7 @@ from rlvlm_jax.models import build
 from rlvlm_jax.models.common import cache
 from rlvlm_jax.models.convert import param_shapes
 from rlvlm_jax.models.qwen2_vl.config import PUBLISHED, to_hf
+from rlvlm_jax.models.qwen2_vl.media import Patches
 from rlvlm_jax.types import Prompts
 
 # As stated on the hub.
@@ -101,10 +102,12 @@ def test_every_call_has_the_promised_shapes_and_types(name):
         tokens=array(np.int32, n, p),
         mask=array(bool, n, p),
         positions=array(np.int32, n, 3, p),
-        patches=array(np.uint8, n, i, 588),
-        patch_coords=array(np.int32, n, i, 2),
-        patch_image=array(np.int32, n, i),
-        patch_window=array(np.int32, n, i),
+        media=Patches(
+            pixels=array(np.uint8, n, i, 588),
+            coords=array(np.int32, n, i, 2),
+            image=array(np.int32, n, i),
+            window=array(np.int32, n, i),
+        ),
     )
     bf16 = jnp.bfloat16
     features = jax.eval_shape(model.encode_images, params, batch)

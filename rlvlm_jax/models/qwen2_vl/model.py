@@ -18,6 +18,7 @@ from rlvlm_jax.models.model import Model
 from rlvlm_jax.models.qwen2_vl import language as qwen2_vl
 from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig
 from rlvlm_jax.models.qwen2_vl.language import LANGUAGE_RULES, LanguageModel
+from rlvlm_jax.models.qwen2_vl.media import Patches
 from rlvlm_jax.models.qwen2_vl.vision import VISION_RULES, VisionTower
 from rlvlm_jax.types import Prompts
 
@@ -71,14 +72,15 @@ def build(
         features = jnp.zeros((1, 1, config.width))
         unsharded = {"kernel": PLAIN, "sharding": UNSHARDED}  # one prompt cannot be sharded
         return {
-            "vision": vision.clone(**unsharded).init(vision_key, batch)["params"],
+            "vision": vision.clone(**unsharded).init(vision_key, batch.media)["params"],
             "language": language.clone(**unsharded).init(language_key, batch, features)["params"],
         }
 
     def encode_images(params, batch):
-        if batch.patches.shape[1] == 0:
-            return jnp.zeros((batch.patches.shape[0], 0, config.width), dtype)
-        return vision.apply({"params": params["vision"]}, batch)
+        prompts, patches = batch.media.image.shape
+        if patches == 0:
+            return jnp.zeros((prompts, 0, config.width), dtype)
+        return vision.apply({"params": params["vision"]}, batch.media)
 
     def language_method(method):
         def apply(params, *args):
@@ -152,8 +154,10 @@ def _smallest_batch(config):
         tokens=jnp.zeros((1, 1), jnp.int32),
         mask=jnp.ones((1, 1), bool),
         positions=jnp.zeros((1, 3, 1), jnp.int32),
-        patches=jnp.zeros((1, patches, 3 * config.vision.patch_size**2), jnp.uint8),
-        patch_coords=jnp.zeros((1, patches, 2), jnp.int32),
-        patch_image=jnp.ones((1, patches), jnp.int32),
-        patch_window=jnp.ones((1, patches), jnp.int32),
+        media=Patches(
+            pixels=jnp.zeros((1, patches, 3 * config.vision.patch_size**2), jnp.uint8),
+            coords=jnp.zeros((1, patches, 2), jnp.int32),
+            image=jnp.ones((1, patches), jnp.int32),
+            window=jnp.ones((1, patches), jnp.int32),
+        ),
     )

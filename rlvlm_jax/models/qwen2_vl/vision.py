@@ -3,7 +3,7 @@
 """The vision tower of Qwen2-VL and Qwen2.5-VL with its patch merger: pixels in, image tokens out.
 
 The two families differ in norm and MLP, and most blocks of Qwen2.5-VL attend within windows. All
-images of a prompt share one axis of patches; the numbers of image and window in `Prompts.media`
+images of a prompt share one axis of patches; the numbers of image and window in `media.Patches`
 keep attention within an image or a window. If there are many patches, they are first sorted by
 window, so that each attends to nearby patches only. This module knows nothing about text.
 """
@@ -30,7 +30,8 @@ from rlvlm_jax.models.common.layers import (
 )
 from rlvlm_jax.models.common.rope import rope_2d, rotate
 from rlvlm_jax.models.qwen2_vl.config import VisionConfig
-from rlvlm_jax.types import Array, Prompts
+from rlvlm_jax.models.qwen2_vl.media import Patches
+from rlvlm_jax.types import Array
 
 # The tower is small next to the decoder: sharded over `fsdp` for memory, replicated over `tensor`.
 VISION_RULES = (
@@ -166,27 +167,24 @@ def by_window(config: VisionConfig, patches: int) -> bool:
     return 0 < 6 * config.window_side**2 <= patches
 
 
-def sort_by_window(batch: Prompts, merge_size: int) -> tuple[Prompts, Array]:
+def sort_by_window(patches: Patches, merge_size: int) -> tuple[Patches, Array]:
     """Sorts the merge blocks of each prompt by their window.
 
     Args:
-        batch: all patches of a merge block are in one window.
+        patches: of N prompts; all patches of a merge block are in one window.
         merge_size: patches along its side.
 
     Returns:
-        (the batch with its patch fields in that order, int32[N, M], the new position of each
-        block).
+        (the patches in that order, int32[N, M], the new position of each block).
     """
     block = merge_size**2
-    order = jnp.argsort(batch.patch_window[:, ::block], axis=1, stable=True)
+    order = jnp.argsort(patches.window[:, ::block], axis=1, stable=True)
 
     def sort(x: Array) -> Array:
         blocks = x.reshape(*order.shape, -1)
         return jnp.take_along_axis(blocks, order[..., None], axis=1).reshape(x.shape)
 
-    fields = ("patches", "patch_coords", "patch_image", "patch_window")
-    ordered = batch._replace(**{name: sort(getattr(batch, name)) for name in fields})
-    return ordered, jnp.argsort(order, axis=1)
+    return Patches(*map(sort, patches)), jnp.argsort(order, axis=1)
 
 
 class Block(nn.Module):
@@ -270,11 +268,11 @@ class VisionTower(nn.Module):
         self.blocks = blocks(c, self.dtype, self.kernel)
         self.merger = gathering(Merger, gather("merger"))(c, self.dtype)
 
-    def __call__(self, batch: Prompts) -> Array:
+    def __call__(self, patches: Patches) -> Array:
         """Encodes the images of each prompt.
 
         Args:
-            batch: N prompts with I patches each; only its patch fields are read.
+            patches: of N prompts.
 
         Returns:
             [N, M, D] in `dtype`, one feature per merge block in the order of the patches; finite
@@ -282,13 +280,13 @@ class VisionTower(nn.Module):
         """
         c = self.config
         full = np.isin(np.arange(c.depth), c.full_attention_blocks)
-        windowed = by_window(c, batch.patches.shape[1])
+        windowed = by_window(c, patches.image.shape[1])
         with jax.named_scope("vision"):
             if windowed:
-                batch, positions = sort_by_window(batch, c.merge_size)
-            x = self.patch_embed(normalise(batch.patches, c).astype(self.dtype))
-            rotary = rope_2d(batch.patch_coords, c.width // c.heads)
-            shared = (batch.patch_image, batch.patch_window, rotary)
+                patches, positions = sort_by_window(patches, c.merge_size)
+            x = self.patch_embed(normalise(patches.pixels, c).astype(self.dtype))
+            rotary = rope_2d(patches.coords, c.width // c.heads)
+            shared = (patches.image, patches.window, rotary)
             x, _ = self.blocks(x, jnp.asarray(full), shared)
             x = self.merger(x)
             return jnp.take_along_axis(x, positions[..., None], axis=1) if windowed else x

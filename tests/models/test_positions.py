@@ -5,7 +5,7 @@
 import numpy as np
 import pytest
 
-from rlvlm_jax.data.positions import rope_positions
+from rlvlm_jax.models.qwen2_vl.positions import rope_positions
 
 T, X, END = 1, 9, 2  # text, image token, closing token
 

@@ -28,8 +28,6 @@ from rlvlm_jax.errors import InputError
 from rlvlm_jax.models import convert
 from rlvlm_jax.models.common import kernels, lora
 from rlvlm_jax.models.common.activation_sharding import choose as choose_activation_sharding
-from rlvlm_jax.models.qwen2_vl import costs
-from rlvlm_jax.models.qwen2_vl.media import ImageSpec
 from rlvlm_jax.types import Params, Prompts, TrainState
 from rlvlm_jax.update import init_state
 
@@ -46,9 +44,14 @@ class Source:
     files: Mapping[str, str]  # name -> text of config.json, tokenizer and processor files
 
     @property
-    def config(self) -> models.QwenVLConfig:
+    def config(self) -> models.Config:
         """The model's sizes and token ids."""
         return convert.read_config(self.files)
+
+    @property
+    def family(self) -> models.Family:
+        """The model's row in the table of families."""
+        return models.FAMILIES[self.config.family]
 
 
 def open_source(path: str) -> Source:
@@ -82,33 +85,27 @@ def load_tokenizer(source: Source) -> tokenizer.Tokenizer:
             loaded = tokenizer.Tokenizer.load(scratch)
     else:
         loaded = tokenizer.Tokenizer.load(source.directory)
-    image, expected = loaded.token_id("<|image_pad|>"), source.config.image_token_id
+    text = source.family.media(source.files, 0, 0).image_token
+    image, expected = loaded.token_id(text), source.config.image_token_id
     if image != expected:
         raise InputError(
             f"{source.directory}: config.json has image_token_id={expected}, but its tokenizer "
-            f"gives <|image_pad|> the id {image}; the files belong to different models"
+            f"gives {text} the id {image}; the files belong to different models"
         )
     return loaded
 
 
 def open_media(source: Source, min_pixels: int = 0, max_pixels: int = 0) -> prompts.Media:
     """Returns how the source's model takes images; limits other than 0 replace its own."""
-    return ImageSpec.from_files(source.files, min_pixels, max_pixels)
+    return source.family.media(source.files, min_pixels, max_pixels)
 
 
 def banned_ids(source: Source, text: tokenizer.Tokenizer) -> tuple[int, ...]:
     """Returns the ids of the vision tokens, which must never be sampled."""
-    names = ("vision_start", "vision_end", "vision_pad", "image_pad", "video_pad")
-    ids = {text.token_id(f"<|{name}|>") for name in names}
-    c = source.config
-    ids |= {
-        c.image_token_id,
-        c.video_token_id,
-        c.vision_start_token_id,
-        c.vision_end_token_id,
-        c.vision_token_id,
-    }
-    return tuple(sorted(i for i in ids if i is not None and 0 <= i < c.vocab_size))
+    media, config = open_media(source), source.config
+    names = (media.image_token, media.video_token, *media.reserved_tokens)
+    ids = {text.token_id(name) for name in names} | set(config.vision_token_ids)
+    return tuple(sorted(i for i in ids if i is not None and 0 <= i < config.vocab_size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,11 +243,11 @@ def open_session(
         devices,
         sequence=config.mesh.sequence,
     )
-    sizes, vision = source.config, source.config.vision
+    sizes, costs = source.config, source.family.costs
     kernel = kernels.choose(
         config.model.attention,
         dtype=config.model.dtype,
-        head_sizes=(sizes.head_size, vision.width // vision.heads),
+        head_sizes=sizes.head_sizes,
         mesh=mesh,
         packed=config.update.pack_tokens > 0,
     )

@@ -72,7 +72,7 @@ class VLM:
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | os.PathLike, dtype: str = "float32") -> "VLM":
-        """Loads a Qwen2-VL or Qwen2.5-VL.
+        """Loads a model of any family.
 
         Args:
             path_or_repo: Hugging Face directory or repository, orbax directory (a run's

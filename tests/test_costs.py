@@ -5,7 +5,7 @@
 FLOPs are those of the matrix products of a traced program, each scan's body times its length. (XLA
 takes the body of any loop once.) A while loop's body is counted once, and so is one step of it.
 Bytes and temporary memory are XLA's, of a compiled program; nothing is run but the last test.
-Bounds come from `models.qwen2_vl.costs` or are written out.
+Bounds come from `models.common.costs` or are written out.
 """
 
 import functools
@@ -21,8 +21,8 @@ import pytest
 
 from rlvlm_jax import models, optim, sharding, startup, train
 from rlvlm_jax.models.common import cache as kv_cache
+from rlvlm_jax.models.common import costs
 from rlvlm_jax.models.qwen2_vl import config as qwen2_vl_config
-from rlvlm_jax.models.qwen2_vl import costs
 from rlvlm_jax.update import init_state, make_optimizer_step
 from tests import tiny_model
 

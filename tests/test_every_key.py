@@ -54,6 +54,7 @@ from rlvlm_jax.data.tokenizer import Tokenizer
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation import scheme
 from rlvlm_jax.models.common import cache, lora
+from rlvlm_jax.models.qwen2_vl.model import part
 from rlvlm_jax.rewards import pool
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.types import Passes, Rollout, Trajectory
@@ -278,7 +279,7 @@ def moves(c):
         "vision": {"blocks": some, "merger": some},
         "language": {"layers": some, "head": some},
     }
-    optimizer, _ = optim.make_optimizer(c.update, 10, models.part)
+    optimizer, _ = optim.make_optimizer(c.update, 10, part)
     state, found = optimizer.init(weights), []
     for size in (0.1, 10.0, -1.0):
         gradient = jax.tree.map(lambda x, size=size: size * x, weights)

@@ -150,7 +150,7 @@ def about(arguments: argparse.Namespace) -> dict[str, Any]:
             "tokens: rollout and iteration count new tokens, other parts prompts and responses",
             "ratio: median over rounds of the peer's seconds / ours in the same round",
             "the peer's iteration is the sum of its three parts; its loop runs them in sequence",
-            "work: counted, see models/qwen2_vl/costs.py; bound_s: the least time the limit allows",
+            "work: counted, see models/common/costs.py; bound_s: the least time the limit allows",
             "limit: the faster of two measurements, before and after the case",
             "logprobs: old and reference pass; ours skips the old pass in float32, because the "
             "sampler's log-probs are then exact",

@@ -19,8 +19,7 @@ import numpy as np
 from rlvlm_jax import optim
 from rlvlm_jax.bench.work import Workload
 from rlvlm_jax.config import logprob_passes, microbatch, old_logprobs, pass_shards, sequences
-from rlvlm_jax.models.qwen2_vl import costs
-from rlvlm_jax.models.qwen2_vl.costs import Work
+from rlvlm_jax.models.common.costs import Work, optimizer_step, total
 from rlvlm_jax.sampling.sampler import block_sizes
 from rlvlm_jax.train import needs_reference
 
@@ -80,7 +79,8 @@ def counted(work: Workload) -> dict[str, dict[str, Work]]:
     Returns:
         part -> phase -> Work, summed over all devices. `iteration` holds the phases of all parts.
     """
-    c, model = work.config, work.session.source.config
+    c, source = work.config, work.session.source
+    model, costs = source.config, source.family.costs
     size = np.dtype(jnp.dtype(c.model.dtype)).itemsize
     prompts, samples, steps = c.rollout.prompts, c.rollout.samples, c.rollout.max_tokens
     media, length = work.session.media, work.batch.tokens.shape[1]
@@ -108,12 +108,10 @@ def counted(work: Workload) -> dict[str, dict[str, Work]]:
             "prefill": costs.prefill(model, prompts, length, size),
             "decode": costs.decode(model, prompts, samples, length, steps, size, blocks),
         },
-        "logprobs": {"passes": costs.total([one_pass] * passes)},
+        "logprobs": {"passes": total([one_pass] * passes)},
         "update": {
-            "gradient": costs.total([gradient] * c.update.epochs),
-            "optimizer": costs.optimizer_step(
-                numbers, c.update.epochs * rows // c.update.minibatch
-            ),
+            "gradient": total([gradient] * c.update.epochs),
+            "optimizer": optimizer_step(numbers, c.update.epochs * rows // c.update.minibatch),
         },
     }
     if work.session.features_frozen:

@@ -24,8 +24,6 @@ import transformers
 from rlvlm_jax.bench.work import Workload
 from rlvlm_jax.config import microbatch, sequences
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models.qwen2_vl.config import ARCHITECTURE
-from rlvlm_jax.models.qwen2_vl.media import hf_inputs
 
 
 @dataclasses.dataclass
@@ -213,7 +211,7 @@ def check_comparable(work: Workload) -> None:
 def start(work: Workload) -> Peer:
     """Loads the same weights and prompts; runs nothing."""
     check_comparable(work)
-    session, c = work.session, work.config
+    session, source, c = work.session, work.session.source, work.config
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, c.model.dtype)
     transformers.utils.logging.disable_progress_bar()
@@ -221,9 +219,9 @@ def start(work: Workload) -> Peer:
     attention = "flash_attention_2" if flash and c.model.dtype == "bfloat16" else "sdpa"
 
     def load() -> Any:
-        kind = getattr(transformers, ARCHITECTURE[session.source.config.family])
+        kind = getattr(transformers, source.family.architecture)
         return kind.from_pretrained(
-            session.source.directory, dtype=dtype, attn_implementation=attention
+            source.directory, dtype=dtype, attn_implementation=attention
         ).to(device)
 
     model = load()
@@ -241,7 +239,7 @@ def start(work: Workload) -> Peer:
         fused=True,
     )
     batch = work.batch
-    image = (batch.tokens == session.source.config.image_token_id) & batch.mask
+    image = (batch.tokens == source.config.image_token_id) & batch.mask
     prompts = {
         "input_ids": torch.tensor(batch.tokens, dtype=torch.long, device=device),
         "attention_mask": torch.tensor(batch.mask, dtype=torch.long, device=device),
@@ -250,7 +248,7 @@ def start(work: Workload) -> Peer:
     images = [
         {
             name: torch.tensor(x, dtype=dtype if x.dtype.kind == "f" else torch.long, device=device)
-            for name, x in hf_inputs(row, session.source.config.vision).items()
+            for name, x in source.family.hf_inputs(source.config, row).items()
         }
         for row in session.media.rows(batch.media)
     ]

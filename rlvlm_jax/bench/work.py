@@ -22,20 +22,12 @@ from rlvlm_jax import config as config_lib
 from rlvlm_jax import startup
 from rlvlm_jax.data.prompts import Media, collate
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import convert
-from rlvlm_jax.models.qwen2_vl.config import PUBLISHED, QwenVLConfig, VisionConfig, to_hf
+from rlvlm_jax.models import FAMILIES, Config, convert
 from rlvlm_jax.run import Run
 from rlvlm_jax.types import Params, Prompts
 
 LARGE_IMAGE = 2**24  # pixels; the images of the cases are smaller
-PAD, END, START_IMAGE, END_IMAGE, IMAGE = 504, 506, 507, 508, 510  # of the bundled tokenizer
-_IDS = {
-    "image_token_id": IMAGE,
-    "video_token_id": 511,
-    "vision_start_token_id": START_IMAGE,
-    "vision_end_token_id": END_IMAGE,
-    "vision_token_id": 509,
-}
+PAD, END, START_IMAGE, END_IMAGE = 504, 506, 507, 508  # of the bundled tokenizer
 _ON_GPU = {  # for the cases that need a GPU
     "model.dtype": "bfloat16",
     "algorithm.old_logprobs": "trainer",
@@ -61,7 +53,7 @@ class Case:
     """
 
     name: str
-    model: QwenVLConfig
+    model: Config
     prompts: int
     samples: int
     length: int
@@ -79,52 +71,18 @@ class Workload(NamedTuple):
     batch: Prompts  # on the host
 
 
-def _small(
-    vocab: int, width: int, layers: int, heads: int, mlp: int, tower: dict[str, int]
-) -> QwenVLConfig:
-    """A small Qwen2.5-VL with a tied head; windows are 8 patches wide, as in published models."""
-    depth = tower["depth"]
-    vision = VisionConfig(
-        family="qwen2_5_vl",
-        out_width=width,
-        window_size=112,
-        full_attention_blocks=(depth // 2 - 1, depth - 1),
-        act="silu",
-        **tower,
-    )
-    return QwenVLConfig(
-        family="qwen2_5_vl",
-        vocab_size=vocab,
-        width=width,
-        layers=layers,
-        heads=heads,
-        kv_heads=2,
-        head_size=width // heads,
-        mlp_width=mlp,
-        rope_theta=1_000_000.0,
-        mrope_section=(8, 12, 12),
-        norm_eps=1e-6,
-        tie_embeddings=True,
-        vision=vision,
-        **_IDS,
-    )
-
-
-_4M = _small(4096, 256, 4, 4, 704, {"depth": 4, "width": 64, "heads": 2, "mlp_width": 128})
-_84M = _small(32_768, 640, 12, 10, 1920, {"depth": 8, "width": 256, "heads": 4, "mlp_width": 512})
-_3B = dataclasses.replace(PUBLISHED["qwen2.5-vl-3b"], **_IDS)
-_7B = dataclasses.replace(PUBLISHED["qwen2.5-vl-7b"], **_IDS)
+_MODELS = {name: size for row in FAMILIES.values() for name, size in row.benchmark.items()}
 _LORA = (("update.lora_rank", 64), ("update.lora_alpha", 128.0))
 CASES = {
     case.name: case
     for case in (
-        Case("4m-64", _4M, 16, 8, 64, 16, 64),
-        Case("4m-320", _4M, 8, 8, 320, 256, 64),
-        Case("84m-64", _84M, 4, 8, 64, 16, 64),
-        Case("84m-320", _84M, 2, 8, 320, 256, 64),
-        Case("3b", _3B, 64, 8, 320, 256, 512, tuple(_ON_GPU.items())),
+        Case("4m-64", _MODELS["4m"], 16, 8, 64, 16, 64),
+        Case("4m-320", _MODELS["4m"], 8, 8, 320, 256, 64),
+        Case("84m-64", _MODELS["84m"], 4, 8, 64, 16, 64),
+        Case("84m-320", _MODELS["84m"], 2, 8, 320, 256, 64),
+        Case("3b", _MODELS["3b"], 64, 8, 320, 256, 512, tuple(_ON_GPU.items())),
         # Trains adapters: float32 moments would not fit next to parameters and reference.
-        Case("7b", _7B, 64, 8, 320, 256, 512, (*_ON_GPU.items(), *_LORA)),
+        Case("7b", _MODELS["7b"], 64, 8, 320, 256, 512, (*_ON_GPU.items(), *_LORA)),
     )
 }
 ON_CPU, ON_GPU = ("4m-64", "4m-320", "84m-64", "84m-320"), ("3b",)
@@ -142,12 +100,12 @@ def find(names: str) -> list[Case]:
     return [CASES[name] for name in names.split(",")]
 
 
-def parameters(model: QwenVLConfig) -> int:
+def parameters(model: Config) -> int:
     """Returns the number of parameters, vision tower included."""
     return sum(int(np.prod(shape)) for shape in convert.param_shapes(model).values())
 
 
-def random_weights(model: QwenVLConfig, seed: int) -> Params:
+def random_weights(model: Config, seed: int) -> Params:
     """Draws float32 parameters on the host; matrices preserve the scale of their input.
 
     Args:
@@ -170,7 +128,7 @@ def random_weights(model: QwenVLConfig, seed: int) -> Params:
     return tree
 
 
-def write_model(model: QwenVLConfig, directory: Path, dtype: str, seed: int) -> None:
+def write_model(model: Config, directory: Path, dtype: str, seed: int) -> None:
     """Writes random weights as a Hugging Face directory with the bundled tokenizer.
 
     Args:
@@ -183,7 +141,7 @@ def write_model(model: QwenVLConfig, directory: Path, dtype: str, seed: int) -> 
     bundled = startup.open_source(startup.BUNDLED).files
     ids = {"bos_token_id": None, "eos_token_id": END, "pad_token_id": PAD}
     files = {name: bundled[name] for name in names}
-    files["config.json"] = json.dumps(to_hf(model) | ids)
+    files["config.json"] = json.dumps(FAMILIES[model.family].write_config(model) | ids)
     convert.save_hf(random_weights(model, seed), directory, files=files, dtypes=dtype)
 
 
@@ -201,9 +159,9 @@ def random_batch(case: Case, media: Media, seed: int) -> Prompts:
     encoded = []
     for _ in range(case.prompts):
         text = rng.integers(0, PAD, case.length - case.image_tokens + 1)
-        text[before : before + 3] = START_IMAGE, IMAGE, END_IMAGE
+        text[before : before + 3] = START_IMAGE, case.model.image_token_id, END_IMAGE
         image = Image.fromarray(rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
-        encoded.append(media.encode(text.tolist(), [image], IMAGE))
+        encoded.append(media.encode(text.tolist(), [image], case.model.image_token_id))
     return collate(encoded, case.length, encoded[0].patches, PAD, media)
 
 

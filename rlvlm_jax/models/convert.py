@@ -26,7 +26,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig, from_hf
+from rlvlm_jax.models import FAMILIES, Config
+from rlvlm_jax.models.common.hf_config import Fields
+from rlvlm_jax.models.common.weights import Rule, WeightTable
 from rlvlm_jax.types import Params
 
 # The files of a model directory besides the weights; all are copied unread, as text.
@@ -49,126 +51,13 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # in a safetensors header
 
-# Hugging Face name, our path, Hugging Face shape. {l} runs over the layers, which we stack on a
-# leading axis. A path that ends in "weight" is a matrix [out, in]; the input axes of the patch
-# convolution are flattened.
-_LANGUAGE = (
-    ("model.embed_tokens.weight", "language/embed/embedding", "V D"),
-    ("model.layers.{l}.input_layernorm.weight", "language/layers/norm1/scale", "D"),
-    ("model.layers.{l}.self_attn.q_proj.weight", "language/layers/attn/q/weight", "Q D"),
-    ("model.layers.{l}.self_attn.q_proj.bias", "language/layers/attn/q/bias", "Q"),
-    ("model.layers.{l}.self_attn.k_proj.weight", "language/layers/attn/k/weight", "K D"),
-    ("model.layers.{l}.self_attn.k_proj.bias", "language/layers/attn/k/bias", "K"),
-    ("model.layers.{l}.self_attn.v_proj.weight", "language/layers/attn/v/weight", "K D"),
-    ("model.layers.{l}.self_attn.v_proj.bias", "language/layers/attn/v/bias", "K"),
-    ("model.layers.{l}.self_attn.o_proj.weight", "language/layers/attn/o/weight", "D Q"),
-    ("model.layers.{l}.post_attention_layernorm.weight", "language/layers/norm2/scale", "D"),
-    ("model.layers.{l}.mlp.gate_proj.weight", "language/layers/mlp/gate/weight", "F D"),
-    ("model.layers.{l}.mlp.up_proj.weight", "language/layers/mlp/up/weight", "F D"),
-    ("model.layers.{l}.mlp.down_proj.weight", "language/layers/mlp/down/weight", "D F"),
-    ("model.norm.weight", "language/norm/scale", "D"),
-)
-_HEAD = (("lm_head.weight", "language/head/weight", "V D"),)
-_ATTENTION = (
-    ("visual.blocks.{l}.attn.qkv.weight", "vision/blocks/attn/qkv/weight", "3W W"),
-    ("visual.blocks.{l}.attn.qkv.bias", "vision/blocks/attn/qkv/bias", "3W"),
-    ("visual.blocks.{l}.attn.proj.weight", "vision/blocks/attn/proj/weight", "W W"),
-    ("visual.blocks.{l}.attn.proj.bias", "vision/blocks/attn/proj/bias", "W"),
-)
-_PATCHES = (("visual.patch_embed.proj.weight", "vision/patch_embed/weight", "W 3 T P P"),)
-_MERGER = (
-    ("visual.merger.mlp.0.weight", "vision/merger/fc1/weight", "M M"),
-    ("visual.merger.mlp.0.bias", "vision/merger/fc1/bias", "M"),
-    ("visual.merger.mlp.2.weight", "vision/merger/fc2/weight", "O M"),
-    ("visual.merger.mlp.2.bias", "vision/merger/fc2/bias", "O"),
-)
-_TOWER = {
-    "qwen2_vl": (
-        *_PATCHES,
-        ("visual.blocks.{l}.norm1.weight", "vision/blocks/norm1/scale", "W"),
-        ("visual.blocks.{l}.norm1.bias", "vision/blocks/norm1/bias", "W"),
-        *_ATTENTION,
-        ("visual.blocks.{l}.norm2.weight", "vision/blocks/norm2/scale", "W"),
-        ("visual.blocks.{l}.norm2.bias", "vision/blocks/norm2/bias", "W"),
-        ("visual.blocks.{l}.mlp.fc1.weight", "vision/blocks/mlp/fc1/weight", "H W"),
-        ("visual.blocks.{l}.mlp.fc1.bias", "vision/blocks/mlp/fc1/bias", "H"),
-        ("visual.blocks.{l}.mlp.fc2.weight", "vision/blocks/mlp/fc2/weight", "W H"),
-        ("visual.blocks.{l}.mlp.fc2.bias", "vision/blocks/mlp/fc2/bias", "W"),
-        ("visual.merger.ln_q.weight", "vision/merger/norm/scale", "W"),
-        ("visual.merger.ln_q.bias", "vision/merger/norm/bias", "W"),
-        *_MERGER,
-    ),
-    "qwen2_5_vl": (
-        *_PATCHES,
-        ("visual.blocks.{l}.norm1.weight", "vision/blocks/norm1/scale", "W"),
-        *_ATTENTION,
-        ("visual.blocks.{l}.norm2.weight", "vision/blocks/norm2/scale", "W"),
-        ("visual.blocks.{l}.mlp.gate_proj.weight", "vision/blocks/mlp/gate/weight", "H W"),
-        ("visual.blocks.{l}.mlp.gate_proj.bias", "vision/blocks/mlp/gate/bias", "H"),
-        ("visual.blocks.{l}.mlp.up_proj.weight", "vision/blocks/mlp/up/weight", "H W"),
-        ("visual.blocks.{l}.mlp.up_proj.bias", "vision/blocks/mlp/up/bias", "H"),
-        ("visual.blocks.{l}.mlp.down_proj.weight", "vision/blocks/mlp/down/weight", "W H"),
-        ("visual.blocks.{l}.mlp.down_proj.bias", "vision/blocks/mlp/down/bias", "W"),
-        ("visual.merger.ln_q.weight", "vision/merger/norm/scale", "W"),
-        *_MERGER,
-    ),
-}
-# Prefixes of the second generation of names (transformers from 4.52) -> of the first.
-_RENAMED = (("model.language_model.", "model."), ("model.visual.", "visual."))
-# Rotary frequencies, which some old versions saved although the configuration determines them.
-_DERIVED = re.compile(r"\.rotary_(pos_)?emb\.inv_freq$")
 
-
-class Rule(NamedTuple):
-    """One row of the table with its sizes."""
-
-    name: str  # Hugging Face name of the first generation; {l} stands for the layer
-    path: str  # ours, levels separated by "/"
-    shape: tuple[int, ...]  # of one Hugging Face tensor
-    layers: int | None  # how many are stacked; None without {l}
-
-    @property
-    def our_shape(self) -> tuple[int, ...]:
-        """Shape of our parameter, layers first."""
-        rows, *rest = self.shape
-        inner = (rows, math.prod(rest)) if self.path.endswith("/weight") else self.shape
-        return inner if self.layers is None else (self.layers, *inner)
-
-    def names(self) -> list[str]:
-        """Returns the Hugging Face names of the parameter's tensors, in layer order."""
-        if self.layers is None:
-            return [self.name]
-        return [self.name.format(l=layer) for layer in range(self.layers)]
-
-
-def hf_table(config: QwenVLConfig) -> tuple[Rule, ...]:
+def hf_table(config: Config) -> tuple[Rule, ...]:
     """Returns the table of a model, with each of its tensors and parameters exactly once."""
-    tower = config.vision
-    sizes = {
-        "V": config.vocab_size,
-        "D": config.width,
-        "Q": config.heads * config.head_size,
-        "K": config.kv_heads * config.head_size,
-        "F": config.mlp_width,
-        "W": tower.width,
-        "3W": 3 * tower.width,
-        "H": tower.mlp_width,
-        "M": tower.width * tower.merge_size**2,
-        "O": tower.out_width,
-        "T": tower.temporal_patch_size,
-        "P": tower.patch_size,
-        "3": 3,
-    }
-    rows = _LANGUAGE + (() if config.tie_embeddings else _HEAD) + _TOWER[config.family]
-    rules = []
-    for name, path, letters in rows:
-        layers = config.layers if path.startswith("language/") else tower.depth
-        shape = tuple(sizes[letter] for letter in letters.split())
-        rules.append(Rule(name, path, shape, layers if "{l}" in name else None))
-    return tuple(rules)
+    return FAMILIES[config.family].weights(config).rules
 
 
-def param_shapes(config: QwenVLConfig) -> dict[str, tuple[int, ...]]:
+def param_shapes(config: Config) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of all parameters by path; reads no weights."""
     return {rule.path: rule.our_shape for rule in hf_table(config)}
 
@@ -231,7 +120,7 @@ def read_side_files(directory: str | os.PathLike) -> dict[str, str]:
     return files
 
 
-def read_config(files: Mapping[str, str]) -> QwenVLConfig:
+def read_config(files: Mapping[str, str]) -> Config:
     """Returns the model's configuration from the result of `read_side_files`.
 
     Raises:
@@ -239,7 +128,11 @@ def read_config(files: Mapping[str, str]) -> QwenVLConfig:
     """
     names = ("config.json", "preprocessor_config.json")
     config, pixels = (_parse(name, files[name]) if name in files else None for name in names)
-    return from_hf(config, pixels)
+    fields = Fields(config)
+    model_type = fields.get("model_type")
+    if model_type not in tuple(FAMILIES):
+        fields.refuse("model_type", " or ".join(map(repr, FAMILIES)))
+    return FAMILIES[model_type].read_config(config, pixels)
 
 
 Read = Callable[[tuple[slice, ...]], np.ndarray]  # slices of a parameter -> float32 values
@@ -251,7 +144,7 @@ def _keep(path: str, shape: tuple[int, ...], read: Read) -> np.ndarray:
 
 def load_hf(
     directory: str | os.PathLike,
-    config: QwenVLConfig,
+    config: Config,
     *,
     place: Callable[[str, tuple[int, ...], Read], Any] = _keep,
 ) -> tuple[Params, dict[str, str]]:
@@ -275,10 +168,11 @@ def load_hf(
         InputError: if a file is missing or damaged, or if tensors are missing, unexpected, stored
             twice, of the wrong shape or type, or not finite.
     """
-    stored = _open_all(Path(directory))
-    table = hf_table(config)
-    if config.tie_embeddings and _HEAD[0][0] in stored:
-        _drop_tied_head(stored)
+    weights = FAMILIES[config.family].weights(config)
+    table = weights.rules
+    stored = _open_all(Path(directory), weights)
+    if weights.tied and weights.tied[0] in stored:
+        _drop_tied_head(stored, *weights.tied)
     _check_fit(directory, stored, table)
     dtypes = {name: stored[name].dtype for rule in table for name in rule.names()}
     params: Params = {}
@@ -351,7 +245,7 @@ def _open(file: Path) -> safe_open:
         ) from error
 
 
-def _open_all(directory: Path) -> dict[str, _Stored]:
+def _open_all(directory: Path, weights: WeightTable) -> dict[str, _Stored]:
     """Reads the headers; returns every tensor of the directory by its first-generation name."""
     names = {code: dtype for dtype, code in CODES.items()}
     stored: dict[str, _Stored] = {}
@@ -369,10 +263,10 @@ def _open_all(directory: Path) -> dict[str, _Stored]:
                 )
             for name in sorted(present):
                 ours = name
-                for new, old in _RENAMED:
+                for new, old in weights.renamed:
                     if name.startswith(new):
                         ours = old + name.removeprefix(new)
-                if _DERIVED.search(ours):
+                if re.search(weights.derived, ours):
                     continue
                 header = shard.get_slice(name)
                 code = header.get_dtype()
@@ -392,9 +286,9 @@ def _open_all(directory: Path) -> dict[str, _Stored]:
     return stored
 
 
-def _drop_tied_head(stored: dict[str, _Stored]):
+def _drop_tied_head(stored: dict[str, _Stored], head_name: str, embedding_name: str):
     """Drops a head that equals the embedding; refuses one that differs, as it would be lost."""
-    head, embedding = stored.pop(_HEAD[0][0]), stored.get(_LANGUAGE[0][0])
+    head, embedding = stored.pop(head_name), stored.get(embedding_name)
     if embedding is None:
         return  # reported later with all missing tensors
     with _open(head.file) as head_file, _open(embedding.file) as embedding_file:
@@ -584,7 +478,7 @@ def _check_target(target: Path):
         )
 
 
-def _check_parameters(leaves: Mapping[str, Any], config: QwenVLConfig):
+def _check_parameters(leaves: Mapping[str, Any], config: Config):
     expected = param_shapes(config)
     shapes = {path: tuple(leaf.shape) for path, leaf in leaves.items()}
     wrong = sorted(

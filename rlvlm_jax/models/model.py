@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig
 from rlvlm_jax.types import Array, Params, Prompts
 
 
@@ -19,10 +18,10 @@ class Model:
     """Functions of the parameters; sequence b of B = N * G belongs to prompt b // G.
 
     Attributes:
-        config: sizes and token ids.
+        config: sizes and token ids, a `family.Config`.
         init: key -> params, float32 nested dict.
-        encode_images: (params, batch) -> features [N, M, D] in the compute dtype, M = I / merge**2;
-            normalises the bytes itself. Finite but meaningless at padding.
+        encode_images: (params, batch) -> features, a pytree of arrays [N, M, ...]; feature k of a
+            prompt belongs to its k-th image token. Finite but meaningless at padding.
         prefill: (params, batch, features) -> (hidden [N, D] of each prompt's last valid column,
             prefix: a tuple of KV pairs, one per layer on CPU, a single one for all layers on other
             platforms; see `models.common.cache`).
@@ -54,16 +53,16 @@ class Model:
             not tied to the embedding), the parts that can be frozen.
     """
 
-    config: QwenVLConfig
+    config: Any
     init: Callable[[Array], Params]
-    encode_images: Callable[[Params, Prompts], Array]
-    prefill: Callable[[Params, Prompts, Array], tuple[Array, tuple]]
+    encode_images: Callable[[Params, Prompts], Any]
+    prefill: Callable[[Params, Prompts, Any], tuple[Array, tuple]]
     decoder: Callable[[Params], Params]
     empty_cache: Callable[[tuple, int, int], tuple]
     rotary: Callable[[Array], Any]
     decode: Callable[..., tuple[Array, tuple]]
-    forward: Callable[[Params, Prompts, Array, Array, Array], Array]
-    packed: Callable[[Params, Prompts, Array, Array, Array], Array]
+    forward: Callable[[Params, Prompts, Any, Array, Array], Array]
+    packed: Callable[[Params, Prompts, Any, Array, Array], Array]
     next_logits: Callable[[Params, Array], Array]
     row_sum: Callable[[Array], Array]
     spread: Callable[[Params], Params]

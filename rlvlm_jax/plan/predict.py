@@ -20,10 +20,9 @@ from rlvlm_jax.config import (
     sequences,
     shards,
 )
+from rlvlm_jax.models import FAMILIES, Config
 from rlvlm_jax.models.common.activation_sharding import MAX_REPLICATED
-from rlvlm_jax.models.qwen2_vl import costs
-from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig
-from rlvlm_jax.models.qwen2_vl.costs import Work
+from rlvlm_jax.models.common.costs import GRADIENT, Costs, Work, optimizer_step, total
 from rlvlm_jax.plan.topology import Topology
 from rlvlm_jax.sampling.sampler import block_sizes
 
@@ -41,11 +40,21 @@ class Sizes(NamedTuple):
     """
 
     config: ConfigDict
-    model: QwenVLConfig
+    model: Config
     bucket: tuple[int, int]
     trained: int
     reference: bool
     frozen: bool
+
+    @property
+    def costs(self) -> Costs:
+        """The counts of the model's family."""
+        return FAMILIES[self.model.family].costs
+
+    @property
+    def weights(self) -> int:
+        """Numbers that are read to decode a token: layers and head."""
+        return self.costs.layer_weights(self.model) + self.costs.head_weights(self.model)
 
     @property
     def item(self) -> int:
@@ -72,9 +81,8 @@ class Sizes(NamedTuple):
     def layout(self) -> str:
         """`rollout.layout`, with "auto" resolved."""
         chosen = self.config.rollout.layout
-        weights = costs.layer_weights(self.model) + costs.head_weights(self.model)
         if chosen == "auto":
-            return "replicated" if weights * self.item <= MAX_REPLICATED else "tensor"
+            return "replicated" if self.weights * self.item <= MAX_REPLICATED else "tensor"
         return chosen
 
 
@@ -93,13 +101,11 @@ def _cache_bytes(s: Sizes) -> float:
 
 def work(s: Sizes) -> dict[str, Work]:
     """Counts the phases of an iteration, all devices together; every response has full length."""
-    c, m = s.config, s.model
+    c, m, costs = s.config, s.model, s.costs
     prompts, samples, steps = c.rollout.prompts, c.rollout.samples, c.rollout.max_tokens
     length, patches = s.bucket
     rows, micro = sequences(c), microbatch(c)
-    side = max(1, math.isqrt(patches // 4)) * 2
-    images = [(side, side)] * prompts if patches else []
-    vision = costs.encode_images(m, images, patches, prompts, s.item)
+    vision = costs.encode_images(m, None, patches, prompts, s.item)
     one_pass = costs.forward(m, prompts, samples, length, steps, s.item)
     passes = s.reference + (old_logprobs(c) == "trainer")
     sharing = math.gcd(math.gcd(samples, c.update.minibatch), micro // pass_shards(c))
@@ -109,20 +115,20 @@ def work(s: Sizes) -> dict[str, Work]:
     )
     updates = c.update.epochs * rows // c.update.minibatch
     update = {
-        "update": costs.total([gradient] * c.update.epochs),
-        "optimizer": costs.optimizer_step(s.trained, updates),
+        "update": total([gradient] * c.update.epochs),
+        "optimizer": optimizer_step(s.trained, updates),
     }
     if c.mode == "sft":
-        count = 1 + costs.GRADIENT * (c.update.train_vit or c.update.train_connector)
-        return {"vision": costs.total([vision] * count), **update}
+        count = 1 + GRADIENT * (c.update.train_vit or c.update.train_connector)
+        return {"vision": total([vision] * count), **update}
     if not s.frozen:  # the vision tower runs in every other pass
-        count = 1 + passes + (1 + costs.GRADIENT) * c.update.epochs * samples / sharing
+        count = 1 + passes + (1 + GRADIENT) * c.update.epochs * samples / sharing
         vision = Work(vision.needed * count, vision.executed * count, vision.bytes * count)
     return {
         "vision": vision,
         "prefill": costs.prefill(m, prompts, length, s.item),
         "decode": costs.decode(m, prompts, samples, length, steps, s.item, blocks(s)),
-        "passes": costs.total([one_pass] * passes),
+        "passes": total([one_pass] * passes),
         **update,
     }
 
@@ -149,7 +155,6 @@ def decode_bytes(s: Sizes) -> float:
     Per token: its shard of the weights (or all of them), the keys and values of its prompts, and
     all slots of the response blocks that have begun.
     """
-    weights = costs.layer_weights(s.model) + costs.head_weights(s.model)
     weight_shards = 1 if s.layout == "replicated" else s.decoding_parts
     if s.layout == "train":  # gathered per token, then read
         weight_shards = s.config.mesh.tensor
@@ -157,7 +162,7 @@ def decode_bytes(s: Sizes) -> float:
     met = sum(size * sum(sizes[: number + 1]) for number, size in enumerate(sizes))
     prompts, rows = (x / shards(s.config) for x in (s.config.rollout.prompts, sequences(s.config)))
     read = s.slots * prompts * s.bucket[0] + rows * met
-    return s.slots * weights * s.item / weight_shards + read * _cache_bytes(s)
+    return s.slots * s.weights * s.item / weight_shards + read * _cache_bytes(s)
 
 
 def seconds(

@@ -20,18 +20,17 @@ from rlvlm_jax import config as config_lib
 from rlvlm_jax import optim, sft, sharding, startup, train
 from rlvlm_jax.data.prompts import Media
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models.qwen2_vl.config import PUBLISHED, to_hf
+from rlvlm_jax.models import FAMILIES
 from rlvlm_jax.plan.predict import Sizes
 
 MULTIPLE = 16  # of P and I, as in data.loader
-END_OF_TURN, END_OF_TEXT = 151645, 151643  # of Qwen's tokenizer
 
 
 class PublishedTokenizer(NamedTuple):
     """What the steps need from a tokenizer, for models without tokenizer files."""
 
-    stop_ids: tuple[int, ...] = (END_OF_TURN, END_OF_TEXT)
-    pad_id: int = END_OF_TEXT
+    stop_ids: tuple[int, ...]
+    pad_id: int
 
     def token_id(self, text: str) -> None:
         """Returns None: ids of vision tokens come from the model's configuration."""
@@ -61,13 +60,16 @@ def open_model(path: str) -> tuple[startup.Source, Any, str]:
     if path == startup.BUNDLED or Path(path).expanduser().is_dir():
         return startup.open_source(path), None, path
     name = path.rsplit("/", 1)[-1].lower().removesuffix("-instruct")
-    if name not in PUBLISHED:
+    published = {size: row for row in FAMILIES.values() for size in row.published}
+    if name not in published:
         raise InputError(
             f"config.model.path={path!r} is neither a directory here nor a published model; known "
-            f"models: {', '.join(PUBLISHED)}"
+            f"models: {', '.join(published)}"
         )
-    files = {"config.json": json.dumps(to_hf(PUBLISHED[name]))}
-    return startup.Source(Path(path), False, files), PublishedTokenizer(), f"published {name}"
+    row = published[name]
+    files = {"config.json": json.dumps(row.write_config(row.published[name]))}
+    text = PublishedTokenizer(row.stop_ids, row.stop_ids[-1])
+    return startup.Source(Path(path), False, files), text, f"published {name}"
 
 
 def largest_bucket(

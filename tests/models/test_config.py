@@ -12,12 +12,12 @@ from rlvlm_jax.errors import InputError
 from rlvlm_jax.models.qwen2_vl.config import (
     CLIP_MEAN,
     CLIP_STD,
-    PUBLISHED,
     QwenVLConfig,
     VisionConfig,
     from_hf,
     to_hf,
 )
+from rlvlm_jax.models.qwen2_vl.published import PUBLISHED
 
 # What stands in the published files, in the flat layout.
 PUBLISHED_2 = {

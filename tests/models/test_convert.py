@@ -17,7 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.models import build, convert
-from rlvlm_jax.models.qwen2_vl.config import PUBLISHED, QwenVLConfig, VisionConfig, to_hf
+from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig, VisionConfig, to_hf
+from rlvlm_jax.models.qwen2_vl.published import PUBLISHED
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"

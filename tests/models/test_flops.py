@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from rlvlm_jax.models import build
-from rlvlm_jax.models.common import cache
-from rlvlm_jax.models.qwen2_vl import costs
-from rlvlm_jax.models.qwen2_vl.config import PUBLISHED, QwenVLConfig, VisionConfig
+from rlvlm_jax.models.common import cache, costs
+from rlvlm_jax.models.qwen2_vl import costs as vision_costs
+from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig, VisionConfig
 from rlvlm_jax.models.qwen2_vl.media import Patches
+from rlvlm_jax.models.qwen2_vl.published import PUBLISHED
 from rlvlm_jax.types import Prompts
 
 # One layer each, so that XLA's counting of a loop's body once is right; wide, so that products
@@ -84,7 +85,7 @@ def xla_flops(function, *args):
 
 def test_vision_against_xla():
     model, params, batch, *_ = shapes()
-    counted = costs.encode_images(ONE, [(8, 8)] * N, PATCHES, N, 4)
+    counted = vision_costs.encode_images(ONE, [(8, 8)] * N, PATCHES, N, 4)
     assert xla_flops(model.encode_images, params, batch) == pytest.approx(
         counted.executed, rel=0.05
     )
@@ -181,17 +182,19 @@ def test_windows_and_whole_images_by_hand():
     vision = dataclasses.replace(VISION, depth=3, full_attention_blocks=(1,))
     c = dataclasses.replace(ONE, vision=vision)
     # Windows of 4 x 4 patches over 6 x 4: one of 16 patches, one of 8.
-    less = costs.encode_images(c, [(6, 4)], 24, 1, 4).needed
+    less = vision_costs.encode_images(c, [(6, 4)], 24, 1, 4).needed
     all_whole = dataclasses.replace(vision, window_size=0)
-    more = costs.encode_images(dataclasses.replace(c, vision=all_whole), [(6, 4)], 24, 1, 4).needed
+    more = vision_costs.encode_images(
+        dataclasses.replace(c, vision=all_whole), [(6, 4)], 24, 1, 4
+    ).needed
     assert more - less == 4 * 256 * 2 * (24**2 - 16**2 - 8**2)
 
 
 def test_many_patches_meet_their_neighbours_alone():
     vision = dataclasses.replace(VISION, depth=3, full_attention_blocks=(1,))
     c = dataclasses.replace(ONE, vision=vision)
-    few, many = (costs.encode_images(c, [], padded, 1, 4) for padded in (95, 97))
-    matrices, merger = costs.vision_weights(vision)
+    few, many = (vision_costs.encode_images(c, [], padded, 1, 4) for padded in (95, 97))
+    matrices, merger = vision_costs.vision_weights(vision)
     assert few.executed == 2 * 95 * (matrices + merger / 4) + 4 * 256 * 3 * 95**2
     # 7 blocks of 16 patches, each with 3 of them as keys.
     pairs = 97**2 + 2 * 7 * 16 * 48

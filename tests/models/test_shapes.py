@@ -13,8 +13,9 @@ from rlvlm_jax.errors import InputError
 from rlvlm_jax.models import build
 from rlvlm_jax.models.common import cache
 from rlvlm_jax.models.convert import param_shapes
-from rlvlm_jax.models.qwen2_vl.config import PUBLISHED, to_hf
+from rlvlm_jax.models.qwen2_vl.config import to_hf
 from rlvlm_jax.models.qwen2_vl.media import Patches
+from rlvlm_jax.models.qwen2_vl.published import PUBLISHED
 from rlvlm_jax.types import Prompts
 
 # As stated on the hub.

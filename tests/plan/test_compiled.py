@@ -7,7 +7,8 @@ import dataclasses
 import jax
 import pytest
 
-from rlvlm_jax.models.qwen2_vl.config import PUBLISHED, from_hf
+from rlvlm_jax.models import FAMILIES
+from rlvlm_jax.models.qwen2_vl.config import from_hf
 from rlvlm_jax.plan import compiled, work
 from tests import tiny_model
 
@@ -157,7 +158,7 @@ def test_neither_weights_nor_logits_are_whole_anywhere(monkeypatch, mesh):
         tie_embeddings=False,
     )
     model = dataclasses.replace(model, vision=dataclasses.replace(model.vision, out_width=width))
-    monkeypatch.setitem(PUBLISHED, "deep", model)
+    monkeypatch.setitem(FAMILIES[model.family].published, "deep", model)
     config = tiny_model.settings(
         model__path="deep",
         rollout__prompts=8,

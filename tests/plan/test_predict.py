@@ -4,7 +4,7 @@
 
 import pytest
 
-from rlvlm_jax.models.qwen2_vl.config import PUBLISHED
+from rlvlm_jax.models.qwen2_vl.published import PUBLISHED
 from rlvlm_jax.plan import advice, predict
 from rlvlm_jax.plan.topology import parse
 from tests import tiny_model

@@ -3,18 +3,16 @@
 """Configuration of a Qwen2-VL or Qwen2.5-VL model, read from Hugging Face's config.json.
 
 `from_hf` accepts the three layouts in circulation: flat (transformers 4.x), nested with
-`text_config` (4.5x) and nested with `rope_parameters` (5.x). Every field is either read, known not
-to affect the computation, or refused by name, so that no model runs as something else. This module
-knows nothing about weights or arrays; `language` and `vision` compute, `convert` moves weights.
+`text_config` (4.5x) and nested with `rope_parameters` (5.x). This module knows nothing about
+weights or arrays.
 """
 
 import dataclasses
-import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from rlvlm_jax.errors import InputError
+from rlvlm_jax.models.common.hf_config import Fields, is_number
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 ACTIVATION = {"qwen2_vl": "quick_gelu", "qwen2_5_vl": "silu"}  # of the vision tower's MLP
@@ -115,35 +113,18 @@ class QwenVLConfig:
     vision_token_id: int | None
     vision: VisionConfig
 
+    @property
+    def vision_token_ids(self) -> set[int]:
+        """Ids of all vision tokens, which are never sampled."""
+        ids = (getattr(self, key) for key in _TOKEN_IDS)
+        return {number for number in ids if number is not None}
 
-# Fields that do not affect the computation: bookkeeping, generation settings (the sampler has its
-# own), settings for other training code (dropout, initialisation), and settings that another field
-# disables (the sliding window: only `use_sliding_window: false` is accepted).
-_IGNORED = """
-    _attn_implementation _attn_implementation_autoset _commit_hash _name_or_path architectures
-    attention_dropout attn_implementation begin_suppress_tokens bad_words_ids bos_token_id
-    decoder_start_token_id diversity_penalty do_sample dtype early_stopping
-    encoder_no_repeat_ngram_size eos_token_id exponential_decay_length_penalty finetuning_task
-    forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label initializer_range
-    is_composition label2id length_penalty max_length max_position_embeddings max_window_layers
-    min_length name_or_path no_repeat_ngram_size num_beam_groups num_beams num_labels
-    num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix
-    problem_type processor_class remove_invalid_values repetition_penalty return_dict
-    return_dict_in_generate sep_token_id sliding_window suppress_tokens task_specific_params
-    temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript
-    transformers_version typical_p unsloth_fixed unsloth_version use_bfloat16 use_cache
-"""
-# Fields of transformers' base class that would change the computation if they were set.
-_UNSET = {
-    "add_cross_attention": False,
-    "chunk_size_feed_forward": 0,
-    "cross_attention_hidden_size": None,
-    "is_decoder": False,
-    "is_encoder_decoder": False,
-    "pruned_heads": {},
-    "quantization_config": None,
-    "tie_encoder_decoder": False,
-}
+    @property
+    def head_sizes(self) -> tuple[int, int]:
+        """Sizes of an attention head of the decoder and of the tower."""
+        return self.head_size, self.vision.width // self.vision.heads
+
+
 # transformers 4.5x repeats these inside text_config, as null or as at the top; the top counts.
 _TOKEN_IDS = (
     "image_token_id",
@@ -152,74 +133,6 @@ _TOKEN_IDS = (
     "vision_end_token_id",
     "vision_token_id",
 )
-_REQUIRED = object()
-
-
-class _Fields:
-    """One JSON object of a file; records which fields were read.
-
-    `where` is the prefix of a field's name in messages, e.g. "text_config.".
-    """
-
-    def __init__(self, fields: Any, where: str = "", file: str = "config.json"):
-        if not isinstance(fields, Mapping):
-            name = where.rstrip(".") or "the content"
-            raise InputError(f"{file}: {name} is {fields!r}, expected an object with fields")
-        self.fields, self.where, self.file, self.read = fields, where, file, set()
-
-    def get(self, key: str, default: Any = _REQUIRED) -> Any:
-        self.read.add(key)
-        if key in self.fields:
-            return self.fields[key]
-        if default is _REQUIRED:
-            raise InputError(f"{self.file}: the field {self.where}{key} is missing")
-        return default
-
-    def refuse(self, key: str, expected: str):
-        value = self.fields.get(key)
-        raise InputError(f"{self.file}: {self.where}{key} is {value!r}, expected {expected}")
-
-    def integer(self, key: str, default: Any = _REQUIRED, minimum: int = 1) -> int:
-        value = self.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
-            self.refuse(key, f"an integer of at least {minimum}")
-        return value
-
-    def number(self, key: str, default: Any = _REQUIRED) -> float:
-        value = self.get(key, default)
-        if not _is_number(value) or value <= 0:
-            self.refuse(key, "a positive number")
-        return float(value)
-
-    def integers(self, key: str, default: Any) -> list[int]:
-        value = self.get(key, default)
-        if not isinstance(value, list | tuple) or any(type(i) is not int for i in value):
-            self.refuse(key, "a list of integers")
-        return list(value)
-
-    def boolean(self, key: str, default: bool) -> bool:
-        value = self.get(key, default)
-        if not isinstance(value, bool):
-            self.refuse(key, "true or false")
-        return value
-
-    def only(self, key: str, *supported: Any):
-        """Accepts an absent field or one of the supported values."""
-        if self.get(key, supported[0]) not in supported:
-            self.refuse(key, " or ".join(map(repr, supported)) + " (nothing else is supported)")
-
-    def unknown(self) -> list[str]:
-        """Returns the full names of fields that were not read and are not known to be harmless."""
-        for key, value in _UNSET.items():
-            self.only(key, value, None)
-        ignored = set(_IGNORED.split())
-        return sorted(
-            self.where + key for key in self.fields if key not in self.read and key not in ignored
-        )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def from_hf(config: Mapping, preprocessor: Mapping | None = None) -> QwenVLConfig:
@@ -237,7 +150,7 @@ def from_hf(config: Mapping, preprocessor: Mapping | None = None) -> QwenVLConfi
         InputError: a field is missing, a value is not supported or makes no sense, or an unknown
             field might change what the model computes; the message names it.
     """
-    top = _Fields(config)
+    top = Fields(config)
     family = top.get("model_type")
     if family not in FAMILIES:
         top.refuse("model_type", " or ".join(map(repr, FAMILIES)))
@@ -254,7 +167,7 @@ def from_hf(config: Mapping, preprocessor: Mapping | None = None) -> QwenVLConfi
     if top.get("text_config", None) is None:
         text = _read_text(top)
     else:
-        inner = _Fields(config["text_config"], "text_config.")
+        inner = Fields(config["text_config"], "text_config.")
         text = _read_text(inner)
         _check_repeated(top, inner, text)
         inner.only("model_type", family + "_text", family)
@@ -263,7 +176,7 @@ def from_hf(config: Mapping, preprocessor: Mapping | None = None) -> QwenVLConfi
         inner.read.update(_TOKEN_IDS)
         unknown += inner.unknown()
 
-    tower = _Fields(top.get("vision_config"), "vision_config.")
+    tower = Fields(top.get("vision_config"), "vision_config.")
     tower.only("model_type", family + "_vision", family)
     read_vision = _read_vision_2 if family == "qwen2_vl" else _read_vision_2_5
     vision = read_vision(tower, text["width"], **_read_pixels(tower, preprocessor))
@@ -285,7 +198,7 @@ def from_hf(config: Mapping, preprocessor: Mapping | None = None) -> QwenVLConfi
     )
 
 
-def _read_text(fields: _Fields) -> dict[str, Any]:
+def _read_text(fields: Fields) -> dict[str, Any]:
     """Returns the decoder's fields of `QwenVLConfig`, from the top level or text_config."""
     width = fields.integer("hidden_size")
     heads = fields.integer("num_attention_heads")
@@ -317,11 +230,11 @@ def _read_text(fields: _Fields) -> dict[str, Any]:
     }
 
 
-def _read_rotary(fields: _Fields, head_size: int) -> tuple[float, tuple[int, int, int]]:
+def _read_rotary(fields: Fields, head_size: int) -> tuple[float, tuple[int, int, int]]:
     """Returns base and sections of the rotary embedding, in any of its three spellings."""
     old, new = fields.get("rope_scaling", None), fields.get("rope_parameters", None)
     name = "rope_scaling" if old else "rope_parameters"
-    rotary = _Fields(old or new or {}, f"{fields.where}{name}.")
+    rotary = Fields(old or new or {}, f"{fields.where}{name}.")
     # "mrope" and "default" both mean unscaled frequencies, split among three axes.
     rotary.only("type", "mrope", "default", None)
     rotary.only("rope_type", "default", "mrope", None)
@@ -342,10 +255,10 @@ def _read_rotary(fields: _Fields, head_size: int) -> tuple[float, tuple[int, int
     return theta, tuple(section)
 
 
-def _check_repeated(top: _Fields, inner: _Fields, text: dict[str, Any]):
+def _check_repeated(top: Fields, inner: Fields, text: dict[str, Any]):
     """Accepts a top level that repeats text_config (transformers 4.5x) but not one that differs."""
     repeated = {key: top.get(key) for key in sorted(inner.read) if key in top.fields}
-    merged = _Fields({**inner.fields, **repeated})
+    merged = Fields({**inner.fields, **repeated})
     # The rotary fields have several spellings, so compare their meaning instead.
     same_spelling = [key for key in repeated if key in inner.fields and "rope" not in key]
     differing = [key for key in same_spelling if repeated[key] != inner.fields[key]]
@@ -358,7 +271,7 @@ def _check_repeated(top: _Fields, inner: _Fields, text: dict[str, Any]):
         )
 
 
-def _read_pixels(tower: _Fields, preprocessor: Mapping | None) -> dict[str, Any]:
+def _read_pixels(tower: Fields, preprocessor: Mapping | None) -> dict[str, Any]:
     """Returns patch geometry and pixel statistics, on which both files must agree."""
     patch = tower.integer("patch_size", 14)
     frames = tower.integer("temporal_patch_size", 2)
@@ -368,7 +281,7 @@ def _read_pixels(tower: _Fields, preprocessor: Mapping | None) -> dict[str, Any]
     tower.only("spatial_patch_size", patch)
     geometry = {"patch_size": patch, "temporal_patch_size": frames, "merge_size": merge}
 
-    pixels = _Fields({} if preprocessor is None else preprocessor, file="preprocessor_config.json")
+    pixels = Fields({} if preprocessor is None else preprocessor, file="preprocessor_config.json")
     for key, value in geometry.items():
         pixels.only(key, value, None)
     pixels.only("do_normalize", True, None)
@@ -381,7 +294,7 @@ def _read_pixels(tower: _Fields, preprocessor: Mapping | None) -> dict[str, Any]
         if (
             not isinstance(value, list | tuple)
             or len(value) != 3
-            or not all(map(_is_number, value))
+            or not all(map(is_number, value))
             or (key == "image_std" and min(value) <= 0)
         ):
             pixels.refuse(key, "three numbers, one per colour, above 0 for image_std")
@@ -389,7 +302,7 @@ def _read_pixels(tower: _Fields, preprocessor: Mapping | None) -> dict[str, Any]
     return geometry | statistics
 
 
-def _read_vision_2(tower: _Fields, text_width: int, **pixels: Any) -> VisionConfig:
+def _read_vision_2(tower: Fields, text_width: int, **pixels: Any) -> VisionConfig:
     width = tower.integer("embed_dim", 1280)
     depth = tower.integer("depth", 32)
     tower.only("hidden_size", text_width)
@@ -407,7 +320,7 @@ def _read_vision_2(tower: _Fields, text_width: int, **pixels: Any) -> VisionConf
     )
 
 
-def _read_vision_2_5(tower: _Fields, text_width: int, **pixels: Any) -> VisionConfig:
+def _read_vision_2_5(tower: Fields, text_width: int, **pixels: Any) -> VisionConfig:
     width = tower.integer("hidden_size", 3584)
     depth = tower.integer("depth", 32)
     tower.only("out_hidden_size", text_width)
@@ -430,11 +343,11 @@ def _read_vision_2_5(tower: _Fields, text_width: int, **pixels: Any) -> VisionCo
     )
 
 
-def _read_vision_heads(tower: _Fields, width: int) -> int:
+def _read_vision_heads(tower: Fields, width: int) -> int:
     heads = tower.integer("num_heads", 16)
     if width % heads or width // heads % 4:
         tower.refuse("num_heads", f"a divisor of the tower's width {width} into multiples of 4")
-    rotary = _Fields(tower.get("rope_parameters", None) or {}, tower.where + "rope_parameters.")
+    rotary = Fields(tower.get("rope_parameters", None) or {}, tower.where + "rope_parameters.")
     rotary.only("rope_type", "axial", "default", None)
     rotary.only("rope_theta", 10000.0, None)
     if rotary.unknown():
@@ -445,7 +358,7 @@ def _read_vision_heads(tower: _Fields, width: int) -> int:
     return heads
 
 
-def _read_activation(tower: _Fields, family: str) -> str:
+def _read_activation(tower: Fields, family: str) -> str:
     tower.only("hidden_act", ACTIVATION[family])
     return ACTIVATION[family]
 
@@ -501,87 +414,3 @@ def to_hf(config: QwenVLConfig) -> dict[str, Any]:
         **ids,
         "vision_config": vision,
     }
-
-
-def _published(
-    family: str,
-    *,
-    width: int,
-    layers: int,
-    heads: int,
-    kv_heads: int,
-    mlp_width: int,
-    vocab_size: int = 152_064,
-    tie_embeddings: bool = False,
-    vision_mlp_width: int,
-) -> QwenVLConfig:
-    windowed = family == "qwen2_5_vl"
-    tower = VisionConfig(
-        family=family,
-        depth=32,
-        width=1280,
-        heads=16,
-        mlp_width=vision_mlp_width,
-        out_width=width,
-        window_size=112 if windowed else 0,
-        full_attention_blocks=(7, 15, 23, 31) if windowed else tuple(range(32)),
-        act=ACTIVATION[family],
-    )
-    return QwenVLConfig(
-        family=family,
-        vocab_size=vocab_size,
-        width=width,
-        layers=layers,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_size=128,
-        mlp_width=mlp_width,
-        rope_theta=1_000_000.0,
-        mrope_section=(16, 24, 24),
-        norm_eps=1e-6,
-        tie_embeddings=tie_embeddings,
-        image_token_id=151655,
-        video_token_id=151656,
-        vision_start_token_id=151652,
-        vision_end_token_id=151653,
-        vision_token_id=151654,
-        vision=tower,
-    )
-
-
-_qwen2 = functools.partial(_published, "qwen2_vl", vision_mlp_width=5120)
-_qwen2_5 = functools.partial(_published, "qwen2_5_vl")
-
-# The sizes on the hub, for shape-only tests and for planning memory before a download.
-PUBLISHED = {
-    "qwen2-vl-2b": _qwen2(
-        width=1536,
-        layers=28,
-        heads=12,
-        kv_heads=2,
-        mlp_width=8960,
-        vocab_size=151_936,
-        tie_embeddings=True,
-    ),
-    "qwen2-vl-7b": _qwen2(width=3584, layers=28, heads=28, kv_heads=4, mlp_width=18944),
-    "qwen2-vl-72b": _qwen2(width=8192, layers=80, heads=64, kv_heads=8, mlp_width=29568),
-    "qwen2.5-vl-3b": _qwen2_5(
-        width=2048,
-        layers=36,
-        heads=16,
-        kv_heads=2,
-        mlp_width=11008,
-        vocab_size=151_936,
-        tie_embeddings=True,
-        vision_mlp_width=3420,
-    ),
-    "qwen2.5-vl-7b": _qwen2_5(
-        width=3584, layers=28, heads=28, kv_heads=4, mlp_width=18944, vision_mlp_width=3420
-    ),
-    "qwen2.5-vl-32b": _qwen2_5(
-        width=5120, layers=64, heads=40, kv_heads=8, mlp_width=27648, vision_mlp_width=3456
-    ),
-    "qwen2.5-vl-72b": _qwen2_5(
-        width=8192, layers=80, heads=64, kv_heads=8, mlp_width=29568, vision_mlp_width=3456
-    ),
-}

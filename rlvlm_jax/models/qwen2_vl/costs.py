@@ -1,48 +1,16 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""FLOPs and bytes of each pass of a Qwen2-VL or Qwen2.5-VL model, counted from its sizes.
+"""FLOPs and bytes of the vision tower of Qwen2-VL and Qwen2.5-VL; see `common.costs`.
 
-XLA counts the body of a loop once, however often it runs, so layers and tokens are counted here.
-Only matrix products count, two FLOPs per multiplication; norms, activations and softmax do not.
-There are two counts. `needed` is what the mathematics requires: a causal query attends to the keys
-up to itself, a window to its own patches, and a prompt runs once for its samples. `executed` adds
-masked scores and recomputation. Bytes are the minimum that must move: weights once per pass, keys
-and values; activations are not counted. This module has numbers only, no arrays.
+A window needs its own patches only.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Sequence
 
+from rlvlm_jax.models.common.costs import DENSE, Work
 from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig, VisionConfig
 from rlvlm_jax.models.qwen2_vl.vision import by_window
-
-GRADIENT = 2  # a backward pass has two products for each one of the forward pass
-
-
-class Work(NamedTuple):
-    """The cost of one pass."""
-
-    needed: float  # FLOPs
-    executed: float  # FLOPs
-    bytes: float  # moved between memory and processor, at least
-
-
-def total(works: Iterable[Work]) -> Work:
-    """Returns the sum of several passes."""
-    nothing = Work(0.0, 0.0, 0.0)
-    return Work(*(float(sum(values)) for values in zip(nothing, *works, strict=True)))
-
-
-def layer_weights(config: QwenVLConfig) -> int:
-    """Returns the size of the decoder's matrices, without embedding and head."""
-    queries = config.heads * config.head_size
-    keys = config.kv_heads * config.head_size
-    return config.layers * config.width * (2 * queries + 2 * keys + 3 * config.mlp_width)
-
-
-def head_weights(config: QwenVLConfig) -> int:
-    """Returns the size of the output matrix, tied to the embedding or not."""
-    return config.width * config.vocab_size
 
 
 def vision_weights(vision: VisionConfig) -> tuple[int, int]:
@@ -72,22 +40,30 @@ def _vision_pairs(vision: VisionConfig, rows: int, columns: int) -> int:
 
 
 def encode_images(
-    config: QwenVLConfig, images: Iterable[tuple[int, int]], padded: int, prompts: int, size: int
+    config: QwenVLConfig,
+    images: Sequence[tuple[int, int]] | None,
+    padded: int,
+    prompts: int,
+    size: int,
 ) -> Work:
     """Counts one pass of the vision tower over the images of a batch.
 
     Args:
         config: the model's.
-        images: (rows, columns) of patches of every image.
+        images: (rows, columns) of patches of every image; None: one square image of all patches
+            of a prompt.
         padded: I, patches per prompt with padding; these are executed.
         prompts: N.
         size: bytes of a number in the compute type.
     """
-    vision, images = config.vision, list(images)
     if not padded:
         return Work(0.0, 0.0, 0.0)
+    vision = config.vision
     per_patch, per_block = vision_weights(vision)
     merge = vision.merge_size**2
+    if images is None:
+        side = max(1, math.isqrt(padded // merge)) * vision.merge_size
+        images = [(side, side)] * prompts
 
     def flops(patches: int, pairs: int) -> float:
         linear = per_patch * patches + per_block * patches / merge
@@ -106,144 +82,4 @@ def encode_images(
     return Work(needed, executed, float((per_patch + per_block) * size))
 
 
-def _decoder(config: QwenVLConfig, tokens: float, pairs: float) -> float:
-    """Returns the FLOPs of `tokens` tokens through the layers with `pairs` (query, key) pairs."""
-    heads = config.layers * config.heads * config.head_size
-    return 2.0 * layer_weights(config) * tokens + 4.0 * heads * pairs
-
-
-def _cached(config: QwenVLConfig, tokens: float, size: int) -> float:
-    """Returns the bytes of the keys and values of `tokens` tokens."""
-    return 2.0 * config.layers * config.kv_heads * config.head_size * tokens * size
-
-
-def logits(config: QwenVLConfig, tokens: float) -> float:
-    """Returns the FLOPs of the logits of `tokens` tokens."""
-    return 2.0 * head_weights(config) * tokens
-
-
-def prefill(config: QwenVLConfig, prompts: int, length: int, size: int) -> Work:
-    """Counts one pass over N prompts of P tokens that stores their keys and values.
-
-    Args:
-        config: the model's.
-        prompts: N.
-        length: P.
-        size: bytes of a number in the compute type.
-    """
-    tokens = prompts * length
-    return Work(
-        _decoder(config, tokens, prompts * length * (length + 1) / 2),
-        _decoder(config, tokens, prompts * length**2),
-        layer_weights(config) * size + _cached(config, tokens, size),
-    )
-
-
-def decode(
-    config: QwenVLConfig,
-    prompts: int,
-    samples: int,
-    length: int,
-    steps: int,
-    size: int,
-    blocks: Sequence[int] = (),
-) -> Work:
-    """Counts sampling `steps` tokens for each of N * G responses, their logits included.
-
-    A step reads the weights once, each prompt's keys and values once for its samples, and each
-    response's own. The last token is drawn but not run.
-
-    Args:
-        config: the model's.
-        prompts: N.
-        samples: G.
-        length: P.
-        steps: R.
-        size: bytes of a number in the compute type.
-        blocks: slots of each block of the cache. As many steps are executed as there are slots,
-            and each attends to all slots of the blocks started by then. Empty for one block of R.
-    """
-    rows, blocks = prompts * samples, blocks or (steps,)
-    slots = sum(blocks)
-    attended = sum(size * sum(blocks[: number + 1]) for number, size in enumerate(blocks))
-    own_pairs = (steps - 1) * steps / 2  # (query, key) pairs within a response, itself included
-    needed = _decoder(config, rows * (steps - 1), rows * ((steps - 1) * length + own_pairs))
-    executed = _decoder(config, rows * slots, rows * (slots * length + attended))
-    weights = ((steps - 1) * layer_weights(config) + steps * head_weights(config)) * size
-    read = (steps - 1) * prompts * length + rows * own_pairs
-    return Work(
-        needed + logits(config, rows * steps),
-        executed + logits(config, rows * slots),
-        weights + _cached(config, read + rows * (steps - 1), size),
-    )
-
-
-def forward(
-    config: QwenVLConfig,
-    prompts: int,
-    samples: int,
-    length: int,
-    steps: int,
-    size: int,
-    copies: float = 1.0,
-) -> Work:
-    """Counts log-probabilities of N * G complete responses of R tokens.
-
-    Args:
-        config: the model's.
-        prompts: N.
-        samples: G.
-        length: P.
-        steps: R.
-        size: bytes of a number in the compute type.
-        copies: how often a prompt is executed: 1 if all its samples share one pass, G if each has
-            its own.
-    """
-    rows = prompts * samples
-    needed = _decoder(
-        config,
-        prompts * length + rows * steps,
-        prompts * length * (length + 1) / 2 + rows * (steps * length + steps * (steps + 1) / 2),
-    )
-    executed = _decoder(
-        config,
-        copies * prompts * length + rows * steps,
-        copies * prompts * length**2 + rows * steps * (length + steps),
-    )
-    head = logits(config, rows * steps)
-    weights = (layer_weights(config) + head_weights(config)) * size
-    return Work(needed + head, executed + head, float(weights))
-
-
-def gradient(
-    config: QwenVLConfig, passed: Work, tokens: float, passes: int, remat: bool, size: int
-) -> Work:
-    """Counts a forward and backward pass of the decoder, all of it trained.
-
-    Args:
-        config: the model's.
-        passed: the forward pass alone, from `forward`.
-        tokens: response tokens; the backward pass recomputes their logits.
-        passes: micro-batches; each reads the weights in both directions and adds to the gradient.
-        remat: whether the backward pass recomputes the layers.
-        size: bytes of a number in the compute type.
-    """
-    again = passed.executed if remat else logits(config, tokens)
-    weights = layer_weights(config) + head_weights(config)
-    return Work(
-        passed.needed * (1 + GRADIENT),
-        passed.executed * (1 + GRADIENT) + again,
-        float(passes * weights * (2 * size + 4)),  # the gradient is float32
-    )
-
-
-def optimizer_step(trained: int, steps: int) -> Work:
-    """Counts `steps` steps of AdamW on float32 parameters; only bytes count.
-
-    Parameters and both moments are read and written, the gradient is read.
-
-    Args:
-        trained: number of trained parameters.
-        steps: optimizer steps.
-    """
-    return Work(0.0, 0.0, float(steps * trained * 4 * (2 * 3 + 1)))
+COSTS = DENSE._replace(encode_images=encode_images)

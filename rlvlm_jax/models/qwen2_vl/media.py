@@ -20,7 +20,7 @@ from PIL import Image
 from rlvlm_jax.data.images import ImageError
 from rlvlm_jax.data.prompts import Encoded
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models.qwen2_vl.config import VisionConfig
+from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig
 from rlvlm_jax.models.qwen2_vl.positions import rope_positions
 from rlvlm_jax.types import Array
 
@@ -282,7 +282,7 @@ def image_grids(patches: Patches) -> list[tuple[int, int]]:
     return [(int(rows), int(columns)) for rows, columns in sizes]
 
 
-def hf_inputs(patches: Patches, vision: VisionConfig) -> dict[str, np.ndarray]:
+def hf_inputs(config: QwenVLConfig, patches: Patches) -> dict[str, np.ndarray]:
     """Returns what transformers' model takes for the images of one prompt; {} if it has none.
 
     Returns:
@@ -291,6 +291,7 @@ def hf_inputs(patches: Patches, vision: VisionConfig) -> dict[str, np.ndarray]:
     """
     if not len(patches.image):
         return {}
+    vision = config.vision
     mean, std = (np.array(x)[:, None, None] for x in (vision.image_mean, vision.image_std))
     still = patches.pixels.reshape(-1, 3, 1, vision.patch_size**2) / 255.0
     frames = np.repeat((still - mean) / std, vision.temporal_patch_size, axis=2)

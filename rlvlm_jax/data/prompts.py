@@ -30,7 +30,7 @@ class Encoded(NamedTuple):
 class Media(Protocol):
     """How a model family turns images into tokens and arrays. Host only: NumPy and Pillow.
 
-    The media of one prompt is a tuple of arrays, such as pixels [i, C]; i is the number of its
+    The media of one prompt is a pytree of arrays, such as pixels [i, C]; i is the number of its
     patches, whatever the family calls so. The media of N prompts has the same arrays padded to
     [N, I, ...]; it is `Prompts.media`. No other code looks inside.
 

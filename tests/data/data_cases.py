@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from rlvlm_jax.errors import InputError
+from rlvlm_jax.models.qwen2_vl.media import ImageSpec
 
 SHARED = Path(__file__).parents[2] / "../shared"
 SPECIALS = (
@@ -77,6 +78,11 @@ def write_tokenizer(directory: Path, **config: object) -> Path:
     settings = {key: value for key, value in settings.items() if value is not None}
     write_json(directory / "tokenizer_config.json", settings)
     return directory
+
+
+def media_of(directory: Path) -> ImageSpec:
+    """How the model of a directory takes images."""
+    return ImageSpec.from_files({path.name: path.read_text() for path in directory.glob("*.json")})
 
 
 def k12() -> Path:

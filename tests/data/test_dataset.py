@@ -8,14 +8,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from data_cases import IMAGE_ID, k12, make_image, save_image, write_tokenizer
+from data_cases import IMAGE_ID, k12, make_image, media_of, save_image, write_tokenizer
 from PIL import Image
 
 from rlvlm_jax.data.dataset import Reader, overlap
 from rlvlm_jax.data.images import ImageError
 from rlvlm_jax.data.tokenizer import Tokenizer
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models.qwen2_vl.media import ImageSpec
 
 ONE = "<|vision_start|><|image_pad|><|vision_end|>"
 GOOD = {
@@ -44,7 +43,7 @@ def folder(tmp_path):
 
 @pytest.fixture
 def reader(tokenizer, model_dir):
-    return Reader(tokenizer, ImageSpec.from_directory(model_dir), on_bad_record="skip")
+    return Reader(tokenizer, media_of(model_dir), on_bad_record="skip")
 
 
 def strict(reader, **changes):
@@ -473,7 +472,7 @@ def test_what_datasets_cannot_open(tmp_path, reader, name, monkeypatch):
 
 
 def test_real_problems_with_the_real_tokenizer(qwen_dir):
-    reader = Reader(Tokenizer.load(qwen_dir), ImageSpec.from_directory(qwen_dir))
+    reader = Reader(Tokenizer.load(qwen_dir), media_of(qwen_dir))
     examples, report = replace(reader, max_prompt_tokens=4096).read(str(k12() / "k12.jsonl"))
     assert report == {"records": 298, "used": 298, "dropped": {}}
     counts = [example.patches // 4 for example in examples]

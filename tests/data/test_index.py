@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from data_cases import as_processes
+from data_cases import as_processes, media_of
 from PIL import Image
 
 from rlvlm_jax.data.dataset import Reader
@@ -22,7 +22,7 @@ def data(tmp_path):
 
 @pytest.fixture
 def reader(tokenizer, model_dir, tmp_path):
-    return Reader(tokenizer, ImageSpec.from_directory(model_dir), index=str(tmp_path / "index"))
+    return Reader(tokenizer, media_of(model_dir), index=str(tmp_path / "index"))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from data_cases import IMAGE_ID, k12, make_image, save_image
+from data_cases import IMAGE_ID, k12, make_image, media_of, save_image
 from PIL import Image
 
 from rlvlm_jax.data.images import ImageError, flatten, image_size, load_pixels
@@ -330,7 +330,7 @@ def test_cut_off_file_is_refused():
 
 def test_spec_of_a_directory(model_dir):
     expected = ImageSpec(min_pixels=784, max_pixels=78_400, window_size=112)
-    assert ImageSpec.from_directory(model_dir) == expected
+    assert media_of(model_dir) == expected
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ def test_spec_refuses(name, content, message):
 
 @pytest.fixture(scope="module")
 def spec(model_dir):
-    return ImageSpec.from_directory(model_dir)
+    return media_of(model_dir)
 
 
 def test_encode_prompt_with_two_images(tokenizer, spec):

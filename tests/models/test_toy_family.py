@@ -5,11 +5,11 @@
 import ast
 import json
 
-import jax
 import numpy as np
 import pytest
 
 from rlvlm_jax import VLM, checkpoint, export, models, startup
+from rlvlm_jax.bench import work
 from rlvlm_jax.models import convert
 from tests import run_cases
 from tests.models import toy_family
@@ -27,7 +27,7 @@ def directory(tmp_path, monkeypatch):
     bundled = startup.open_source(startup.BUNDLED).files
     files = {name: bundled[name] for name in ("tokenizer.json", "tokenizer_config.json")}
     files["config.json"] = json.dumps(toy_family.write_config(CONFIG) | {"eos_token_id": 506})
-    params = jax.device_get(models.build(CONFIG).init(jax.random.key(0)))
+    params = work.random_weights(CONFIG, seed=0)
     convert.save_hf(params, tmp_path / "toy", files=files, dtypes="float32")
     return tmp_path / "toy"
 

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -96,13 +95,6 @@ class ImageSpec:
     def patch_bytes(self) -> int:
         """C, the bytes of one patch."""
         return 3 * self.patch_size**2
-
-    @classmethod
-    def from_directory(cls, directory: str | Path) -> "ImageSpec":
-        """Reads the files of a Hugging Face directory; see `from_files`."""
-        names = ("preprocessor_config.json", "processor_config.json", "config.json")
-        paths = [Path(directory, name) for name in names]
-        return cls.from_files({p.name: p.read_text("utf-8") for p in paths if p.is_file()})
 
     @classmethod
     def from_files(

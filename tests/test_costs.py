@@ -94,9 +94,10 @@ def programs(vocabulary=V, prompt=P, **settings):
         mesh=mesh,
         banned=tiny_model.BANNED,
         tokenizer=SimpleNamespace(stop_ids=(tiny_model.STOP,), pad_id=tiny_model.PAD),
-        spec=tiny_model.SPEC,
+        media=tiny_model.SPEC,
         features_frozen=not (config.update.train_vit or config.update.train_connector),
     )
+    session.batch_shapes = functools.partial(startup.Session.batch_shapes, session)
     optimizer, _ = optim.make_optimizer(config.update, 10, model.part)
     is_trained = optim.make_trained(config.update, model.part)
     params = startup.with_mesh_shardings(jax.eval_shape(model.init, jax.random.key(0)), model, mesh)

@@ -43,6 +43,7 @@ HOMES = {  # third party -> the only places that may import it
 }
 WITHOUT_JAX = (
     *("data", "rewards", "types", "errors", "packing", "cli", "records", "report", "seeds"),
+    *("models.qwen2_vl.media", "models.qwen2_vl.positions", "models.qwen2_vl.config"),
     *(f"evaluation.{name}" for name in ("scores", "statistics", "runs", "analysis")),
 )
 

@@ -3,7 +3,7 @@
 """Rotary embeddings as pure functions: M-RoPE for the decoder, 2-D for the vision tower.
 
 A rotary pair is (cos, sin), each float32[..., E/2]. The vector pairs (x_j, x_{j + E/2}) are rotated
-by angle j. `data/` decides the positions of tokens; this module only maps them to angles.
+by angle j. Positions of tokens come with the prompts; this module only maps them to angles.
 """
 
 import jax.numpy as jnp

@@ -28,7 +28,7 @@ class Config(Protocol):
         head_sizes: sizes of all attention heads, for the choice of a kernel.
         layers: decoder layers.
         kv_heads: key and value heads.
-        head_size: of the decoder.
+        head_size: of the decoder. The counts of `common.costs` also read width, heads, mlp_width.
     """
 
     family: str

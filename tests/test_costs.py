@@ -161,8 +161,7 @@ def bytes_of_a_token(samples, length, slots):
     weights = jax.eval_shape(lambda key: model.decoder(model.init(key)), jax.random.key(0))
     keys = shape(N, KV_HEADS, length, HEAD)
     prefix = (jax.eval_shape(lambda k, v: kv_cache.stored(k, v, "model"), keys, keys),) * LAYERS
-    cache = jax.eval_shape(lambda prefix: model.empty_cache(prefix, samples, slots), prefix)
-    cache = tuple((block,) for block in cache)
+    cache = jax.eval_shape(lambda prefix: model.grow_cache(prefix, (), samples, slots), prefix)
 
     def step(weights, tokens, positions, prefix, mask, cache, number):
         rotary = model.rotary(positions)

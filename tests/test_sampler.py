@@ -185,6 +185,72 @@ def test_blocks_alone_change_no_sample(monkeypatch):
     assert_same(long_sampler(stops=2)(8), expected)
 
 
+class Recurrent:
+    """A model without keys and values: its cache is a number per row, which hashes its tokens."""
+
+    row_sum = staticmethod(row_sum)
+    grown = ()
+
+    def encode_images(self, params, batch):
+        return {"none": jnp.zeros((len(batch.tokens), 0))}
+
+    def prefill(self, params, batch, features):
+        prefix = {"number": jnp.sum(jnp.where(batch.mask, batch.tokens, 0), axis=1)}
+        return self.hidden(prefix["number"]), prefix
+
+    def decoder(self, params):
+        return params
+
+    def grow_cache(self, prefix, cache, samples, slots):
+        self.grown += (slots,)
+        return cache or {"number": jnp.repeat(prefix["number"], samples)}
+
+    def take_rows(self, cache, rows):
+        return {"number": cache["number"][rows]}
+
+    def put_rows(self, cache, rows, part):
+        return {"number": cache["number"].at[rows].set(part["number"])}
+
+    def response_positions(self, batch, steps):
+        return batch.mask.sum(axis=1)[:, None] + steps
+
+    def rotary(self, positions):
+        return positions
+
+    def decode(self, weights, tokens, rotary, prefix, mask, cache, step):
+        groups = len(tokens) // len(mask)
+        start = jnp.repeat(prefix["number"], groups)
+        number = (31 * cache["number"] + tokens + rotary + start) % 1009
+        return self.hidden(number), {"number": number}
+
+    def hidden(self, number):
+        return jnp.sin(number[:, None] * jnp.arange(1.0, 65.0))
+
+    def next_logits(self, weights, hidden):
+        return 2 * hidden
+
+
+def test_a_cache_may_be_any_pytree_of_rows(monkeypatch):
+    def sample(model):
+        settings = SampleSettings(
+            samples=4, max_tokens=60, stop_ids=(0, 1, 2), pad_id=PAD, chunk=4, shards=2
+        )
+        keys = sequence_keys(jax.random.key(1), ids_of(np.arange(4)))
+        return jax.jit(make_sample_fn(model, settings))({}, tiny_model.batch(), None, keys)
+
+    expected = sample(Recurrent())
+    monkeypatch.setattr(sampler, "FIRST_BLOCK", 8)
+    monkeypatch.setattr(sampler, "SHRINK", 2)
+    model, shards = Recurrent(), []
+    unfinished = sampler.unfinished
+    monkeypatch.setattr(sampler, "unfinished", lambda *x: shards.append(x[1:]) or unfinished(*x))
+    assert_same(sample(model), expected)
+    assert model.grown == (8, 8, 16, 28)
+    assert set(shards) == {(2, 4)}
+    lengths = expected.mask.sum(axis=1)
+    assert lengths.min() < 16 < lengths.max(), "the smaller batch was not used"
+
+
 @pytest.mark.parametrize(
     ("length", "chunk", "sizes"),
     [

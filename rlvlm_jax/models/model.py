@@ -23,21 +23,29 @@ class Model:
         encode_images: (params, batch) -> features, a pytree of arrays [N, M, ...]; feature k of a
             prompt belongs to its k-th image token. Finite but meaningless at padding.
         prefill: (params, batch, features) -> (hidden [N, D] of each prompt's last valid column,
-            prefix: a tuple of KV pairs, one per layer on CPU, a single one for all layers on other
-            platforms; see `models.common.cache`).
+            prefix: what `decode` has to know of the prompts, a pytree with leading axis N).
         decoder: params -> weights for `decode` and `next_logits`, in the compute dtype and sharded
             as `config.rollout.layout` says; built once, used for every token.
-        empty_cache: (prefix, G, S) -> a KV pair of S slots for each entry of the prefix.
+        grow_cache: (prefix, cache, G, S) -> the responses' cache with S more slots, which are
+            empty; the first call takes (). A pytree whose leading axis is prompts or sequences, in
+            their order; only the model knows the other axes.
+        take_rows: (cache, rows int32[n]) -> the cache of these sequences, each with a prompt of its
+            own: N = n, G = 1.
+        put_rows: (cache, rows int32[n], part) -> the cache with these sequences replaced by `part`,
+            which has decoded no more than the slots of the last `grow_cache`.
+        response_positions: (batch, steps int32[T]) -> int32[N, T], the position of response token
+            number `steps` of each prompt: one past the prompt's largest position on any axis, and
+            one more per token. An empty prompt's responses start at 0.
         rotary: positions int32[..., B] of response tokens -> the rotary pair that `decode` takes,
             arrays [..., B, *]. Computed for many tokens at once: inside `decode`, XLA would
             recompute it in every layer for every head.
-        decode: (weights, tokens int32[B], their `rotary`, prefix, prefix_mask bool[N, P],
-            cache: a tuple of KV pairs for each entry of the prefix, step int32[]) -> (hidden
-            [B, D], cache). Runs one token per sequence and writes slot `step`, which is in the last
-            pair. Attends to the prefix, which is read once per group, and to slots 0..step.
+        decode: (weights, tokens int32[B], their `rotary`, prefix, prefix_mask bool[N, P], cache,
+            step int32[]) -> (hidden [B, D], cache). Runs one token per sequence and writes slot
+            `step`, which is in the slots of the last `grow_cache`. Attends to the prefix, which is
+            read once per group, and to slots 0..step.
         forward: (params, batch, features, tokens int32[B, R], mask bool[B, R]) -> hidden [B, R, D]
             where hidden[:, t] predicts tokens[:, t]. Each prompt runs once for its G responses.
-            A response's positions start after the largest of its prompt, as in `decode`.
+            Positions are `response_positions`.
         packed: (params, batch, features, tokens int32[B, R], source int32[S, T]) -> hidden
             [S, T, D] of the tokens of S streams, each as in `forward` but at its own column.
             `source` indexes the prompts' N * P tokens followed by the responses' B * R; -1 is
@@ -56,11 +64,14 @@ class Model:
     config: Any
     init: Callable[[Array], Params]
     encode_images: Callable[[Params, Prompts], Any]
-    prefill: Callable[[Params, Prompts, Any], tuple[Array, tuple]]
+    prefill: Callable[[Params, Prompts, Any], tuple[Array, Any]]
     decoder: Callable[[Params], Params]
-    empty_cache: Callable[[tuple, int, int], tuple]
+    grow_cache: Callable[[Any, Any, int, int], Any]
+    take_rows: Callable[[Any, Array], Any]
+    put_rows: Callable[[Any, Array, Any], Any]
+    response_positions: Callable[[Prompts, Array], Array]
     rotary: Callable[[Array], Any]
-    decode: Callable[..., tuple[Array, tuple]]
+    decode: Callable[..., tuple[Array, Any]]
     forward: Callable[[Params, Prompts, Any, Array, Array], Array]
     packed: Callable[[Params, Prompts, Any, Array, Array], Array]
     next_logits: Callable[[Params, Array], Array]

@@ -6,14 +6,15 @@ Each prompt is prefilled once; its G samples read the same keys and values. A wh
 responses' own cache. Its body scans over `chunk` tokens, so the loop ends when every row has
 stopped, without involving the host. The cache grows in blocks, so that short responses do not
 attend to slots for long ones. Once most rows have stopped, the others continue in a smaller batch.
-The sampler receives the model as functions and knows nothing about text, rewards or training.
+The sampler receives the model as functions. It knows nothing about text, rewards or training, nor
+about the layout of caches.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,22 @@ from rlvlm_jax.types import Array, Params, Prompts, Rollout
 FIRST_BLOCK = 128  # slots, at least
 BLOCKS = 4  # of the cache, at most: the loop is compiled once per block
 SHRINK = 4  # after the first block, once at most 1 / SHRINK of the rows run, decode only those
+
+
+class Decoder(Protocol):
+    """The functions of a model that draw responses; see `models.Model`."""
+
+    encode_images: Callable[[Params, Prompts], Any]
+    prefill: Callable[[Params, Prompts, Any], tuple[Array, Any]]
+    decoder: Callable[[Params], Params]
+    grow_cache: Callable[[Any, Any, int, int], Any]
+    take_rows: Callable[[Any, Array], Any]
+    put_rows: Callable[[Any, Array, Any], Any]
+    response_positions: Callable[[Prompts, Array], Array]
+    rotary: Callable[[Array], Any]
+    decode: Callable[..., tuple[Array, Any]]
+    next_logits: Callable[[Params, Array], Array]
+    row_sum: Callable[[Array], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,131 +84,142 @@ def rows_of(groups: np.ndarray, samples: int) -> np.ndarray:
     return (groups[:, None] * samples + np.arange(samples)).reshape(-1)
 
 
-def next_positions(batch: Prompts) -> Array:
-    """Returns int32[N], the rotary position of the first response token of each prompt.
-
-    It is one past the prompt's largest position on any axis, as Qwen2-VL counts after an image.
-    """
-    valid = jnp.where(batch.mask[:, None, :], batch.positions, -1)
-    return valid.max(axis=(1, 2)) + 1
+def make_sample_fn(model: Decoder, settings: SampleSettings) -> Callable[..., Rollout]:
+    """Returns `sample` as a function of (params, batch, features, keys), to be jitted once."""
+    return partial(sample, model, settings)
 
 
-def make_sample_fn(model: Any, settings: SampleSettings) -> Callable[..., Rollout]:
-    """Builds sample(params, batch, features, keys) -> Rollout, to be jitted once.
+def sample(
+    model: Decoder,
+    settings: SampleSettings,
+    params: Params,
+    batch: Prompts,
+    features: Any,
+    keys: Array,
+) -> Rollout:
+    """Draws G responses for each prompt; the samples of a prompt are adjacent.
 
     Args:
-        model: see models.Model; `prefill`, `decode`, `next_logits` and what they need are used.
+        model: its functions.
         settings: static.
-
-    Returns:
-        A function of (params, N prompts, their image features, key[B]) with B = N * G
-        and the samples of a prompt adjacent.
+        params: of the model.
+        batch: N prompts.
+        features: their image features, None to compute them here.
+        keys: key[B], B = N * G; see `sequence_keys`.
     """
     s = settings
+    rows = batch.tokens.shape[0] * s.samples
     length = math.ceil(s.max_tokens / s.chunk) * s.chunk  # cache slots; R rounded up to a chunk
-    sizes = block_sizes(length, s.chunk)
-    stops = np.asarray(s.stop_ids, np.int32)
-    unbanned = Policy(1.0, s.banned_ids)
-
-    def one_token(
-        weights: Params, context: Context, state: State, inputs: tuple[Array, Any]
-    ) -> tuple[State, None]:
-        t, rotary = inputs
-        logits = model.next_logits(weights, state.hidden)  # float32[B, V]
-        row_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(context.keys, t)
-        token = draw(
-            row_keys,
-            unbanned.scale(logits),
-            temperature=s.temperature,
-            top_k=s.top_k,
-            top_p=s.top_p,
-            row_sum=model.row_sum,
+    if features is None:
+        features = model.encode_images(params, batch)
+    hidden, prefix = model.prefill(params, batch, features)
+    weights = model.decoder(params)
+    positions = model.response_positions(batch, jnp.arange(length))
+    context = Context(prefix, batch.mask, keys, jnp.repeat(positions, s.samples, axis=0))
+    state = State(
+        hidden=jnp.repeat(hidden, s.samples, axis=0),  # [B, D]
+        cache=(),
+        done=jnp.repeat(~jnp.any(batch.mask, axis=1), s.samples),  # True for an empty prompt
+        tokens=jnp.full((rows, length), s.pad_id, jnp.int32),
+        mask=jnp.zeros((rows, length), bool),
+        logprobs=jnp.zeros((rows, length), jnp.float32),
+    )
+    end = 0
+    for size in block_sizes(length, s.chunk):
+        start, end = end, end + size
+        state = state._replace(cache=model.grow_cache(prefix, state.cache, s.samples, size))
+        shard_rows = rows // (s.shards * SHRINK) if start else 0  # unfinished rows per shard
+        # Each of them reads its own copy of the prompt; that must not read more in total.
+        prompts, width = batch.mask.shape
+        if shard_rows * s.shards * (width + end) >= prompts * width + rows * end:
+            shard_rows = 0
+        state, _ = jax.lax.while_loop(
+            partial(_has_unfinished, end),
+            partial(_decode_chunk, model, s, weights, context, shard_rows),
+            (state, jnp.int32(start)),
         )
-        token = jnp.where(state.done, s.pad_id, token)
-        scaled = s.policy.scale(logits)
-        chosen = jnp.take_along_axis(scaled, token[:, None], axis=1)[:, 0]
-        logprob = jnp.where(state.done, 0.0, chosen - jax.nn.logsumexp(scaled, axis=-1))
+    tokens, mask, logprobs = (
+        x[:, : s.max_tokens] for x in (state.tokens, state.mask, state.logprobs)
+    )
+    ended = jnp.any(_is_stop(tokens, s) & mask, axis=1)
+    return Rollout(tokens, mask, logprobs, truncated=~ended & jnp.any(mask, axis=1))
 
-        def write(x: Array, column: Array) -> Array:
-            return jax.lax.dynamic_update_slice(x, column[:, None], (0, t))
 
-        hidden, cache = model.decode(
-            weights, token, rotary, context.prefix, context.mask, state.cache, t
+def _is_stop(tokens, settings):
+    return jnp.isin(tokens, np.asarray(settings.stop_ids, np.int32))
+
+
+def _has_unfinished(end, carry):
+    """Returns whether a row goes on and slot t is before `end`."""
+    state, t = carry
+    return (t < end) & ~jnp.all(state.done)
+
+
+def _decode_chunk(model, settings, weights, context, shard_rows, carry):
+    """Decodes a chunk of tokens; only unfinished rows if at most `shard_rows` per shard."""
+    state, t = carry
+    decode_all = partial(_decode_rows, model, settings, weights, t, context)
+    if shard_rows:
+        left = (~state.done).reshape(settings.shards, -1).sum(axis=1).max()
+        decode_unfinished = partial(
+            _decode_unfinished, model, settings, weights, t, context, shard_rows
         )
-        return State(
-            hidden=hidden,
-            cache=cache,
-            done=state.done | jnp.isin(token, stops) | (t + 1 >= s.max_tokens),
-            tokens=write(state.tokens, token),
-            mask=write(state.mask, ~state.done),
-            logprobs=write(state.logprobs, logprob),
-        ), None
+        state = jax.lax.cond(left <= shard_rows, decode_unfinished, decode_all, state)
+    else:
+        state = decode_all(state)
+    return state, t + settings.chunk
 
-    def one_chunk(
-        weights: Params, context: Context, shard_rows: int, state: State, t: Array
-    ) -> State:
-        """Decodes s.chunk tokens; only unfinished rows if at most `shard_rows` per shard."""
-        steps = t + jnp.arange(s.chunk)
 
-        def run(context: Context, state: State) -> State:
-            rotary = model.rotary(context.first + steps[:, None])  # of [chunk, B]
-            return jax.lax.scan(partial(one_token, weights, context), state, (steps, rotary))[0]
+def _decode_unfinished(model, settings, weights, t, context, shard_rows, state):
+    """`_decode_rows` for `shard_rows` rows of each shard, among them all unfinished ones."""
+    rows = unfinished(state.done, settings.shards, shard_rows)
+    context = take_context(context, rows, settings.samples)
+    part = take_state(state, rows, model.take_rows)
+    part = _decode_rows(model, settings, weights, t, context, part)
+    return put_state(state, rows, part, model.put_rows)
 
-        def unfinished_rows(state: State) -> State:
-            rows = unfinished(state.done, s.shards, shard_rows)
-            part_context = take_context(context, rows, s.samples)
-            part = run(part_context, take_state(state, rows, s.samples))
-            return put_state(state, part, rows, s.samples)
 
-        if not shard_rows:
-            return run(context, state)
-        left = (~state.done).reshape(s.shards, -1).sum(axis=1).max()
-        return jax.lax.cond(left <= shard_rows, unfinished_rows, partial(run, context), state)
+def _decode_rows(model, settings, weights, t, context, state):
+    """Decodes the tokens of slots t to t + chunk."""
+    positions = jax.lax.dynamic_slice_in_dim(context.positions, t, settings.chunk, axis=1)
+    inputs = t + jnp.arange(settings.chunk), model.rotary(positions.T)  # of [chunk, B]
+    return jax.lax.scan(partial(_one_token, model, settings, weights, context), state, inputs)[0]
 
-    def sample(params: Params, batch: Prompts, features: Array | None, keys: Array) -> Rollout:
-        rows = batch.tokens.shape[0] * s.samples
-        if features is None:
-            features = model.encode_images(params, batch)
-        hidden, prefix = model.prefill(params, batch, features)
-        weights = model.decoder(params)
-        first = jnp.repeat(next_positions(batch), s.samples)  # int32[B]
-        context = Context(prefix, batch.mask, keys, first)
-        state = State(
-            hidden=jnp.repeat(hidden, s.samples, axis=0),  # [B, D]
-            cache=((),) * len(prefix),
-            done=jnp.repeat(~jnp.any(batch.mask, axis=1), s.samples),  # True for an empty prompt
-            tokens=jnp.full((rows, length), s.pad_id, jnp.int32),
-            mask=jnp.zeros((rows, length), bool),
-            logprobs=jnp.zeros((rows, length), jnp.float32),
-        )
-        end = 0
-        for size in sizes:
-            block = model.empty_cache(prefix, s.samples, size)
-            cache = tuple((*old, new) for old, new in zip(state.cache, block, strict=True))
-            start, end = end, end + size
-            shard_rows = rows // (s.shards * SHRINK) if start else 0  # unfinished rows per shard
-            # Each of them reads its own copy of the prompt; that must not read more in total.
-            prompts, width = batch.mask.shape
-            if shard_rows * s.shards * (width + end) >= prompts * width + rows * end:
-                shard_rows = 0
-            chunk = partial(one_chunk, weights, context, shard_rows)
 
-            def has_unfinished(carry: tuple[State, Array], end: int = end) -> Array:
-                state, t = carry
-                return (t < end) & ~jnp.all(state.done)
+def _one_token(model, settings, weights, context, state, inputs):
+    """Draws the token of slot t and decodes it."""
+    s = settings
+    t, rotary = inputs
+    logits = model.next_logits(weights, state.hidden)  # float32[B, V]
+    row_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(context.keys, t)
+    token = draw(
+        row_keys,
+        Policy(1.0, s.banned_ids).scale(logits),
+        temperature=s.temperature,
+        top_k=s.top_k,
+        top_p=s.top_p,
+        row_sum=model.row_sum,
+    )
+    token = jnp.where(state.done, s.pad_id, token)
+    scaled = s.policy.scale(logits)
+    chosen = jnp.take_along_axis(scaled, token[:, None], axis=1)[:, 0]
+    logprob = jnp.where(state.done, 0.0, chosen - jax.nn.logsumexp(scaled, axis=-1))
 
-            state, _ = jax.lax.while_loop(
-                has_unfinished,
-                lambda carry, chunk=chunk: (chunk(*carry), carry[1] + s.chunk),
-                (state._replace(cache=cache), jnp.int32(start)),
-            )
-        tokens, mask, logprobs = (
-            x[:, : s.max_tokens] for x in (state.tokens, state.mask, state.logprobs)
-        )
-        ended = jnp.any(jnp.isin(tokens, stops) & mask, axis=1)
-        return Rollout(tokens, mask, logprobs, truncated=~ended & jnp.any(mask, axis=1))
+    def write(x: Array, column: Array) -> Array:
+        return jax.lax.dynamic_update_slice(x, column[:, None], (0, t))
 
-    return sample
+    hidden, cache = model.decode(
+        weights, token, rotary, context.prefix, context.mask, state.cache, t
+    )
+    state = State(
+        hidden=hidden,
+        cache=cache,
+        done=state.done | _is_stop(token, s) | (t + 1 >= s.max_tokens),
+        tokens=write(state.tokens, token),
+        mask=write(state.mask, ~state.done),
+        logprobs=write(state.logprobs, logprob),
+    )
+    return state, None
 
 
 def block_sizes(length: int, chunk: int) -> tuple[int, ...]:

@@ -216,9 +216,10 @@ def decode_all(model, params, batch, tokens):
 
 def dirty_cache(model, prefix, groups, *sizes):
     """A cache of blocks of these sizes whose unwritten slots would be noticed."""
-    blocks = [model.empty_cache(prefix, groups, size) for size in sizes]
-    blocks = jax.tree.map(lambda x: jax.numpy.full_like(x, 7), blocks)
-    return tuple(zip(*blocks, strict=True))
+    cache = ()
+    for size in sizes:
+        cache = model.grow_cache(prefix, cache, groups, size)
+    return jax.tree.map(lambda x: jax.numpy.full_like(x, 7), cache)
 
 
 def with_vision(config, **changes):

@@ -105,6 +105,38 @@ def test_writing_a_slot_changes_that_slot_alone(kind, slots):
             np.testing.assert_array_equal(natural(new, found), expected)
 
 
+@pytest.mark.parametrize("kind", cache.KINDS)
+@pytest.mark.parametrize("layers", [(), (2,)])
+def test_rows_are_taken_and_put_whatever_the_layout(kind, layers):
+    prompt = cache.stored(draw(N, K, *layers, 6, E), draw(N, K, *layers, 6, E), kind)
+    full, last = (
+        jax.tree.map(
+            lambda x: jnp.arange(x.size, dtype=jnp.float32).reshape(x.shape).astype(x.dtype),
+            cache.empty(prompt, G, slots),
+        )
+        for slots in (64, 5)
+    )
+    rows = np.array([6, 1, 3])
+    whole = ((full, last),)
+    part = jax.jit(cache.take_rows)(whole, rows)
+    assert jax.tree.structure(part) == jax.tree.structure(whole)
+    for taken, x in zip(jax.tree.leaves(part), jax.tree.leaves(whole), strict=True):
+        assert taken.shape == (3, K, *layers, 1, *x.shape[-2:])
+        for row, values in zip(rows, taken, strict=True):
+            np.testing.assert_array_equal(values, x[row // G, ..., row % G : row % G + 1, :, :])
+
+    negative = jax.tree.map(lambda x: -x, part)
+    ((same, new),) = jax.jit(cache.put_rows)(whole, rows, negative)
+    jax.tree.map(np.testing.assert_array_equal, same, full)
+    ((_, again),) = cache.take_rows(((same, new),), rows)
+    jax.tree.map(np.testing.assert_array_equal, again, negative[0][1])
+    others = np.setdiff1d(np.arange(N * G), rows)
+    ((_, untouched),), ((_, expected),) = (
+        cache.take_rows(x, others) for x in (((same, new),), whole)
+    )
+    jax.tree.map(np.testing.assert_array_equal, untouched, expected)
+
+
 @functools.cache
 def decoded(kind):
     """Hidden states of the responses' tokens, with the cache of that kind."""

@@ -263,10 +263,10 @@ def test_decoding_stays_plain():
         params = jax.eval_shape(model.init, jax.random.key(0))
         batch, features = cases.make_batch(config, [([], 5)]), np.zeros((1, 0, config.width))
         _, prefix = jax.eval_shape(model.prefill, params, batch, features)
-        blocks = jax.eval_shape(lambda prefix, of=model: of.empty_cache(prefix, 3, 4), prefix)
+        blocks = jax.eval_shape(lambda prefix, of=model: of.grow_cache(prefix, (), 3, 4), prefix)
         row = jnp.zeros(3, jnp.int32)
         rotary = jax.eval_shape(model.rotary, row)
-        arguments = (row, rotary, prefix, batch.mask, tuple((block,) for block in blocks), row[0])
+        arguments = (row, rotary, prefix, batch.mask, blocks, row[0])
         weights = jax.eval_shape(model.decoder, params)
         traces.append(str(jax.make_jaxpr(model.decode)(weights, *arguments)))
     assert "pallas_call" not in traces[1]

@@ -124,11 +124,11 @@ def test_every_call_has_the_promised_shapes_and_types(name):
     keys = cache.KVBlock(array(bf16, n, k, g, e, r), None, transposed=True)
     values = cache.KVBlock(array(bf16, n, k, g, r, e), None, transposed=False)
     block = cache.KVPair(keys, values)
-    made = jax.eval_shape(lambda prefix: model.empty_cache(prefix, g, r), prefix)
-    assert made == (block,) * config.layers
+    blocks = jax.eval_shape(lambda prefix: model.grow_cache(prefix, (), g, r), prefix)
+    assert blocks == ((block,),) * config.layers
     weights = jax.eval_shape(model.decoder, params)
     assert {x.dtype for x in jax.tree.leaves(weights) if x.ndim > 1} == {jnp.dtype(bf16)}
-    row, step, blocks = array(np.int32, n * g), array(np.int32), ((block,),) * config.layers
+    row, step = array(np.int32, n * g), array(np.int32)
     rotary = jax.eval_shape(model.rotary, row)
     arguments = (weights, row, rotary, prefix, batch.mask, blocks, step)
     hidden, after = jax.eval_shape(model.decode, *arguments)

@@ -278,8 +278,9 @@ def build(config, *, dtype="float32", **options):
         last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
         return jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
 
-    def first_position(prompts):
-        return jnp.where(prompts.mask, prompts.positions[:, 0], -1).max(axis=1) + 1  # int32[N]
+    def response_positions(prompts, steps):
+        last = jnp.where(prompts.mask, prompts.positions[:, 0], -1).max(axis=1)  # int32[N]
+        return last[:, None] + 1 + steps
 
     def prefill(params, prompts, features):
         hidden, _, pairs = run(params, prompts, features)
@@ -289,7 +290,7 @@ def build(config, *, dtype="float32", **options):
     def forward(params, prompts, features, tokens, mask):
         n, (rows, steps) = len(prompts.tokens), tokens.shape
         y = params["language"]["embed"]["embedding"][tokens].astype(dtype)
-        positions = first_position(prompts)[:, None, None] + jnp.arange(steps)  # [N, 1, R]
+        positions = response_positions(prompts, jnp.arange(steps))[:, None]  # [N, 1, R]
         ids = Ids(
             mask.reshape(n, -1, steps).astype(jnp.int32),
             prompts.mask.shape[1] + jnp.arange(steps),
@@ -299,8 +300,10 @@ def build(config, *, dtype="float32", **options):
         first = jnp.repeat(last_valid(x, prompts.mask), rows // n, axis=0)[:, None]
         return jnp.concatenate([first, y.reshape(rows, steps, -1)[:, :-1]], axis=1)
 
-    def empty_cache(prefix, samples, slots):
-        return tuple(cache.empty(pair, samples, slots) for pair in prefix)
+    def grow_cache(prefix, old, samples, slots):
+        old = old or ((),) * len(prefix)
+        new = [cache.empty(pair, samples, slots) for pair in prefix]
+        return tuple((*blocks, pair) for blocks, pair in zip(old, new, strict=True))
 
     def decode(weights, tokens, angles, prefix, prefix_mask, blocks, step):
         n, columns = prefix_mask.shape
@@ -330,7 +333,7 @@ def build(config, *, dtype="float32", **options):
                 )
                 for pair, pair_ids in zip((prompt, *written[-1]), ids, strict=True)
             ]
-            x = finish(layer, x, attend_by_head(q, query, keys))
+            x = finish(layer, x, attend_by_head((q, query), keys))
         return norm(x.reshape(len(tokens), -1), weights["language"]["norm"]), tuple(written)
 
     def logits(params, hidden):
@@ -343,7 +346,10 @@ def build(config, *, dtype="float32", **options):
         encode_images=encode,
         prefill=prefill,
         decoder=lambda params: params,
-        empty_cache=empty_cache,
+        grow_cache=grow_cache,
+        take_rows=cache.take_rows,
+        put_rows=cache.put_rows,
+        response_positions=response_positions,
         rotary=rotary,
         decode=decode,
         forward=forward,

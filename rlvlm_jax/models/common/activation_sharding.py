@@ -88,6 +88,10 @@ class ActivationSharding(NamedTuple):
             return x
         return self._constrain(x, "data", *[None] * (x.ndim - 2), self._weight_axes(x.shape[-1]))
 
+    def columns_to_rows(self, x: Array) -> Array:
+        """Shards a product with decoding weights by columns and then by rows."""
+        return self.rows(self.columns(x))
+
     def cached(self, x: Array) -> Array:
         """Shards keys or values [N, K, ...] by rows and, if `tensor` divides them, by heads."""
         if not self._divides(x, 0, ROWS):
@@ -193,7 +197,7 @@ class ActivationSharding(NamedTuple):
         spec[axis] = name
         return self._constrain(x, *spec)
 
-    def _constrain(self, x: Array, *spec: Any) -> Array:
+    def _constrain(self, x: Array, *spec: object) -> Array:
         sharding = NamedSharding(self.mesh, PartitionSpec(*spec))
         return jax.lax.with_sharding_constraint(x, sharding)
 

@@ -99,30 +99,25 @@ def attend(
             HeadKeys(by_head(run.k), by_head(run.v).swapaxes(-1, -2), run.ids, v_transposed=True)
             for run in keys
         ]
-        run_block = partial(attend_by_head, keys=runs)
+        attend_block = partial(attend_by_head, keys=runs)
     else:
         joined = _joined(keys, q.shape[1])
-        run_block = partial(_attend_by_kernel, keys=joined, kernel=kernel, causal=causal)
+        attend_block = partial(_attend_by_kernel, keys=joined, kernel=kernel, causal=causal)
         entries = {"xla": entries, "cudnn": entries // heads, "splash": 0}[kernel.name]
     block = max(1, max_scores * kernel.query_parts // entries) if entries else length
     if length <= block:
-        return run_block(q, ids)
+        return attend_block((q, ids))
 
     block -= block % 128 if block > 128 else 0  # whole tiles on an accelerator
     blocks = -(-length // block)
 
-    def split(x, axis):
+    def split(x: Array, axis: int) -> Array:
         widths = [(0, blocks * block - length if a == axis else 0) for a in range(x.ndim)]
         shape = (*x.shape[:axis], block, blocks, *x.shape[axis + 1 :])
         return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis + 1, 0)
 
-    def attend_block(inputs):
-        return run_block(inputs[0], Ids(*inputs[1:]))
-
-    out = jax.lax.map(
-        jax.checkpoint(attend_block, prevent_cse=False),
-        (split(q, 2), *(x if x is None else split(x, x.ndim - 1) for x in ids)),
-    )
+    queries = split(q, 2), jax.tree.map(lambda x: split(x, x.ndim - 1), ids)
+    out = jax.lax.map(jax.checkpoint(attend_block, prevent_cse=False), queries)
     out = jnp.moveaxis(out, 0, 3)
     return out.reshape(*q.shape[:2], blocks * block, *q.shape[3:])[:, :, :length]
 
@@ -132,8 +127,14 @@ def by_head(x: Array) -> Array:
     return jnp.moveaxis(x, -2, 1)
 
 
-def attend_by_head(q: Array, ids: Ids, keys: list[HeadKeys]) -> Array:
-    """`attend` without blocks, for any number of runs of keys by head; decoding calls it."""
+def attend_by_head(queries: tuple[Array, Ids], keys: list[HeadKeys]) -> Array:
+    """`attend` without blocks, for any number of runs of keys by head; decoding calls it.
+
+    Args:
+        queries: (q, ids) as in `attend`.
+        keys: at least one run.
+    """
+    q, ids = queries
     n, g, length, heads, size = q.shape
     kv_heads = keys[0].k.shape[1]
     h = heads // kv_heads  # query heads per key head
@@ -182,8 +183,9 @@ def _joined(keys, groups):
     return Keys(k, v, ids)
 
 
-def _attend_by_kernel(q, ids, keys, kernel, causal):
+def _attend_by_kernel(queries, keys, kernel, causal):
     """`attend` by a library's kernel, without blocks; keys are from `_joined`."""
+    q, ids = queries
     n, g, length = q.shape[:3]
 
     def sequences(x):

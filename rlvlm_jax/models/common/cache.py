@@ -11,7 +11,7 @@ trainer stay equal. The columns of the product are slots for scores, E for sums 
 """
 
 import dataclasses
-import functools
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -23,9 +23,7 @@ from rlvlm_jax.types import Array
 KINDS = ("model", "bfloat16", "int8")  # "model" is the compute dtype
 
 
-@functools.partial(
-    jax.tree_util.register_dataclass, data_fields=("x", "scale"), meta_fields=("transposed",)
-)
+@partial(jax.tree_util.register_dataclass, data_fields=("x", "scale"), meta_fields=("transposed",))
 @dataclasses.dataclass(frozen=True)
 class KVBlock:
     """A KV block: the keys or the values of S slots of one layer. A prompt's has no axis G.
@@ -60,6 +58,10 @@ class KVPair(NamedTuple):
     v: KVBlock
 
 
+# For each entry of the prompts' prefix the pairs of the responses, earlier slots first.
+Cache = tuple[tuple[KVPair, ...], ...]
+
+
 def stored(k: Array, v: Array, kind: str, platform: str = "cpu") -> KVPair:
     """Returns the KV pair of these keys and values.
 
@@ -77,16 +79,21 @@ def stored(k: Array, v: Array, kind: str, platform: str = "cpu") -> KVPair:
 
 def empty(prompt: KVPair, samples: int, slots: int, platform: str = "cpu") -> KVPair:
     """Returns a KV pair of zeros with S = `slots` and G = `samples`, of the kind of `prompt`."""
-
-    def zeros(like: KVBlock, transposed: bool) -> KVBlock:
-        def zeros_like(x: Array) -> Array:
-            *outer, _, width = _transpose(x, like.transposed).shape
-            return _transpose(jnp.zeros((*outer, samples, slots, width), x.dtype), transposed)
-
-        return KVBlock(*jax.tree.map(zeros_like, (like.x, like.scale)), transposed)
-
     k_transposed = platform == "cpu" and transposed_is_exact(slots)
-    return KVPair(zeros(prompt.k, k_transposed), zeros(prompt.v, prompt.v.transposed))
+    return KVPair(
+        _zeros(prompt.k, samples, slots, k_transposed),
+        _zeros(prompt.v, samples, slots, prompt.v.transposed),
+    )
+
+
+def _zeros(like, samples, slots, transposed):
+    """Returns a KV block of zeros for the samples of the prompts in `like`."""
+
+    def zeros(x: Array) -> Array:
+        *outer, _, width = _transpose(x, like.transposed).shape
+        return _transpose(jnp.zeros((*outer, samples, slots, width), x.dtype), transposed)
+
+    return KVBlock(*jax.tree.map(zeros, (like.x, like.scale)), transposed)
 
 
 def write(pair: KVPair, k: Array, v: Array, slot: Array) -> KVPair:
@@ -98,21 +105,53 @@ def write(pair: KVPair, k: Array, v: Array, slot: Array) -> KVPair:
         v: like `k`.
         slot: int32[].
     """
+    return KVPair(_write(pair.k, k, slot), _write(pair.v, v, slot))
 
-    def put(block: KVBlock, x: Array) -> KVBlock:
-        axis = x.ndim + block.slot_axis
-        new = _make_block(x, block.x.dtype.name, block.transposed)
-        return jax.tree.map(
-            lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis), block, new
-        )
 
-    return KVPair(put(pair.k, k), put(pair.v, v))
+def _write(block, x, slot):
+    new = _make_block(x, block.x.dtype.name, block.transposed)
+    axis = x.ndim + block.slot_axis
+    update = partial(jax.lax.dynamic_update_slice_in_dim, start_index=slot, axis=axis)
+    return jax.tree.map(update, block, new)
 
 
 def read(block: KVBlock, dtype: jnp.dtype) -> Array:
     """Returns keys or values in `dtype`, transposed if the block is."""
     x = block.x.astype(dtype)
     return x if block.scale is None else (x * block.scale).astype(dtype)
+
+
+def take_rows(cache: Cache, rows: Array) -> Cache:
+    """Returns the cache of these rows, each in a group of its own: blocks [n, K, (L,) 1, ...].
+
+    Args:
+        cache: blocks [N, K, (L,) G, ...]; row b of N * G is sample b % G of prompt b // G.
+        rows: int32[n].
+    """
+    return jax.tree.map(partial(_take_rows, rows=rows), cache)
+
+
+def put_rows(cache: Cache, rows: Array, part: Cache) -> Cache:
+    """Returns the cache with these rows of its last pairs replaced; see `take_rows`."""
+    put = partial(_put_rows, rows=rows)
+    return tuple(
+        (*blocks[:-1], jax.tree.map(put, blocks[-1], new[-1]))
+        for blocks, new in zip(cache, part, strict=True)
+    )
+
+
+def _take_rows(x, rows):
+    return jnp.expand_dims(x[_index(x, rows)], -3)
+
+
+def _put_rows(x, new, rows):
+    return x.at[_index(x, rows)].set(new.squeeze(-3))
+
+
+def _index(x, rows):
+    """Returns the index of these rows in an array [N, K, (L,) G, S, E]."""
+    samples = x.shape[-3]
+    return (rows // samples, *[slice(None)] * (x.ndim - 4), rows % samples)
 
 
 def _make_block(x, kind, transposed):

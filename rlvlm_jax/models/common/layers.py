@@ -5,15 +5,17 @@
 Parameters are float32, computation runs in `dtype`, norms are always computed in float32.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.extend
 import jax.numpy as jnp
 
 from rlvlm_jax.models.common.exact_cpu import product, unit_rms
 from rlvlm_jax.models.common.lora import LEAVES as LORA
-from rlvlm_jax.types import Array
+from rlvlm_jax.types import Array, Params
 
 ACTIVATIONS = {
     "silu": nn.silu,
@@ -25,7 +27,7 @@ ACTIVATIONS = {
 EXPENSIVE = ("dot_general", "pallas_call", "dot_product_attention_fwd_wrapper")
 
 
-def _is_expensive(primitive: Any, *_: Any, **__: Any) -> bool:
+def _is_expensive(primitive: jax.extend.core.Primitive, *_: object, **__: object) -> bool:
     return primitive.name in EXPENSIVE
 
 
@@ -38,6 +40,7 @@ REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # products with weights
     "full": jax.checkpoint_policies.nothing_saveable,
 }
+Gather = Callable[[Params], Params] | None  # see `ActivationSharding.gather`
 INIT = nn.initializers.normal(0.02)
 
 
@@ -119,12 +122,14 @@ class GatedMlp(nn.Module):
         return self.down(ACTIVATIONS[self.act](self.gate(x)) * self.up(x))
 
 
-def gathering(module: type[nn.Module], gather: Any) -> Any:
+def gathering(module: type[nn.Module], gather: Gather) -> Callable[..., nn.Module]:
     """Returns the module class with parameters passed through `gather`, unchanged if None."""
     return nn.map_variables(module, "params", gather) if gather else module
 
 
-def stacked(block: type[nn.Module], length: int, remat: str, gather: Any = None) -> Any:
+def stacked(
+    block: type[nn.Module], length: int, remat: str, gather: Gather = None
+) -> Callable[..., nn.Module]:
     """Returns `block` as one scan over `length` layers, parameters stacked on axis 0.
 
     The block takes (carry, slice of the scanned values, values shared by all layers) and returns

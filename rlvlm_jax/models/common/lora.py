@@ -11,6 +11,7 @@ Source: Hu et al. 2021 (arXiv:2106.09685).
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -96,10 +97,10 @@ def shapes_like(params: Params, stored: Params) -> Params:
     if "lora_a" in stored and "weight" in params:
         rank = stored["lora_a"].shape[-2]
         adapted = jax.eval_shape(
-            lambda p, key: add({"x": p}, key, rank, rank, lambda _: True)["x"],
-            {"weight": params["weight"]},
+            partial(add, rank=rank, alpha=rank, chosen=bool),  # any path
+            {"x": {"weight": params["weight"]}},
             jax.random.key(0),
-        )
+        )["x"]
         shapes |= {name: adapted[name] for name in LEAVES}
     return shapes
 

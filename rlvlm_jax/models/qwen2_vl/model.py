@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`build(config) -> Model` for Qwen2-VL and Qwen2.5-VL."""
 
-import functools
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,17 +15,17 @@ from rlvlm_jax.models.common.activation_sharding import ActivationSharding
 from rlvlm_jax.models.common.exact_cpu import row_sum
 from rlvlm_jax.models.common.kernels import PLAIN, Kernel
 from rlvlm_jax.models.common.layers import REMAT_POLICIES
+from rlvlm_jax.models.common.runtime import Runtime
 from rlvlm_jax.models.model import Model
-from rlvlm_jax.models.qwen2_vl import language as qwen2_vl
+from rlvlm_jax.models.qwen2_vl import language
 from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig
 from rlvlm_jax.models.qwen2_vl.language import LANGUAGE_RULES, LanguageModel
 from rlvlm_jax.models.qwen2_vl.media import Patches
-from rlvlm_jax.models.qwen2_vl.vision import VISION_RULES, VisionTower
-from rlvlm_jax.types import Prompts
+from rlvlm_jax.models.qwen2_vl.vision import VISION_RULES, VisionTower, encode_images
 
 RULES = (*VISION_RULES, *LANGUAGE_RULES)
-DTYPES = ("float32", "bfloat16")
 UNSHARDED = ActivationSharding()
+DTYPES = ("float32", "bfloat16")
 
 
 def build(
@@ -61,74 +62,30 @@ def build(
     if cache not in kv_cache.KINDS:
         raise InputError(f"rollout.cache={cache!r} is not one of {', '.join(kv_cache.KINDS)}")
 
-    vision = VisionTower(config.vision, jnp.dtype(dtype), remat, attention, sharding)
-    language = LanguageModel(
-        config, jnp.dtype(dtype), remat, attention._replace(by_tokens=True), sharding
-    )
+    runtime = Runtime(jnp.dtype(dtype), remat, attention, cache, platform, sharding)
+    by_tokens = runtime._replace(kernel=attention._replace(by_tokens=True))
 
-    def init(key):
-        vision_key, language_key = jax.random.split(key)
-        batch = _smallest_batch(config)
-        features = jnp.zeros((1, 1, config.width))
-        unsharded = {"kernel": PLAIN, "sharding": UNSHARDED}  # one prompt cannot be sharded
-        return {
-            "vision": vision.clone(**unsharded).init(vision_key, batch.media)["params"],
-            "language": language.clone(**unsharded).init(language_key, batch, features)["params"],
-        }
-
-    def encode_images(params, batch):
-        prompts, patches = batch.media.image.shape
-        if patches == 0:
-            return jnp.zeros((prompts, 0, config.width), dtype)
-        return vision.apply({"params": params["vision"]}, batch.media)
-
-    def language_method(method):
-        def apply(params, *args):
-            return language.apply({"params": params["language"]}, *args, method=method)
-
-        return apply
-
-    def prefill(params, batch, features):
-        return language_method("prefill")(params, batch, features, cache, platform)
-
-    def decoder(params):
-        decoded = qwen2_vl.decoder(params["language"], config, dtype, platform, sharding)
-        return {"language": decoded}
-
-    def empty_cache(prefix, samples, slots):
-        blocks = tuple(
-            kv_cache.empty(prompt_pair, samples, slots, platform) for prompt_pair in prefix
-        )
-        return jax.tree.map(sharding.cached, blocks)
-
-    def decode(weights, *args):
-        return qwen2_vl.decode(
-            weights["language"], config, jnp.dtype(dtype), *args, platform, sharding
-        )
-
-    def spread(params):
-        part, leaf = ("embed", "embedding") if config.tie_embeddings else ("head", "weight")
-        table = {
-            **params["language"][part],
-            leaf: sharding.output_layer(params["language"][part][leaf]),
-        }
-        return {**params, "language": {**params["language"], part: table}}
+    def bind(function: Callable) -> Callable:
+        return partial(function, config, by_tokens)
 
     return Model(
         config=config,
-        init=init,
-        encode_images=encode_images,
-        prefill=prefill,
-        decoder=decoder,
-        empty_cache=empty_cache,
-        rotary=functools.partial(qwen2_vl.rotary, config=config),
-        decode=decode,
-        forward=language_method("forward"),
-        packed=language_method("packed"),
-        next_logits=language_method("next_logits"),
+        init=partial(_init, config, runtime),
+        encode_images=partial(encode_images, config, runtime),
+        prefill=bind(language.prefill),
+        decoder=bind(language.decoder),
+        response_positions=language.response_positions,
+        grow_cache=partial(language.grow_cache, by_tokens),
+        take_rows=kv_cache.take_rows,
+        put_rows=kv_cache.put_rows,
+        rotary=partial(language.rotary, config),
+        decode=bind(language.decode),
+        forward=bind(language.forward),
+        packed=bind(language.packed),
+        next_logits=bind(language.next_logits),
         row_sum=row_sum,
-        spread=spread,
-        logits=language_method("logits"),
+        spread=bind(language.spread),
+        logits=bind(language.logits),
         param_rules=(*RULES, *lora.rules(RULES)),
         part=part,
     )
@@ -147,17 +104,23 @@ def part(path: str) -> str:
     raise ValueError(f"{path} is neither under vision/ nor under language/")
 
 
-def _smallest_batch(config):
-    """One prompt of one token and one merge block of patches: enough to shape every parameter."""
+def _init(config, runtime, key):
+    """See `Model.init`."""
+    vision_key, language_key = jax.random.split(key)
+    runtime = runtime._replace(kernel=PLAIN, sharding=UNSHARDED)  # one prompt cannot be sharded
+    media = _smallest_media(config)
+    return {
+        "vision": VisionTower(config.vision, runtime).init(vision_key, media)["params"],
+        "language": LanguageModel(config, runtime).init(language_key)["params"],
+    }
+
+
+def _smallest_media(config):
+    """One merge block of patches: enough to shape every parameter."""
     patches = config.vision.merge_size**2
-    return Prompts(
-        tokens=jnp.zeros((1, 1), jnp.int32),
-        mask=jnp.ones((1, 1), bool),
-        positions=jnp.zeros((1, 3, 1), jnp.int32),
-        media=Patches(
-            pixels=jnp.zeros((1, patches, 3 * config.vision.patch_size**2), jnp.uint8),
-            coords=jnp.zeros((1, patches, 2), jnp.int32),
-            image=jnp.ones((1, patches), jnp.int32),
-            window=jnp.ones((1, patches), jnp.int32),
-        ),
+    return Patches(
+        pixels=jnp.zeros((1, patches, 3 * config.vision.patch_size**2), jnp.uint8),
+        coords=jnp.zeros((1, patches, 2), jnp.int32),
+        image=jnp.ones((1, patches), jnp.int32),
+        window=jnp.ones((1, patches), jnp.int32),
     )

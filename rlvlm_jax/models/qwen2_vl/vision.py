@@ -8,6 +8,7 @@ keep attention within an image or a window. If there are many patches, they are 
 window, so that each attends to nearby patches only. This module knows nothing about text.
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -17,21 +18,22 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from rlvlm_jax.models.common import lora
-from rlvlm_jax.models.common.activation_sharding import ActivationSharding
 from rlvlm_jax.models.common.attention import Ids, Keys, attend
-from rlvlm_jax.models.common.kernels import PLAIN, Kernel
+from rlvlm_jax.models.common.kernels import Kernel
 from rlvlm_jax.models.common.layers import (
     ACTIVATIONS,
     GatedMlp,
+    Gather,
     Linear,
     RMSNorm,
     gathering,
     stacked,
 )
 from rlvlm_jax.models.common.rope import rope_2d, rotate
-from rlvlm_jax.models.qwen2_vl.config import VisionConfig
+from rlvlm_jax.models.common.runtime import Runtime
+from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig, VisionConfig
 from rlvlm_jax.models.qwen2_vl.media import Patches
-from rlvlm_jax.types import Array
+from rlvlm_jax.types import Array, Params, Prompts
 
 # The tower is small next to the decoder: sharded over `fsdp` for memory, replicated over `tensor`.
 VISION_RULES = (
@@ -107,8 +109,8 @@ class Attention(nn.Module):
             size = self.config.window_side**2
             attended = jax.lax.cond(
                 full,
-                lambda *qkv: attend_within(*qkv, image, self.kernel),
-                lambda *qkv: attend_near(*qkv, window, size, self.kernel),
+                partial(attend_within, segment=image, kernel=self.kernel),
+                partial(attend_near, segment=window, size=size, kernel=self.kernel),
                 *(q, k, v),
             )
         else:
@@ -238,35 +240,24 @@ class Merger(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """Maps patches to image tokens.
-
-    Attributes:
-        config: sizes and family.
-        dtype: compute dtype.
-        remat: see `layers.stacked`.
-        kernel: attention kernel.
-        sharding: of activations.
-    """
+    """Maps patches to image tokens."""
 
     config: VisionConfig
-    dtype: Any
-    remat: str = "none"
-    kernel: Kernel = PLAIN
-    sharding: ActivationSharding = ActivationSharding()
+    runtime: Runtime
 
     def setup(self) -> None:
         """Declares the patch projection, the scanned blocks and the merger."""
-        c = self.config
+        c, runtime = self.config, self.runtime
 
-        def gather(name: str, layers: bool = False) -> Any:
+        def gather(name: str, layers: bool = False) -> Gather:
             rules = (*VISION_RULES, *lora.rules(VISION_RULES))
-            return self.sharding.gather(rules, f"vision/{name}/", layers, self.dtype)
+            return runtime.sharding.gather(rules, f"vision/{name}/", layers, runtime.dtype)
 
         embed = gathering(Linear, gather("patch_embed"))
-        self.patch_embed = embed(c.width, self.dtype, bias=False)
-        blocks = stacked(Block, c.depth, self.remat, gather("blocks", layers=True))
-        self.blocks = blocks(c, self.dtype, self.kernel)
-        self.merger = gathering(Merger, gather("merger"))(c, self.dtype)
+        self.patch_embed = embed(c.width, runtime.dtype, bias=False)
+        blocks = stacked(Block, c.depth, runtime.remat, gather("blocks", layers=True))
+        self.blocks = blocks(c, runtime.dtype, runtime.kernel)
+        self.merger = gathering(Merger, gather("merger"))(c, runtime.dtype)
 
     def __call__(self, patches: Patches) -> Array:
         """Encodes the images of each prompt.
@@ -275,8 +266,8 @@ class VisionTower(nn.Module):
             patches: of N prompts.
 
         Returns:
-            [N, M, D] in `dtype`, one feature per merge block in the order of the patches; finite
-            but meaningless at padding.
+            [N, M, D] in the compute dtype, one feature per merge block in the order of the patches;
+            finite but meaningless at padding.
         """
         c = self.config
         full = np.isin(np.arange(c.depth), c.full_attention_blocks)
@@ -284,9 +275,17 @@ class VisionTower(nn.Module):
         with jax.named_scope("vision"):
             if windowed:
                 patches, positions = sort_by_window(patches, c.merge_size)
-            x = self.patch_embed(normalise(patches.pixels, c).astype(self.dtype))
+            x = self.patch_embed(normalise(patches.pixels, c).astype(self.runtime.dtype))
             rotary = rope_2d(patches.coords, c.width // c.heads)
             shared = (patches.image, patches.window, rotary)
             x, _ = self.blocks(x, jnp.asarray(full), shared)
             x = self.merger(x)
             return jnp.take_along_axis(x, positions[..., None], axis=1) if windowed else x
+
+
+def encode_images(config: QwenVLConfig, runtime: Runtime, params: Params, batch: Prompts) -> Array:
+    """See `Model.encode_images`."""
+    prompts, patches = batch.media.image.shape
+    if patches == 0:
+        return jnp.zeros((prompts, 0, config.width), runtime.dtype)
+    return VisionTower(config.vision, runtime).apply({"params": params["vision"]}, batch.media)

@@ -18,6 +18,8 @@ from ml_collections import ConfigDict
 from rlvlm_jax.sharding import path_name
 from rlvlm_jax.types import Params
 
+Optimizer = optax.GradientTransformation
+
 
 def make_trained(update: ConfigDict, part_of: Callable[[str], str]) -> Callable[[str], bool]:
     """Returns a function from a parameter's path to whether it is trained.
@@ -89,7 +91,7 @@ def make_schedule(update: ConfigDict, total_updates: int) -> optax.Schedule:
 
 def make_optimizer(
     update: ConfigDict, total_updates: int, part_of: Callable[[str], str]
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
+) -> tuple[Optimizer, optax.Schedule]:
     """Returns (AdamW with global-norm clipping, its learning-rate schedule).
 
     Weight decay applies only to matrices (weights and embeddings), never to adapters. A part with
@@ -128,9 +130,7 @@ def make_optimizer(
     return optax.chain(clip, adamw, rates), schedule
 
 
-def state_shardings(
-    optimizer: optax.GradientTransformation, trained: Params, shardings: Params, scalar: Any
-) -> Any:
+def state_shardings(optimizer: Optimizer, trained: Params, shardings: Params, scalar: Any) -> Any:
     """Shards optimizer state like its parameters, everything else as `scalar` says.
 
     Args:

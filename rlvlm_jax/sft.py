@@ -7,24 +7,26 @@ negative log-probability of the solution's tokens, including the end token. One 
 `update.minibatch` problems is one optimizer step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from rlvlm_jax import optim, sharding, startup
 from rlvlm_jax.algorithms import masked
-from rlvlm_jax.algorithms.losses import denominator
 from rlvlm_jax.config import microbatch
 from rlvlm_jax.evaluation import scheme
 from rlvlm_jax.features import make_cache
-from rlvlm_jax.logprobs import make_logprobs_fn
+from rlvlm_jax.logprobs import logprobs
+from rlvlm_jax.optim import merge
 from rlvlm_jax.run import Run
 from rlvlm_jax.sampling.logits import Policy
-from rlvlm_jax.types import Array, Params, Prompts, TrainState
-from rlvlm_jax.update import make_optimizer_step, mean_stats
+from rlvlm_jax.types import Array, Params, Prompts, TrainState, Trajectory
+from rlvlm_jax.update import Counts, Minibatch, Setup, Sums, mean_stats, select, train_step
 
 
 def encode_solutions(
@@ -44,36 +46,55 @@ def encode_solutions(
     return tokens, mask
 
 
-def make_sft_fn(model: Any, config: ConfigDict, optimizer: Any, mesh: Any) -> Any:
-    """Builds step(state, batch, tokens, mask) -> (state, stats), to be jitted once."""
-    micro = microbatch(config)
-    logprobs_fn = make_logprobs_fn(model, Policy(), config.update.logprob_chunk)
-    optimizer_step = make_optimizer_step(optimizer, optim.make_trained(config.update, model.part))
+def sft_loss(
+    setup: Setup,
+    trajectory: Trajectory,
+    counts: Counts,
+    frozen: Params,
+    trained: Params,
+    rows: Array,
+) -> tuple[Array, Sums]:
+    """Returns the share of `rows`, int32[m], in the mean surprise of the solutions, and in entropy.
 
-    def step(
-        state: TrainState, batch: Prompts, tokens: Array, mask: Array
-    ) -> tuple[TrainState, dict[str, Array]]:
-        count = denominator(mask)
-
-        def loss_fn(params: Params, rows: Array) -> tuple[Array, dict[str, Array]]:
-            piece = jax.tree.map(lambda x: x[rows], (batch, tokens, mask))
-            piece = jax.lax.with_sharding_constraint(piece, sharding.pass_sharding(mesh))
-            prompts, targets, valid = piece
-            lps, entropies = logprobs_fn(params, prompts, None, targets, valid)
-            share = -masked.sum(lps, valid) / count
-            return share, {"entropy": masked.sum(entropies, valid) / count}
-
-        rows = np.arange(tokens.shape[0], dtype=np.int32).reshape(-1, micro)
-        state, sums = optimizer_step(state, loss_fn, rows, mask.any())
-        return state, mean_stats({name: value[None] for name, value in sums.items()})
-
-    return step
+    See `update.rl_loss`.
+    """
+    piece = select(trajectory, rows, 1, 1)
+    piece = jax.lax.with_sharding_constraint(piece, sharding.pass_sharding(setup.mesh))
+    lps, entropies, _ = logprobs(
+        *(setup.model, setup.policy, setup.config.update.logprob_chunk, merge(trained, frozen)),
+        *(piece.prompts, piece.features, piece.tokens, piece.valid, piece.trained),
+    )
+    share = -masked.sum(lps, piece.trained) / counts.trained
+    return share, {"entropy": masked.sum(entropies, piece.trained) / counts.trained}
 
 
-def make_step(session: startup.Session, optimizer: Any, state: TrainState) -> Any:
-    """Builds and jits the step once; the state keeps its sharding."""
+def sft_step(
+    setup: Setup, state: TrainState, batch: Prompts, tokens: Array, mask: Array
+) -> tuple[TrainState, Sums]:
+    """Makes one optimizer step on solutions, to be jitted once; returns (state, metrics).
+
+    Args:
+        setup: static.
+        state: before the step.
+        batch: B prompts.
+        tokens: int32[B, R], from `encode_solutions`.
+        mask: bool[B, R], from `encode_solutions`.
+    """
+    not_sampled = jnp.zeros_like(mask)
+    trajectory = Trajectory(batch, None, tokens, mask, not_sampled, mask, *(None,) * 4)
+    rows = jnp.arange(len(tokens))
+    minibatch = Minibatch(rows, rows.reshape(-1, microbatch(setup.config)), None)
+    state, stats = train_step(setup, sft_loss, trajectory, state, minibatch)
+    return state, mean_stats(stats)
+
+
+def make_step(
+    session: startup.Session, optimizer: optim.Optimizer, state: TrainState
+) -> Callable[..., tuple[TrainState, Sums]]:
+    """Builds and jits `sft_step` from its state on; the state keeps its sharding."""
+    setup = Setup(session.model, session.config, Policy(), optimizer, session.mesh)
     return jax.jit(
-        make_sft_fn(session.model, session.config, optimizer, session.mesh),
+        partial(sft_step, setup),
         out_shardings=(
             jax.tree.map(lambda x: x.sharding, state),
             sharding.replicated(session.mesh),

@@ -13,6 +13,7 @@ processor.
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,23 +28,33 @@ from rlvlm_jax.features import make_cache
 from rlvlm_jax.run import Run
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
-from rlvlm_jax.trajectory import make_passes_fn, make_trajectory_fn
-from rlvlm_jax.types import Params, TrainState
-from rlvlm_jax.update import computed_tokens, make_update_fn, minibatch_order
+from rlvlm_jax.trajectory import make_trajectory, run_passes
+from rlvlm_jax.types import Params, Passes, Prompts, Rollout, TrainState, Trajectory
+from rlvlm_jax.update import (
+    Setup,
+    Sums,
+    computed_tokens,
+    cut,
+    minibatch_order,
+    optimizer_steps,
+    rl_loss,
+    train_step,
+    update_metrics,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Steps:
     """The functions of the loop, jitted, or compiled for one batch shape."""
 
-    encode: Callable[..., Any] | None  # (params, batch) -> features; None if they are trained
-    sample: Callable[..., Any]  # (params, batch, features, key, round number) -> Rollout
-    passes: Callable[..., Any]  # see trajectory.make_passes_fn
-    trajectory: Callable[..., Any]  # see trajectory.make_trajectory_fn
-    update: Callable[..., Any]  # see update.make_update_fn; donates the state
+    encode: Callable[[Params, Prompts], Any] | None  # images -> features; None if trained
+    sample: Callable[..., Rollout]  # (params, version, prompts, features, key, round number)
+    passes: Callable[..., Passes]  # `trajectory.run_passes` from its params on
+    trajectory: Callable[..., tuple[Trajectory, Sums]]  # `make_trajectory` from its prompts on
+    update: Callable[..., tuple[TrainState, Sums]]  # (trajectory, state, minibatch), one train step
 
 
-def make_steps(session: startup.Session, optimizer: Any, state: TrainState) -> Steps:
+def make_steps(session: startup.Session, optimizer: optim.Optimizer, state: TrainState) -> Steps:
     """Builds and jits steps II, III and IV once; the state keeps its sharding."""
     config, model = session.config, session.model
     policy = Policy(config.rollout.temperature, session.banned)
@@ -63,20 +74,21 @@ def make_steps(session: startup.Session, optimizer: Any, state: TrainState) -> S
     sample = make_sample_fn(model, settings)
     ids = np.arange(sequences(config), dtype=np.uint32)
     rows, replicated = sharding.batch_sharding(session.mesh), sharding.replicated(session.mesh)
+    setup = Setup(model, config, policy, optimizer, session.mesh)
     return Steps(
         encode=jax.jit(model.encode_images, out_shardings=rows),
         sample=jax.jit(
-            lambda params, batch, features, key, number: sample(
-                params, batch, features, sequence_keys(key, ids + number * ids.size)
+            lambda params, version, prompts, features, key, number: sample(
+                params, prompts, features, sequence_keys(key, ids + number * ids.size), version
             ),
             out_shardings=rows,
         ),
-        passes=jax.jit(make_passes_fn(model, config, policy), out_shardings=rows),
-        trajectory=jax.jit(make_trajectory_fn(config), out_shardings=(rows, replicated)),
+        passes=jax.jit(partial(run_passes, model, config, policy), out_shardings=rows),
+        trajectory=jax.jit(partial(make_trajectory, config), out_shardings=(rows, replicated)),
         update=jax.jit(
-            make_update_fn(model, config, optimizer, policy, session.mesh),
+            partial(train_step, setup, rl_loss),
             out_shardings=(jax.tree.map(lambda x: x.sharding, state), replicated),
-            donate_argnums=0,
+            donate_argnums=1,
         ),
     )
 
@@ -122,18 +134,16 @@ def lower_steps(
     if session.features_frozen:
         encode = steps.encode.lower(state.params, batch)
         features = sharded(encode.out_info)
-    sample = steps.sample.lower(state.params, batch, features, key, np.uint32(0))
+    sample = steps.sample.lower(state.params, state.step, batch, features, key, np.uint32(0))
     rollout = sharded(sample.out_info)
     prompts, lengths = np.ones(batch.mask.shape, bool), np.zeros(rollout.truncated.shape, int)
-    order = jax.eval_shape(lambda key: minibatch_order(session.config, key), key)
-    order = sharding.with_shardings(order, sharding.replicated(session.mesh))
-    planner = make_planner(session)
-    plans = (  # an empty plan has the same shape as any other
-        planner.for_passes(prompts, lengths),
-        planner.for_update(prompts, lengths, np.zeros(order.shape, int)),
+    order = np.zeros(jax.eval_shape(partial(minibatch_order, session.config), key).shape, np.int32)
+    planner = make_planner(session)  # an empty plan has the same shape as any other
+    plan = planner.for_passes(prompts, lengths)
+    minibatch = cut(session.config, order, planner.for_update(prompts, lengths, order))[0]
+    plan, minibatch = sharding.with_shardings(
+        (plan, minibatch), sharding.plan_shardings((plan, minibatch), session.mesh)
     )
-    plan_shardings = sharding.plan_shardings(plans, session.mesh)
-    plan, minibatches = sharding.with_shardings(plans, plan_shardings)
     passes = steps.passes.lower(state.params, reference, batch, features, rollout, plan)
     scores, in_update = (
         sharded(jax.ShapeDtypeStruct(rollout.truncated.shape, dtype))
@@ -142,7 +152,7 @@ def lower_steps(
     trajectory = steps.trajectory.lower(
         batch, features, rollout, sharded(passes.out_info), scores, in_update
     )
-    update = steps.update.lower(state, sharded(trajectory.out_info[0]), order, minibatches)
+    update = steps.update.lower(sharded(trajectory.out_info[0]), state, minibatch)
     return Steps(encode, sample, passes, trajectory, update)
 
 
@@ -182,9 +192,8 @@ def train(config: ConfigDict, workdir: str) -> bool:
     session = run.session
     planner = make_planner(session)
     planner.check(run.loader.buckets)
-    updates = config.update.epochs * sequences(config) // config.update.minibatch
     optimizer, schedule = optim.make_optimizer(
-        config.update, run.total_steps * updates, session.model.part
+        config.update, run.total_steps * optimizer_steps(config), session.model.part
     )
     reference = startup.initial_params(session) if needs_reference(config) else None
     state = run.restore_or_init(optimizer)
@@ -199,7 +208,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
     evaluate = scheme.make_evaluate_fn(session, config, cache)
     base_key = jax.random.key(config.seed)
     replicated = sharding.replicated(session.mesh)
-    draw_order = jax.jit(lambda key: minibatch_order(config, key), out_shardings=replicated)
+    draw_order = jax.jit(partial(minibatch_order, config), out_shardings=replicated)
     draw_order = draw_order.lower(base_key).compile()
 
     with run:
@@ -220,7 +229,9 @@ def train(config: ConfigDict, workdir: str) -> bool:
                 with watch.measure("rollout"):
                     features = cache.encode(steps.encode, state.params, batch, host_batch)
                     number = np.uint32(len(rounds))
-                    rollout = steps.sample(state.params, batch, features, sample_key, number)
+                    rollout = steps.sample(
+                        state.params, state.step, batch, features, sample_key, number
+                    )
                     responses = run.read(rollout)
 
                 # Step III: trajectory generation. The device runs the log-prob passes over the
@@ -256,18 +267,22 @@ def train(config: ConfigDict, workdir: str) -> bool:
                     *sharding.put_batch(collection.scores_of(config, rounds, chosen), session.mesh),
                 )
                 trajectory_stats = sharding.to_host(trajectory_stats)
-                lengths = sharding.to_host(trajectory.mask).sum(axis=1)
-                order = draw_order(update_key)
-                plans = planner.for_update(prompts, lengths, np.asarray(order))
+                valid, sampled = sharding.to_host((trajectory.valid, trajectory.sampled))
+                lengths = valid.sum(axis=1) * sampled.any(axis=1)  # 0 if not in the update
+                order = np.asarray(draw_order(update_key))
+                plans = planner.for_update(prompts, lengths, order)
 
-            # Step IV: policy update. All optimizer steps of the batch in one program.
+            # Step IV: policy update. Each minibatch is one optimizer step.
             with watch.measure("update"):
-                sharded_plans = sharding.put_plan(plans, session.mesh)
-                state, update_stats = steps.update(state, trajectory, order, sharded_plans)
-                update_stats = sharding.to_host(update_stats)
+                stats = []
+                for minibatch in cut(config, order, plans):
+                    minibatch = sharding.put_plan(minibatch, session.mesh)
+                    state, step_stats = steps.update(trajectory, state, minibatch)
+                    stats.append(step_stats)
+                update_stats = update_metrics(sharding.to_host(stats), order, lengths > 0)
 
             update_stats["update/useful_token_fraction"] = packing.useful_fraction(
-                prompts, lengths, np.asarray(order), computed_tokens(config, prompts, plans)
+                prompts, lengths, order, computed_tokens(config, prompts, plans)
             )
             logprob_diffs = update_stats.pop("logprob_diffs", None)
             if np.isfinite(update_stats["update/loss"]):  # a step was taken, at this rate

@@ -8,6 +8,7 @@ rewards.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,13 +17,14 @@ from ml_collections import ConfigDict
 
 from rlvlm_jax.algorithms import advantages, kl, masked
 from rlvlm_jax.config import logprob_passes, old_logprobs
-from rlvlm_jax.logprobs import make_logprobs_fn, make_packed_logprobs_fn
+from rlvlm_jax.logprobs import logprobs
+from rlvlm_jax.models import Model
 from rlvlm_jax.packing import Plan
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.types import Array, Params, Passes, Prompts, Rollout, Trajectory
 
 
-def _in_passes(function: Callable[..., Any], passes: int, prompts: int, arrays: Any) -> Any:
+def _in_passes(function: Callable[[Any], Any], passes: int, arrays: Any) -> Any:
     """Applies `function` to parts of a batch in sequence and joins the results.
 
     A part takes every `passes`-th prompt with its samples. Each device has a contiguous run of
@@ -31,14 +33,14 @@ def _in_passes(function: Callable[..., Any], passes: int, prompts: int, arrays: 
     Args:
         function: of one argument, the pytree `arrays` with shorter leading axes.
         passes: number of parts.
-        prompts: N.
-        arrays: leading axes N or B.
+        arrays: leading axes N or B; the first leaf's is N.
 
     Returns:
         What `function` returns, with the leading axes of the whole batch.
     """
     if passes == 1:
         return function(arrays)
+    prompts = len(jax.tree.leaves(arrays)[0])
 
     def cut(x: Array) -> Array:
         x = x.reshape(prompts // passes, passes, x.shape[0] // prompts, *x.shape[1:])
@@ -115,111 +117,117 @@ def _reinforce_pp(
     return jax.vmap(one_part)(parts).reshape(mask.shape)
 
 
-def make_passes_fn(model: Any, config: ConfigDict, policy: Policy) -> Callable[..., Passes]:
-    """Builds the first half of step III, the log-prob passes, to be jitted once.
+def all_logprobs(
+    model: Model,
+    config: ConfigDict,
+    policy: Policy,
+    params: Params,
+    prompts: Prompts,
+    features: Any,
+    rollout: Rollout,
+    plan: Plan | None,
+) -> tuple[Array, Array]:
+    """Returns log-probabilities and entropies of all responses, in parts of the batch or packed."""
+    compute = partial(logprobs, model, policy, config.update.logprob_chunk, params)
+    compute = partial(compute, flat_positions=config.algorithm.flat_positions)
+    if plan is None:
+        arrays = (prompts, features, rollout.tokens, rollout.valid, rollout.sampled)
+        return _in_passes(lambda part: compute(*part)[:2], logprob_passes(config), arrays)
+    if features is None:  # one pass over the images, not one per micro-batch
+        features = model.encode_images(params, prompts)
+    compute = partial(compute, prompts, features, rollout.tokens, rollout.valid, rollout.sampled)
 
-    It needs no scores.
+    def add(k: Array, total: tuple[Array, Array]) -> tuple[Array, Array]:
+        return jax.tree.map(jnp.add, total, compute((plan.source[k], plan.previous[k]))[:2])
+
+    nothing = jnp.zeros(rollout.valid.shape, jnp.float32)
+    return jax.lax.fori_loop(0, plan.count, add, (nothing, nothing))
+
+
+def run_passes(
+    model: Model,
+    config: ConfigDict,
+    policy: Policy,
+    params: Params,
+    ref_params: Params | None,
+    prompts: Prompts,
+    features: Any,
+    rollout: Rollout,
+    plan: Plan | None = None,
+) -> Passes:
+    """Makes the log-prob passes, the first half of step III, to be jitted once. Needs no scores.
 
     Args:
         model: functions of parameters (see models.Model).
         config: the whole configuration.
         policy: the distribution the sampler recorded.
-
-    Returns:
-        passes(params, ref_params, batch, features, rollout, plan=None) -> Passes. `ref_params` is
-        None if no reference is needed. With a plan of all responses the passes are packed.
+        params: of the policy.
+        ref_params: of the reference; None if none is needed.
+        prompts: N prompts.
+        features: of their images, or None if the vision side is trained.
+        rollout: B responses.
+        plan: of all responses; with it the passes are packed.
     """
-    settings = (model, policy, config.update.logprob_chunk)
-    flat = config.algorithm.flat_positions
-    logprobs = make_logprobs_fn(*settings, flat_positions=flat)
-    packed_logprobs = make_packed_logprobs_fn(*settings, flat_positions=flat)
-    parts = logprob_passes(config)
-
-    def passes(
-        params: Params,
-        ref_params: Params | None,
-        batch: Prompts,
-        features: Array | None,
-        rollout: Rollout,
-        plan: Plan | None = None,
-    ) -> Passes:
-        def packed(weights: Params) -> tuple[Array, Array]:
-            encoded = features  # one pass over the images, not one per micro-batch
-            if encoded is None:
-                encoded = model.encode_images(weights, batch)
-
-            def add(k: Array, total: tuple[Array, Array]) -> tuple[Array, Array]:
-                arrays = (batch, encoded, rollout.tokens, rollout.mask)
-                stats = packed_logprobs(weights, *arrays, plan.source[k], plan.previous[k])[:2]
-                return jax.tree.map(jnp.add, total, stats)
-
-            nothing = jnp.zeros(rollout.mask.shape, jnp.float32)
-            return jax.lax.fori_loop(0, plan.count, add, (nothing, nothing))
-
-        def all_logprobs(weights: Params) -> tuple[Array, Array]:
-            if plan is not None:
-                return packed(weights)
-            arrays = (batch, features, rollout.tokens, rollout.mask)
-            prompts = batch.tokens.shape[0]
-            return _in_passes(lambda part: logprobs(weights, *part), parts, prompts, arrays)
-
-        ref = None if ref_params is None else all_logprobs(ref_params)[0]
-        if old_logprobs(config) != "trainer":
-            return Passes(None, ref, None, None)
-        old, entropy = all_logprobs(params)
-        logprob_diff = jnp.where(rollout.mask, jnp.abs(rollout.logprobs - old), 0.0)
-        return Passes(old, ref, entropy, logprob_diff)
-
-    return passes
+    inputs = (prompts, features, rollout, plan)
+    ref = None
+    if ref_params is not None:
+        ref = all_logprobs(model, config, policy, ref_params, *inputs)[0]
+    if old_logprobs(config) != "trainer":
+        return Passes(None, ref, None, None)
+    old, entropy = all_logprobs(model, config, policy, params, *inputs)
+    logprob_diff = jnp.where(rollout.sampled, jnp.abs(rollout.logprobs - old), 0.0)
+    return Passes(old, ref, entropy, logprob_diff)
 
 
-def make_trajectory_fn(config: ConfigDict) -> Callable[..., Any]:
-    """Builds the second half of step III, to be jitted once.
+def make_trajectory(
+    config: ConfigDict,
+    prompts: Prompts,
+    features: Any,
+    rollout: Rollout,
+    passes: Passes,
+    scores: Array,
+    in_update: Array,
+) -> tuple[Trajectory, dict[str, Array]]:
+    """Makes the trajectory, the second half of step III, to be jitted once.
 
     Args:
         config: the whole configuration.
+        prompts: N prompts.
+        features: of their images, or None.
+        rollout: B responses.
+        passes: from `run_passes`.
+        scores: float32[B].
+        in_update: bool[B]; other rows have no effect.
 
     Returns:
-        trajectory(batch, features, rollout, passes, scores float32[B], in_update bool[B]) ->
-        (Trajectory, stats). Rows not in the update have no effect. Truncated rows that are masked
-        out still count in the baselines of other rows.
+        (trajectory, stats). Truncated rows that are masked out are not trained on, but still count
+        in the baselines of other rows.
     """
-    algorithm = config.algorithm
-
-    def trajectory(
-        batch: Prompts,
-        features: Array | None,
-        rollout: Rollout,
-        passes: Passes,
-        scores: Array,
-        in_update: Array,
-    ) -> tuple[Trajectory, dict[str, Array]]:
-        token_kl, old = None, passes.old
-        if old_logprobs(config) == "sampler":
-            old = rollout.logprobs
-        if algorithm.kl_reward_coef:
-            token_kl = kl.estimate(old, passes.ref, kind=algorithm.kl_reward_kind)
-        update_mask = rollout.mask & in_update[:, None]
-        mask = update_mask
-        if algorithm.mask_truncated:
-            mask = mask & ~rollout.truncated[:, None]
-        result = Trajectory(
-            batch=batch,
-            features=features,
-            tokens=rollout.tokens,
-            mask=mask,
-            rollout_logprobs=rollout.logprobs,
-            old_logprobs=old,
-            ref_logprobs=passes.ref,
-            advantages=compute_advantages(config, scores, update_mask, token_kl),
-        )
-        if passes.old is None:
-            return result, {}
-        stats = {
-            "rollout/logprob_gap_mean": masked.mean(passes.logprob_diff, rollout.mask),
-            "rollout/logprob_gap_max": jnp.max(passes.logprob_diff),
-            "update/entropy": masked.mean(passes.entropy, rollout.mask),
-        }
-        return result, stats
-
-    return trajectory
+    algorithm, token_kl, old = config.algorithm, None, passes.old
+    if old_logprobs(config) == "sampler":
+        old = rollout.logprobs
+    if algorithm.kl_reward_coef:
+        token_kl = kl.estimate(old, passes.ref, kind=algorithm.kl_reward_kind)
+    scored = rollout.sampled & in_update[:, None]
+    sampled = scored
+    if algorithm.mask_truncated:
+        sampled = sampled & ~rollout.truncated[:, None]
+    trajectory = Trajectory(
+        prompts=prompts,
+        features=features,
+        tokens=rollout.tokens,
+        valid=rollout.valid,
+        sampled=sampled,
+        trained=sampled,  # every token of the policy's own, so far
+        rollout_logprobs=rollout.logprobs,
+        old_logprobs=old,
+        ref_logprobs=passes.ref,
+        advantages=compute_advantages(config, scores, scored, token_kl),
+    )
+    if passes.old is None:
+        return trajectory, {}
+    return trajectory, {
+        "rollout/logprob_gap_mean": masked.mean(passes.logprob_diff, rollout.sampled),
+        "rollout/logprob_gap_max": jnp.max(passes.logprob_diff),
+        "update/entropy": masked.mean(passes.entropy, rollout.sampled),
+    }

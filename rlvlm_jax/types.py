@@ -39,13 +39,15 @@ class Rollout(NamedTuple):
     """The sampler's result."""
 
     tokens: Array  # int32[B, R], pad id after the end
-    mask: Array  # bool[B, R], True up to and including the stop token
-    logprobs: Array  # float32[B, R], nats, 0 outside the mask; see sampling.Policy
+    valid: Array  # bool[B, R], exists and is attended to; up to and including the stop token
+    sampled: Array  # bool[B, R], drawn by the policy; implies valid
+    logprobs: Array  # float32[B, R], nats, 0 if not sampled; see sampling.Policy
     truncated: Array  # bool[B], no stop token within R
+    version: Array  # int32[B], `TrainState.step` of the parameters that drew the response
 
 
 class Passes(NamedTuple):
-    """Results of the trainer's log-prob passes over the responses; nats, 0 outside the mask.
+    """Results of the trainer's log-prob passes over the responses; nats, 0 if not sampled.
 
     A field is None if its pass is not made: see `config.algorithm.old_logprobs`; `ref` is None if
     no reference is needed.
@@ -58,16 +60,21 @@ class Passes(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """The loss's input: the prompts, their responses, and one advantage per token."""
+    """The loss's input: the prompts, their responses, and one advantage per token.
 
-    batch: Prompts
+    Supervised training has None for everything that a policy's own tokens have.
+    """
+
+    prompts: Prompts
     features: Any  # image features, a pytree [N, M, ...], or None if the vision side is trained
     tokens: Array  # int32[B, R]
-    mask: Array  # bool[B, R], False for groups that a filter drops
-    rollout_logprobs: Array  # float32[B, R], the sampler's
+    valid: Array  # bool[B, R], exists and is attended to
+    sampled: Array  # bool[B, R], drawn by the policy, in the responses that the update uses
+    trained: Array  # bool[B, R], in the loss and its denominators; implies sampled in RL
+    rollout_logprobs: Array | None  # float32[B, R], the sampler's
     old_logprobs: Array | None  # float32[B, R], before the update; None: use the update's own
     ref_logprobs: Array | None  # float32[B, R], or None if no reference is needed
-    advantages: Array  # float32[B, R], 0 outside the mask
+    advantages: Array | None  # float32[B, R], 0 if not sampled
 
 
 class TrainState(NamedTuple):

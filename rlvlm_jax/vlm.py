@@ -20,7 +20,7 @@ import numpy as np
 from rlvlm_jax import models, sharding, startup
 from rlvlm_jax.data.prompts import Encoded, Media, collate, encode_prompt
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.logprobs import make_logprobs_fn
+from rlvlm_jax.logprobs import logprobs
 from rlvlm_jax.models import convert
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
@@ -68,7 +68,7 @@ class VLM:
         self._files, self._dtypes = source.files, dtypes
         self._banned = startup.banned_ids(source, self.tokenizer)
         self._encode = jax.jit(model.encode_images)
-        self._logprobs = jax.jit(make_logprobs_fn(model, Policy(), chunk=64))
+        self._logprobs = jax.jit(functools.partial(logprobs, model, Policy(), 64))
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | os.PathLike, dtype: str = "float32") -> "VLM":
@@ -196,7 +196,7 @@ class VLM:
             for row, response in enumerate(batch_responses):
                 tokens[row, : len(response)], mask[row, : len(response)] = response, True
             features = self._encode(self.params, batch)
-            lps, _ = self._logprobs(self.params, batch, features, tokens, mask)
+            lps, *_ = self._logprobs(self.params, batch, features, tokens, mask, mask)
             lps = np.asarray(lps)
             results += [lps[row, : len(response)] for row, response in enumerate(batch_responses)]
         return results
@@ -250,7 +250,7 @@ class VLM:
             yield start, collate(part, tokens, patches, self.tokenizer.pad_id, self.media)
 
     def _completion(self, rollout: Any, row: int) -> Completion:
-        count = int(rollout.mask[row].sum())
+        count = int(rollout.valid[row].sum())
         tokens = rollout.tokens[row, :count].tolist()
         return Completion(
             text=self.tokenizer.decode(tokens),

@@ -45,7 +45,9 @@ def round_of(config, right, *, first=0, tokens=5, patches=8):
         ),
     )
     mask = np.ones((len(rows), LENGTH), bool)
-    rollout = Rollout(rows, mask, values, np.zeros(len(rows), bool))
+    rollout = Rollout(
+        rows, mask, mask, values, np.zeros(len(rows), bool), np.zeros(len(rows), np.int32)
+    )
     passes = Passes(values + 0.5, None, values, values)
     scores = scores_of(correct)
     kept = collection.kept_groups(config, scores.rewards["accuracy"])

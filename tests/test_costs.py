@@ -23,7 +23,8 @@ from rlvlm_jax import models, optim, sharding, startup, train
 from rlvlm_jax.models.common import cache as kv_cache
 from rlvlm_jax.models.common import costs
 from rlvlm_jax.models.qwen2_vl import config as qwen2_vl_config
-from rlvlm_jax.update import init_state, make_optimizer_step
+from rlvlm_jax.types import Trajectory
+from rlvlm_jax.update import Minibatch, Setup, init_state, train_step
 from tests import tiny_model
 
 V, D, LAYERS, KV_HEADS, HEAD = 1013, 128, 2, 2, 32  # V is prime: no other axis is as long
@@ -317,21 +318,18 @@ def test_the_update_gives_its_state_back_in_place_and_holds_no_whole_logits():
 
 
 def test_only_the_micro_batches_that_are_in_use_run():
-    params = {"w": jnp.ones(3)}
-    optimizer, ran = optax.sgd(0.1), []
+    ran, mask = [], np.ones((1, 1), bool)
 
-    def loss(params, piece):
-        jax.debug.callback(lambda piece: ran.append(int(piece)), piece)
-        return params["w"].sum() * piece, {}
+    def loss(setup, trajectory, counts, frozen, trained, piece):
+        jax.debug.callback(lambda piece: ran.append(int(piece[0])), piece)
+        return trained["w"].sum() * piece[0], {}
 
-    def everything(path):
-        del path
-        return True
-
-    step = make_optimizer_step(optimizer, everything)
-    state = init_state(params, optimizer, everything)
-    jax.block_until_ready(
-        jax.jit(lambda state, count: step(state, loss, jnp.arange(5.0), True, count))(state, 2)
-    )
+    model = SimpleNamespace(part=lambda path: "llm")
+    setup = Setup(model, tiny_model.settings(), None, optax.sgd(0.1), None)
+    trajectory = Trajectory(*3 * [None], *3 * [mask], *4 * [None])
+    state = init_state({"w": jnp.ones(3)}, setup.optimizer, lambda path: True)
+    step = jax.jit(functools.partial(train_step, setup, loss))
+    pieces = (jnp.arange(5.0), jnp.arange(5.0))
+    jax.block_until_ready(step(trajectory, state, Minibatch(np.zeros(1, int), pieces, 2)))
     jax.effects_barrier()
     assert sorted(ran) == [0, 1], f"of five micro-batches, {sorted(ran)} ran where two are in use"

@@ -58,7 +58,7 @@ from rlvlm_jax.models.qwen2_vl.model import part
 from rlvlm_jax.rewards import pool
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.types import Passes, Rollout, Trajectory
-from rlvlm_jax.update import init_state, make_loss_fn, minibatch_order
+from rlvlm_jax.update import Counts, Setup, cut, init_state, minibatch_order, rl_loss
 from tests import tiny_model
 from tests.run_cases import read_lines, write_problems, write_records
 from tests.run_directories import write_run
@@ -167,8 +167,9 @@ def traced(c, name):
     state = jax.eval_shape(lambda params: init_state(params, optimizer, chosen), session.shapes)
     whole = sharding.replicated(session.mesh)
     state = sharding.with_shardings(state, jax.tree.map(lambda _: whole, state))
+    setup = Setup(session.model, c, Policy(), optimizer, session.mesh)
     functions = {
-        "loss": jax.jit(make_loss_fn(session.model, c, Policy())),
+        "loss": jax.jit(functools.partial(rl_loss, setup)),
         **vars(train.make_steps(session, optimizer, state)),
     }
 
@@ -178,8 +179,9 @@ def traced(c, name):
     features = shape((prompts, 4, WIDTH), np.float32) if session.features_frozen else None
     tokens, mask, numbers = (shape((rows, length), kind) for kind in (np.int32, bool, np.float32))
     flags, score, count = shape((rows,), bool), shape((rows,), np.float32), shape((), np.float32)
-    rollout = Rollout(tokens, mask, numbers, flags)
-    judged = Trajectory(batch, features, tokens, mask, numbers, numbers, numbers, numbers)
+    version = shape((rows,), np.int32)
+    rollout = Rollout(tokens, mask, mask, numbers, flags, version)
+    judged = Trajectory(batch, features, tokens, *3 * [mask], *4 * [numbers])
     reference = state.params if train.needs_reference(c) else None
     key = jax.random.key(0)
     prompt_mask, lengths = np.ones((prompts, 32), bool), np.zeros(rows, int)
@@ -187,13 +189,16 @@ def traced(c, name):
     plan = planner.for_passes(prompt_mask, lengths)
     order = minibatch_order(c, key)
     plans = planner.for_update(prompt_mask, lengths, np.asarray(order))
+    minibatch = cut(c, order, plans)[0]
+    piece = jax.tree.map(lambda x: x[0], minibatch.pieces)
+    frozen = jax.tree.map(lambda _: None, state.params)
     arguments = {
         "encode": (state.params, batch),
-        "sample": (state.params, batch, features, key, np.uint32(0)),
+        "sample": (state.params, state.step, batch, features, key, np.uint32(0)),
         "passes": (state.params, reference, batch, features, rollout, plan),
         "trajectory": (batch, features, rollout, Passes(*4 * [numbers]), score, flags),
-        "loss": (state.params, judged, (count, count)),
-        "update": (state, judged, order, plans),
+        "loss": (judged, Counts(count, count, count), frozen, state.params, piece),
+        "update": (judged, state, minibatch),
     }
     return text(functions[name], *arguments[name])
 
@@ -253,6 +258,12 @@ def laid_for_decoding(c):
         patch.setattr(models, "build", BUILD)
         session = startup.open_session(c, SOURCE)
     return str(jax.make_jaxpr(session.model.decoder)(network_shapes()))
+
+
+def minibatches(c):
+    """The sequences of every optimizer step of an update."""
+    order = minibatch_order(c, jax.random.key(0))
+    return [minibatch.rows.tolist() for minibatch in cut(c, order, None)]
 
 
 # ---- observers: numbers ------------------------------------------------------------------------
@@ -500,24 +511,25 @@ def loop(c):
         shape = config.sequences(c), c.rollout.max_tokens
         zeros, everywhere = np.zeros(shape, np.float32), np.ones(shape, bool)
 
-        def sample(params, batch, features, key, number):
+        def sample(params, version, batch, features, key, number):
             draws = np.random.default_rng([*jax.random.key_data(key).tolist(), int(number)])
-            return Rollout(draws.integers(0, 500, shape), everywhere, zeros, everywhere[:, 0])
+            tokens = draws.integers(0, 500, shape)
+            return Rollout(tokens, everywhere, everywhere, zeros, everywhere[:, 0], zeros[:, 0])
 
         def encode(params, batch):
             encoded.append(batch.tokens.shape)
             shape = jax.eval_shape(session.model.encode_images, session.shapes, batch)
             return jnp.zeros(shape.shape, shape.dtype)
 
-        def update(state, trajectory, key, plans):
+        def update(trajectory, state, minibatch):
             state = state._replace(step=state.step + 1, bad_steps=state.bad_steps + 1)
-            return state, {"update/loss": 0.0}
+            return state, {"loss": 0.0, "skipped": 0.0}
 
         return train.Steps(
             encode=encode,
             sample=sample,
             passes=lambda *_: Passes(zeros, None, zeros, zeros),
-            trajectory=lambda *_: (types.SimpleNamespace(advantages=zeros, mask=everywhere), {}),
+            trajectory=lambda *_: (Trajectory(*3 * [None], *3 * [everywhere], *4 * [zeros]), {}),
             update=update,
         )
 
@@ -566,7 +578,8 @@ def evaluation(c):
             numbers = jax.random.key_data(keys)[:, -1:] + round(100 * settings.temperature)
             tokens = (numbers % 500).astype(np.int32)
             everywhere = jnp.ones(tokens.shape, bool)
-            return Rollout(tokens, everywhere, jnp.zeros(tokens.shape), everywhere[:, 0])
+            zeros = jnp.zeros(tokens.shape)
+            return Rollout(tokens, everywhere, everywhere, zeros, everywhere[:, 0], zeros[:, 0])
 
         return sample
 
@@ -762,7 +775,7 @@ CASES = {
     "update.logprob_batch": [case(0, 8, passes)],
     "update.logprob_chunk": [case(4, 2, passes), case(4, 2, update)],
     "update.pack_tokens": [case(0, 48, passes), case(0, 48, update), case(48, 64, update)],
-    "update.epochs": [case(1, 2, update), case(1, 2, loop)],
+    "update.epochs": [case(1, 2, minibatches), case(1, 2, loop)],
     "update.lr": [case(1e-3, 2e-3, moves), case(1e-3, 2e-3, loop)],
     "update.schedule": [case("cosine", "constant", moves)],
     "update.warmup": [case(0.1, 0.5, moves)],

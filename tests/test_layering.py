@@ -15,7 +15,8 @@ SOURCES = sorted(ROOT.rglob("*.py"))
 LAYERS = (  # lowest first: a folder, or a module at the top, imports lower ones only
     ("errors", "types", "signals", "algorithms"),
     ("config", "sharding", "distributed", "packing", "records", "data", "sampling"),
-    ("models", "optim", "checkpoint", "features", "logprobs", "cli"),
+    ("models", "optim", "checkpoint", "features", "cli"),
+    ("logprobs",),
     ("rewards", "trajectory", "update"),
     ("collection", "evaluation", "startup"),
     ("convert", "export", "metrics", "report", "run_data", "seeds", "vlm"),

@@ -3,6 +3,7 @@
 """Packed streams: what a plan must keep, and that nothing but the time of a step depends on it."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 
 from rlvlm_jax import packing, sharding
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.logprobs import make_logprobs_fn, make_packed_logprobs_fn
+from rlvlm_jax.logprobs import logprobs
 from rlvlm_jax.types import Rollout, Trajectory
 from rlvlm_jax.update import computed_tokens, encode_present_images, minibatch_order
 from tests import tiny_model, tiny_steps
@@ -204,12 +205,12 @@ def test_packed_logprobs_are_those_of_rows(tiny, responses, tokens, flat_positio
     batch = tiny_model.batch()
     features = jax.jit(model.encode_images)(params, batch)
     how = {"flat_positions": True} if flat_positions else {}
-    arrays = (params, batch, features, *responses)
+    arrays = (params, batch, features, *responses, responses[1])
     expected = tiny_steps.logprobs(**how)(*arrays)
-    packed = jax.jit(make_packed_logprobs_fn(model, POLICY, 7, **how))
+    packed = jax.jit(functools.partial(logprobs, model, POLICY, 7, **how))
     plan = plan_of(batch, responses[1], np.arange(16), tokens, streams=2)
     assert plan.count > 1 or tokens > 60
-    found = [packed(*arrays, plan.source[k], plan.previous[k]) for k in range(plan.count)]
+    found = [packed(*arrays, (plan.source[k], plan.previous[k])) for k in range(plan.count)]
     assert packed._cache_size() == 1  # whatever the lengths
     for number in range(2):
         total = sum(np.asarray(one[number]) for one in found)
@@ -227,16 +228,16 @@ def test_gradients_reach_the_tower_through_streams(tiny, responses, given):
     plan = plan_of(batch, responses[1], np.arange(16), 250, limit_prompts=given)
     assert plan.count == 1
     streams = plan.source[0], plan.previous[0]
-    rows = make_logprobs_fn(model, POLICY, 4)
-    packed = make_packed_logprobs_fn(model, POLICY, 4)
+    compute = functools.partial(logprobs, model, POLICY, 4)
+    arrays = (*responses, responses[1])
     mesh = sharding.make_mesh(1, 1, 1)
 
     def of_rows(params):
-        return jnp.sum(weights * rows(params, batch, None, *responses)[0])
+        return jnp.sum(weights * compute(params, batch, None, *arrays)[0])
 
     def of_streams(params):
         features = encode_present_images(model, params, batch, streams[0], mesh) if given else None
-        return jnp.sum(weights * packed(params, batch, features, *responses, *streams)[0])
+        return jnp.sum(weights * compute(params, batch, features, *arrays, streams)[0])
 
     expected, found = (jax.jit(jax.grad(f))(params) for f in (of_rows, of_streams))
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(expected["vision"])) > 1e-2
@@ -270,11 +271,14 @@ def trajectory(tiny, responses):
     tokens, mask = responses
     rng = np.random.default_rng(5)
     seen = jax.jit(model.encode_images)(params, batch)
-    old = np.asarray(tiny_steps.logprobs()(params, batch, seen, *responses)[0])
+    old = np.asarray(tiny_steps.logprobs()(params, batch, seen, *responses, mask)[0])
     old = np.where(mask, old + 0.2 * rng.normal(size=old.shape), 0).astype(np.float32)
     near = [old + 0.1 * rng.normal(size=old.shape).astype(np.float32) for _ in range(2)]
     advantages = np.where(mask, rng.normal(size=(16, 1)), 0).astype(np.float32)
-    return Trajectory(batch, np.asarray(seen), tokens, mask, near[0], old, near[1], advantages)
+    return Trajectory(
+        *(batch, np.asarray(seen), tokens, mask, mask, mask),
+        *(near[0], old, near[1], advantages),
+    )
 
 
 def updated(trajectory, *, tokens=0, mesh=ONE, **settings):
@@ -284,7 +288,7 @@ def updated(trajectory, *, tokens=0, mesh=ONE, **settings):
     plans = None
     if tokens:
         plans = plan_of(
-            *(trajectory.batch, trajectory.mask, order, tokens, mesh[0] * mesh[1]),
+            *(trajectory.prompts, trajectory.sampled, order, tokens, mesh[0] * mesh[1]),
             limit_prompts=trajectory.features is None,
         )
         plans = sharding.put_plan(plans, devices)
@@ -362,16 +366,18 @@ def test_a_packed_update_with_everything_that_a_loss_can_have(tiny, trajectory):
 
 @pytest.mark.slow
 def test_one_program_for_all_lengths(trajectory):
-    few = trajectory._replace(mask=trajectory.mask & (np.arange(16) < 5)[:, None])
+    mask = trajectory.sampled & (np.arange(16) < 5)[:, None]
+    few = trajectory._replace(sampled=mask, trained=mask)
     sizes = []
     for one in (trajectory, few):
         assert_same_update(updated(one), updated(one, tokens=40))
-        sizes.append(tiny_steps.update()._cache_size())
+        sizes.append(tiny_steps.step()._cache_size())
     assert sizes[0] == sizes[1]
 
 
 def test_an_update_without_tokens_moves_nothing(tiny, trajectory):
-    nothing = trajectory._replace(mask=np.zeros_like(trajectory.mask))
+    none = np.zeros_like(trajectory.sampled)
+    nothing = trajectory._replace(sampled=none, trained=none)
     params, stats = updated(nothing, tokens=40)
     assert stats["update/skipped"] == 2
     for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(tiny[1]), strict=True):
@@ -390,7 +396,7 @@ def test_packed_passes_are_those_of_rows(tiny, responses, mesh):
     batch = tiny_model.batch()
     plan = plan_of(batch, mask, np.arange(16), streams=mesh[0] * mesh[1])
     plan = sharding.put_plan(plan, devices)
-    rollout = Rollout(tokens, mask, logprobs, np.zeros(16, bool))
+    rollout = Rollout(tokens, mask, mask, logprobs, np.zeros(16, bool), np.zeros(16, np.int32))
     batch, rollout = sharding.put_batch((batch, rollout), devices)
     passes = tiny_steps.passes()
     for features in (None, jax.jit(model.encode_images)(params, batch)):

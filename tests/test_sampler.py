@@ -97,21 +97,29 @@ def test_permuting_the_batch_permutes_the_samples(sampled):
     assert len(traces) == 1
 
 
+def test_a_rollout_records_its_version_and_all_that_it_holds_was_drawn(sampled):
+    params, sample, _ = sampled
+    keys = sequence_keys(jax.random.key(4), ids_of(np.arange(4)))
+    rollout = jax.device_get(sample(params, tiny_model.batch(), None, keys, np.int32(7)))
+    assert rollout.version.tolist() == [7] * 16
+    assert np.array_equal(rollout.sampled, rollout.valid)
+
+
 def test_stop_tokens_end_a_response_and_belong_to_it(sampled):
     params, sample, _ = sampled
     keys = sequence_keys(jax.random.key(8), ids_of(np.arange(4)))
     found = jax.device_get(sample(params, tiny_model.batch(), None, keys))
-    stops = np.isin(found.tokens, (STOP, 7)) & found.mask
+    stops = np.isin(found.tokens, (STOP, 7)) & found.valid
     assert stops.any(axis=1).tolist() == (~found.truncated).tolist()
     assert (~found.truncated).any()
     for tokens, mask, stop, cut in zip(
-        found.tokens, found.mask, stops, found.truncated, strict=True
+        found.tokens, found.valid, stops, found.truncated, strict=True
     ):
         length = mask.sum()
         assert mask[:length].all()
         assert length == 10 if cut else stop[length - 1]
         assert (tokens[length:] == PAD).all()
-    assert not np.isin(found.tokens[found.mask], BANNED).any()
+    assert not np.isin(found.tokens[found.valid], BANNED).any()
 
 
 def test_a_dummy_prompt_gives_no_response(sampled):
@@ -120,7 +128,7 @@ def test_a_dummy_prompt_gives_no_response(sampled):
     batch = batch._replace(mask=batch.mask & (np.arange(4) != 1)[:, None])
     keys = sequence_keys(jax.random.key(8), ids_of(np.arange(4)))
     found = jax.device_get(sample(params, batch, None, keys))
-    assert not found.mask[4:8].any()
+    assert not found.valid[4:8].any()
     assert not found.truncated[4:8].any()
     assert np.isfinite(found.logprobs).all()
 
@@ -157,7 +165,7 @@ def assert_same(one, other):
 
 def shrinks(found):
     """Whether of a shard's eight rows first more than half go on behind token 16, later fewer."""
-    lengths = found.mask.sum(axis=1)
+    lengths = found.valid.sum(axis=1)
     left = [(lengths > t).reshape(2, -1).sum(axis=1).max() for t in range(16, 80, 8)]
     return left[0] > 4 and any(0 < rows <= 4 for rows in left)
 

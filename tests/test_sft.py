@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Supervised training: what the targets are, and that the loss is their mean surprise."""
 
+import functools
 import importlib.resources
 
 import jax
@@ -11,12 +12,12 @@ import pytest
 
 from rlvlm_jax import main, optim, sharding
 from rlvlm_jax.data.tokenizer import Tokenizer
-from rlvlm_jax.logprobs import make_logprobs_fn
+from rlvlm_jax.logprobs import logprobs
 from rlvlm_jax.metrics import CompileCounter
 from rlvlm_jax.sampling.logits import Policy
-from rlvlm_jax.sft import encode_solutions, make_sft_fn
+from rlvlm_jax.sft import encode_solutions, sft_step
 from rlvlm_jax.types import TrainState
-from rlvlm_jax.update import init_state
+from rlvlm_jax.update import Setup, init_state
 from tests import tiny_model
 from tests.run_cases import arguments, read_lines, write_problems
 from tests.tiny_model import PAD, STOP
@@ -114,9 +115,8 @@ def build(tiny):
             state = jax.jit(lambda p: init_state(p, optimizer, is_trained), out_shardings=whole)(
                 params
             )
-            step = jax.jit(
-                make_sft_fn(model, c, optimizer, device_mesh), out_shardings=(whole, scalar)
-            )
+            setup = Setup(model, c, Policy(), optimizer, device_mesh)
+            step = jax.jit(functools.partial(sft_step, setup), out_shardings=(whole, scalar))
             made[key] = step, state, device_mesh
         return made[key]
 
@@ -145,11 +145,11 @@ def by_hand(tiny, problems):
     model, params = tiny
     batch, tokens, mask = problems
     assert mask.sum() == 25
-    logprobs = make_logprobs_fn(model, Policy(), 64)
 
     def surprise(language):
         whole = {"vision": params["vision"], "language": language}
-        lps, entropies = logprobs(whole, batch, None, tokens, mask)
+        arrays = (whole, batch, None, tokens, mask, mask)
+        lps, entropies, _ = logprobs(model, Policy(), 64, *arrays)
         return -lps.sum() / 25, entropies.sum() / 25
 
     gradient = jax.jit(jax.value_and_grad(surprise, has_aux=True))

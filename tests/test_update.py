@@ -42,9 +42,9 @@ def collected(tiny):
     features = jax.jit(model.encode_images)(params, batch)
     rollout = jax.jit(make_sample_fn(model, settings))(params, batch, features, keys)
     batch, features, rollout = jax.device_get((batch, features, rollout))
-    mask = rollout.mask.copy()
+    mask = rollout.valid.copy()
     mask[5, 3:] = mask[10, 1:] = False
-    return batch, features, rollout._replace(mask=mask)
+    return batch, features, rollout._replace(valid=mask, sampled=mask)
 
 
 def judge(collected, *, mesh=ONE, reference=None, scores=None, **settings):
@@ -97,7 +97,7 @@ def test_parameters_move_and_numbers_are_sane(tiny, collected, base):
     assert distance(state.params["language"], tiny[1]["language"]) > 5e-4
     assert 0 < float(stats["update/entropy"]) < np.log(tiny_model.VOCABULARY)
     assert float(stats["update/grad_norm"]) > 0
-    assert not np.asarray(trajectory.advantages)[~np.asarray(trajectory.mask)].any()
+    assert not np.asarray(trajectory.advantages)[~np.asarray(trajectory.trained)].any()
 
 
 @pytest.mark.slow
@@ -125,7 +125,7 @@ def test_one_optimizer_step_needs_no_pass_before_it(collected, loss):
         name = f"update/{name}"
         assert float(stats[name]) == pytest.approx(float(more[name]), abs=1e-5), name
     # What the pass would have compared is compared on the way.
-    logprob_diff = np.abs(judged.old_logprobs - judged.rollout_logprobs) * judged.mask
+    logprob_diff = np.abs(judged.old_logprobs - judged.rollout_logprobs) * judged.sampled
     np.testing.assert_allclose(stats["logprob_diffs"], logprob_diff.max(axis=1), atol=2e-6)
     assert 0 < float(stats["rollout/logprob_gap_max"]) < 1e-5
     assert float(stats["rollout/logprob_gap_max"]) == stats["logprob_diffs"].max()
@@ -133,7 +133,9 @@ def test_one_optimizer_step_needs_no_pass_before_it(collected, loss):
 
 def test_an_update_of_nothing_has_no_entropy_and_no_gap(collected):
     def nothing(trajectory):
-        return trajectory._replace(mask=jnp.zeros_like(trajectory.mask))
+        return trajectory._replace(
+            sampled=jnp.zeros_like(trajectory.sampled), trained=jnp.zeros_like(trajectory.trained)
+        )
 
     keys = {"update__minibatch": 16, "update__microbatch": 4}
     _, stats, _ = run(collected, poison=nothing, **keys)
@@ -150,7 +152,7 @@ def test_without_a_pass_the_samplers_own_are_the_old_ones(collected, base):
     assert measured.sum() == 8  # the first of two optimizer steps
     assert 0 < np.asarray(stats["logprob_diffs"])[measured].max() < 1e-5
     off = jax.tree.map(np.array, collected)
-    off[2].logprobs[off[2].mask] -= 0.5
+    off[2].logprobs[off[2].sampled] -= 0.5
     _, stats, _ = run(off, algorithm__old_logprobs="sampler")
     assert float(stats["rollout/logprob_gap_mean"]) == pytest.approx(0.5, abs=1e-4)
     assert np.nanmin(stats["logprob_diffs"]) > 0.49
@@ -260,7 +262,7 @@ def test_a_non_finite_gradient_is_skipped_and_counted(tiny, collected):
 
 def test_garbage_outside_the_mask_changes_nothing(collected, base):
     def scramble(trajectory):
-        outside = ~trajectory.mask
+        outside = ~trajectory.valid
         assert bool(outside.any())
         return trajectory._replace(
             tokens=jnp.where(outside, 3, trajectory.tokens),
@@ -287,7 +289,7 @@ def test_the_filter_leaves_groups_out_of_loss_and_counts(collected):
     scores[:4] = 1  # all right; groups 1 and 2 all wrong; group 3 mixed
     scores[12] = 1
     state, stats, trajectory = run(collected, scores=scores, algorithm__filter=True)
-    kept = np.asarray(trajectory.mask).any(axis=1)
+    kept = np.asarray(trajectory.trained).any(axis=1)
     assert kept.tolist() == [False] * 12 + [True] * 4
     assert int(state.step) == 1  # of the two minibatches, one has nothing to train on
     assert float(stats["update/skipped"]) == 1
@@ -304,8 +306,8 @@ def test_groups_that_are_left_out_do_not_take_part_in_whitening(collected, advan
     if advantage == "rloo":
         settings["algorithm__normalise"] = True
     _, t, _ = judge(collected, scores=scores, **settings)
-    kept = np.asarray(t.advantages)[np.asarray(t.mask)]
-    assert np.asarray(t.mask).any(axis=1).tolist() == [False] * 8 + [True] * 8
+    kept = np.asarray(t.advantages)[np.asarray(t.trained)]
+    assert np.asarray(t.trained).any(axis=1).tolist() == [False] * 8 + [True] * 8
     assert abs(kept.mean()) < 1e-6
     assert kept.std(ddof=1) == pytest.approx(1, abs=1e-4)
 
@@ -335,8 +337,9 @@ def test_good_responses_become_more_probable(collected, advantage):
     scores = np.tile(np.array([1, 0, 0, 0], np.float32), 4)
     settings = {} if advantage == "grpo" else {"algorithm__advantage": advantage}
     state, _, before = run(collected, **settings, scores=scores)
-    seen = before.batch, before.features  # the tower is frozen
-    after, _ = tiny_steps.logprobs(64)(state.params, *seen, before.tokens, before.mask)
+    seen = before.prompts, before.features  # the tower is frozen
+    masks = before.valid, before.sampled
+    after, *_ = tiny_steps.logprobs(64)(state.params, *seen, before.tokens, *masks)
     gain = np.asarray((after - before.old_logprobs).sum(axis=1))
     assert gain[scores == 1].mean() > gain[scores == 0].mean()
 
@@ -421,7 +424,7 @@ def test_truncated_responses_may_be_left_out(collected):
     changed = batch, features, rollout._replace(truncated=cut)
     _, kept, _ = judge(changed)
     _, masked, _ = judge(changed, algorithm__mask_truncated=True)
-    assert np.array_equal(np.asarray(masked.mask), np.asarray(kept.mask) & ~cut[:, None])
+    assert np.array_equal(np.asarray(masked.trained), np.asarray(kept.trained) & ~cut[:, None])
     assert np.array_equal(np.asarray(masked.advantages), np.asarray(kept.advantages))
 
 
@@ -432,8 +435,9 @@ def test_the_entropy_bonus_raises_entropy(collected):
     state, stats, t = run(collected, scores=scores, **settings)
     entropy = float(stats["update/entropy"])
     assert float(stats["update/loss"]) == pytest.approx(-0.1 * entropy, rel=1e-5)
-    _, after = tiny_steps.logprobs(4)(state.params, t.batch, t.features, t.tokens, t.mask)
-    assert np.asarray(after)[np.asarray(t.mask)].mean() > entropy
+    arrays = (t.prompts, t.features, t.tokens, t.valid, t.sampled)
+    _, after, _ = tiny_steps.logprobs(4)(state.params, *arrays)
+    assert np.asarray(after)[np.asarray(t.trained)].mean() > entropy
 
 
 @pytest.mark.slow

@@ -5,13 +5,14 @@
 import functools
 
 import jax
+import numpy as np
 
 from rlvlm_jax import config as config_lib
+from rlvlm_jax import logprobs as logprobs_lib
 from rlvlm_jax import optim, sharding
-from rlvlm_jax.logprobs import make_logprobs_fn
 from rlvlm_jax.sampling.logits import Policy
-from rlvlm_jax.trajectory import make_passes_fn, make_trajectory_fn
-from rlvlm_jax.update import init_state, make_update_fn
+from rlvlm_jax.trajectory import make_trajectory, run_passes
+from rlvlm_jax.update import Setup, cut, init_state, rl_loss, train_step, update_metrics
 from tests import tiny_model
 
 POLICY = Policy(0.8, tiny_model.BANNED)
@@ -56,7 +57,8 @@ def logprobs(chunk=4, **how):
 
 @functools.cache
 def _logprobs(chunk, **how):
-    return jax.jit(make_logprobs_fn(tiny_model.build()[0], POLICY, chunk, **how))
+    model, _ = tiny_model.build()
+    return jax.jit(functools.partial(logprobs_lib.logprobs, model, POLICY, chunk, **how))
 
 
 def passes(**settings):
@@ -69,8 +71,8 @@ def passes(**settings):
 
 @functools.cache
 def _passes(**settings):
-    config = tiny_model.settings(**settings)
-    return jax.jit(make_passes_fn(tiny_model.build()[0], config, POLICY))
+    model, config = tiny_model.build()[0], tiny_model.settings(**settings)
+    return jax.jit(functools.partial(run_passes, model, config, POLICY))
 
 
 def trajectory(**settings):
@@ -80,21 +82,37 @@ def trajectory(**settings):
 
 @functools.cache
 def _trajectory(**settings):
-    return jax.jit(make_trajectory_fn(tiny_model.settings(**settings)))
+    return jax.jit(functools.partial(make_trajectory, tiny_model.settings(**settings)))
 
 
-def update(mesh=ONE, **settings):
-    """Returns step IV, jitted."""
+def step(mesh=ONE, **settings):
+    """Returns the train step, jitted: (trajectory, state, minibatch) -> (state, stats)."""
     read = {key: x for key, x in settings.items() if not key.startswith(NOT_OF_THE_UPDATE)}
-    return _update(mesh, **chosen(read))
+    return _step(mesh, **chosen(read))
 
 
 @functools.cache
-def _update(mesh, **settings):
+def _step(mesh, **settings):
     model, _ = tiny_model.build()
     config = on_mesh(mesh, **settings)
     optimizer, _ = optim.make_optimizer(config.update, 10, model.part)
-    return jax.jit(make_update_fn(model, config, optimizer, POLICY, make_mesh(mesh)))
+    setup = Setup(model, config, POLICY, optimizer, make_mesh(mesh))
+    return jax.jit(functools.partial(train_step, setup, rl_loss))
+
+
+def update(mesh=ONE, **settings):
+    """Returns step IV: (state, trajectory, order, plans) -> (state, metrics), as in `train`."""
+    return functools.partial(_update, step(mesh, **settings), on_mesh(mesh, **settings), mesh)
+
+
+def _update(step, config, mesh, state, trajectory, order, plans=None):
+    order, stats = np.asarray(order), []
+    for minibatch in cut(config, order, jax.device_get(plans)):
+        minibatch = sharding.put_plan(minibatch, make_mesh(mesh))
+        state, step_stats = step(trajectory, state, minibatch)
+        stats.append(jax.device_get(step_stats))
+    in_update = np.asarray(trajectory.sampled).any(axis=1)
+    return state, update_metrics(stats, order, in_update)
 
 
 @functools.cache

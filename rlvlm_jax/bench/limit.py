@@ -18,10 +18,11 @@ import numpy as np
 
 from rlvlm_jax import optim
 from rlvlm_jax.bench.work import Workload
-from rlvlm_jax.config import logprob_passes, microbatch, old_logprobs, pass_shards, sequences
+from rlvlm_jax.config import logprob_passes, microbatch, old_logprobs, sequences
 from rlvlm_jax.models.common.costs import Work, optimizer_step, total
 from rlvlm_jax.sampling.sampler import block_sizes
 from rlvlm_jax.train import needs_reference
+from rlvlm_jax.update import optimizer_steps, prompt_sharing
 
 
 class Limit(NamedTuple):
@@ -93,9 +94,8 @@ def counted(work: Workload) -> dict[str, dict[str, Work]]:
     parts = logprob_passes(c)
     one_pass = one_pass._replace(bytes=one_pass.bytes * parts)
     passes = needs_reference(c) + (old_logprobs(c) == "trainer")
-    # Samples of a prompt in the same micro-batch share its pass; see `make_update_fn`.
-    sharing = np.gcd(np.gcd(samples, c.update.minibatch), micro // pass_shards(c))
-    forward = costs.forward(model, prompts, samples, length, steps, size, samples / sharing)
+    copies = samples / prompt_sharing(c)
+    forward = costs.forward(model, prompts, samples, length, steps, size, copies)
     gradient = costs.gradient(
         model, forward, rows * steps, rows // micro, c.model.remat == "full", size
     )
@@ -111,7 +111,7 @@ def counted(work: Workload) -> dict[str, dict[str, Work]]:
         "logprobs": {"passes": total([one_pass] * passes)},
         "update": {
             "gradient": total([gradient] * c.update.epochs),
-            "optimizer": optimizer_step(numbers, c.update.epochs * rows // c.update.minibatch),
+            "optimizer": optimizer_step(numbers, optimizer_steps(c)),
         },
     }
     if work.session.features_frozen:

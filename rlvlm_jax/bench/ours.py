@@ -17,7 +17,7 @@ from rlvlm_jax import optim, sharding, startup, train
 from rlvlm_jax.bench.work import Workload
 from rlvlm_jax.config import sequences
 from rlvlm_jax.types import Params, Passes, Prompts, Rollout, TrainState
-from rlvlm_jax.update import minibatch_order
+from rlvlm_jax.update import Minibatch, cut, minibatch_order
 
 NO_PLAN = None  # nothing is packed
 UPDATES = 10_000  # length of the learning-rate schedule; large, so that the rate hardly changes
@@ -34,7 +34,7 @@ class Ours:
     batch: Prompts  # on the device
     compile_s: float  # all steps together; the times below exclude it
     key: Any
-    order: Any  # sequence order in minibatches, always the same
+    minibatches: list[Minibatch]  # on the device, always the same
     features: Any = None
     sampled: Rollout | None = None  # on the device
     passes: Passes | None = None
@@ -44,7 +44,8 @@ class Ours:
         if self.session.features_frozen:
             self.features = self.steps.encode(self.state.params, self.batch)
         self.sampled = self.steps.sample(
-            self.state.params, self.batch, self.features, self.key, np.uint32(0)
+            *(self.state.params, self.state.step, self.batch, self.features),
+            *(self.key, np.uint32(0)),
         )
         return sharding.to_host(self.sampled)
 
@@ -80,9 +81,12 @@ class Ours:
         return time.perf_counter() - start
 
     def _update(self, trajectory: Any) -> None:
-        self.state, stats = self.steps.update(self.state, trajectory, self.order, NO_PLAN)
+        skipped = []
+        for minibatch in self.minibatches:
+            self.state, stats = self.steps.update(trajectory, self.state, minibatch)
+            skipped.append(stats["skipped"])
         jax.block_until_ready(self.state)
-        if not np.isfinite(sharding.to_host(stats)["update/loss"]):
+        if np.all(sharding.to_host(skipped)):
             raise FloatingPointError("the update's loss is not finite, so its time means nothing")
 
     def responses(self) -> tuple[np.ndarray, np.ndarray]:
@@ -96,7 +100,7 @@ class Ours:
         """
         if self.passes.logprob_diff is None:
             return {}
-        diff, mask = sharding.to_host((self.passes.logprob_diff, self.sampled.mask))
+        diff, mask = sharding.to_host((self.passes.logprob_diff, self.sampled.sampled))
         return {"mean": float(diff[mask].mean()), "max": float(diff[mask].max())}
 
     def iteration(self) -> float:
@@ -124,5 +128,5 @@ def start(work: Workload) -> Ours:
     compile_s = time.perf_counter() - begin
     batch = sharding.put_batch(work.batch, session.mesh)
     key = jax.random.key(config.seed)
-    order = jax.device_put(minibatch_order(config, key), sharding.replicated(session.mesh))
-    return Ours(session, steps, state, reference, batch, compile_s, key, order)
+    minibatches = sharding.put_plan(cut(config, minibatch_order(config, key), None), session.mesh)
+    return Ours(session, steps, state, reference, batch, compile_s, key, minibatches)

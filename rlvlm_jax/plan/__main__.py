@@ -189,6 +189,7 @@ def fall_back_to_plain_attention(config: Any) -> None:
 def plan(config: Any, topology: Topology, arguments: argparse.Namespace) -> Report:
     """Lowers, compiles and analyses the steps; returns the whole report."""
     from rlvlm_jax.plan import advice, compiled, predict, work
+    from rlvlm_jax.update import optimizer_steps
 
     count = check_mesh(config, topology)
     effort = arguments.effort if topology.is_tpu else 0.0
@@ -198,8 +199,9 @@ def plan(config: Any, topology: Topology, arguments: argparse.Namespace) -> Repo
     steps: dict[str, compiled.Step] = {}
     for name in list(planned.steps):
         unstated = chunks if name == "sample" else ()
+        calls = optimizer_steps(s.config) if name == "update" else 1
         lowered = planned.steps.pop(name)
-        step = compiled.compile_step(name, lowered, count, unstated, arguments.hlo, effort)
+        step = compiled.compile_step(name, lowered, count, unstated, calls, arguments.hlo, effort)
         steps[name] = step
         say(f"compiled {name} in {step.seconds:.0f} s")
     # The steps of an iteration pass prompts, features and responses on to the trajectory's.

@@ -40,7 +40,7 @@ class Collective(NamedTuple):
     bytes: int  # the larger of input and output, per device
     devices: int  # participants
     depth: int  # number of loops around it
-    times: float  # runs per call of the step
+    times: float  # runs per iteration
     shape: str  # of the result
     where: str  # the model operation that it belongs to
 
@@ -89,6 +89,7 @@ def compile_step(
     lowered: Any,
     devices: int,
     unstated: Sequence[int] = (),
+    calls: int = 1,
     hlo: str | None = None,
     effort: float = 0.0,
 ) -> Step:
@@ -99,6 +100,7 @@ def compile_step(
         lowered: from `train.lower_steps`.
         devices: of the mesh.
         unstated: see `collectives`.
+        calls: see `collectives`.
         hlo: directory to write the program's text to, None for none.
         effort: TPU compiler effort, from -1 to 1; a run uses 0.
     """
@@ -125,7 +127,7 @@ def compile_step(
         aliased=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         peak=memory.peak_memory_in_bytes,
-        collectives=tuple(collectives(parsed, devices, unstated)),
+        collectives=tuple(collectives(parsed, devices, unstated, calls)),
         largest=tuple(largest(parsed)),
     )
 
@@ -228,7 +230,10 @@ def participants(rest: str, devices: int) -> int:
 
 
 def collectives(
-    parsed: dict[str, list[Instruction]], devices: int, unstated: Sequence[int] = ()
+    parsed: dict[str, list[Instruction]],
+    devices: int,
+    unstated: Sequence[int] = (),
+    calls: int = 1,
 ) -> Iterator[Collective]:
     """Yields the collectives of a program.
 
@@ -240,6 +245,7 @@ def collectives(
         devices: of the mesh.
         unstated: trip counts, in order, of the loops whose count the text does not state; further
             such loops count as 1.
+        calls: how often an iteration calls the program.
     """
     left = collections.deque(unstated)
     spread: set[str] = set()  # channels of the split collectives
@@ -285,7 +291,7 @@ def collectives(
                     ops += within(called, times, depth)
         return ops
 
-    yield from within("", 1.0, 0)
+    yield from within("", float(calls), 0)
 
 
 def _parts(shape: str) -> list[str]:
@@ -300,7 +306,7 @@ def largest_gather(ops: Iterable[Collective]) -> tuple[int, str, str]:
 
 
 def sent_bytes(ops: Iterable[Collective]) -> float:
-    """Returns the bytes that one device sends per call of a step."""
+    """Returns the bytes that one device sends per iteration."""
     return sum(op.sent * op.times for op in ops)
 
 

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from rlvlm_jax.config import (
     microbatch,
     old_logprobs,
-    pass_shards,
     sequences,
     shards,
 )
@@ -25,6 +24,7 @@ from rlvlm_jax.models.common.activation_sharding import MAX_REPLICATED
 from rlvlm_jax.models.common.costs import GRADIENT, Costs, Work, optimizer_step, total
 from rlvlm_jax.plan.topology import Topology
 from rlvlm_jax.sampling.sampler import block_sizes
+from rlvlm_jax.update import optimizer_steps, prompt_sharing
 
 
 class Sizes(NamedTuple):
@@ -108,21 +108,20 @@ def work(s: Sizes) -> dict[str, Work]:
     vision = costs.encode_images(m, None, patches, prompts, s.item)
     one_pass = costs.forward(m, prompts, samples, length, steps, s.item)
     passes = s.reference + (old_logprobs(c) == "trainer")
-    sharing = math.gcd(math.gcd(samples, c.update.minibatch), micro // pass_shards(c))
-    forward = costs.forward(m, prompts, samples, length, steps, s.item, samples / sharing)
+    copies = samples / prompt_sharing(c)
+    forward = costs.forward(m, prompts, samples, length, steps, s.item, copies)
     gradient = costs.gradient(
         m, forward, rows * steps, rows // micro, c.model.remat == "full", s.item
     )
-    updates = c.update.epochs * rows // c.update.minibatch
     update = {
         "update": total([gradient] * c.update.epochs),
-        "optimizer": optimizer_step(s.trained, updates),
+        "optimizer": optimizer_step(s.trained, optimizer_steps(c)),
     }
     if c.mode == "sft":
         count = 1 + GRADIENT * (c.update.train_vit or c.update.train_connector)
         return {"vision": total([vision] * count), **update}
     if not s.frozen:  # the vision tower runs in every other pass
-        count = 1 + passes + (1 + GRADIENT) * c.update.epochs * samples / sharing
+        count = 1 + passes + (1 + GRADIENT) * c.update.epochs * copies
         vision = Work(vision.needed * count, vision.executed * count, vision.bytes * count)
     return {
         "vision": vision,

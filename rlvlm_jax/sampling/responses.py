@@ -30,10 +30,10 @@ def read_responses(rollout: Rollout, tokenizer: Any) -> Responses:
         rollout: on the device.
         tokenizer: with `decode_batch(list of ids) -> list[str]`.
     """
-    tokens, mask, logprobs, truncated = jax.device_get(
-        (rollout.tokens, rollout.mask, rollout.logprobs, rollout.truncated)
+    tokens, valid, logprobs, truncated = jax.device_get(
+        (rollout.tokens, rollout.valid, rollout.logprobs, rollout.truncated)
     )
-    counts = mask.sum(axis=1).astype(np.int32)
+    counts = valid.sum(axis=1).astype(np.int32)
     ids = [row[:count].tolist() for row, count in zip(tokens, counts, strict=True)]
     return Responses(
         texts=tokenizer.decode_batch(ids),

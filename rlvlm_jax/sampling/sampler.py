@@ -85,7 +85,7 @@ def rows_of(groups: np.ndarray, samples: int) -> np.ndarray:
 
 
 def make_sample_fn(model: Decoder, settings: SampleSettings) -> Callable[..., Rollout]:
-    """Returns `sample` as a function of (params, batch, features, keys), to be jitted once."""
+    """Returns `sample` from its params on, to be jitted once."""
     return partial(sample, model, settings)
 
 
@@ -96,6 +96,7 @@ def sample(
     batch: Prompts,
     features: Any,
     keys: Array,
+    version: Array | int = 0,
 ) -> Rollout:
     """Draws G responses for each prompt; the samples of a prompt are adjacent.
 
@@ -106,6 +107,7 @@ def sample(
         batch: N prompts.
         features: their image features, None to compute them here.
         keys: key[B], B = N * G; see `sequence_keys`.
+        version: int32[], recorded for every response; see `Rollout`.
     """
     s = settings
     rows = batch.tokens.shape[0] * s.samples
@@ -142,7 +144,9 @@ def sample(
         x[:, : s.max_tokens] for x in (state.tokens, state.mask, state.logprobs)
     )
     ended = jnp.any(_is_stop(tokens, s) & mask, axis=1)
-    return Rollout(tokens, mask, logprobs, truncated=~ended & jnp.any(mask, axis=1))
+    truncated = ~ended & jnp.any(mask, axis=1)
+    version = jnp.full(rows, version, jnp.int32)
+    return Rollout(tokens, mask, mask, logprobs, truncated, version)  # all that exists is drawn
 
 
 def _is_stop(tokens, settings):

@@ -101,7 +101,7 @@ def test_every_response_has_the_full_length_and_an_update_moves_the_weights(comp
     side = ours.start(work.built_in(bench_cases.TINY, tmp_path, 1))
     side.rollout()
     side.logprobs()
-    assert np.asarray(side.sampled.mask).all()
+    assert np.asarray(side.sampled.valid).all()
     before = jax.device_get(side.state.params["language"]["norm"]["scale"])
     side.update()
     side.iteration()

@@ -12,7 +12,7 @@ import pytest
 from rlvlm_jax import models, sharding
 from rlvlm_jax.data.prompts import collate
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.logprobs import make_logprobs_fn
+from rlvlm_jax.logprobs import logprobs
 from rlvlm_jax.models.common import activation_sharding, cache
 from rlvlm_jax.models.qwen2_vl import config as qwen2_vl_config
 from rlvlm_jax.sampling import sampler
@@ -130,10 +130,10 @@ def test_logprobs_and_gradients_do_not_depend_on_the_mesh(tied, fsdp, sequence, 
     mask = np.arange(6) < rng.integers(1, 7, 8)[:, None]
 
     def loss(model):
-        logprobs = make_logprobs_fn(model, Policy(1.0, tiny_model.BANNED), 4)
+        policy = Policy(1.0, tiny_model.BANNED)
 
         def total(params, batch, tokens, mask):
-            lps, _ = logprobs(params, batch, None, tokens, mask)
+            lps, *_ = logprobs(model, policy, 4, params, batch, None, tokens, mask, mask)
             return jnp.sum(jnp.sin(lps)), lps
 
         return jax.jit(jax.value_and_grad(total, has_aux=True))

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlvlm_jax import logprobs as logprobs_lib
 from rlvlm_jax import sharding
-from rlvlm_jax.logprobs import make_logprobs_fn
 from rlvlm_jax.models.common import lora
 from rlvlm_jax.sampling.logits import Policy
 from tests import tiny_model
@@ -47,13 +47,14 @@ def adapted(new):
 
 @functools.cache
 def logprobs(model):
-    return jax.jit(make_logprobs_fn(model, Policy(), 4))
+    return jax.jit(functools.partial(logprobs_lib.logprobs, model, Policy(), 4))
 
 
 def logprobs_of(model, params):
     batch = tiny_model.batch()
     tokens = np.arange(8 * 6, dtype=np.int32).reshape(8, 6) % 57
-    return logprobs(model)(params, batch, None, tokens, np.ones((8, 6), bool))[0]
+    everything = np.ones((8, 6), bool)
+    return logprobs(model)(params, batch, None, tokens, everything, everything)[0]
 
 
 def test_adapters_lie_beside_the_chosen_weights_and_nowhere_else(adapted):

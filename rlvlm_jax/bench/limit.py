@@ -8,21 +8,19 @@ FLOPs that the mathematics needs. Weights and caches that fit the processor's ca
 than memory bandwidth, so a small model can beat its bound.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rlvlm_jax import optim
 from rlvlm_jax.bench.work import Workload
-from rlvlm_jax.config import logprob_passes, microbatch, old_logprobs, sequences
-from rlvlm_jax.models.common.costs import Work, optimizer_step, total
-from rlvlm_jax.sampling.sampler import block_sizes
+from rlvlm_jax.models.common.costs import Work
+from rlvlm_jax.plan.predict import Sizes, count_work
 from rlvlm_jax.train import needs_reference
-from rlvlm_jax.update import optimizer_steps, prompt_sharing
 
 
 class Limit(NamedTuple):
@@ -80,44 +78,28 @@ def counted(work: Workload) -> dict[str, dict[str, Work]]:
     Returns:
         part -> phase -> Work, summed over all devices. `iteration` holds the phases of all parts.
     """
-    c, source = work.config, work.session.source
-    model, costs = source.config, source.family.costs
-    size = np.dtype(jnp.dtype(c.model.dtype)).itemsize
-    prompts, samples, steps = c.rollout.prompts, c.rollout.samples, c.rollout.max_tokens
-    media, length = work.session.media, work.batch.tokens.shape[1]
-    images, patches = media.grids(work.batch.media), media.size(work.batch.media)
-    rows, micro = sequences(c), microbatch(c)
-    blocks = block_sizes(-(-steps // c.rollout.chunk) * c.rollout.chunk, c.rollout.chunk)
-
-    vision = costs.encode_images(model, images, patches, prompts, size)
-    one_pass = costs.forward(model, prompts, samples, length, steps, size)
-    parts = logprob_passes(c)
-    one_pass = one_pass._replace(bytes=one_pass.bytes * parts)
-    passes = needs_reference(c) + (old_logprobs(c) == "trainer")
-    copies = samples / prompt_sharing(c)
-    forward = costs.forward(model, prompts, samples, length, steps, size, copies)
-    gradient = costs.gradient(
-        model, forward, rows * steps, rows // micro, c.model.remat == "full", size
-    )
+    session, media = work.session, work.session.media
     trained, _ = optim.split(
-        work.session.shapes, optim.make_trained(c.update, work.session.model.part)
+        session.shapes, optim.make_trained(work.config.update, session.model.part)
     )
-    numbers = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(trained))
-    counts = {
-        "rollout": {
-            "prefill": costs.prefill(model, prompts, length, size),
-            "decode": costs.decode(model, prompts, samples, length, steps, size, blocks),
-        },
-        "logprobs": {"passes": total([one_pass] * passes)},
-        "update": {
-            "gradient": total([gradient] * c.update.epochs),
-            "optimizer": optimizer_step(numbers, optimizer_steps(c)),
-        },
+    sizes = Sizes(
+        config=work.config,
+        model=session.source.config,
+        bucket=(work.batch.tokens.shape[1], media.size(work.batch.media)),
+        trained=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(trained)),
+        reference=needs_reference(work.config),
+        frozen=session.features_frozen,
+    )
+    phases = count_work(sizes, media.grids(work.batch.media))
+    parts = {
+        "rollout": {name: phases[name] for name in ("vision", "prefill", "decode")},
+        "logprobs": {"passes": phases["passes"]},
+        "update": {"gradient": phases["update"], "optimizer": phases["optimizer"]},
     }
-    if work.session.features_frozen:
-        counts["rollout"] = {"vision": vision, **counts["rollout"]}
-    counts["iteration"] = {k: v for part in list(counts.values()) for k, v in part.items()}
-    return counts
+    if not session.features_frozen:  # the tower runs in all parts; its work is not divided up
+        del parts["rollout"]["vision"]
+    parts["iteration"] = {name: x for part in list(parts.values()) for name, x in part.items()}
+    return parts
 
 
 def bound_s(phases: dict[str, Work], limit: Limit) -> float:

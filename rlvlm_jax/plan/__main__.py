@@ -261,7 +261,7 @@ def plan(config: Any, topology: Topology, arguments: argparse.Namespace) -> Repo
         "state": planned.state_bytes,
         "passed_on": passed_on,
         "steps": rows,
-        "flops": {name: phase.executed for name, phase in predict.work(s).items()},
+        "flops": {name: phase.executed for name, phase in predict.count_work(s).items()},
         "assumed": assumed._asdict(),
         "seconds": phases,
         "price": dollars,

@@ -9,11 +9,13 @@ length, which is the most that an iteration can take.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from rlvlm_jax.config import (
+    logprob_passes,
     microbatch,
     old_logprobs,
     sequences,
@@ -99,14 +101,20 @@ def _cache_bytes(s: Sizes) -> float:
     return 2.0 * c.layers * heads * c.head_size * size
 
 
-def work(s: Sizes) -> dict[str, Work]:
-    """Counts the phases of an iteration, all devices together; every response has full length."""
+def count_work(s: Sizes, images: Sequence[Any] | None = None) -> dict[str, Work]:
+    """Counts the phases of an iteration, all devices together; every response has full length.
+
+    Args:
+        s: the run.
+        images: of a batch, what `Media.grids` returns; None for one in each prompt that fills it.
+    """
     c, m, costs = s.config, s.model, s.costs
     prompts, samples, steps = c.rollout.prompts, c.rollout.samples, c.rollout.max_tokens
     length, patches = s.bucket
     rows, micro = sequences(c), microbatch(c)
-    vision = costs.encode_images(m, None, patches, prompts, s.item)
+    vision = costs.encode_images(m, images, patches, prompts, s.item)
     one_pass = costs.forward(m, prompts, samples, length, steps, s.item)
+    one_pass = one_pass._replace(bytes=one_pass.bytes * logprob_passes(c))
     passes = s.reference + (old_logprobs(c) == "trainer")
     copies = samples / prompt_sharing(c)
     forward = costs.forward(m, prompts, samples, length, steps, s.item, copies)
@@ -178,7 +186,7 @@ def seconds(
     Returns:
         phase -> seconds; "collectives" is the time on the link, with no overlap.
     """
-    chip, done = topology.chip, work(s)
+    chip, done = topology.chip, count_work(s)
     devices = math.prod(s.config.mesh.values())
     wire = chip.link if topology.nodes == 1 else chip.network
 
@@ -206,7 +214,7 @@ def summary(
         dollars: per chip-hour.
     """
     whole = sum(phases.values())
-    needed = sum(phase_work.needed for phase_work in work(s).values())
+    needed = sum(phase_work.needed for phase_work in count_work(s).values())
     devices = math.prod(s.config.mesh.values())
     return {
         "iteration_s": whole,

@@ -52,7 +52,7 @@ def test_seconds_are_work_over_rates():
     s, topology = sizes(), parse("8xH200")
     assumed = predict.Assumed(train=0.5, prefill=0.25, decode=1.0, link=0.5)
     found = predict.seconds(s, topology, {"update": 450e9}, assumed)
-    work = predict.work(s)
+    work = predict.count_work(s)
     assert found["update"] == work["update"].executed / (8 * 989e12 * 0.5)
     assert found["prefill"] == work["prefill"].executed / (8 * 989e12 * 0.25)
     assert found["collectives"] == 2.0

@@ -31,7 +31,7 @@ HOMES = {  # third party -> the only places that may import it
     "transformers": ("data.tokenizer", "bench.peer"),
     "tokenizers": ("data.tokenizer", "data.tiny_tokenizer"),
     "PIL": ("data", "models.qwen2_vl.media", "bench.work", "report.browser"),
-    "matplotlib": ("report.figures", "bench.growth"),
+    "matplotlib": ("report.figures",),
     "scipy": ("evaluation.statistics",),
     "safetensors": ("models.convert",),
     "datasets": ("data.dataset",),

@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     # Imported late: a bad flag is reported before JAX is loaded.
     import jax
 
-    from rlvlm_jax.bench import growth, work
+    from rlvlm_jax.bench import work
 
     devices, gpu = jax.device_count(), jax.default_backend() == "gpu"
     cases = work.find(arguments.case or ",".join(work.ON_GPU if gpu else work.ON_CPU))
@@ -59,16 +59,6 @@ def main(argv: Sequence[str]) -> int:
             report["cases"][workload.name] = time_case(workload, arguments)
             say(table(workload.name, report["cases"][workload.name]))
             write(out, json.dumps(report, indent=1))  # keeps finished cases if cut off
-        if arguments.growth:
-            report["growth"] = {"case": cases[0].name, "repeats": arguments.repeats}
-            timings = growth.measure(cases[0], Path(scratch), devices, arguments.repeats, say)
-            report["growth"] |= {"axes": timings}
-            title = f"{cases[0].name}: growth of an iteration on {report['device_kind']}"
-            drawing = out.with_suffix(".svg")
-            write(drawing, growth.figure(timings, title).decode())
-            for axis, timing in timings.items():
-                say(f"growth with {axis}: exponent {timing['exponent']:.2f}")
-            write(out, json.dumps(report, indent=1))
     return cli.DONE
 
 
@@ -83,9 +73,6 @@ def read_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         "--case", help="built-in cases, comma-separated; default: depends on the device"
     )
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds; medians are shown")
-    parser.add_argument(
-        "--growth", action="store_true", help="also time against batch, response and image size"
-    )
     arguments, rest = parser.parse_known_args(argv)
     if arguments.repeats < 1:
         raise InputError(f"--repeats={arguments.repeats} must be at least 1")
@@ -95,8 +82,8 @@ def read_flags(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
                 f"unexpected argument {argument!r}; --help lists the flags; set configuration keys "
                 "as --config.key=value"
             )
-    if rest and (arguments.case or arguments.growth):
-        raise InputError("--config sets the work itself; leave out --case and --growth")
+    if rest and arguments.case:
+        raise InputError("--config sets the work itself; leave out --case")
     return arguments, rest
 
 

@@ -188,7 +188,7 @@ def built_in(case: Case, scratch: Path, devices: int, seed: int = 0) -> Workload
     """Draws a case's weights and prompts.
 
     Args:
-        case: from `CASES`, or a variant of one.
+        case: from `CASES`.
         scratch: where its model directory is written.
         devices: number of devices.
         seed: of weights and prompts.

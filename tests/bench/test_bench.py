@@ -3,7 +3,6 @@
 """The command: what it writes, what it refuses, and that both sides do the same work."""
 
 import json
-import math
 
 import bench_cases
 import jax
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlvlm_jax.bench import __main__ as command
-from rlvlm_jax.bench import growth, limit, ours, work
+from rlvlm_jax.bench import limit, ours, work
 from tests import run_cases
 
 PARTS = ["rollout", "logprobs", "update", "iteration"]
@@ -112,30 +111,6 @@ def test_every_response_has_the_full_length_and_an_update_moves_the_weights(comp
 def test_the_best_of_several_limits_counts():
     one, other = limit.Limit(2.0, 3.0, 3.0, 1.0), limit.Limit(1.0, 4.0, 2.0, 4.0)
     assert limit.fastest(one, other) == (2.0, 4.0, 3.0, 4.0)
-
-
-def test_growth_fits_the_exponent_and_draws(tmp_path):
-    sizes = [2, 4, 8, 16]
-    assert growth.exponent(sizes, [0.3 * s**1.5 for s in sizes]) == pytest.approx(1.5)
-    for axis in growth.AXES:
-        cases = growth.variants(work.CASES["4m-64"], axis)
-        assert cases[-1][0] >= 8 * cases[0][0]
-        assert all(math.isqrt(case.image_tokens) ** 2 == case.image_tokens for _, case in cases)
-    one = {"sizes": sizes, "median_s": [0.1, 0.2, 0.4, 0.8], "exponent": 1.0}
-    drawn = growth.figure(dict.fromkeys(growth.AXES, one), "title")
-    assert drawn.count(b"exponent 1.00") == 3
-
-
-@pytest.mark.slow
-def test_growth_is_measured_and_written(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(growth, "AXES", {"batch": ("prompts a step", (1, 2))})
-    out = tmp_path / "bench.json"
-    assert run(monkeypatch, f"--out={out}", "--case=tiny", "--repeats=1", "--growth") == 0
-    found = json.loads(out.read_text())["growth"]
-    assert found["case"] == "tiny"
-    assert found["axes"]["batch"]["sizes"] == [2, 4]
-    assert [len(times) for times in found["axes"]["batch"]["seconds"]] == [1, 1]
-    assert "exponent" in (tmp_path / "bench.svg").read_text()
 
 
 @pytest.mark.parity

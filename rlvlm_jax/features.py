@@ -15,7 +15,6 @@ have the same order, so their first batches hit as a whole. If not all training 
 whole batches hit.
 """
 
-import functools
 import hashlib
 import logging
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from rlvlm_jax import sharding
 from rlvlm_jax.data.prompts import Media
@@ -53,7 +53,7 @@ class FeatureCache:
         media: Media,
         image_token_id: int,
         shapes: Callable[[Prompts], Features],
-        mesh: Any,
+        mesh: Mesh,
     ):
         """Makes an empty cache.
 
@@ -190,22 +190,3 @@ def row_key(shape: Any, row: Any) -> bytes:
     for array in jax.tree.leaves(row):
         digest.update(np.ascontiguousarray(array))
     return digest.digest()
-
-
-def make_cache(session: Any) -> FeatureCache:
-    """Returns the cache of a run; it is off if the run trains the vision side.
-
-    It is also off in runs of several processes, because none of them has all rows of a batch.
-
-    Args:
-        session: of the run, see startup.Session.
-    """
-    config, model = session.config, session.model
-    enabled = session.features_frozen and jax.process_count() == 1
-    return FeatureCache(
-        int(config.data.feature_cache_gib * GIB) if enabled else 0,
-        session.media,
-        model.config.image_token_id,
-        functools.partial(jax.eval_shape, model.encode_images, session.shapes),
-        session.mesh,
-    )

@@ -313,7 +313,7 @@ class Run:
 
     # ---- state --------------------------------------------------------------------------------
 
-    def restore_or_init(self, optimizer: Any) -> TrainState:
+    def restore_or_init(self, optimizer: optim.Optimizer) -> TrainState:
         """Returns the state of the newest checkpoint, or the initial state.
 
         Args:

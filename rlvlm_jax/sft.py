@@ -9,7 +9,6 @@ negative log-probability of the solution's tokens, including the end token. One 
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +18,8 @@ from ml_collections import ConfigDict
 from rlvlm_jax import optim, sharding, startup
 from rlvlm_jax.algorithms import masked
 from rlvlm_jax.config import microbatch
+from rlvlm_jax.data.tokenizer import Tokenizer
 from rlvlm_jax.evaluation import scheme
-from rlvlm_jax.features import make_cache
 from rlvlm_jax.logprobs import logprobs
 from rlvlm_jax.optim import merge
 from rlvlm_jax.run import Run
@@ -30,7 +29,7 @@ from rlvlm_jax.update import Counts, Minibatch, Setup, Sums, mean_stats, select,
 
 
 def encode_solutions(
-    solutions: Sequence[str], tokenizer: Any, length: int
+    solutions: Sequence[str], tokenizer: Tokenizer, length: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (tokens int32[B, R], mask bool[B, R]): solutions with their end token.
 
@@ -118,7 +117,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
     optimizer, schedule = optim.make_optimizer(config.update, run.total_steps, session.model.part)
     state = run.restore_or_init(optimizer)
     step_fn = make_step(session, optimizer, state)
-    evaluate = scheme.make_evaluate_fn(session, config, make_cache(session))
+    evaluate = scheme.make_evaluate_fn(session, config, startup.make_feature_cache(session))
 
     with run:
         if run.evaluation_is_missing():

@@ -13,6 +13,7 @@ import json
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ml_collections import ConfigDict
 from rlvlm_jax import checkpoint, models, optim, sharding
 from rlvlm_jax.data import loader, prompts, tokenizer
 from rlvlm_jax.errors import InputError
+from rlvlm_jax.features import GIB, FeatureCache
 from rlvlm_jax.models import convert
 from rlvlm_jax.models.common import kernels, lora
 from rlvlm_jax.models.common.activation_sharding import choose as choose_activation_sharding
@@ -131,6 +133,22 @@ class Session:
     def features_frozen(self) -> bool:
         """Whether image features stay the same during training, so they are computed only once."""
         return not (self.config.update.train_vit or self.config.update.train_connector)
+
+
+def make_feature_cache(session: Session) -> FeatureCache:
+    """Returns the cache of a run; it is off if the run trains the vision side.
+
+    It is also off in runs of several processes, because none of them has all rows of a batch.
+    """
+    config, model = session.config, session.model
+    enabled = session.features_frozen and jax.process_count() == 1
+    return FeatureCache(
+        int(config.data.feature_cache_gib * GIB) if enabled else 0,
+        session.media,
+        model.config.image_token_id,
+        partial(jax.eval_shape, model.encode_images, session.shapes),
+        session.mesh,
+    )
 
 
 def with_mesh_shardings(shapes: Params, model: models.Model, mesh: Any) -> Params:

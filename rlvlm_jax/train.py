@@ -24,7 +24,6 @@ from rlvlm_jax import collection, optim, packing, sharding, startup
 from rlvlm_jax.collection import Round
 from rlvlm_jax.config import pass_shards, sequences, shards
 from rlvlm_jax.evaluation import scheme
-from rlvlm_jax.features import make_cache
 from rlvlm_jax.run import Run
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
@@ -204,7 +203,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
         )
         for bucket in run.loader.buckets
     }
-    cache = make_cache(session)
+    cache = startup.make_feature_cache(session)
     evaluate = scheme.make_evaluate_fn(session, config, cache)
     base_key = jax.random.key(config.seed)
     replicated = sharding.replicated(session.mesh)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvlm_jax import config, features, sharding
+from rlvlm_jax import config, features, sharding, startup
 from rlvlm_jax.data.prompts import collate, pad_prompts
 from tests import tiny_model
 
@@ -242,8 +242,8 @@ def is_on(cache):
 
 
 def test_it_is_off_where_the_vision_side_is_trained_or_no_memory_is_given(mesh):
-    assert is_on(features.make_cache(session(mesh)))
+    assert is_on(startup.make_feature_cache(session(mesh)))
     for key in ("update__train_vit", "update__train_connector"):
-        assert not is_on(features.make_cache(session(mesh, **{key: True})))
-    assert not is_on(features.make_cache(session(mesh, data__feature_cache_gib=0.0)))
+        assert not is_on(startup.make_feature_cache(session(mesh, **{key: True})))
+    assert not is_on(startup.make_feature_cache(session(mesh, data__feature_cache_gib=0.0)))
     assert "data.feature_cache_gib" in config.HARMLESS

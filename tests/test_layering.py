@@ -22,7 +22,8 @@ LAYERS = (  # lowest first: a folder, or a module at the top, imports lower ones
     ("convert", "export", "metrics", "report", "run_data", "seeds", "vlm"),
     ("run",),
     ("train", "sft", "evaluate"),
-    ("main", "bench", "plan"),
+    ("plan",),
+    ("main", "bench"),
 )
 HOMES = {  # third party -> the only places that may import it
     "flax": ("models",),

@@ -7,8 +7,8 @@
 
 from typing import Any
 
-from rlvlm_jax.models.family import Config, Family
-from rlvlm_jax.models.model import Model
+from rlvlm_jax.models.family import Family
+from rlvlm_jax.models.model import Config, Model
 from rlvlm_jax.models.qwen2_vl.family import QWEN2_5_VL, QWEN2_VL
 
 __all__ = ["FAMILIES", "Config", "Family", "Model", "build"]

@@ -7,38 +7,14 @@ to add a row.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rlvlm_jax.data.prompts import Media
 from rlvlm_jax.models.common.costs import Costs
 from rlvlm_jax.models.common.weights import WeightTable
-from rlvlm_jax.models.model import Model
-
-
-class Config(Protocol):
-    """What the rest of the program reads of a model's configuration; a frozen dataclass.
-
-    Attributes:
-        family: its key in `models.FAMILIES`, the model_type of config.json.
-        vocab_size: rows of the embedding.
-        image_token_id: id of `Media.image_token`.
-        vision_token_ids: ids of all vision tokens, which are never sampled.
-        head_sizes: sizes of all attention heads, for the choice of a kernel.
-        layers: decoder layers.
-        kv_heads: key and value heads.
-        head_size: of the decoder. The counts of `common.costs` also read width, heads, mlp_width.
-    """
-
-    family: str
-    vocab_size: int
-    image_token_id: int
-    vision_token_ids: set[int]
-    head_sizes: tuple[int, ...]
-    layers: int
-    kv_heads: int
-    head_size: int
+from rlvlm_jax.models.model import Config, Model
 
 
 class Family(NamedTuple):

@@ -8,9 +8,33 @@ an argument; nothing outside this package knows about Flax.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from rlvlm_jax.types import Array, Params, Prompts
+
+
+class Config(Protocol):
+    """What the rest of the program reads of a model's configuration; a frozen dataclass.
+
+    Attributes:
+        family: its key in `models.FAMILIES`, the model_type of config.json.
+        vocab_size: rows of the embedding.
+        image_token_id: id of `Media.image_token`.
+        vision_token_ids: ids of all vision tokens, which are never sampled.
+        head_sizes: sizes of all attention heads, for the choice of a kernel.
+        layers: decoder layers.
+        kv_heads: key and value heads.
+        head_size: of the decoder. The counts of `common.costs` also read width, heads, mlp_width.
+    """
+
+    family: str
+    vocab_size: int
+    image_token_id: int
+    vision_token_ids: set[int]
+    head_sizes: tuple[int, ...]
+    layers: int
+    kv_heads: int
+    head_size: int
 
 
 @dataclass(frozen=True)
@@ -18,7 +42,7 @@ class Model:
     """Functions of the parameters; sequence b of B = N * G belongs to prompt b // G.
 
     Attributes:
-        config: sizes and token ids, a `family.Config`.
+        config: sizes and token ids, a `Config`.
         init: key -> params, float32 nested dict.
         encode_images: (params, batch) -> features, a pytree of arrays [N, M, ...]; feature k of a
             prompt belongs to its k-th image token. Finite but meaningless at padding.
@@ -61,7 +85,7 @@ class Model:
             not tied to the embedding), the parts that can be frozen.
     """
 
-    config: Any
+    config: Config
     init: Callable[[Array], Params]
     encode_images: Callable[[Params, Prompts], Any]
     prefill: Callable[[Params, Prompts, Any], tuple[Array, Any]]

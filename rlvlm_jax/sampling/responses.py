@@ -4,7 +4,7 @@
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -23,12 +23,19 @@ class Responses(NamedTuple):
     logprobs: list[np.ndarray]  # float32 each, the sampler's, in nats
 
 
-def read_responses(rollout: Rollout, tokenizer: Any) -> Responses:
+class Detokenizer(Protocol):
+    """What turns ids into text; see `data.tokenizer.Tokenizer`."""
+
+    def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
+        """Returns a text for each list of ids."""
+
+
+def read_responses(rollout: Rollout, tokenizer: Detokenizer) -> Responses:
     """Fetches a rollout and decodes it.
 
     Args:
         rollout: on the device.
-        tokenizer: with `decode_batch(list of ids) -> list[str]`.
+        tokenizer: of the model.
     """
     tokens, valid, logprobs, truncated = jax.device_get(
         (rollout.tokens, rollout.valid, rollout.logprobs, rollout.truncated)

@@ -14,7 +14,7 @@ gated MLP. This module has numbers only, no arrays.
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-Config = Any  # with the decoder's sizes, see `family.Config`
+Config = Any  # with the decoder's sizes, see `model.Config`
 GRADIENT = 2  # a backward pass has two products for each one of the forward pass
 
 

@@ -278,7 +278,7 @@ def _on_mesh(
     run: Callable,
     query_arrays: tuple[Array, ...],
     key_arrays: tuple[Array, ...],
-    *rest: tuple[Any, Any],
+    *rest: tuple[Array, Any],
 ) -> Array:
     """Calls run(*query_arrays, *key_arrays, *rest) on each device's shard; see `Kernel`.
 

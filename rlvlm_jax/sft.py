@@ -25,7 +25,7 @@ from rlvlm_jax.optim import merge
 from rlvlm_jax.run import Run
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.types import Array, Params, Prompts, TrainState, Trajectory
-from rlvlm_jax.update import Counts, Minibatch, Setup, Sums, mean_stats, select, train_step
+from rlvlm_jax.update import Denominators, Minibatch, Setup, Stats, mean_stats, select, train_step
 
 
 def encode_solutions(
@@ -48,28 +48,35 @@ def encode_solutions(
 def sft_loss(
     setup: Setup,
     trajectory: Trajectory,
-    counts: Counts,
-    frozen: Params,
-    trained: Params,
+    counts: Denominators,
+    frozen_params: Params,
+    trained_params: Params,
     rows: Array,
-) -> tuple[Array, Sums]:
-    """Returns the share of `rows`, int32[m], in the mean surprise of the solutions, and in entropy.
+) -> tuple[Array, Stats]:
+    """Returns the share of `rows`, int32[m], in the mean negative log-probability, and in entropy.
 
     See `update.rl_loss`.
     """
     piece = select(trajectory, rows, 1, 1)
     piece = jax.lax.with_sharding_constraint(piece, sharding.pass_sharding(setup.mesh))
     lps, entropies, _ = logprobs(
-        *(setup.model, setup.policy, setup.config.update.logprob_chunk, merge(trained, frozen)),
-        *(piece.prompts, piece.features, piece.tokens, piece.valid, piece.trained),
+        setup.model,
+        setup.policy,
+        setup.config.update.logprob_chunk,
+        merge(trained_params, frozen_params),
+        piece.prompts,
+        piece.features,
+        piece.tokens,
+        valid=piece.valid,
+        scored=piece.trained,
     )
-    share = -masked.sum(lps, piece.trained) / counts.trained
-    return share, {"entropy": masked.sum(entropies, piece.trained) / counts.trained}
+    share = -masked.sum(lps, piece.trained) / counts.trained_tokens
+    return share, {"entropy": masked.sum(entropies, piece.trained) / counts.trained_tokens}
 
 
 def sft_step(
     setup: Setup, state: TrainState, batch: Prompts, tokens: Array, mask: Array
-) -> tuple[TrainState, Sums]:
+) -> tuple[TrainState, Stats]:
     """Makes one optimizer step on solutions, to be jitted once; returns (state, metrics).
 
     Args:
@@ -89,7 +96,7 @@ def sft_step(
 
 def make_step(
     session: startup.Session, optimizer: optim.Optimizer, state: TrainState
-) -> Callable[..., tuple[TrainState, Sums]]:
+) -> Callable[..., tuple[TrainState, Stats]]:
     """Builds and jits `sft_step` from its state on; the state keeps its sharding."""
     setup = Setup(session.model, session.config, Policy(), optimizer, session.mesh)
     return jax.jit(

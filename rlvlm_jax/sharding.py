@@ -104,15 +104,15 @@ def pass_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def put_plan(plan: Any, mesh: Any) -> Any:
-    """Moves a `packing.Plan` onto the mesh, with streams sharded like a micro-batch."""
+    """Moves a `packing.Plan` or an `update.Minibatch` onto the mesh; streams are sharded."""
     return jax.tree.map(put, plan, plan_shardings(plan, mesh))
 
 
 def plan_shardings(plan: Any, mesh: Mesh) -> Any:
-    """Returns the shardings of a `packing.Plan` of arrays or ShapeDtypeStructs."""
+    """Returns the shardings that `put_plan` gives; also of ShapeDtypeStructs."""
 
     def leaf_sharding(leaf: Any) -> NamedSharding:
-        if leaf.ndim < 3:  # the counts
+        if leaf.ndim < 3:  # counts and rows
             return replicated(mesh)
         return NamedSharding(mesh, PartitionSpec(*(None,) * (leaf.ndim - 2), *PASS))
 

@@ -31,7 +31,7 @@ from rlvlm_jax.trajectory import make_trajectory, run_passes
 from rlvlm_jax.types import Params, Passes, Prompts, Rollout, TrainState, Trajectory
 from rlvlm_jax.update import (
     Setup,
-    Sums,
+    Stats,
     computed_tokens,
     cut,
     minibatch_order,
@@ -49,8 +49,8 @@ class Steps:
     encode: Callable[[Params, Prompts], Any] | None  # images -> features; None if trained
     sample: Callable[..., Rollout]  # (params, version, prompts, features, key, round number)
     passes: Callable[..., Passes]  # `trajectory.run_passes` from its params on
-    trajectory: Callable[..., tuple[Trajectory, Sums]]  # `make_trajectory` from its prompts on
-    update: Callable[..., tuple[TrainState, Sums]]  # (trajectory, state, minibatch), one train step
+    trajectory: Callable[..., tuple[Trajectory, Stats]]  # `make_trajectory` from its prompts on
+    update: Callable[..., tuple[TrainState, Stats]]  # (trajectory, state, minibatch)
 
 
 def make_steps(session: startup.Session, optimizer: optim.Optimizer, state: TrainState) -> Steps:
@@ -135,11 +135,11 @@ def lower_steps(
         features = sharded(encode.out_info)
     sample = steps.sample.lower(state.params, state.step, batch, features, key, np.uint32(0))
     rollout = sharded(sample.out_info)
-    prompts, lengths = np.ones(batch.mask.shape, bool), np.zeros(rollout.truncated.shape, int)
+    prompt_mask, lengths = np.ones(batch.mask.shape, bool), np.zeros(rollout.truncated.shape, int)
     order = np.zeros(jax.eval_shape(partial(minibatch_order, session.config), key).shape, np.int32)
     planner = make_planner(session)  # an empty plan has the same shape as any other
-    plan = planner.for_passes(prompts, lengths)
-    minibatch = cut(session.config, order, planner.for_update(prompts, lengths, order))[0]
+    plan = planner.for_passes(prompt_mask, lengths)
+    minibatch = cut(session.config, order, planner.for_update(prompt_mask, lengths, order))[0]
     plan, minibatch = sharding.with_shardings(
         (plan, minibatch), sharding.plan_shardings((plan, minibatch), session.mesh)
     )
@@ -236,8 +236,8 @@ def train(config: ConfigDict, workdir: str) -> bool:
                 # Step III: trajectory generation. The device runs the log-prob passes over the
                 # responses while the host scores their texts.
                 with watch.measure("trajectory"):
-                    prompts = sharding.to_host(batch.mask)
-                    plan = planner.for_passes(prompts, responses.tokens)
+                    prompt_mask = sharding.to_host(batch.mask)
+                    plan = planner.for_passes(prompt_mask, responses.tokens)
                     plan = sharding.put_plan(plan, session.mesh)
                 passes = steps.passes(state.params, reference, batch, features, rollout, plan)
                 with watch.measure("score"):
@@ -254,7 +254,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
                         *(config, rounds, chosen, run.loader.buckets, session.tokenizer.pad_id),
                         session.media,
                     )
-                    prompts = arrays[0].mask
+                    prompt_mask = arrays[0].mask
                     batch, rollout, passes = sharding.put_batch(arrays, session.mesh)
                     steps = compiled[sharding.shape_key(batch)]
                     features = cache.encode(steps.encode, state.params, batch, arrays[0])
@@ -267,23 +267,24 @@ def train(config: ConfigDict, workdir: str) -> bool:
                 )
                 trajectory_stats = sharding.to_host(trajectory_stats)
                 valid, sampled = sharding.to_host((trajectory.valid, trajectory.sampled))
-                lengths = valid.sum(axis=1) * sampled.any(axis=1)  # 0 if not in the update
+                lengths = valid.sum(axis=1) * sampled.any(axis=1)  # 0 if nothing is trained on
                 order = np.asarray(draw_order(update_key))
-                plans = planner.for_update(prompts, lengths, order)
+                plans = planner.for_update(prompt_mask, lengths, order)
 
             # Step IV: policy update. Each minibatch is one optimizer step.
             with watch.measure("update"):
-                stats = []
+                all_stats = []
                 for minibatch in cut(config, order, plans):
                     minibatch = sharding.put_plan(minibatch, session.mesh)
-                    state, step_stats = steps.update(trajectory, state, minibatch)
-                    stats.append(step_stats)
-                update_stats = update_metrics(sharding.to_host(stats), order, lengths > 0)
+                    state, stats = steps.update(trajectory, state, minibatch)
+                    all_stats.append(stats)
+                update_stats, logprob_diffs = update_metrics(
+                    sharding.to_host(all_stats), order, lengths > 0
+                )
 
             update_stats["update/useful_token_fraction"] = packing.useful_fraction(
-                prompts, lengths, order, computed_tokens(config, prompts, plans)
+                prompt_mask, lengths, order, computed_tokens(config, prompt_mask, plans)
             )
-            logprob_diffs = update_stats.pop("logprob_diffs", None)
             if np.isfinite(update_stats["update/loss"]):  # a step was taken, at this rate
                 update_stats["update/lr"] = schedule(int(state.step) - 1)
             stats = {**trajectory_stats, **update_stats, **cache.metrics()}

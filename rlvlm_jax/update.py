@@ -3,9 +3,11 @@
 """Step IV, policy update: the train step.
 
 `train_step` makes one optimizer step; it is one compiled program with a donated state. Its
-minibatch is a stack of pieces, which are rows or packed streams; a loop over them adds up
-gradients. Every loss is a sum divided by a count over the whole minibatch. So it depends neither on
-the size or kind of the pieces nor on the number of devices.
+minibatch is a stack of pieces, which are rows or packed streams; a loop over the pieces adds up
+gradients. Tokens in the loss are those that the policy drew, in groups that the filter keeps and,
+with `algorithm.mask_truncated`, in responses that ended; `Trajectory.trained` marks them. A loss is
+a sum divided by a count over the whole minibatch, so it depends neither on the size or kind of the
+pieces nor on the number of devices. The exception is `algorithm.aggregate="microbatch"`.
 
 Supervised training has its own loss and the same step. This module knows nothing about text or
 files.
@@ -33,9 +35,8 @@ from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sharding import ROWS, batch_sharding, pass_sharding
 from rlvlm_jax.types import Array, Params, Prompts, TrainState, Trajectory
 
-Sums = dict[str, Array]  # name -> float32[], added over pieces
-Piece = Array | Streams  # rows, int32[m], or tokens in streams
-Total = tuple[Params, Sums]  # gradients and sums
+Stats = dict[str, Array]  # name -> float32[] or float32[B]
+Piece = Array | Streams  # int32[m], the rows of sequences, or streams of their tokens
 
 
 class Setup(NamedTuple):
@@ -52,37 +53,231 @@ class Minibatch(NamedTuple):
     """The sequences of one optimizer step, cut into a stack of K pieces."""
 
     rows: Array  # int32[b], the sequences
-    pieces: Piece  # with a leading axis K: int32[K, b / K], or int32[K, S, T] twice
-    count: Array | None  # int32[], pieces in use; None for all
+    pieces: Piece  # stacked: int32[K, b / K], or int32[K, S, T] twice
+    num_pieces: Array | None  # int32[], streams in use; None for rows, which are all in use
 
 
-class Counts(NamedTuple):
+class Denominators(NamedTuple):
     """Denominators of a minibatch, float32[] each."""
 
-    aggregate: Array  # that of `algorithm.aggregate`
-    trained: Array  # tokens that are trained on
-    compared: Array  # tokens on which sampler and trainer are compared
+    loss: Array  # as `algorithm.aggregate` says
+    trained_tokens: Array
+    sampled_tokens: Array
 
 
-LossFn = Callable[[Setup, Trajectory, Counts, Params, Params, Piece], tuple[Array, Sums]]
+LossFn = Callable[[Setup, Trajectory, Denominators, Params, Params, Piece], tuple[Array, Stats]]
 
 
-def init_state(params: Params, optimizer: Optimizer, trained: Callable[[str], bool]) -> TrainState:
-    """Returns the state before the first update; `trained` is from `optim.make_trained`."""
-    moved, _ = split(params, trained)
-    return TrainState(params, optimizer.init(moved), jnp.int32(0), jnp.int32(0))
+# ---- one optimizer step -------------------------------------------------------------------------
+
+
+def train_step(
+    setup: Setup, loss_fn: LossFn, trajectory: Trajectory, state: TrainState, minibatch: Minibatch
+) -> tuple[TrainState, Stats]:
+    """Makes one optimizer step, to be jitted once with the state donated.
+
+    Only trained parameters are differentiated. A non-finite gradient leaves parameters and
+    optimizer unchanged and adds one to `bad_steps`; a step that is taken sets it to 0. If no token
+    of the minibatch is trained on, nothing changes, not even by weight decay.
+
+    Args:
+        setup: static.
+        loss_fn: `rl_loss`, or `sft.sft_loss`.
+        trajectory: of all B sequences.
+        state: before the step.
+        minibatch: from `cut`.
+
+    Returns:
+        (state, stats). Stats are the statistics of `loss_fn`, added up over pieces, with "loss",
+        "grad_norm" (before clipping, which is the optimizer's) and "skipped", 1 if no step was
+        taken.
+    """
+    is_trained = make_trained(setup.config.update, setup.model.part)
+    params, frozen_params = split(state.params, is_trained)
+    counts = denominators(setup.config, trajectory, minibatch.rows)
+    piece_loss = partial(loss_fn, setup, trajectory, counts, frozen_params)  # of (params, piece)
+    piece_gradient = partial(jax.value_and_grad(piece_loss, has_aux=True), params)  # of piece
+
+    first_piece = jax.tree.map(lambda x: x[0], minibatch.pieces)
+    zeros = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(piece_gradient, first_piece)
+    )
+    num_pieces = minibatch.num_pieces
+    if num_pieces is None:
+        num_pieces = len(minibatch.pieces)
+    add = partial(add_piece, piece_gradient, minibatch.pieces)
+    (loss, stats), grads = jax.lax.fori_loop(0, num_pieces, add, zeros)
+
+    grad_norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
+    taken = finite & trajectory.trained[minibatch.rows].any()
+
+    def take_step() -> TrainState:
+        updates, opt_state = setup.optimizer.update(grads, state.opt_state, params)
+        new_params = optax.apply_updates(params, updates)
+        return TrainState(merge(new_params, frozen_params), opt_state, state.step + 1, jnp.int32(0))
+
+    def skip_step() -> TrainState:
+        return state._replace(bad_steps=state.bad_steps + ~finite)
+
+    skipped = 1.0 - taken.astype(jnp.float32)
+    stats = {"loss": loss, **stats, "grad_norm": grad_norm, "skipped": skipped}
+    return jax.lax.cond(taken, take_step, skip_step), stats
+
+
+def add_piece(
+    piece_gradient: Callable[[Piece], tuple], pieces: Piece, k: Array, total: tuple
+) -> tuple:
+    """Adds ((loss, stats), gradient) of piece k to the total."""
+    piece = jax.tree.map(lambda x: x[k], pieces)
+    return jax.tree.map(jnp.add, total, piece_gradient(piece))
+
+
+# ---- the loss of a piece ------------------------------------------------------------------------
+
+
+def rl_loss(
+    setup: Setup,
+    trajectory: Trajectory,
+    counts: Denominators,
+    frozen_params: Params,
+    trained_params: Params,
+    piece: Piece,
+) -> tuple[Array, Stats]:
+    """Returns a piece's share of the policy loss with its KL and entropy terms, and statistics.
+
+    Args:
+        setup: static.
+        trajectory: of all B sequences.
+        counts: of the minibatch.
+        frozen_params: parameters without gradient.
+        trained_params: parameters with gradient.
+        piece: the sequences, or the streams.
+
+    Returns:
+        (float32[], statistics, which are shares of means over the minibatch). If no pass computed
+        old log-probs before the update, the statistics also hold those of `compare`, with the
+        differences at the sequences' own rows: float32[B].
+    """
+    model, config, policy = setup.model, setup.config, setup.policy
+    algorithm, params = config.algorithm, merge(trained_params, frozen_params)
+    t, rows, streams = gather_piece(setup, params, trajectory, piece)
+    new, entropies, present = logprobs(
+        model,
+        policy,
+        config.update.logprob_chunk,
+        params,
+        t.prompts,
+        t.features,
+        t.tokens,
+        valid=t.valid,
+        scored=t.sampled,
+        streams=streams,
+        flat_positions=algorithm.flat_positions,
+        entropy_gradient=algorithm.entropy_coef > 0,
+    )
+    t = t._replace(trained=t.trained & present, sampled=present)  # the tokens of this piece
+    if algorithm.aggregate == "microbatch":
+        pieces = config.update.minibatch / microbatch(config)
+        counts = counts._replace(loss=losses.denominator(t.trained) * pieces)
+    old = t.old_logprobs
+    if old is None:  # one optimizer step per batch: the policy is still the one that sampled
+        old = jax.lax.stop_gradient(new)
+    numerator, sums = losses.policy_loss_sum(
+        new,
+        old,
+        t.advantages,
+        t.trained,
+        kind=algorithm.loss,
+        clip_low=algorithm.clip_low,
+        clip_high=algorithm.clip_high,
+        dual_clip=algorithm.dual_clip or None,
+        aggregate=algorithm.aggregate,
+        rollout_logprobs=t.rollout_logprobs if algorithm.is_cap else None,
+        is_cap=algorithm.is_cap or None,
+    )
+    loss = numerator / counts.loss
+    stats = {name: value / counts.trained_tokens for name, value in sums.items()}
+    stats["policy_loss"] = loss
+    if old_logprobs(config) != "trainer":
+        stats |= compare(new, entropies, t, counts)
+        # A sequence is in one piece, so that the sum over pieces is its difference.
+        everywhere = jnp.zeros(len(trajectory.tokens))
+        stats["logprob_diff"] = everywhere.at[rows].set(stats["logprob_diff"])
+    if algorithm.kl_loss_coef:
+        divergence = kl.estimate(new, t.ref_logprobs, kind=algorithm.kl_loss_kind)
+        stats["kl"] = losses.weighted_sum(divergence, t.trained) / counts.trained_tokens
+        term = losses.weighted_sum(divergence, t.trained, algorithm.aggregate) / counts.loss
+        loss = loss + algorithm.kl_loss_coef * term
+    if algorithm.entropy_coef:
+        term = losses.weighted_sum(entropies, t.trained, algorithm.aggregate) / counts.loss
+        loss = loss - algorithm.entropy_coef * term
+    return loss, stats
+
+
+def denominators(config: ConfigDict, trajectory: Trajectory, rows: Array) -> Denominators:
+    """Returns the counts of the minibatch `rows`, int32[b]."""
+    algorithm, length = config.algorithm, None
+    if algorithm.aggregate == "constant":
+        length = algorithm.length_norm or config.rollout.max_tokens
+    trained = trajectory.trained[rows]
+    return Denominators(
+        loss=losses.denominator(trained, algorithm.aggregate, length),
+        trained_tokens=losses.denominator(trained),
+        sampled_tokens=losses.denominator(trajectory.sampled[rows]),
+    )
+
+
+def compare(new: Array, entropies: Array, t: Trajectory, counts: Denominators) -> Stats:
+    """Compares sampler and trainer on the tokens of a piece that the policy drew.
+
+    Args:
+        new: float32[b, R], the trainer's log-probabilities in nats.
+        entropies: float32[b, R], nats.
+        t: the piece.
+        counts: of the minibatch.
+
+    Returns:
+        "logprob_diff", float32[b], the largest difference of each row in nats. "logprob_diff_mean"
+        and "entropy", float32[], shares of means over the minibatch.
+    """
+    diff = jnp.where(t.sampled, jnp.abs(new - t.rollout_logprobs), 0.0)
+    return {
+        "logprob_diff": jnp.max(diff, axis=1),
+        "logprob_diff_mean": losses.weighted_sum(diff, t.sampled) / counts.sampled_tokens,
+        "entropy": losses.weighted_sum(entropies, t.sampled) / counts.sampled_tokens,
+    }
+
+
+def gather_piece(
+    setup: Setup, params: Params, trajectory: Trajectory, piece: Piece
+) -> tuple[Trajectory, Array | slice, Streams | None]:
+    """Returns (the trajectory of a piece, its rows among all B, its streams or None), sharded.
+
+    Streams index all sequences, so their trajectory has all rows.
+    """
+    mesh, config = setup.mesh, setup.config
+    if not isinstance(piece, tuple):
+        t = select(trajectory, piece, prompt_sharing(config), config.rollout.samples)
+        return jax.lax.with_sharding_constraint(t, pass_sharding(mesh)), piece, None
+    streams = jax.lax.with_sharding_constraint(piece, pass_sharding(mesh))
+    t = trajectory
+    if t.features is None:
+        features = encode_present_images(setup.model, params, t.prompts, streams[0], mesh)
+        t = t._replace(features=features)
+    return t, slice(None), streams
 
 
 # ---- minibatches and their pieces ---------------------------------------------------------------
 
 
 def group_part(config: ConfigDict) -> int:
-    """Returns how many sequences of a group stay together when drawing minibatches."""
+    """Returns how many adjacent sequences of a group are always in the same minibatch."""
     return math.gcd(config.rollout.samples, config.update.minibatch)
 
 
 def prompt_sharing(config: ConfigDict) -> int:
-    """Returns how many of them share one pass over their prompt if nothing is packed."""
+    """Returns how many adjacent sequences share one pass over their prompt if nothing is packed."""
     return math.gcd(group_part(config), microbatch(config) // pass_shards(config))
 
 
@@ -106,7 +301,7 @@ def computed_tokens(config: ConfigDict, prompts: np.ndarray, plans: Plan | None)
 
 
 def minibatch_order(config: ConfigDict, key: Array) -> Array:
-    """Draws which sequences make up each minibatch: int32[epochs, minibatches, sequences].
+    """Draws which sequences make up each minibatch: int32[epochs, minibatches, b].
 
     A minibatch consists of whole groups if `update.minibatch` is a multiple of `rollout.samples`,
     else of parts of groups. Every epoch draws new ones.
@@ -130,15 +325,15 @@ def cut(config: ConfigDict, order: np.ndarray, plans: Plan | None) -> list[Minib
     Args:
         config: the whole configuration.
         order: from `minibatch_order`.
-        plans: of these minibatches, on the host; None cuts rows into micro-batches.
+        plans: the packed streams of each minibatch, with the leading axes of `order`; None cuts
+            rows into micro-batches.
     """
-    order = np.asarray(order)
     minibatches = []
     for index in np.ndindex(order.shape[:-1]):
-        pieces, count = order[index].reshape(-1, microbatch(config)), None
+        pieces, num_pieces = order[index].reshape(-1, microbatch(config)), None
         if plans is not None:
-            pieces, count = (plans.source[index], plans.previous[index]), plans.count[index]
-        minibatches.append(Minibatch(order[index], pieces, count))
+            pieces, num_pieces = (plans.source[index], plans.previous[index]), plans.count[index]
+        minibatches.append(Minibatch(order[index], pieces, num_pieces))
     return minibatches
 
 
@@ -151,10 +346,12 @@ def select(trajectory: Trajectory, rows: Array, sharing: int, group_size: int) -
         sharing: divides `group_size` and b.
         group_size: G.
     """
-    prompts = rows[::sharing] // group_size
-    batch, features = jax.tree.map(lambda x: x[prompts], (trajectory.prompts, trajectory.features))
+    prompt_rows = rows[::sharing] // group_size
+    prompts, features = jax.tree.map(
+        lambda x: x[prompt_rows], (trajectory.prompts, trajectory.features)
+    )
     per_row = jax.tree.map(lambda x: x[rows], trajectory._replace(prompts=None, features=None))
-    return per_row._replace(prompts=batch, features=features)
+    return per_row._replace(prompts=prompts, features=features)
 
 
 def encode_present_images(
@@ -172,230 +369,68 @@ def encode_present_images(
     Returns:
         Image features [N, M, ...], 0 for other prompts.
     """
-    number, size = prompts.tokens.shape
+    num_prompts, size = prompts.tokens.shape
     streams, tokens = source.shape
-    prompt = jnp.where(source < 0, number, source // size)  # past the last for a response too
-    present = jnp.zeros(number, bool).at[prompt].set(True, mode="drop")
+    # The prompt of each token; past the last for a response's token and for padding.
+    prompt = jnp.where(source < 0, num_prompts, source // size)
+    present = jnp.zeros(num_prompts, bool).at[prompt].set(True, mode="drop")
     devices = math.prod(mesh.shape[axis] for axis in ROWS)
     max_present = streams * max_prompts(tokens, size)
-    max_present = min(number, -(-max_present // devices) * devices)
-    (rows,) = jnp.nonzero(present, size=max_present, fill_value=number)
+    max_present = min(num_prompts, -(-max_present // devices) * devices)
+    (rows,) = jnp.nonzero(present, size=max_present, fill_value=num_prompts)
     present_prompts = jax.tree.map(lambda x: jnp.take(x, rows, axis=0, mode="clip"), prompts)
     present_prompts = jax.lax.with_sharding_constraint(present_prompts, batch_sharding(mesh))
     features = model.encode_images(params, present_prompts)
 
-    def scatter(present: Array) -> Array:
-        everywhere = jnp.zeros((number, *present.shape[1:]), present.dtype)
-        return everywhere.at[rows].set(present, mode="drop")
+    def scatter(feature: Array) -> Array:
+        everywhere = jnp.zeros((num_prompts, *feature.shape[1:]), feature.dtype)
+        return everywhere.at[rows].set(feature, mode="drop")
 
     return jax.tree.map(scatter, features)
 
 
-# ---- the loss of a piece ------------------------------------------------------------------------
-
-
-def denominators(config: ConfigDict, trajectory: Trajectory, rows: Array) -> Counts:
-    """Returns the counts of the minibatch `rows`, int32[b]."""
-    a = config.algorithm
-    norm = (a.length_norm or config.rollout.max_tokens) if a.aggregate == "constant" else None
-    trained = trajectory.trained[rows]
-    return Counts(
-        aggregate=losses.denominator(trained, a.aggregate, norm),
-        trained=losses.denominator(trained),
-        compared=losses.denominator(trajectory.sampled[rows]),
-    )
-
-
-def rl_loss(
-    setup: Setup,
-    trajectory: Trajectory,
-    counts: Counts,
-    frozen: Params,
-    trained: Params,
-    piece: Piece,
-) -> tuple[Array, Sums]:
-    """Returns a piece's share of the policy loss with its KL and entropy terms, and sums to report.
-
-    Args:
-        setup: static.
-        trajectory: of all B sequences.
-        counts: of the minibatch.
-        frozen: parameters without gradient.
-        trained: parameters with gradient.
-        piece: the sequences, or the streams.
-
-    Returns:
-        (float32[], sums). If no pass was made before the update, the sums have those of `compare`.
-    """
-    model, config, policy, _, mesh = setup
-    a, params, streams = config.algorithm, merge(trained, frozen), None
-    if isinstance(piece, tuple):
-        streams = jax.lax.with_sharding_constraint(piece, pass_sharding(mesh))
-        rows, t = slice(None), trajectory
-        if t.features is None:
-            features = encode_present_images(model, params, t.prompts, streams[0], mesh)
-            t = t._replace(features=features)
-    else:
-        rows, t = piece, select(trajectory, piece, prompt_sharing(config), config.rollout.samples)
-        t = jax.lax.with_sharding_constraint(t, pass_sharding(mesh))
-    new, entropies, present = logprobs(
-        *(model, policy, config.update.logprob_chunk),
-        *(params, t.prompts, t.features, t.tokens, t.valid, t.sampled, streams),
-        flat_positions=a.flat_positions,
-        entropy_gradient=a.entropy_coef > 0,
-    )
-    if streams is not None:
-        t = t._replace(trained=t.trained & present, sampled=present)
-    if a.aggregate == "microbatch":
-        pieces = config.update.minibatch / microbatch(config)
-        counts = counts._replace(aggregate=losses.denominator(t.trained) * pieces)
-    numerator, sums = losses.policy_loss_sum(
-        new,
-        jax.lax.stop_gradient(new) if t.old_logprobs is None else t.old_logprobs,
-        t.advantages,
-        t.trained,
-        kind=a.loss,
-        clip_low=a.clip_low,
-        clip_high=a.clip_high,
-        dual_clip=a.dual_clip or None,
-        aggregate=a.aggregate,
-        rollout_logprobs=t.rollout_logprobs if a.is_cap else None,
-        is_cap=a.is_cap or None,
-    )
-    share = numerator / counts.aggregate
-    stats = {name: value / counts.trained for name, value in sums.items()}
-    stats["policy_loss"] = share
-    if old_logprobs(config) != "trainer":
-        stats |= compare(new, entropies, t, counts)
-        largest = jnp.zeros(len(trajectory.tokens)).at[rows].set(stats["logprob_diff"])
-        stats["logprob_diff"] = largest
-    if a.kl_loss_coef:
-        divergence = kl.estimate(new, t.ref_logprobs, kind=a.kl_loss_kind)
-        stats["kl"] = losses.weighted_sum(divergence, t.trained) / counts.trained
-        term = losses.weighted_sum(divergence, t.trained, a.aggregate) / counts.aggregate
-        share = share + a.kl_loss_coef * term
-    if a.entropy_coef:
-        term = losses.weighted_sum(entropies, t.trained, a.aggregate) / counts.aggregate
-        share = share - a.entropy_coef * term
-    return share, stats
-
-
-def compare(new: Array, entropies: Array, t: Trajectory, counts: Counts) -> Sums:
-    """Compares sampler and trainer on the tokens of a piece that the policy drew.
-
-    Args:
-        new: float32[B, R], the trainer's log-probabilities in nats.
-        entropies: float32[B, R], nats.
-        t: the piece.
-        counts: of the minibatch.
-
-    Returns:
-        "logprob_diff", float32[B], the largest difference of each row in nats. "logprob_diff_mean"
-        and "entropy", float32[], shares of means over the minibatch.
-    """
-    diff = jnp.where(t.sampled, jnp.abs(new - t.rollout_logprobs), 0.0)
-    return {
-        "logprob_diff": jnp.max(diff, axis=1),
-        "logprob_diff_mean": losses.weighted_sum(diff, t.sampled) / counts.compared,
-        "entropy": losses.weighted_sum(entropies, t.sampled) / counts.compared,
-    }
-
-
-# ---- one optimizer step -------------------------------------------------------------------------
-
-
-def train_step(
-    setup: Setup, loss: LossFn, trajectory: Trajectory, state: TrainState, minibatch: Minibatch
-) -> tuple[TrainState, Sums]:
-    """Makes one optimizer step, to be jitted once with the state donated.
-
-    Samples of a prompt in the same micro-batch, or the same stream, share one pass over it. Only
-    trained parameters are differentiated. If no token of the minibatch is trained on, nothing
-    changes, not even by weight decay, and no step is counted. A non-finite gradient leaves
-    parameters and optimizer unchanged and adds one to `bad_steps`; a finite one sets it to 0.
-
-    Args:
-        setup: static.
-        loss: `rl_loss`, or that of supervised training.
-        trajectory: of all B sequences.
-        state: before the step.
-        minibatch: from `cut`.
-
-    Returns:
-        (state, stats). Stats are the loss's sums with "loss", "grad_norm" (before clipping) and
-        "skipped", 1 if no step was taken.
-    """
-    trained, frozen = split(state.params, make_trained(setup.config.update, setup.model.part))
-    counts = denominators(setup.config, trajectory, minibatch.rows)
-    share = partial(loss, setup, trajectory, counts, frozen)  # of (trained, piece)
-    gradient = partial(jax.value_and_grad(share, has_aux=True), trained)
-    first_piece = jax.tree.map(lambda x: x[0], minibatch.pieces)
-    (loss_shape, sums_shape), grads_shape = jax.eval_shape(gradient, first_piece)
-    shapes = grads_shape, {"loss": loss_shape, **sums_shape}
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    count = minibatch.count
-    if count is None:
-        count = len(minibatch.pieces)
-    add = partial(add_piece, gradient, minibatch.pieces)
-    grads, sums = jax.lax.fori_loop(0, count, add, zeros)
-
-    norm = optax.tree.norm(grads)
-    good = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
-    taken = good & trajectory.trained[minibatch.rows].any()
-
-    def accept() -> TrainState:
-        updates, opt_state = setup.optimizer.update(grads, state.opt_state, trained)
-        moved = optax.apply_updates(trained, updates)
-        return TrainState(merge(moved, frozen), opt_state, state.step + 1, jnp.int32(0))
-
-    def skip() -> TrainState:
-        return state._replace(bad_steps=state.bad_steps + ~good)
-
-    stats = {**sums, "grad_norm": norm, "skipped": 1.0 - taken.astype(jnp.float32)}
-    return jax.lax.cond(taken, accept, skip), stats
-
-
-def add_piece(
-    gradient: Callable[[Piece], tuple], pieces: Piece, number: Array, total: Total
-) -> Total:
-    """Adds the gradient and the sums of a piece, int32[] in the stack, to the total."""
-    (loss, sums), grads = gradient(jax.tree.map(lambda x: x[number], pieces))
-    return jax.tree.map(jnp.add, total, (grads, {"loss": loss, **sums}))
+def init_state(
+    params: Params, optimizer: Optimizer, is_trained: Callable[[str], bool]
+) -> TrainState:
+    """Returns the state before the first update; `is_trained` is from `optim.make_trained`."""
+    trained_params, _ = split(params, is_trained)
+    return TrainState(params, optimizer.init(trained_params), jnp.int32(0), jnp.int32(0))
 
 
 # ---- statistics of an update --------------------------------------------------------------------
 
 
 def update_metrics(
-    stats: Sequence[Sums], order: np.ndarray, in_update: np.ndarray
-) -> dict[str, np.ndarray]:
+    stats: Sequence[Stats], order: np.ndarray, has_trained: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """Returns the metrics of an update from the statistics of its optimizer steps, on the host.
 
     Args:
         stats: of `train_step`, for each minibatch of `order`.
         order: from `minibatch_order`.
-        in_update: bool[B], responses of the update.
+        has_trained: bool[B], responses with a token that is trained on.
 
     Returns:
-        Those of `mean_stats`. If no pass compared sampler and trainer (`algorithm.old_logprobs`),
-        also rollout/logprob_gap_* and "logprob_diffs" float32[B] of the first optimizer step, NaN
-        for sequences not in it: its parameters are those that sampled.
+        (metrics, differences). Metrics are the means of `mean_stats`. If no pass compared sampler
+        and trainer (see `algorithm.old_logprobs`), the first optimizer step did, before it changed
+        the parameters. Then metrics also have rollout/logprob_gap_*, and the differences are
+        float32[B], the largest of each sequence in nats, NaN if it was not in that step; else None.
     """
     shape = order.shape[:2]
     stacked = jax.tree.map(lambda *x: np.stack(x).reshape(*shape, *x[0].shape), *stats)
     if "logprob_diff" not in stacked:
-        return jax.device_get(mean_stats(stacked))
+        return jax.device_get(mean_stats(stacked)), None
     largest, mean = stacked.pop("logprob_diff")[0, 0], stacked.pop("logprob_diff_mean")[0, 0]
-    first = np.isin(np.arange(len(in_update)), order[0, 0]) & in_update
-    return jax.device_get(mean_stats(stacked)) | {
-        "rollout/logprob_gap_mean": np.where(first.any(), mean, np.nan),
-        "rollout/logprob_gap_max": np.where(first.any(), largest.max(), np.nan),
-        "logprob_diffs": np.where(first, largest, np.nan),
+    compared = np.isin(np.arange(len(has_trained)), order[0, 0]) & has_trained
+    metrics = jax.device_get(mean_stats(stacked)) | {
+        "rollout/logprob_gap_mean": np.where(compared.any(), mean, np.nan),
+        "rollout/logprob_gap_max": np.where(compared.any(), largest.max(), np.nan),
     }
+    return metrics, np.where(compared, largest, np.nan)
 
 
 @jax.jit
-def mean_stats(stats: Sums) -> Sums:
+def mean_stats(stats: Stats) -> Stats:
     """Averages the statistics of optimizer steps that were not skipped; NaN if there is none.
 
     "update/skipped" is the number of skipped steps.

@@ -58,7 +58,7 @@ from rlvlm_jax.models.qwen2_vl.model import part
 from rlvlm_jax.rewards import pool
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.types import Passes, Rollout, Trajectory
-from rlvlm_jax.update import Counts, Setup, cut, init_state, minibatch_order, rl_loss
+from rlvlm_jax.update import Denominators, Setup, cut, init_state, minibatch_order, rl_loss
 from tests import tiny_model
 from tests.run_cases import read_lines, write_problems, write_records
 from tests.run_directories import write_run
@@ -197,7 +197,7 @@ def traced(c, name):
         "sample": (state.params, state.step, batch, features, key, np.uint32(0)),
         "passes": (state.params, reference, batch, features, rollout, plan),
         "trajectory": (batch, features, rollout, Passes(*4 * [numbers]), score, flags),
-        "loss": (judged, Counts(count, count, count), frozen, state.params, piece),
+        "loss": (judged, Denominators(count, count, count), frozen, state.params, piece),
         "update": (judged, state, minibatch),
     }
     return text(functions[name], *arguments[name])

@@ -92,8 +92,9 @@ def update(trajectory, **settings):
     step = jax.jit(functools.partial(train_step, setup, rl_loss))
     (minibatch,) = cut(c, ORDER, None)
     state, stats = step(trajectory, state, minibatch)
-    metrics = update_metrics([jax.device_get(stats)], ORDER, trajectory.sampled.any(axis=1))
-    return float(state.params["w"]), metrics
+    stats = [jax.device_get(stats)]
+    metrics, diffs = update_metrics(stats, ORDER, trajectory.sampled.any(axis=1))
+    return float(state.params["w"]), metrics | {"logprob_diffs": diffs}
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,8 @@
 III trajectory generation, IV policy update. `make_steps` builds the compiled steps once; the
 arithmetic is in sampling/, trajectory.py and update.py.
 
-Removed from MAYE's system: the second inference engine and its weight transfer (sampler and
-trainer are one program with the same parameters), and the second pass of images through the
-processor.
+Sampler and trainer share the parameters, so that no weights are transferred, and images are encoded
+once per step.
 """
 
 import dataclasses
@@ -90,90 +89,6 @@ def make_steps(session: startup.Session, optimizer: optim.Optimizer, state: Trai
             donate_argnums=1,
         ),
     )
-
-
-def make_planner(session: startup.Session) -> packing.Planner:
-    """Returns the planner that packs batches for steps III and IV; by default it packs nothing."""
-    config = session.config
-    return packing.Planner(
-        tokens=config.update.pack_tokens,
-        streams=pass_shards(config),
-        response_size=config.rollout.max_tokens,
-        limit_prompts=not session.features_frozen,
-    )
-
-
-def lower_steps(
-    steps: Steps,
-    session: startup.Session,
-    state: TrainState,
-    reference: Params | None,
-    bucket: tuple[int, int],
-) -> Steps:
-    """Lowers the steps for one batch shape; compiles and runs nothing.
-
-    Args:
-        steps: jitted.
-        session: of the run.
-        state: arrays, or ShapeDtypeStructs with their shardings.
-        reference: parameters of the reference model, or their ShapeDtypeStructs, or None.
-        bucket: (P tokens, I patches) of a prompt.
-
-    Returns:
-        The result of `jax.jit(...).lower` for each step.
-    """
-    rows = sharding.batch_sharding(session.mesh)
-    key = jax.random.key(0)
-
-    def sharded(shapes: Any) -> Any:
-        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), shapes)
-
-    batch = session.batch_shapes(session.config.rollout.prompts, bucket)
-    encode = features = None
-    if session.features_frozen:
-        encode = steps.encode.lower(state.params, batch)
-        features = sharded(encode.out_info)
-    sample = steps.sample.lower(state.params, state.step, batch, features, key, np.uint32(0))
-    rollout = sharded(sample.out_info)
-    prompt_mask, lengths = np.ones(batch.mask.shape, bool), np.zeros(rollout.truncated.shape, int)
-    order = np.zeros(jax.eval_shape(partial(minibatch_order, session.config), key).shape, np.int32)
-    planner = make_planner(session)  # an empty plan has the same shape as any other
-    plan = planner.for_passes(prompt_mask, lengths)
-    minibatch = cut(session.config, order, planner.for_update(prompt_mask, lengths, order))[0]
-    plan, minibatch = sharding.with_shardings(
-        (plan, minibatch), sharding.plan_shardings((plan, minibatch), session.mesh)
-    )
-    passes = steps.passes.lower(state.params, reference, batch, features, rollout, plan)
-    scores, in_update = (
-        sharded(jax.ShapeDtypeStruct(rollout.truncated.shape, dtype))
-        for dtype in (np.float32, bool)
-    )
-    trajectory = steps.trajectory.lower(
-        batch, features, rollout, sharded(passes.out_info), scores, in_update
-    )
-    update = steps.update.lower(sharded(trajectory.out_info[0]), state, minibatch)
-    return Steps(encode, sample, passes, trajectory, update)
-
-
-def compile_steps(
-    steps: Steps,
-    session: startup.Session,
-    state: TrainState,
-    reference: Params | None,
-    bucket: tuple[int, int],
-) -> Steps:
-    """Compiles the steps for one batch shape; see `lower_steps`.
-
-    Returns:
-        The same functions, which accept only batches of this shape and never recompile.
-    """
-    lowered = lower_steps(steps, session, state, reference, bucket)
-    return Steps(**{name: step and step.compile() for name, step in vars(lowered).items()})
-
-
-def needs_reference(config: ConfigDict) -> bool:
-    """Returns whether any term needs the model that training started from."""
-    return bool(config.algorithm.kl_loss_coef or config.algorithm.kl_reward_coef)
 
 
 def train(config: ConfigDict, workdir: str) -> bool:
@@ -297,3 +212,90 @@ def train(config: ConfigDict, workdir: str) -> bool:
                 run.save(state)
         run.finish(state)
     return not run.stopped
+
+
+# ---- set-up --------------------------------------------------------------------------------------
+
+
+def make_planner(session: startup.Session) -> packing.Planner:
+    """Returns the planner that packs batches for steps III and IV; by default it packs nothing."""
+    config = session.config
+    return packing.Planner(
+        tokens=config.update.pack_tokens,
+        streams=pass_shards(config),
+        response_size=config.rollout.max_tokens,
+        limit_prompts=not session.features_frozen,
+    )
+
+
+def needs_reference(config: ConfigDict) -> bool:
+    """Returns whether any term needs the model that training started from."""
+    return bool(config.algorithm.kl_loss_coef or config.algorithm.kl_reward_coef)
+
+
+def lower_steps(
+    steps: Steps,
+    session: startup.Session,
+    state: TrainState,
+    reference: Params | None,
+    bucket: tuple[int, int],
+) -> Steps:
+    """Lowers the steps for one batch shape; compiles and runs nothing.
+
+    Args:
+        steps: jitted.
+        session: of the run.
+        state: arrays, or ShapeDtypeStructs with their shardings.
+        reference: parameters of the reference model, or their ShapeDtypeStructs, or None.
+        bucket: (P tokens, I patches) of a prompt.
+
+    Returns:
+        The result of `jax.jit(...).lower` for each step.
+    """
+    rows = sharding.batch_sharding(session.mesh)
+    key = jax.random.key(0)
+
+    def sharded(shapes: Any) -> Any:
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), shapes)
+
+    batch = session.batch_shapes(session.config.rollout.prompts, bucket)
+    encode = features = None
+    if session.features_frozen:
+        encode = steps.encode.lower(state.params, batch)
+        features = sharded(encode.out_info)
+    sample = steps.sample.lower(state.params, state.step, batch, features, key, np.uint32(0))
+    rollout = sharded(sample.out_info)
+    prompt_mask, lengths = np.ones(batch.mask.shape, bool), np.zeros(rollout.truncated.shape, int)
+    order = np.zeros(jax.eval_shape(partial(minibatch_order, session.config), key).shape, np.int32)
+    planner = make_planner(session)  # an empty plan has the same shape as any other
+    plan = planner.for_passes(prompt_mask, lengths)
+    minibatch = cut(session.config, order, planner.for_update(prompt_mask, lengths, order))[0]
+    plan, minibatch = sharding.with_shardings(
+        (plan, minibatch), sharding.plan_shardings((plan, minibatch), session.mesh)
+    )
+    passes = steps.passes.lower(state.params, reference, batch, features, rollout, plan)
+    scores, in_update = (
+        sharded(jax.ShapeDtypeStruct(rollout.truncated.shape, dtype))
+        for dtype in (np.float32, bool)
+    )
+    trajectory = steps.trajectory.lower(
+        batch, features, rollout, sharded(passes.out_info), scores, in_update
+    )
+    update = steps.update.lower(sharded(trajectory.out_info[0]), state, minibatch)
+    return Steps(encode, sample, passes, trajectory, update)
+
+
+def compile_steps(
+    steps: Steps,
+    session: startup.Session,
+    state: TrainState,
+    reference: Params | None,
+    bucket: tuple[int, int],
+) -> Steps:
+    """Compiles the steps for one batch shape; see `lower_steps`.
+
+    Returns:
+        The same functions, which accept only batches of this shape and never recompile.
+    """
+    lowered = lower_steps(steps, session, state, reference, bucket)
+    return Steps(**{name: step and step.compile() for name, step in vars(lowered).items()})

@@ -691,7 +691,7 @@ CASES = {
     ],
     "data.workers": [case(2, 1, reading_threads)],
     "data.index": [case("", "index", data_flow_of_images, **ON_FILE)],
-    "data.feature_cache_gib": [case(1.0, 0.0, loop, total_steps=6)],
+    "data.feature_cache_gib": [case(1.0, 0.0, loop, total_steps=6, update__max_bad_steps=50)],
     "data.limit_eval": [case(0, 2, data_flow)],
     # step II
     "rollout.prompts": [case(4, 8, data_flow)],

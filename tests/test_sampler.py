@@ -255,7 +255,7 @@ def test_a_cache_may_be_any_pytree_of_rows(monkeypatch):
     assert_same(sample(model), expected)
     assert model.grown == (8, 8, 16, 28)
     assert set(shards) == {(2, 4)}
-    lengths = expected.mask.sum(axis=1)
+    lengths = expected.valid.sum(axis=1)
     assert lengths.min() < 16 < lengths.max(), "the smaller batch was not used"
 
 

@@ -305,13 +305,16 @@ HOSTILE = [
 @pytest.mark.parametrize("answer", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_boxes_are_wrong_at_once_in_the_parent(answer):
     for reference in ("20", "x^2+1"):
-        start = time.process_time()
-        try:
-            verdict = quick(answer, reference)
-        except math.NeedsAlgebra:
-            verdict = Verdict(False, "ok")
-        assert not verdict.correct
-        assert time.process_time() - start < 0.6  # 0.3 s on a machine that does nothing else
+        seconds = []
+        for _ in range(3):  # the least of three: a garbage collection may fall into one
+            start = time.process_time()
+            try:
+                verdict = quick(answer, reference)
+            except math.NeedsAlgebra:
+                verdict = Verdict(False, "ok")
+            seconds.append(time.process_time() - start)
+            assert not verdict.correct
+        assert min(seconds) < 0.6  # 0.3 s on a machine that does nothing else
 
 
 def test_nesting_is_limited_before_anything_is_parsed(monkeypatch):

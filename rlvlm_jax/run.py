@@ -209,6 +209,7 @@ class Run:
     def read(self, rollout: Rollout) -> Responses:
         """Returns all responses of a rollout; each process decodes its own."""
         _, rows = self._own_rows()
+        rollout = rollout._replace(sampled=None, version=None)  # not needed on the host
         own_responses = read_responses(sharding.take_here(rollout, rows), self.session.tokenizer)
         return distributed.gather_rows(rows, own_responses, join, take)
 

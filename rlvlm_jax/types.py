@@ -43,7 +43,7 @@ class Rollout(NamedTuple):
     sampled: Array  # bool[B, R], drawn by the policy; implies valid
     logprobs: Array  # float32[B, R], nats, 0 if not sampled; see sampling.Policy
     truncated: Array  # bool[B], no stop token within R
-    version: Array  # int32[B], `TrainState.step` of the parameters that drew the response
+    version: Array  # int32[B], `TrainState.step` of the parameters that drew it; 0 outside training
 
 
 class Passes(NamedTuple):
@@ -74,7 +74,7 @@ class Trajectory(NamedTuple):
     rollout_logprobs: Array | None  # float32[B, R], the sampler's
     old_logprobs: Array | None  # float32[B, R], before the update; None: use the update's own
     ref_logprobs: Array | None  # float32[B, R], or None if no reference is needed
-    advantages: Array | None  # float32[B, R], 0 if not sampled
+    advantages: Array | None  # float32[B, R], 0 in groups that the filter drops
 
 
 class TrainState(NamedTuple):

@@ -426,7 +426,7 @@ def update_metrics(
         "rollout/logprob_gap_mean": np.where(compared.any(), mean, np.nan),
         "rollout/logprob_gap_max": np.where(compared.any(), largest.max(), np.nan),
     }
-    return metrics, np.where(compared, largest, np.nan)
+    return dict(sorted(metrics.items())), np.where(compared, largest, np.nan)
 
 
 @jax.jit

@@ -279,7 +279,8 @@ def by_kind(step: Any) -> dict[str, dict[str, float]]:
         row["count"] += 1
         row["runs"] += op.times
         row["sent"] += op.sent * op.times
-        row["outside"] += 0 if op.depth else op.sent * op.times
+        if not op.depth and op.times == 1:  # the update's optimizer steps are a loop too
+            row["outside"] += op.sent
     return totals
 
 

@@ -75,9 +75,9 @@ def encode_images(
     )
     pairs = vision.depth * padded**2
     if by_window(vision, padded):
-        full, size = len(vision.full_attention_blocks), vision.window_side**2
-        blocks = -(-padded // size)
-        pairs = full * padded**2 + (vision.depth - full) * blocks * size * 3 * size
+        full, window = len(vision.full_attention_blocks), vision.window_side**2
+        blocks = -(-padded // window)
+        pairs = full * padded**2 + (vision.depth - full) * blocks * window * 3 * window
     executed = flops(prompts * padded, prompts * pairs)
     return Work(needed, executed, float((per_patch + per_block) * size))
 

@@ -48,7 +48,7 @@ def encode_solutions(
 def sft_loss(
     setup: Setup,
     trajectory: Trajectory,
-    counts: Denominators,
+    denoms: Denominators,
     frozen_params: Params,
     trained_params: Params,
     rows: Array,
@@ -70,8 +70,8 @@ def sft_loss(
         valid=piece.valid,
         scored=piece.trained,
     )
-    share = -masked.sum(lps, piece.trained) / counts.trained_tokens
-    return share, {"entropy": masked.sum(entropies, piece.trained) / counts.trained_tokens}
+    share = -masked.sum(lps, piece.trained) / denoms.trained_tokens
+    return share, {"entropy": masked.sum(entropies, piece.trained) / denoms.trained_tokens}
 
 
 def sft_step(

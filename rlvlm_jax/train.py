@@ -6,8 +6,8 @@
 III trajectory generation, IV policy update. `make_steps` builds the compiled steps once; the
 arithmetic is in sampling/, trajectory.py and update.py.
 
-Sampler and trainer share the parameters, so that no weights are transferred, and images are encoded
-once per step.
+Sampler and trainer share the parameters, so that no weights are transferred, and the features of
+images if the vision side is frozen.
 """
 
 import dataclasses
@@ -45,7 +45,7 @@ from rlvlm_jax.update import (
 class Steps:
     """The functions of the loop, jitted, or compiled for one batch shape."""
 
-    encode: Callable[[Params, Prompts], Any] | None  # images -> features; None if trained
+    encode: Callable[[Params, Prompts], Any] | None  # None if the vision side is trained
     sample: Callable[..., Rollout]  # (params, version, prompts, features, key, round number)
     passes: Callable[..., Passes]  # `trajectory.run_passes` from its params on
     trajectory: Callable[..., tuple[Trajectory, Stats]]  # `make_trajectory` from its prompts on
@@ -182,7 +182,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
                 )
                 trajectory_stats = sharding.to_host(trajectory_stats)
                 valid, sampled = sharding.to_host((trajectory.valid, trajectory.sampled))
-                lengths = valid.sum(axis=1) * sampled.any(axis=1)  # 0 if nothing is trained on
+                lengths = valid.sum(axis=1) * sampled.any(axis=1)  # 0 if the update leaves it out
                 order = np.asarray(draw_order(update_key))
                 plans = planner.for_update(prompt_mask, lengths, order)
 

@@ -70,7 +70,7 @@ class Trajectory(NamedTuple):
     tokens: Array  # int32[B, R]
     valid: Array  # bool[B, R], exists and is attended to
     sampled: Array  # bool[B, R], drawn by the policy, in the responses that the update uses
-    trained: Array  # bool[B, R], in the loss and its denominators; implies sampled in RL
+    trained: Array  # bool[B, R], in the loss and its denominators; in RL so far equal to sampled
     rollout_logprobs: Array | None  # float32[B, R], the sampler's
     old_logprobs: Array | None  # float32[B, R], before the update; None: use the update's own
     ref_logprobs: Array | None  # float32[B, R], or None if no reference is needed
@@ -83,4 +83,4 @@ class TrainState(NamedTuple):
     params: Params  # all parameters, frozen ones included
     opt_state: Any  # optax state of the trained parameters only
     step: Array  # int32[], optimizer steps taken (skipped ones not counted)
-    bad_steps: Array  # int32[], consecutive updates skipped for a non-finite gradient
+    bad_steps: Array  # int32[], optimizer steps skipped as not finite since the last one taken

@@ -53,8 +53,8 @@ class Minibatch(NamedTuple):
     """The sequences of one optimizer step, cut into a stack of K pieces."""
 
     rows: Array  # int32[b], the sequences
-    pieces: Piece  # stacked: int32[K, b / K], or int32[K, S, T] twice
-    num_pieces: Array | None  # int32[], streams in use; None for rows, which are all in use
+    pieces: Piece  # stacked: int32[K, b / K], or (source, previous), int32[K, S, T] each
+    num_pieces: Array | None  # int32[], how many of K are used; None for all, as for rows
 
 
 class Denominators(NamedTuple):
@@ -65,6 +65,7 @@ class Denominators(NamedTuple):
     sampled_tokens: Array
 
 
+# (setup, trajectory, denominators, frozen and trained parameters, piece) -> (loss, statistics)
 LossFn = Callable[[Setup, Trajectory, Denominators, Params, Params, Piece], tuple[Array, Stats]]
 
 
@@ -76,9 +77,9 @@ def train_step(
 ) -> tuple[TrainState, Stats]:
     """Makes one optimizer step, to be jitted once with the state donated.
 
-    Only trained parameters are differentiated. A non-finite gradient leaves parameters and
-    optimizer unchanged and adds one to `bad_steps`; a step that is taken sets it to 0. If no token
-    of the minibatch is trained on, nothing changes, not even by weight decay.
+    Only trained parameters are differentiated. A non-finite loss or gradient leaves parameters
+    and optimizer unchanged and adds one to `bad_steps`; a step that is taken sets it to 0. If no
+    token of the minibatch is trained on, nothing changes, not even by weight decay.
 
     Args:
         setup: static.
@@ -88,15 +89,14 @@ def train_step(
         minibatch: from `cut`.
 
     Returns:
-        (state, stats). Stats are the statistics of `loss_fn`, added up over pieces, with "loss",
-        "grad_norm" (before clipping, which is the optimizer's) and "skipped", 1 if no step was
-        taken.
+        (state, stats). Stats are those of `loss_fn`, added up over pieces, and "loss", "grad_norm"
+        (before the optimizer clips it) and "skipped", 1 if no step was taken.
     """
     is_trained = make_trained(setup.config.update, setup.model.part)
     params, frozen_params = split(state.params, is_trained)
-    counts = denominators(setup.config, trajectory, minibatch.rows)
-    piece_loss = partial(loss_fn, setup, trajectory, counts, frozen_params)  # of (params, piece)
-    piece_gradient = partial(jax.value_and_grad(piece_loss, has_aux=True), params)  # of piece
+    denoms = denominators(setup.config, trajectory, minibatch.rows)
+    piece_loss = partial(loss_fn, setup, trajectory, denoms, frozen_params)
+    piece_gradient = partial(jax.value_and_grad(piece_loss, has_aux=True), params)
 
     first_piece = jax.tree.map(lambda x: x[0], minibatch.pieces)
     zeros = jax.tree.map(
@@ -139,7 +139,7 @@ def add_piece(
 def rl_loss(
     setup: Setup,
     trajectory: Trajectory,
-    counts: Denominators,
+    denoms: Denominators,
     frozen_params: Params,
     trained_params: Params,
     piece: Piece,
@@ -149,7 +149,7 @@ def rl_loss(
     Args:
         setup: static.
         trajectory: of all B sequences.
-        counts: of the minibatch.
+        denoms: denominators of the minibatch.
         frozen_params: parameters without gradient.
         trained_params: parameters with gradient.
         piece: the sequences, or the streams.
@@ -176,10 +176,11 @@ def rl_loss(
         flat_positions=algorithm.flat_positions,
         entropy_gradient=algorithm.entropy_coef > 0,
     )
-    t = t._replace(trained=t.trained & present, sampled=present)  # the tokens of this piece
+    # Streams carry all sequences; `present` are the sampled tokens that are in this piece.
+    t = t._replace(trained=t.trained & present, sampled=present)
     if algorithm.aggregate == "microbatch":
         pieces = config.update.minibatch / microbatch(config)
-        counts = counts._replace(loss=losses.denominator(t.trained) * pieces)
+        denoms = denoms._replace(loss=losses.denominator(t.trained) * pieces)
     old = t.old_logprobs
     if old is None:  # one optimizer step per batch: the policy is still the one that sampled
         old = jax.lax.stop_gradient(new)
@@ -196,27 +197,27 @@ def rl_loss(
         rollout_logprobs=t.rollout_logprobs if algorithm.is_cap else None,
         is_cap=algorithm.is_cap or None,
     )
-    loss = numerator / counts.loss
-    stats = {name: value / counts.trained_tokens for name, value in sums.items()}
+    loss = numerator / denoms.loss
+    stats = {name: value / denoms.trained_tokens for name, value in sums.items()}
     stats["policy_loss"] = loss
-    if old_logprobs(config) != "trainer":
-        stats |= compare(new, entropies, t, counts)
+    if old_logprobs(config) != "trainer":  # no pass in step III compared sampler and trainer
+        stats |= compare(new, entropies, t, denoms)
         # A sequence is in one piece, so that the sum over pieces is its difference.
         everywhere = jnp.zeros(len(trajectory.tokens))
         stats["logprob_diff"] = everywhere.at[rows].set(stats["logprob_diff"])
     if algorithm.kl_loss_coef:
         divergence = kl.estimate(new, t.ref_logprobs, kind=algorithm.kl_loss_kind)
-        stats["kl"] = losses.weighted_sum(divergence, t.trained) / counts.trained_tokens
-        term = losses.weighted_sum(divergence, t.trained, algorithm.aggregate) / counts.loss
+        stats["kl"] = losses.weighted_sum(divergence, t.trained) / denoms.trained_tokens
+        term = losses.weighted_sum(divergence, t.trained, algorithm.aggregate) / denoms.loss
         loss = loss + algorithm.kl_loss_coef * term
     if algorithm.entropy_coef:
-        term = losses.weighted_sum(entropies, t.trained, algorithm.aggregate) / counts.loss
+        term = losses.weighted_sum(entropies, t.trained, algorithm.aggregate) / denoms.loss
         loss = loss - algorithm.entropy_coef * term
     return loss, stats
 
 
 def denominators(config: ConfigDict, trajectory: Trajectory, rows: Array) -> Denominators:
-    """Returns the counts of the minibatch `rows`, int32[b]."""
+    """Returns the denominators of the minibatch with the sequences `rows`, int32[b]."""
     algorithm, length = config.algorithm, None
     if algorithm.aggregate == "constant":
         length = algorithm.length_norm or config.rollout.max_tokens
@@ -228,14 +229,14 @@ def denominators(config: ConfigDict, trajectory: Trajectory, rows: Array) -> Den
     )
 
 
-def compare(new: Array, entropies: Array, t: Trajectory, counts: Denominators) -> Stats:
+def compare(new: Array, entropies: Array, t: Trajectory, denoms: Denominators) -> Stats:
     """Compares sampler and trainer on the tokens of a piece that the policy drew.
 
     Args:
         new: float32[b, R], the trainer's log-probabilities in nats.
         entropies: float32[b, R], nats.
         t: the piece.
-        counts: of the minibatch.
+        denoms: denominators of the minibatch.
 
     Returns:
         "logprob_diff", float32[b], the largest difference of each row in nats. "logprob_diff_mean"
@@ -244,17 +245,18 @@ def compare(new: Array, entropies: Array, t: Trajectory, counts: Denominators) -
     diff = jnp.where(t.sampled, jnp.abs(new - t.rollout_logprobs), 0.0)
     return {
         "logprob_diff": jnp.max(diff, axis=1),
-        "logprob_diff_mean": losses.weighted_sum(diff, t.sampled) / counts.sampled_tokens,
-        "entropy": losses.weighted_sum(entropies, t.sampled) / counts.sampled_tokens,
+        "logprob_diff_mean": losses.weighted_sum(diff, t.sampled) / denoms.sampled_tokens,
+        "entropy": losses.weighted_sum(entropies, t.sampled) / denoms.sampled_tokens,
     }
 
 
 def gather_piece(
     setup: Setup, params: Params, trajectory: Trajectory, piece: Piece
 ) -> tuple[Trajectory, Array | slice, Streams | None]:
-    """Returns (the trajectory of a piece, its rows among all B, its streams or None), sharded.
+    """Returns (the trajectory of a piece, its rows among all B, its streams or None).
 
-    Streams index all sequences, so their trajectory has all rows.
+    Rows are gathered. Streams index all sequences, so their trajectory has all rows; images of
+    prompts in the streams are encoded here if the vision side is trained.
     """
     mesh, config = setup.mesh, setup.config
     if not isinstance(piece, tuple):
@@ -401,14 +403,14 @@ def init_state(
 
 
 def update_metrics(
-    stats: Sequence[Stats], order: np.ndarray, has_trained: np.ndarray
+    stats: Sequence[Stats], order: np.ndarray, in_update: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """Returns the metrics of an update from the statistics of its optimizer steps, on the host.
 
     Args:
         stats: of `train_step`, for each minibatch of `order`.
         order: from `minibatch_order`.
-        has_trained: bool[B], responses with a token that is trained on.
+        in_update: bool[B], responses that the update uses.
 
     Returns:
         (metrics, differences). Metrics are the means of `mean_stats`. If no pass compared sampler
@@ -421,7 +423,7 @@ def update_metrics(
     if "logprob_diff" not in stacked:
         return jax.device_get(mean_stats(stacked)), None
     largest, mean = stacked.pop("logprob_diff")[0, 0], stacked.pop("logprob_diff_mean")[0, 0]
-    compared = np.isin(np.arange(len(has_trained)), order[0, 0]) & has_trained
+    compared = np.isin(np.arange(len(in_update)), order[0, 0]) & in_update
     metrics = jax.device_get(mean_stats(stacked)) | {
         "rollout/logprob_gap_mean": np.where(compared.any(), mean, np.nan),
         "rollout/logprob_gap_max": np.where(compared.any(), largest.max(), np.nan),

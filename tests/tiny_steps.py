@@ -111,8 +111,8 @@ def _update(step, config, mesh, state, trajectory, order, plans=None):
         minibatch = sharding.put_plan(minibatch, make_mesh(mesh))
         state, step_stats = step(trajectory, state, minibatch)
         stats.append(jax.device_get(step_stats))
-    has_trained = np.asarray(trajectory.sampled).any(axis=1)
-    metrics, diffs = update_metrics(stats, order, has_trained)
+    in_update = np.asarray(trajectory.sampled).any(axis=1)
+    metrics, diffs = update_metrics(stats, order, in_update)
     return state, metrics if diffs is None else metrics | {"logprob_diffs": diffs}
 
 

@@ -36,6 +36,7 @@ def chains(monkeypatch):
 
     for module in (layers, attention, language):
         monkeypatch.setattr(module, "product", product)
+    jax.clear_caches()  # What another test has traced would not be traced again.
     return recorded
 
 

@@ -33,9 +33,9 @@ def get_config(arg=None):
     c.data.max_prompt_tokens = 128
     c.rollout.max_tokens = 32
     c.sft.style = "mixed"
-    c.update.minibatch = 64
-    c.update.lr = 1e-3
-    c.update.warmup = 0.03
-    c.update.train_vit = c.update.train_connector = True
+    c.train.minibatch = 64
+    c.train.lr = 1e-3
+    c.train.warmup = 0.03
+    c.train.train_vit = c.train.train_connector = True
     c.eval.batch = 64
     return c

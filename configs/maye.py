@@ -45,17 +45,17 @@ def get_config(arg=None):
     c.algorithm.advantage = "reinforce_pp"
     c.algorithm.whiten = "center"
     c.algorithm.kl_loss_coef = 1e-3
-    c.update.minibatch = 28
-    c.update.lr = 5e-6
-    c.update.eps = 1e-5
-    c.update.logprob_batch = 112
+    c.train.minibatch = 28
+    c.train.lr = 5e-6
+    c.train.eps = 1e-5
+    c.train.logprob_batch = 112
     c.eval.settings = tuple(config.EVAL_SETTINGS)
     c.mesh.fsdp = -1
     if variant == "faithful":
         c.algorithm.flat_positions = True
         c.algorithm.whiten, c.algorithm.whiten_parts = "scale", 7
         c.algorithm.aggregate = "microbatch"
-        c.update.microbatch = 4  # sequences averaged per GPU; needs 1, 2 or 4 devices
+        c.train.microbatch = 4  # sequences averaged per GPU; needs 1, 2 or 4 devices
         c.rewards.judge = "maye"
         c.rewards.format = 1.0
     return config.smoke(c) if smoke else c

@@ -50,13 +50,13 @@ def get_config(arg=None):
     c.algorithm.dual_clip = 3.0
     c.algorithm.aggregate = "sequence"
     c.algorithm.filter = True
-    c.update.minibatch = 128
-    c.update.microbatch = 16
-    c.update.logprob_batch = 128
-    c.update.lr = 1e-6
-    c.update.warmup = 0.03
-    c.update.final_lr = 0.1
-    c.update.weight_decay = 0.0
+    c.train.minibatch = 128
+    c.train.microbatch = 16
+    c.train.logprob_batch = 128
+    c.train.lr = 1e-6
+    c.train.warmup = 0.03
+    c.train.final_lr = 0.1
+    c.train.weight_decay = 0.0
     c.mesh.fsdp = -1
     if variant == "dapo":
         c.algorithm.clip_high = 0.28
@@ -71,8 +71,8 @@ def get_config(arg=None):
     elif variant == "rloo":
         c.algorithm.advantage = "rloo"
         c.algorithm.normalise = True
-        c.update.minibatch = 64
-        c.update.lr = 3e-7
+        c.train.minibatch = 64
+        c.train.lr = 3e-7
     elif variant == "faithful":
         c.rewards.judge = "mm_eureka"
     return config.smoke(c) if smoke else c

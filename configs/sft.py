@@ -38,9 +38,9 @@ def get_config(arg=None):
         "LaTeX style, and put the final answer inside \\boxed{}."
     )
     c.rollout.max_tokens = 2048
-    c.update.minibatch = 16
-    c.update.lr = 1e-5
-    c.update.warmup = 0.1
+    c.train.minibatch = 16
+    c.train.lr = 1e-5
+    c.train.warmup = 0.1
     c.eval.settings = tuple(config.EVAL_SETTINGS)
     c.mesh.fsdp = -1
     if arg == "smoke":

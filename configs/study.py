@@ -13,7 +13,7 @@ order; supervised training uses their worked solutions. Each evaluates on valida
 out-of-distribution test after every epoch, in the scheme's three settings.
 
 Learning rates were chosen on validation. Supervised training: from 3e-5, 1e-4, 3e-4 and 1e-3
-(`:sft --config.seeds=1 --config.update.lr=...`; best pass@1 at T = 0.01: 0.66, 0.665, 0.65 and
+(`:sft --config.seeds=1 --config.train.lr=...`; best pass@1 at T = 0.01: 0.66, 0.665, 0.65 and
 0.39, the last at step 0). RL: from 1e-4 with the cosine and 2e-4 without.
 """
 
@@ -33,9 +33,9 @@ def get_config(arg="rl"):
     c.data.max_prompt_tokens = 128
     c.rollout.prompts, c.rollout.samples = 16, 8
     c.rollout.max_tokens = 32
-    c.update.minibatch = 16 if arg == "sft" else 64
-    c.update.lr = 1e-4
-    c.update.warmup = 0.02
+    c.train.minibatch = 16 if arg == "sft" else 64
+    c.train.lr = 1e-4
+    c.train.warmup = 0.02
     c.eval.settings = tuple(config.EVAL_SETTINGS)
     c.eval.batch = 40
     if arg == "smoke":

@@ -20,9 +20,9 @@ def get_config(arg=None):
     c.data.max_prompt_tokens = 128
     c.rollout.prompts, c.rollout.samples = 16, 8
     c.rollout.max_tokens = 32
-    c.update.minibatch = 64
-    c.update.lr = 1e-4
-    c.update.warmup = 0.02
+    c.train.minibatch = 64
+    c.train.lr = 1e-4
+    c.train.warmup = 0.02
     if arg == "smoke":
         return config.smoke(c)
     if arg is not None:

@@ -28,7 +28,7 @@ HARMLESS = (  # keys or groups of keys that change where and how fast a run runs
     *("seeds", "checkpoint_every", "mesh.", "hosts.", "log.", "data.workers", "data.index"),
     *("data.feature_cache_gib", "compile_cache", "rewards.workers", "model.attention"),
     *("model.remat", "rollout.layout"),
-    *("update.microbatch", "update.logprob_batch", "update.logprob_chunk", "update.pack_tokens"),
+    *("train.microbatch", "train.logprob_batch", "train.logprob_chunk", "train.pack_tokens"),
 )
 # Keys or groups of keys that may differ between hosts.
 PER_HOST = ("hosts.", "data.workers", "data.index", "rewards.workers", "compile_cache")
@@ -51,7 +51,7 @@ CHOICES = {
     "algorithm.aggregate": ("token", "sequence", "constant", "microbatch"),
     "algorithm.kl_loss_kind": ("k1", "k2", "k3"),
     "algorithm.kl_reward_kind": ("k1", "k2", "k3"),
-    "update.schedule": ("constant", "cosine"),
+    "train.schedule": ("constant", "cosine"),
     "sft.style": ("worked", "mixed"),
 }
 
@@ -62,11 +62,11 @@ _POSITIVE = (
     "rollout.samples",
     "rollout.max_tokens",
     "rollout.chunk",
-    "update.minibatch",
-    "update.epochs",
-    "update.lr",
-    "update.logprob_chunk",
-    "update.max_bad_steps",
+    "train.minibatch",
+    "train.epochs",
+    "train.lr",
+    "train.logprob_chunk",
+    "train.max_bad_steps",
     "algorithm.whiten_parts",
     "data.buckets",
     "data.workers",
@@ -78,7 +78,7 @@ _POSITIVE = (
     "mesh.tensor",
     "data.max_prompt_tokens",
     "log.keep_checkpoints",
-    "update.eps",
+    "train.eps",
 )
 _NOT_NEGATIVE = (
     "seed",
@@ -86,16 +86,16 @@ _NOT_NEGATIVE = (
     "epochs",
     "rollout.temperature",
     "rollout.top_k",
-    "update.microbatch",
-    "update.logprob_batch",
-    "update.pack_tokens",
-    "update.weight_decay",
-    "update.lora_rank",
-    "update.lora_alpha",
-    "update.lr_vit",
-    "update.lr_connector",
-    "update.lr_head",
-    "update.grad_clip",
+    "train.microbatch",
+    "train.logprob_batch",
+    "train.pack_tokens",
+    "train.weight_decay",
+    "train.lora_rank",
+    "train.lora_alpha",
+    "train.lr_vit",
+    "train.lr_connector",
+    "train.lr_head",
+    "train.grad_clip",
     "data.min_pixels",
     "data.max_pixels",
     "algorithm.clip_low",
@@ -120,29 +120,20 @@ _NOT_NEGATIVE = (
 _FRACTIONS = (
     "rollout.top_p",
     "algorithm.gamma",
-    "update.warmup",
-    "update.final_lr",
+    "train.warmup",
+    "train.final_lr",
     "sft.direct_share",
     "algorithm.adora_lambda",
     "algorithm.filter_low",
     "algorithm.filter_high",
-    "update.b1",
-    "update.b2",
+    "train.b1",
+    "train.b2",
 )
-
-
-class Config(ConfigDict):
-    """A ConfigDict in which `.update` is the group of that name, not the dictionary's method."""
-
-    @property
-    def update(self) -> ConfigDict:
-        """The keys of step IV, the update."""
-        return self["update"]
 
 
 def default() -> ConfigDict:
     """Returns the complete configuration with its default values, locked."""
-    c = Config()
+    c = ConfigDict()
     c.mode = "rl"  # "rl", "sft" or "eval"
     c.seed = 0  # data order, sampling keys, random initialisation
     c.seeds = 1  # runs with seeds seed, seed + 1, ..., in sequence in WORKDIR/seed_N
@@ -252,33 +243,33 @@ def default() -> ConfigDict:
     c.algorithm.filter_low = 0.1
     c.algorithm.filter_high = 0.9
 
-    c.update = ConfigDict()
-    c.update.minibatch = 64  # sequences per optimizer step
-    c.update.microbatch = 0  # sequences per forward-backward pass; 0 = the whole minibatch
-    c.update.logprob_batch = 0  # most sequences per log-prob pass; 0 = the whole batch
-    c.update.logprob_chunk = 64  # response tokens per row whose logits exist at a time
-    c.update.pack_tokens = 0  # RL: pack sequences into streams of this many tokens; 0 = off
-    c.update.epochs = 1  # passes over the collected batch
-    c.update.lr = 1e-6
-    c.update.schedule = "cosine"
-    c.update.warmup = 0.1  # fraction of all optimizer steps
-    c.update.final_lr = 0.0  # fraction of lr at the end of the cosine
-    c.update.weight_decay = 0.01
-    c.update.b1 = 0.9
-    c.update.b2 = 0.95
-    c.update.eps = 1e-8
-    c.update.grad_clip = 1.0  # global norm; 0 = off
-    c.update.max_bad_steps = 5  # consecutive non-finite gradients before the run stops
-    c.update.train_vit = False
-    c.update.train_connector = False
-    c.update.train_llm = True  # includes the embedding
-    c.update.train_head = True  # with train_llm; a tied head is part of the embedding
-    c.update.only = ""  # regular expression: of these parts, train only matching paths
-    c.update.lora_rank = 0  # r: train adapters of this rank for these parts; 0 = train the weights
-    c.update.lora_alpha = 0.0  # adapters are scaled by alpha / r; 0 = r
-    c.update.lr_vit = 0.0  # learning rates per part; 0 = lr; a tied head uses the llm's
-    c.update.lr_connector = 0.0
-    c.update.lr_head = 0.0
+    c.train = ConfigDict()
+    c.train.minibatch = 64  # sequences per optimizer step
+    c.train.microbatch = 0  # sequences per forward-backward pass; 0 = the whole minibatch
+    c.train.logprob_batch = 0  # most sequences per log-prob pass; 0 = the whole batch
+    c.train.logprob_chunk = 64  # response tokens per row whose logits exist at a time
+    c.train.pack_tokens = 0  # RL: pack sequences into streams of this many tokens; 0 = off
+    c.train.epochs = 1  # passes over the collected batch
+    c.train.lr = 1e-6
+    c.train.schedule = "cosine"
+    c.train.warmup = 0.1  # fraction of all optimizer steps
+    c.train.final_lr = 0.0  # fraction of lr at the end of the cosine
+    c.train.weight_decay = 0.01
+    c.train.b1 = 0.9
+    c.train.b2 = 0.95
+    c.train.eps = 1e-8
+    c.train.grad_clip = 1.0  # global norm; 0 = off
+    c.train.max_bad_steps = 5  # consecutive non-finite gradients before the run stops
+    c.train.train_vit = False
+    c.train.train_connector = False
+    c.train.train_llm = True  # includes the embedding
+    c.train.train_head = True  # with train_llm; a tied head is part of the embedding
+    c.train.only = ""  # regular expression: of these parts, train only matching paths
+    c.train.lora_rank = 0  # r: train adapters of this rank for these parts; 0 = train the weights
+    c.train.lora_alpha = 0.0  # adapters are scaled by alpha / r; 0 = r
+    c.train.lr_vit = 0.0  # learning rates per part; 0 = lr; a tied head uses the llm's
+    c.train.lr_connector = 0.0
+    c.train.lr_head = 0.0
 
     c.sft = ConfigDict()
     c.sft.style = "worked"  # "mixed": worked solutions and bare answers (bundled problems only)
@@ -363,15 +354,15 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.data.max_prompt_tokens = 512
     config.data.limit_eval = 32
     config.data.instruction = config.data.system = ""
-    updates = max(1, config.rollout.prompts * config.rollout.samples // config.update.minibatch)
+    updates = max(1, config.rollout.prompts * config.rollout.samples // config.train.minibatch)
     parts = config.algorithm.whiten_parts
     config.rollout.prompts = (32 if config.rollout.samples == 1 else 8) // parts * parts
     config.rollout.max_tokens = 48
     config.rewards.overlong_tokens = min(config.rewards.overlong_tokens, 16)
     rows = config.rollout.prompts * config.rollout.samples
-    config.update.minibatch = max(config.rollout.samples, rows // min(updates, 4))
-    config.update.microbatch = config.update.logprob_batch = config.update.pack_tokens = 0
-    config.update.lr = max(config.update.lr, 1e-4)
+    config.train.minibatch = max(config.rollout.samples, rows // min(updates, 4))
+    config.train.microbatch = config.train.logprob_batch = config.train.pack_tokens = 0
+    config.train.lr = max(config.train.lr, 1e-4)
     for axis in config.mesh:
         config.mesh[axis] = 1
     config.total_steps, config.seeds = 4, 1
@@ -429,14 +420,14 @@ def sequences(config: ConfigDict) -> int:
 
 def microbatch(config: ConfigDict) -> int:
     """Returns the sequences per forward-backward pass, at most the minibatch."""
-    return min(config.update.microbatch or config.update.minibatch, config.update.minibatch)
+    return min(config.train.microbatch or config.train.minibatch, config.train.minibatch)
 
 
 def old_logprobs(config: ConfigDict) -> str:
     """Returns `algorithm.old_logprobs` with "auto" resolved: "trainer", "sampler" or "update"."""
     chosen = config.algorithm.old_logprobs
     if chosen == "auto":
-        one_step = config.update.epochs * sequences(config) == config.update.minibatch
+        one_step = config.train.epochs * sequences(config) == config.train.minibatch
         chosen = "update" if one_step and not config.algorithm.kl_reward_coef else "trainer"
     return chosen
 
@@ -445,9 +436,9 @@ def logprob_passes(config: ConfigDict) -> int:
     """Returns the number of equal parts that a step's prompts are split into for log-prob passes.
 
     This is the smallest number that gives each device the same number of prompts and each pass at
-    most `update.logprob_batch` sequences; one prompt per device is the least, even if that is more.
+    most `train.logprob_batch` sequences; one prompt per device is the least, even if that is more.
     """
-    most = config.update.logprob_batch or sequences(config)
+    most = config.train.logprob_batch or sequences(config)
     per_device = config.rollout.prompts // pass_shards(config)
     fitting = (
         passes
@@ -519,44 +510,44 @@ def _sign_problems(c: ConfigDict) -> Iterator[str]:
 
 def _shape_problems(c: ConfigDict) -> Iterator[str]:
     """Yields a sentence for every size that does not divide another one as required."""
-    rows, mini, micro = sequences(c), c.update.minibatch, microbatch(c)
+    rows, mini, micro = sequences(c), c.train.minibatch, microbatch(c)
     devices, in_pass = shards(c), pass_shards(c)
     if c.mode == "sft":
         rows = mini  # one optimizer step per batch
     if rows % mini:
         yield (
-            f"config.update.minibatch={mini} does not divide the {rows} sequences of a step "
+            f"config.train.minibatch={mini} does not divide the {rows} sequences of a step "
             f"(config.rollout.prompts x config.rollout.samples); use one of {_divisors(rows)}"
         )
     if mini % micro:
         yield (
-            f"config.update.microbatch={micro} does not divide config.update.minibatch={mini}; "
+            f"config.train.microbatch={micro} does not divide config.train.minibatch={mini}; "
             f"use one of {_divisors(mini, in_pass)}"
         )
     elif micro % in_pass:
         yield (
-            f"a pass of {micro} sequences (config.update.microbatch, or config.update.minibatch "
+            f"a pass of {micro} sequences (config.train.microbatch, or config.train.minibatch "
             f"if that is 0) does not divide over config.mesh.data x config.mesh.fsdp = "
             f"{in_pass} devices; use a multiple of {in_pass}"
         )
     elif c.mode == "sft" and mini % devices:
         yield (
-            f"config.update.minibatch={mini} does not divide over config.mesh.data x "
+            f"config.train.minibatch={mini} does not divide over config.mesh.data x "
             f"config.mesh.fsdp x config.mesh.sequence = {devices} devices; use a multiple of "
             f"{devices}"
         )
     for key, tokens in (
         ("rollout.max_tokens", c.rollout.max_tokens),
-        ("update.pack_tokens", c.update.pack_tokens),
+        ("train.pack_tokens", c.train.pack_tokens),
     ):
         if tokens % c.mesh.sequence:
             yield (
                 f"config.{key}={tokens} does not divide over config.mesh.sequence="
                 f"{c.mesh.sequence}; use a multiple of it"
             )
-    if 0 < c.update.pack_tokens <= c.rollout.max_tokens:
+    if 0 < c.train.pack_tokens <= c.rollout.max_tokens:
         yield (
-            f"config.update.pack_tokens={c.update.pack_tokens} has no room for a prompt and "
+            f"config.train.pack_tokens={c.train.pack_tokens} has no room for a prompt and "
             f"config.rollout.max_tokens={c.rollout.max_tokens}; use at least the longest prompt's "
             "tokens and config.rollout.max_tokens together, or 0"
         )
@@ -592,10 +583,10 @@ def _recipe_problems(c: ConfigDict) -> Iterator[str]:
             f"config.rollout.max_tokens={c.rollout.max_tokens} if config.rewards.overlong is set"
         )
     if c.algorithm.old_logprobs == "update":
-        if c.update.epochs * sequences(c) != c.update.minibatch:
+        if c.train.epochs * sequences(c) != c.train.minibatch:
             yield (
                 "config.algorithm.old_logprobs='update' is for one optimizer step per batch; set "
-                f"config.update.minibatch={sequences(c)} and config.update.epochs=1, or use 'auto'"
+                f"config.train.minibatch={sequences(c)} and config.train.epochs=1, or use 'auto'"
             )
         if c.algorithm.kl_reward_coef:
             yield (
@@ -621,10 +612,10 @@ def _recipe_problems(c: ConfigDict) -> Iterator[str]:
             )
     if c.algorithm.dual_clip and c.algorithm.dual_clip <= 1:
         yield f"config.algorithm.dual_clip={c.algorithm.dual_clip} must be 0 (off) or above 1"
-    if c.update.pack_tokens and c.algorithm.aggregate == "microbatch":
+    if c.train.pack_tokens and c.algorithm.aggregate == "microbatch":
         yield (
             "config.algorithm.aggregate='microbatch' averages micro-batches with a fixed number of "
-            "sequences, but config.update.pack_tokens packs a varying number; change one of them"
+            "sequences, but config.train.pack_tokens packs a varying number; change one of them"
         )
     if c.algorithm.filter_refills and not c.algorithm.filter:
         yield (
@@ -638,17 +629,15 @@ def _recipe_problems(c: ConfigDict) -> Iterator[str]:
             "config.rollout.temperature=0 samples the same response every time; "
             "RL needs a value above 0"
         )
-    if c.mode != "eval" and not (
-        c.update.train_vit or c.update.train_connector or c.update.train_llm
-    ):
+    if c.mode != "eval" and not (c.train.train_vit or c.train.train_connector or c.train.train_llm):
         yield (
-            "nothing is trained: set config.update.train_vit, config.update.train_connector or "
-            "config.update.train_llm to True"
+            "nothing is trained: set config.train.train_vit, config.train.train_connector or "
+            "config.train.train_llm to True"
         )
     try:
-        re.compile(c.update.only)
+        re.compile(c.train.only)
     except re.error as error:
-        yield f"config.update.only={c.update.only!r} is not a regular expression: {error}"
+        yield f"config.train.only={c.train.only!r} is not a regular expression: {error}"
     if c.data.min_pixels and c.data.max_pixels and c.data.min_pixels > c.data.max_pixels:
         yield (
             f"config.data.min_pixels={c.data.min_pixels} is above "

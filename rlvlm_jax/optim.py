@@ -21,22 +21,22 @@ from rlvlm_jax.types import Params
 Optimizer = optax.GradientTransformation
 
 
-def make_trained(update: ConfigDict, part_of: Callable[[str], str]) -> Callable[[str], bool]:
+def make_trained(settings: ConfigDict, part_of: Callable[[str], str]) -> Callable[[str], bool]:
     """Returns a function from a parameter's path to whether it is trained.
 
     Args:
-        update: the configuration's keys: `train_PART` enables parts, `only` is a pattern that the
+        settings: the configuration's keys: `train_PART` enables parts, `only` is a pattern that the
             path must also match, and with a `lora_rank` only adapters are trained.
         part_of: the model's function from "a/b/c" to "vit", "connector", "llm" or "head".
     """
-    parts = {part for part in ("vit", "connector", "llm") if update[f"train_{part}"]}
-    if update.train_llm and update.train_head:
+    parts = {part for part in ("vit", "connector", "llm") if settings[f"train_{part}"]}
+    if settings.train_llm and settings.train_head:
         parts.add("head")
 
     def trained(path: str) -> bool:
-        if part_of(path) not in parts or not re.search(update.only, path):
+        if part_of(path) not in parts or not re.search(settings.only, path):
             return False
-        return not update.lora_rank or path.endswith(("/lora_a", "/lora_b"))
+        return not settings.lora_rank or path.endswith(("/lora_a", "/lora_b"))
 
     return trained
 
@@ -67,30 +67,30 @@ def merge(trained: Params, frozen: Params) -> Params:
     )
 
 
-def make_schedule(update: ConfigDict, total_updates: int) -> optax.Schedule:
+def make_schedule(settings: ConfigDict, total_updates: int) -> optax.Schedule:
     """Returns the learning rate as a function of the number of updates so far.
 
     Linear from lr / n to lr over the first n = round(warmup * total) updates, then constant, or
     half a cosine down to final_lr * lr at the last update.
     """
-    warm = max(1, round(update.warmup * total_updates))
+    warm = max(1, round(settings.warmup * total_updates))
     last = max(1, total_updates - 1 - warm)
 
     def schedule(count: jax.Array) -> jax.Array:
         count = jnp.asarray(count, jnp.float32)
         rising = jnp.minimum(1.0, (count + 1) / warm)  # Deviates from MAYE: never 0
-        if update.schedule == "constant":
-            return update.lr * rising
+        if settings.schedule == "constant":
+            return settings.lr * rising
         fraction = jnp.clip((count - warm) / last, 0.0, 1.0)
         falling = 0.5 * (1 + jnp.cos(jnp.pi * fraction))
-        falling = update.final_lr + (1 - update.final_lr) * falling
-        return update.lr * jnp.where(count < warm, rising, falling)
+        falling = settings.final_lr + (1 - settings.final_lr) * falling
+        return settings.lr * jnp.where(count < warm, rising, falling)
 
     return schedule
 
 
 def make_optimizer(
-    update: ConfigDict, total_updates: int, part_of: Callable[[str], str]
+    settings: ConfigDict, total_updates: int, part_of: Callable[[str], str]
 ) -> tuple[Optimizer, optax.Schedule]:
     """Returns (AdamW with global-norm clipping, its learning-rate schedule).
 
@@ -99,29 +99,29 @@ def make_optimizer(
 
     Source: Loshchilov and Hutter 2019 (arXiv:1711.05101).
     """
-    schedule = make_schedule(update, total_updates)
+    schedule = make_schedule(settings, total_updates)
 
     def decayed(params: Params) -> Params:
         return jax.tree_util.tree_map_with_path(
             lambda path, _: path[-1].key in ("weight", "embedding"), params
         )
 
-    clip = optax.clip_by_global_norm(update.grad_clip) if update.grad_clip else optax.identity()
+    clip = optax.clip_by_global_norm(settings.grad_clip) if settings.grad_clip else optax.identity()
     adamw = optax.adamw(
         schedule,
-        b1=update.b1,
-        b2=update.b2,
-        eps=update.eps,
-        weight_decay=update.weight_decay,
+        b1=settings.b1,
+        b2=settings.b2,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
         mask=decayed,
     )
-    own_rates = {part: update[f"lr_{part}"] for part in ("vit", "connector", "head")}
+    own_rates = {part: settings[f"lr_{part}"] for part in ("vit", "connector", "head")}
 
     def scale(updates: Params, params: Params | None = None) -> Params:
         del params
         return jax.tree_util.tree_map_with_path(
             lambda path, x: (
-                x * ((own_rates.get(part_of(path_name(path))) or update.lr) / update.lr)
+                x * ((own_rates.get(part_of(path_name(path))) or settings.lr) / settings.lr)
             ),
             updates,
         )

@@ -160,7 +160,7 @@ class Planner:
         needed = longest + self.response_size
         if 0 < self.tokens < needed:
             raise InputError(
-                f"config.update.pack_tokens={self.tokens} has no room for the longest prompts "
+                f"config.train.pack_tokens={self.tokens} has no room for the longest prompts "
                 f"({longest} tokens) and config.rollout.max_tokens={self.response_size}; use at "
                 f"least {needed}, or 0"
             )

@@ -180,9 +180,9 @@ class Run:
         old = _with_defaults(saved["config"], defaults)
         new = startup.resolved_config(self.config)
         changed = _changed_keys(old, new)
-        microbatches = [config["update"]["microbatch"] for config in (old, new)]
+        microbatches = [config["train"]["microbatch"] for config in (old, new)]
         if new["algorithm"]["aggregate"] == "microbatch" and microbatches[0] != microbatches[1]:
-            changed.append("update.microbatch")  # here it is part of the loss
+            changed.append("train.microbatch")  # here it is part of the loss
         if changed:
             raise InputError(
                 f"{self.workdir} holds a run with another configuration (config."
@@ -195,7 +195,7 @@ class Run:
 
     def put(self, batch: Prompts) -> Prompts:
         """Moves the rows that this process encoded onto the mesh; see `Loader`."""
-        prompts = self.config.update.minibatch
+        prompts = self.config.train.minibatch
         if self.config.mode == "rl":
             prompts = self.config.rollout.prompts
         mesh = self.session.mesh
@@ -321,7 +321,7 @@ class Run:
             optimizer: its state is sharded like the parameters.
         """
         shapes = startup.state_shapes(self.session, optimizer)
-        is_trained = optim.make_trained(self.config.update, self.session.model.part)
+        is_trained = optim.make_trained(self.config.train, self.session.model.part)
         trained, _ = optim.split(shapes.params, is_trained)
         self._sizes = {
             "parameters": sum(x.size for x in jax.tree.leaves(shapes.params)),
@@ -362,13 +362,13 @@ class Run:
         """Stops a run whose gradients stay non-finite.
 
         Raises:
-            FloatingPointError: `update.max_bad_steps` consecutive updates were skipped.
+            FloatingPointError: `train.max_bad_steps` consecutive updates were skipped.
         """
-        if bad_steps >= self.config.update.max_bad_steps:
+        if bad_steps >= self.config.train.max_bad_steps:
             raise FloatingPointError(
                 f"{bad_steps} updates in a row had a non-finite gradient "
-                f"(config.update.max_bad_steps={self.config.update.max_bad_steps}) at step "
-                f"{self.step}; the last checkpoint is older; lower config.update.lr"
+                f"(config.train.max_bad_steps={self.config.train.max_bad_steps}) at step "
+                f"{self.step}; the last checkpoint is older; lower config.train.lr"
             )
 
     # ---- records ------------------------------------------------------------------------------
@@ -500,7 +500,7 @@ class Run:
         values |= self._records.goodput(values["time/step_s"])
         values["throughput/rollout_tokens_per_s"] = sampled / values["time/rollout_s"]
         values["throughput/update_tokens_per_s"] = (
-            updated * self.config.update.epochs / values["time/update_s"]
+            updated * self.config.train.epochs / values["time/update_s"]
         )
         if not in_filter.any():
             logging.warning(

@@ -71,7 +71,7 @@ def open_data(session: Session) -> RunData:
 
     prompts = c.rollout.prompts
     if c.mode == "sft":
-        prompts = c.update.minibatch
+        prompts = c.train.minibatch
         reader = dataclasses.replace(reader, max_solution_tokens=c.rollout.max_tokens)
     examples, reports["train"] = reader.read(c.data.train, "config.data.train", at_least=prompts)
     for split, eval_examples in questions.items():

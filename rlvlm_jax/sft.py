@@ -4,7 +4,7 @@
 
 Same model, data, optimizer, mesh, run directory and evaluation as `train`; the loss is the mean
 negative log-probability of the solution's tokens, including the end token. One batch of
-`update.minibatch` problems is one optimizer step.
+`train.minibatch` problems is one optimizer step.
 """
 
 from collections.abc import Callable, Sequence
@@ -62,7 +62,7 @@ def sft_loss(
     lps, entropies, _ = logprobs(
         setup.model,
         setup.policy,
-        setup.config.update.logprob_chunk,
+        setup.config.train.logprob_chunk,
         merge(trained_params, frozen_params),
         piece.prompts,
         piece.features,
@@ -117,11 +117,11 @@ def train(config: ConfigDict, workdir: str) -> bool:
 
     Raises:
         InputError: something the user can fix.
-        FloatingPointError: `update.max_bad_steps` updates in a row had a non-finite gradient.
+        FloatingPointError: `train.max_bad_steps` updates in a row had a non-finite gradient.
     """
     run = Run(config, workdir)
     session = run.session
-    optimizer, schedule = optim.make_optimizer(config.update, run.total_steps, session.model.part)
+    optimizer, schedule = optim.make_optimizer(config.train, run.total_steps, session.model.part)
     state = run.restore_or_init(optimizer)
     step_fn = make_step(session, optimizer, state)
     evaluate = scheme.make_evaluate_fn(session, config, startup.make_feature_cache(session))

@@ -132,7 +132,7 @@ class Session:
     @property
     def features_frozen(self) -> bool:
         """Whether image features stay the same during training, so they are computed only once."""
-        return not (self.config.update.train_vit or self.config.update.train_connector)
+        return not (self.config.train.train_vit or self.config.train.train_connector)
 
 
 def make_feature_cache(session: Session) -> FeatureCache:
@@ -163,21 +163,21 @@ def add_adapters(config: ConfigDict, model: models.Model, params: Params, key: A
     Raises:
         InputError: no weight is selected.
     """
-    update = config.update
-    if not update.lora_rank:
+    train = config.train
+    if not train.lora_rank:
         return params
-    chosen = optim.make_trained(update, model.part)
+    chosen = optim.make_trained(train, model.part)
     adapted = lora.add(
         params,
         key,
-        update.lora_rank,
-        update.lora_alpha or update.lora_rank,
+        train.lora_rank,
+        train.lora_alpha or train.lora_rank,
         lambda path: chosen(path.removesuffix("weight") + "lora_a"),
     )
     if not lora.has_adapters(adapted):
         raise InputError(
-            f"config.update.lora_rank={update.lora_rank} finds no weight to adapt; check "
-            "config.update.train_vit, train_connector, train_llm and only"
+            f"config.train.lora_rank={train.lora_rank} finds no weight to adapt; check "
+            "config.train.train_vit, train_connector, train_llm and only"
         )
     return adapted
 
@@ -267,7 +267,7 @@ def open_session(
         dtype=config.model.dtype,
         head_sizes=sizes.head_sizes,
         mesh=mesh,
-        packed=config.update.pack_tokens > 0,
+        packed=config.train.pack_tokens > 0,
     )
     model = models.build(
         sizes,
@@ -342,7 +342,7 @@ def initial_params(session: Session) -> Params:
         params = random_params(session, config.seed)
     else:
         params = load_params(session, session.source)
-    if not config.update.lora_rank:
+    if not config.train.lora_rank:
         return params
     shardings = jax.tree.map(lambda s: s.sharding, session.shapes)
     adapt = jax.jit(
@@ -363,13 +363,13 @@ def state_shapes(session: Session, optimizer: Any) -> TrainState:
     Raises:
         InputError: no parameter would be trained.
     """
-    update = session.config.update
-    is_trained = optim.make_trained(update, session.model.part)
+    train = session.config.train
+    is_trained = optim.make_trained(train, session.model.part)
     trained, _ = optim.split(session.shapes, is_trained)
     if not jax.tree.leaves(trained):
         raise InputError(
-            f"config.update.only={update.only!r} matches no parameter of the parts that "
-            "config.update.train_* select, so nothing would be trained"
+            f"config.train.only={train.only!r} matches no parameter of the parts that "
+            "config.train.train_* select, so nothing would be trained"
         )
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, is_trained), session.shapes)
     scalar = sharding.replicated(session.mesh)
@@ -385,7 +385,7 @@ def state_shapes(session: Session, optimizer: Any) -> TrainState:
 
 def initial_state(session: Session, optimizer: Any) -> TrainState:
     """Returns the state before the first update, with the shardings of `state_shapes`."""
-    is_trained = optim.make_trained(session.config.update, session.model.part)
+    is_trained = optim.make_trained(session.config.train, session.model.part)
     init = jax.jit(
         lambda params: init_state(params, optimizer, is_trained),
         out_shardings=jax.tree.map(lambda s: s.sharding, state_shapes(session, optimizer)),

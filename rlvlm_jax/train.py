@@ -99,7 +99,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
 
     Raises:
         InputError: something the user can fix.
-        FloatingPointError: `update.max_bad_steps` updates in a row had a non-finite gradient.
+        FloatingPointError: `train.max_bad_steps` updates in a row had a non-finite gradient.
     """
     # ---- set-up: run directory, model, data, state --------------------------------------------
     run = Run(config, workdir)
@@ -107,7 +107,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
     planner = make_planner(session)
     planner.check(run.loader.buckets)
     optimizer, schedule = optim.make_optimizer(
-        config.update, run.total_steps * optimizer_steps(config), session.model.part
+        config.train, run.total_steps * optimizer_steps(config), session.model.part
     )
     reference = startup.initial_params(session) if needs_reference(config) else None
     state = run.restore_or_init(optimizer)
@@ -221,7 +221,7 @@ def make_planner(session: startup.Session) -> packing.Planner:
     """Returns the planner that packs batches for steps III and IV; by default it packs nothing."""
     config = session.config
     return packing.Planner(
-        tokens=config.update.pack_tokens,
+        tokens=config.train.pack_tokens,
         streams=pass_shards(config),
         response_size=config.rollout.max_tokens,
         limit_prompts=not session.features_frozen,

@@ -128,7 +128,7 @@ def all_logprobs(
     plan: Plan | None,
 ) -> tuple[Array, Array]:
     """Returns log-probabilities and entropies of all responses, in parts of the batch or packed."""
-    compute = partial(logprobs, model, policy, config.update.logprob_chunk, params)
+    compute = partial(logprobs, model, policy, config.train.logprob_chunk, params)
     compute = partial(compute, flat_positions=config.algorithm.flat_positions)
     if plan is None:
         arrays = (prompts, features, rollout.tokens, rollout.valid, rollout.sampled)

@@ -92,7 +92,7 @@ def train_step(
         (state, stats). Stats are those of `loss_fn`, added up over pieces, and "loss", "grad_norm"
         (before the optimizer clips it) and "skipped", 1 if no step was taken.
     """
-    is_trained = make_trained(setup.config.update, setup.model.part)
+    is_trained = make_trained(setup.config.train, setup.model.part)
     params, frozen_params = split(state.params, is_trained)
     denoms = denominators(setup.config, trajectory, minibatch.rows)
     piece_loss = partial(loss_fn, setup, trajectory, denoms, frozen_params)
@@ -165,7 +165,7 @@ def rl_loss(
     new, entropies, present = logprobs(
         model,
         policy,
-        config.update.logprob_chunk,
+        config.train.logprob_chunk,
         params,
         t.prompts,
         t.features,
@@ -179,7 +179,7 @@ def rl_loss(
     # Streams carry all sequences; `present` are the sampled tokens that are in this piece.
     t = t._replace(trained=t.trained & present, sampled=present)
     if algorithm.aggregate == "microbatch":
-        pieces = config.update.minibatch / microbatch(config)
+        pieces = config.train.minibatch / microbatch(config)
         denoms = denoms._replace(loss=losses.denominator(t.trained) * pieces)
     old = t.old_logprobs
     if old is None:  # one optimizer step per batch: the policy is still the one that sampled
@@ -275,7 +275,7 @@ def gather_piece(
 
 def group_part(config: ConfigDict) -> int:
     """Returns how many adjacent sequences of a group are always in the same minibatch."""
-    return math.gcd(config.rollout.samples, config.update.minibatch)
+    return math.gcd(config.rollout.samples, config.train.minibatch)
 
 
 def prompt_sharing(config: ConfigDict) -> int:
@@ -285,7 +285,7 @@ def prompt_sharing(config: ConfigDict) -> int:
 
 def optimizer_steps(config: ConfigDict) -> int:
     """Returns how many optimizer steps the update of one batch makes."""
-    return config.update.epochs * sequences(config) // config.update.minibatch
+    return config.train.epochs * sequences(config) // config.train.minibatch
 
 
 def computed_tokens(config: ConfigDict, prompts: np.ndarray, plans: Plan | None) -> int:
@@ -298,27 +298,27 @@ def computed_tokens(config: ConfigDict, prompts: np.ndarray, plans: Plan | None)
     """
     if plans is not None:
         return int(plans.count.sum()) * plans.source[0, 0, 0].size
-    rows = config.update.epochs * sequences(config)
+    rows = config.train.epochs * sequences(config)
     return rows // prompt_sharing(config) * prompts.shape[1] + rows * config.rollout.max_tokens
 
 
 def minibatch_order(config: ConfigDict, key: Array) -> Array:
     """Draws which sequences make up each minibatch: int32[epochs, minibatches, b].
 
-    A minibatch consists of whole groups if `update.minibatch` is a multiple of `rollout.samples`,
+    A minibatch consists of whole groups if `train.minibatch` is a multiple of `rollout.samples`,
     else of parts of groups. Every epoch draws new ones.
 
     Args:
         config: the whole configuration.
         key: of the update.
     """
-    rows, mini, unit = sequences(config), config.update.minibatch, group_part(config)
+    rows, mini, unit = sequences(config), config.train.minibatch, group_part(config)
 
     def one_epoch(epoch_key: Array) -> Array:
         units = jax.random.permutation(epoch_key, rows // unit)
         return (units[:, None] * unit + jnp.arange(unit)).reshape(rows // mini, mini)
 
-    return jax.lax.map(one_epoch, jax.random.split(key, config.update.epochs))
+    return jax.lax.map(one_epoch, jax.random.split(key, config.train.epochs))
 
 
 def cut(config: ConfigDict, order: np.ndarray, plans: Plan | None) -> list[Minibatch]:

@@ -110,7 +110,7 @@ def settings(data, **keys):
         "data": data,
         "rollout__prompts": 8,
         "rollout__samples": 2,
-        "update__minibatch": 8,
+        "train__minibatch": 8,
         "eval__batch": 8,
         "total_steps": 10,
         "eval_every": 10,
@@ -208,9 +208,9 @@ def say(line):
 
 RICH = {  # what takes part in a step beside the least
     "rollout__samples": 4,
-    "update__minibatch": 16,
-    "update__lora_rank": 4,
-    "update__lr": 1e-3,
+    "train__minibatch": 16,
+    "train__lora_rank": 4,
+    "train__lr": 1e-3,
     "algorithm__kl_loss_coef": 0.1,
     "algorithm__filter": True,
     "algorithm__filter_refills": 2,

@@ -57,8 +57,8 @@ def arguments(workdir, data, config="tiny.py", **keys):
         "rollout__samples": 2,
         "rollout__max_tokens": 8,
         "rollout__chunk": 4,
-        "update__minibatch": 4,
-        "update__schedule": "constant",  # so that total_steps changes nothing before the end
+        "train__minibatch": 4,
+        "train__schedule": "constant",  # so that total_steps changes nothing before the end
         "total_steps": 4,
         "eval_every": 2,
         "checkpoint_every": 2,

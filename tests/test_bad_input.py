@@ -103,12 +103,12 @@ def test_config_file_that_does_not_load(refused, tmp_path, body):
 
 
 def test_sizes_that_do_not_divide(refused, tmp_path, data):
-    message = refused(arguments(tmp_path / "run", data, update__minibatch=3))
-    assert "config.update.minibatch=3 does not divide" in message
+    message = refused(arguments(tmp_path / "run", data, train__minibatch=3))
+    assert "config.train.minibatch=3 does not divide" in message
 
 
 def test_more_devices_than_there_are(refused, tmp_path, data):
-    keys = {"mesh__data": 16, "rollout__prompts": 16, "update__minibatch": 16}
+    keys = {"mesh__data": 16, "rollout__prompts": 16, "train__minibatch": 16}
     assert "config.mesh" in refused(arguments(tmp_path / "run", data, **keys))
 
 
@@ -229,8 +229,8 @@ def test_too_few_records_are_left(refused, tmp_path, data):
 
 
 def test_a_pattern_that_chooses_no_parameter(refused, tmp_path, data):
-    message = refused(arguments(tmp_path / "run", data, update__only="no_such_layer"))
-    assert "config.update.only='no_such_layer'" in message
+    message = refused(arguments(tmp_path / "run", data, train__only="no_such_layer"))
+    assert "config.train.only='no_such_layer'" in message
     assert "nothing would be trained" in message
 
 
@@ -356,17 +356,17 @@ def test_a_run_begun_before_a_key_existed_has_its_default():
     defaults = startup.resolved_config(config.default())
     began = json.loads(json.dumps(defaults))
     del began["rollout"]["cache"], began["compile_cache"]
-    began["update"]["lr"] = 7.0
+    began["train"]["lr"] = 7.0
     filled = run_lib._with_defaults(began, defaults)
-    assert run_lib._changed_keys(filled, defaults) == ["update.lr"]
-    assert run_lib._changed_keys(began, defaults) == ["rollout.cache", "update.lr"]
+    assert run_lib._changed_keys(filled, defaults) == ["train.lr"]
+    assert run_lib._changed_keys(began, defaults) == ["rollout.cache", "train.lr"]
 
 
 def test_resuming_with_another_configuration(refused, run):
     workdir, data, keys = run
-    message = refused(arguments(workdir, data, seed=1, update__lr=1.0, **keys))
+    message = refused(arguments(workdir, data, seed=1, train__lr=1.0, **keys))
     assert "config.seed" in message
-    assert "config.update.lr" in message
+    assert "config.train.lr" in message
 
 
 def test_records_stay_where_the_checkpoints_are_looked_for_elsewhere(refused, run, tmp_path):
@@ -379,8 +379,8 @@ def test_records_stay_where_the_checkpoints_are_looked_for_elsewhere(refused, ru
 
 def test_the_microbatch_may_change_only_where_it_is_not_part_of_the_loss(refused, run):
     workdir, data, keys = run
-    message = refused(arguments(workdir, data, update__microbatch=1, **keys))
-    assert "config.update.microbatch differs" in message
+    message = refused(arguments(workdir, data, train__microbatch=1, **keys))
+    assert "config.train.microbatch differs" in message
 
 
 def test_resuming_with_other_data(refused, run, tmp_path):

@@ -65,9 +65,9 @@ def test_smoke_keeps_the_algorithm(recipe):
 
 
 def test_flags_change_values():
-    found, _ = parse("--config.update.lr=1", "--config.rollout.prompts=24", "--config.seed=7")
-    assert found.update.lr == 1.0
-    assert isinstance(found.update.lr, float)
+    found, _ = parse("--config.train.lr=1", "--config.rollout.prompts=24", "--config.seed=7")
+    assert found.train.lr == 1.0
+    assert isinstance(found.train.lr, float)
     assert (found.rollout.prompts, found.seed) == (24, 7)
 
 
@@ -75,27 +75,27 @@ def test_flags_change_values():
     ("flags", "expected"),
     [
         (["--config.rollout.promts=4"], "did you mean config.rollout.prompts?"),
-        (["--config.updat.lr=4"], "did you mean config.update.lr?"),
-        (["--config.lr=4"], "did you mean config.update.lr?"),
+        (["--config.updat.lr=4"], "did you mean config.train.lr?"),
+        (["--config.lr=4"], "did you mean config.train.lr?"),
         (["--config.rollout.samples=2.5"], "config.rollout.samples=2.5"),
-        (["--config.update.lr=fast"], "config.update.lr=fast"),
+        (["--config.train.lr=fast"], "config.train.lr=fast"),
         (["--config.algorithm.filter=perhaps"], "config.algorithm.filter=perhaps"),
         (["--config.mode=train"], "config.mode='train' is not one of rl, sft, eval"),
         (["--config.algorithm.advantage=gae"], "config.algorithm.advantage='gae' is not one of"),
         (["--config.rollout.temperature=0"], "config.rollout.temperature=0"),
         (["--config.rollout.prompts=0"], "config.rollout.prompts=0 must be greater than 0"),
-        (["--config.update.lr=nan"], "config.update.lr=nan is not a finite number"),
-        (["--config.update.minibatch=48"], "config.update.minibatch=48 does not divide the 128"),
-        (["--config.update.microbatch=48"], "config.update.microbatch=48 does not divide"),
-        (["--config.update.pack_tokens=32"], "config.update.pack_tokens=32 has no room"),
+        (["--config.train.lr=nan"], "config.train.lr=nan is not a finite number"),
+        (["--config.train.minibatch=48"], "config.train.minibatch=48 does not divide the 128"),
+        (["--config.train.microbatch=48"], "config.train.microbatch=48 does not divide"),
+        (["--config.train.pack_tokens=32"], "config.train.pack_tokens=32 has no room"),
         (
-            ["--config.update.pack_tokens=160", "--config.algorithm.aggregate=microbatch"],
-            "but config.update.pack_tokens packs a varying number",
+            ["--config.train.pack_tokens=160", "--config.algorithm.aggregate=microbatch"],
+            "but config.train.pack_tokens packs a varying number",
         ),
         (["--config.algorithm.old_logprobs=update"], "is for one optimizer step per batch"),
         (
             [
-                *("--config.algorithm.old_logprobs=update", "--config.update.minibatch=128"),
+                *("--config.algorithm.old_logprobs=update", "--config.train.minibatch=128"),
                 "--config.algorithm.kl_reward_coef=0.1",
             ],
             "comes too late for config.algorithm.kl_reward_coef=0.1",
@@ -118,8 +118,8 @@ def test_flags_change_values():
         ),
         (["--config.mesh.data=3"], "does not divide over config.mesh.data x config.mesh.fsdp = 3"),
         (["--config.rollout.samples=1"], "config.rollout.samples=1 must be at least 2"),
-        (["--config.update.train_llm=False"], "nothing is trained"),
-        (["--config.update.only=["], "config.update.only='[' is not a regular expression"),
+        (["--config.train.train_llm=False"], "nothing is trained"),
+        (["--config.train.only=["], "config.train.only='[' is not a regular expression"),
         (["--config.data.train="], "config.data.train is empty"),
         (["--config.model.path="], "config.model.path is empty"),
         (["--config.eval.settings=('pass@3',)"], "config.eval.settings has 'pass@3'"),
@@ -167,8 +167,8 @@ def test_misspelt_key_inside_a_config_file(tmp_path):
 
 def test_all_problems_are_reported_at_once():
     with pytest.raises(InputError) as caught:
-        parse("--config.update.lr=-1", "--config.rollout.top_p=2", "--config.mode=x")
-    for part in ("config.update.lr=-1", "config.rollout.top_p=2", "config.mode='x'"):
+        parse("--config.train.lr=-1", "--config.rollout.top_p=2", "--config.mode=x")
+    for part in ("config.train.lr=-1", "config.rollout.top_p=2", "config.mode='x'"):
         assert part in str(caught.value)
 
 
@@ -182,7 +182,7 @@ def test_mesh_takes_the_devices_that_are_left():
     [(0, 1), (128, 1), (127, 2), (64, 2), (40, 4), (8, 16), (1, 16)],
 )
 def test_logprob_passes_keep_prompts_whole(most, passes):
-    found, _ = parse(f"--config.update.logprob_batch={most}")
+    found, _ = parse(f"--config.train.logprob_batch={most}")
     assert config.logprob_passes(found) == passes  # 16 prompts of 8 samples, one device
 
 

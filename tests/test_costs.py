@@ -82,8 +82,8 @@ def programs(vocabulary=V, prompt=P, **settings):
         "rollout__top_p": 0.9,
         "rollout__temperature": 0.8,
         "rollout__chunk": R,
-        "update__minibatch": N * G,
-        "update__logprob_chunk": CHUNK,
+        "train__minibatch": N * G,
+        "train__logprob_chunk": CHUNK,
         "algorithm__old_logprobs": "trainer",  # or the passes would be empty
         **settings,
     }
@@ -96,11 +96,11 @@ def programs(vocabulary=V, prompt=P, **settings):
         banned=tiny_model.BANNED,
         tokenizer=SimpleNamespace(stop_ids=(tiny_model.STOP,), pad_id=tiny_model.PAD),
         media=tiny_model.SPEC,
-        features_frozen=not (config.update.train_vit or config.update.train_connector),
+        features_frozen=not (config.train.train_vit or config.train.train_connector),
     )
     session.batch_shapes = functools.partial(startup.Session.batch_shapes, session)
-    optimizer, _ = optim.make_optimizer(config.update, 10, model.part)
-    is_trained = optim.make_trained(config.update, model.part)
+    optimizer, _ = optim.make_optimizer(config.train, 10, model.part)
+    is_trained = optim.make_trained(config.train, model.part)
     params = startup.with_mesh_shardings(jax.eval_shape(model.init, jax.random.key(0)), model, mesh)
     state = jax.eval_shape(lambda p: init_state(p, optimizer, is_trained), params)
     shardings = jax.tree.map(lambda _: sharding.replicated(mesh), state)
@@ -279,7 +279,7 @@ def counted_gradient(copies):
 
 def test_samples_share_the_gradient_of_their_prompt():
     shared, separate = (
-        products(programs(update__microbatch=rows)[0].update.jaxpr) for rows in (N * G, 1)
+        products(programs(train__microbatch=rows)[0].update.jaxpr) for rows in (N * G, 1)
     )
     share, expected = shared / separate, counted_gradient(1) / counted_gradient(G)
     assert expected < 0.25

@@ -162,8 +162,8 @@ def text(function, *arguments):
 def traced(c, name):
     """Returns the text of one of `train.Steps` as `train.make_steps` makes them, or of the loss."""
     session = startup.open_session(c, SOURCE)
-    optimizer, _ = optim.make_optimizer(c.update, 10, session.model.part)
-    chosen = optim.make_trained(c.update, session.model.part)
+    optimizer, _ = optim.make_optimizer(c.train, 10, session.model.part)
+    chosen = optim.make_trained(c.train, session.model.part)
     state = jax.eval_shape(lambda params: init_state(params, optimizer, chosen), session.shapes)
     whole = sharding.replicated(session.mesh)
     state = sharding.with_shardings(state, jax.tree.map(lambda _: whole, state))
@@ -290,7 +290,7 @@ def moves(c):
         "vision": {"blocks": some, "merger": some},
         "language": {"layers": some, "head": some},
     }
-    optimizer, _ = optim.make_optimizer(c.update, 10, part)
+    optimizer, _ = optim.make_optimizer(c.train, 10, part)
     state, found = optimizer.init(weights), []
     for size in (0.1, 10.0, -1.0):
         gradient = jax.tree.map(lambda x, size=size: size * x, weights)
@@ -687,11 +687,11 @@ CASES = {
     "data.instruction": [case("", "Show your working.", data_flow)],
     "data.system": [case("", "You are a teacher.", data_flow)],
     "data.buckets": [
-        case(2, 1, data_flow_of_images, **ON_FILE, rollout__prompts=1, update__minibatch=4)
+        case(2, 1, data_flow_of_images, **ON_FILE, rollout__prompts=1, train__minibatch=4)
     ],
     "data.workers": [case(2, 1, reading_threads)],
     "data.index": [case("", "index", data_flow_of_images, **ON_FILE)],
-    "data.feature_cache_gib": [case(1.0, 0.0, loop, total_steps=6, update__max_bad_steps=50)],
+    "data.feature_cache_gib": [case(1.0, 0.0, loop, total_steps=6, train__max_bad_steps=50)],
     "data.limit_eval": [case(0, 2, data_flow)],
     # step II
     "rollout.prompts": [case(4, 8, data_flow)],
@@ -760,7 +760,7 @@ CASES = {
         case("trainer", "sampler", observer) for observer in (passes, trajectory, update)
     ],
     "algorithm.aggregate": [
-        case("token", other, update, update__microbatch=4)
+        case("token", other, update, train__microbatch=4)
         for other in ("sequence", "constant", "microbatch")
     ],
     "algorithm.length_norm": [case(0, 5, update, algorithm__aggregate="constant")],
@@ -770,32 +770,32 @@ CASES = {
     ],
     "algorithm.entropy_coef": [case(0.0, 0.01, loss)],
     # the optimizer steps of step IV
-    "update.minibatch": [case(8, 16, update)],
-    "update.microbatch": [case(0, 4, update)],
-    "update.logprob_batch": [case(0, 8, passes)],
-    "update.logprob_chunk": [case(4, 2, passes), case(4, 2, update)],
-    "update.pack_tokens": [case(0, 48, passes), case(0, 48, update), case(48, 64, update)],
-    "update.epochs": [case(1, 2, minibatches), case(1, 2, loop)],
-    "update.lr": [case(1e-3, 2e-3, moves), case(1e-3, 2e-3, loop)],
-    "update.schedule": [case("cosine", "constant", moves)],
-    "update.warmup": [case(0.1, 0.5, moves)],
-    "update.final_lr": [case(0.0, 0.5, moves)],
-    "update.weight_decay": [case(0.0, 0.1, moves)],
-    "update.b1": [case(0.9, 0.8, moves)],
-    "update.b2": [case(0.95, 0.9, moves)],
-    "update.eps": [case(1e-6, 1e-2, moves)],
-    "update.grad_clip": [case(1.0, 0.5, moves)],
-    "update.max_bad_steps": [case(5, 2, loop)],
-    "update.train_vit": [case(False, True, update)],
-    "update.train_connector": [case(False, True, update)],
-    "update.train_llm": [case(True, False, update, update__train_vit=True)],
-    "update.train_head": [case(True, False, update)],
-    "update.only": [case("", "attn/", update)],
-    "update.lora_rank": [case(0, 2, update), case(0, 2, adapters)],
-    "update.lora_alpha": [case(0.0, 4.0, adapters, update__lora_rank=2)],
-    "update.lr_vit": [case(0.0, 2e-3, moves)],
-    "update.lr_connector": [case(0.0, 2e-3, moves)],
-    "update.lr_head": [case(0.0, 2e-3, moves)],
+    "train.minibatch": [case(8, 16, update)],
+    "train.microbatch": [case(0, 4, update)],
+    "train.logprob_batch": [case(0, 8, passes)],
+    "train.logprob_chunk": [case(4, 2, passes), case(4, 2, update)],
+    "train.pack_tokens": [case(0, 48, passes), case(0, 48, update), case(48, 64, update)],
+    "train.epochs": [case(1, 2, minibatches), case(1, 2, loop)],
+    "train.lr": [case(1e-3, 2e-3, moves), case(1e-3, 2e-3, loop)],
+    "train.schedule": [case("cosine", "constant", moves)],
+    "train.warmup": [case(0.1, 0.5, moves)],
+    "train.final_lr": [case(0.0, 0.5, moves)],
+    "train.weight_decay": [case(0.0, 0.1, moves)],
+    "train.b1": [case(0.9, 0.8, moves)],
+    "train.b2": [case(0.95, 0.9, moves)],
+    "train.eps": [case(1e-6, 1e-2, moves)],
+    "train.grad_clip": [case(1.0, 0.5, moves)],
+    "train.max_bad_steps": [case(5, 2, loop)],
+    "train.train_vit": [case(False, True, update)],
+    "train.train_connector": [case(False, True, update)],
+    "train.train_llm": [case(True, False, update, train__train_vit=True)],
+    "train.train_head": [case(True, False, update)],
+    "train.only": [case("", "attn/", update)],
+    "train.lora_rank": [case(0, 2, update), case(0, 2, adapters)],
+    "train.lora_alpha": [case(0.0, 4.0, adapters, train__lora_rank=2)],
+    "train.lr_vit": [case(0.0, 2e-3, moves)],
+    "train.lr_connector": [case(0.0, 2e-3, moves)],
+    "train.lr_head": [case(0.0, 2e-3, moves)],
     # supervised training
     "sft.style": [case("worked", "mixed", data_flow, **SFT)],
     "sft.direct_share": [case(0.6, 0.1, data_flow, **SFT, sft__style="mixed")],

@@ -28,7 +28,7 @@ def tiny():
     config.total_steps, config.eval_every, config.compile_cache = 1, 0, ""
     config.rollout.prompts = config.rollout.samples = 2
     config.rollout.max_tokens = 4
-    config.update.minibatch = 4
+    config.train.minibatch = 4
     config.data.max_prompt_tokens, config.data.buckets = 128, 1
     return config
 

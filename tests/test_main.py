@@ -210,7 +210,7 @@ def test_no_image_size_compiles_anything_after_the_first_step(tmp_path):
 def test_packed_streams_and_two_shapes_change_the_work_and_not_the_numbers(
     tmp_path, data, finished
 ):
-    settings = {"total_steps": 3, "update__pack_tokens": 160, "data__buckets": 2}
+    settings = {"total_steps": 3, "train__pack_tokens": 160, "data__buckets": 2}
     assert main.main(arguments(tmp_path, data, **settings)) == 0
     packed, rows = train_lines(tmp_path), train_lines(finished)
     share = "update/useful_token_fraction"
@@ -226,7 +226,7 @@ def test_packed_streams_and_two_shapes_change_the_work_and_not_the_numbers(
 
 @pytest.mark.slow
 def test_a_packed_run_is_resumed(tmp_path, data):
-    settings = {"update__pack_tokens": 160, "update__epochs": 2, "eval_every": 0}
+    settings = {"train__pack_tokens": 160, "train__epochs": 2, "eval_every": 0}
     for steps in (2, 4):
         assert main.main(arguments(tmp_path / "a", data, total_steps=steps, **settings)) == 0
     assert main.main(arguments(tmp_path / "b", data, total_steps=4, **settings)) == 0
@@ -374,8 +374,8 @@ def test_supervised_training_learns_the_solutions(tmp_path, data):
     keys = {
         "mode": "sft",
         "rollout__max_tokens": 16,
-        "update__minibatch": 12,
-        "update__lr": 1e-3,
+        "train__minibatch": 12,
+        "train__lr": 1e-3,
         "total_steps": 6,
         "checkpoint_every": 3,
         "eval_every": 0,
@@ -466,9 +466,9 @@ def test_batches_are_refilled_and_a_resumed_run_stays_equal(tmp_path):
 @pytest.mark.slow
 def test_adapters_are_trained_resumed_evaluated_and_exported(tmp_path, data):
     keys = {
-        "update__lora_rank": 2,
-        "update__train_vit": True,
-        "update__lr": 1e-2,
+        "train__lora_rank": 2,
+        "train__train_vit": True,
+        "train__lr": 1e-2,
         "total_steps": 4,
     }
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -565,7 +565,7 @@ def test_training_goes_on_beside_workers_that_hang_raise_eat_die_and_are_killed(
         "rollout__prompts": 8,
         "rollout__samples": 4,
         "rollout__max_tokens": 16,
-        "update__minibatch": 16,
+        "train__minibatch": 16,
         "data__val": "",
         "eval_every": 0,
         "total_steps": 3,

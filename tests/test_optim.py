@@ -17,7 +17,7 @@ PARTS = ("vit", "connector", "llm")
 
 def update_keys(**changes):
     """The group `update` of a configuration: a learning rate of 1 that stays, nothing else on."""
-    keys = config.default().update
+    keys = config.default().train
     keys.update(
         {"lr": 1.0, "schedule": "constant", "warmup": 0.0, "weight_decay": 0.0, "grad_clip": 0.0}
     )
@@ -152,7 +152,7 @@ def test_trained_parts_are_the_switches_that_are_on():
         switches = {f"train_{name}": on for name, on in zip(PARTS, choice, strict=True)}
         trained = optim.make_trained(update_keys(**switches), part_of)
         assert [trained(f"{name}/weight") for name in PARTS] == list(choice)
-    trained = optim.make_trained(config.default().update, part_of)
+    trained = optim.make_trained(config.default().train, part_of)
     assert [trained(f"{part}/x") for part in ("vit", "connector", "llm", "head")] == [0, 0, 1, 1]
 
 

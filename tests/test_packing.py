@@ -162,7 +162,7 @@ def test_long_tails_waste_little(tokens, least):
 
 
 def test_computed_tokens_by_hand():
-    c = tiny_model.settings(update__microbatch=2, update__epochs=3)
+    c = tiny_model.settings(train__microbatch=2, train__epochs=3)
     prompts = np.ones((4, 24), bool)
     # Two samples of a prompt share it.
     assert computed_tokens(c, prompts, None) == 3 * (8 * 24 + 16 * 6)
@@ -347,9 +347,9 @@ def test_a_packed_update_with_everything_that_a_loss_can_have(tiny, trajectory):
         "algorithm__is_cap": 2.0,
         "algorithm__dual_clip": 3.0,
         "algorithm__flat_positions": True,
-        "update__epochs": 2,
-        "update__train_vit": True,
-        "update__train_connector": True,
+        "train__epochs": 2,
+        "train__train_vit": True,
+        "train__train_connector": True,
     }
     trajectory = trajectory._replace(features=None)
     rows = updated(trajectory, **settings)
@@ -406,7 +406,7 @@ def test_packed_passes_are_those_of_rows(tiny, responses, mesh):
 
 
 def test_the_order_of_minibatches_is_drawn_from_the_key():
-    c = tiny_model.settings(update__epochs=2)
+    c = tiny_model.settings(train__epochs=2)
     order = np.asarray(minibatch_order(c, jax.random.key(1)))
     assert order.shape == (2, 2, 8)
     assert sorted(order[0].reshape(-1)) == sorted(order[1].reshape(-1)) == list(range(16))

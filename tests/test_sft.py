@@ -23,7 +23,7 @@ from tests.run_cases import arguments, read_lines, write_problems
 from tests.tiny_model import PAD, STOP
 
 ROWS, LENGTH, EPS = 8, 6, 1e-3
-BASE = {"update__microbatch": 2}
+BASE = {"train__microbatch": 2}
 
 
 class Letters:
@@ -97,13 +97,13 @@ def build(tiny):
         if key not in made:
             model, params = tiny
             devices = dict(zip(("mesh__data", "mesh__fsdp", "mesh__tensor"), mesh, strict=True))
-            fixed = {"mode": "sft", "update__minibatch": ROWS, "update__eps": EPS}
-            fixed |= {"update__schedule": "constant", "update__warmup": 0.0}
+            fixed = {"mode": "sft", "train__minibatch": ROWS, "train__eps": EPS}
+            fixed |= {"train__schedule": "constant", "train__warmup": 0.0}
             c = tiny_model.settings(**fixed, **devices, **settings)
-            optimizer, _ = optim.make_optimizer(c.update, 10, model.part)
+            optimizer, _ = optim.make_optimizer(c.train, 10, model.part)
             device_mesh, is_trained = (
                 sharding.make_mesh(*mesh),
-                optim.make_trained(c.update, model.part),
+                optim.make_trained(c.train, model.part),
             )
             shapes = jax.eval_shape(lambda: params)
             shardings = sharding.param_shardings(shapes, model.param_rules, device_mesh)
@@ -187,7 +187,7 @@ def test_parameters_follow_the_gradient_of_the_mean_surprise(tiny, by_hand, base
 @pytest.mark.slow
 @pytest.mark.parametrize("micro", [1, 0])
 def test_micro_batches_change_nothing(build, problems, base, micro):
-    state, stats = run(build(update__microbatch=micro), problems)
+    state, stats = run(build(train__microbatch=micro), problems)
     assert distance(state.params, base[0].params) < 1e-5
     assert stats.keys() == base[1].keys()
     for name, value in base[1].items():
@@ -218,7 +218,7 @@ def test_frozen_parts_keep_their_bytes(tiny, base):
 
 @pytest.mark.slow
 def test_the_gradient_reaches_the_vision_tower_where_that_is_trained(tiny, build, problems):
-    state, _ = run(build(update__train_llm=False, update__train_vit=True), problems)
+    state, _ = run(build(train__train_llm=False, train__train_vit=True), problems)
     before, after = tiny[1], state.params
     assert distance(before["language"], after["language"]) == 0
     assert distance(before["vision"]["merger"], after["vision"]["merger"]) == 0

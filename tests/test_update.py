@@ -55,7 +55,7 @@ def judge(collected, *, mesh=ONE, reference=None, scores=None, **settings):
     if scores is None:
         scores = np.arange(16, dtype=np.float32) % 3
     kept = np.repeat(kept_groups(config, (scores > 0).astype(np.float32)), 4)
-    frozen = not (config.update.train_vit or config.update.train_connector)
+    frozen = not (config.train.train_vit or config.train.train_connector)
     seen = batch, features if frozen else None, rollout
     params = tiny_steps.sharded_params(mesh)
     passes = tiny_steps.passes(**settings)(params, reference, *seen)
@@ -102,7 +102,7 @@ def test_parameters_move_and_numbers_are_sane(tiny, collected, base):
 
 @pytest.mark.slow
 def test_ratio_is_one_before_the_first_update(collected):
-    keys = {"update__minibatch": 16, "update__microbatch": 4}
+    keys = {"train__minibatch": 16, "train__microbatch": 4}
     _, stats, _ = run(collected, **keys, algorithm__old_logprobs="trainer")
     assert float(stats["update/ratio_mean"]) == pytest.approx(1.0, abs=1e-6)
     assert float(stats["update/clip_fraction"]) == 0.0
@@ -110,7 +110,7 @@ def test_ratio_is_one_before_the_first_update(collected):
 
 @pytest.mark.parametrize("loss", ["ppo", pytest.param("gspo", marks=pytest.mark.slow)])
 def test_one_optimizer_step_needs_no_pass_before_it(collected, loss):
-    keys = {"update__minibatch": 16, "update__microbatch": 4, "algorithm__loss": loss}
+    keys = {"train__minibatch": 16, "train__microbatch": 4, "algorithm__loss": loss}
     state, stats, trajectory = run(collected, **keys)
     assert trajectory.old_logprobs is None
     expected, more, judged = run(collected, **keys, algorithm__old_logprobs="trainer")
@@ -137,7 +137,7 @@ def test_an_update_of_nothing_has_no_entropy_and_no_gap(collected):
             sampled=jnp.zeros_like(trajectory.sampled), trained=jnp.zeros_like(trajectory.trained)
         )
 
-    keys = {"update__minibatch": 16, "update__microbatch": 4}
+    keys = {"train__minibatch": 16, "train__microbatch": 4}
     _, stats, _ = run(collected, poison=nothing, **keys)
     assert np.isnan(stats["logprob_diffs"]).all()
     for name in ("update/entropy", "rollout/logprob_gap_mean", "rollout/logprob_gap_max"):
@@ -170,14 +170,14 @@ def test_without_a_pass_the_samplers_own_are_the_old_ones(collected, base):
 def test_micro_batches_change_nothing(collected, aggregate, micro):
     settings = {} if aggregate == "token" else {"algorithm__aggregate": aggregate}
     whole = run(collected, **settings)
-    parts = run(collected, **settings, update__microbatch=micro)
+    parts = run(collected, **settings, train__microbatch=micro)
     assert distance(whole[0].params, parts[0].params) < 1e-5
     assert float(parts[1]["update/loss"]) == pytest.approx(float(whole[1]["update/loss"]), abs=1e-5)
 
 
 def test_rows_that_share_a_prompt_equal_rows_that_do_not(collected, base):
     """G = 4 with micro-batches of one sequence each: nothing is shared."""
-    alone = run(collected, update__microbatch=1)
+    alone = run(collected, train__microbatch=1)
     assert distance(base[0].params, alone[0].params) < 1e-5
 
 
@@ -201,14 +201,14 @@ def test_devices_change_nothing(collected, base, mesh):
 
 @pytest.mark.slow
 def test_logprob_passes_change_nothing(collected, base):
-    other = run(collected, update__logprob_batch=8)
+    other = run(collected, train__logprob_batch=8)
     np.testing.assert_allclose(other[2].old_logprobs, base[2].old_logprobs, atol=1e-6)
     assert distance(base[0].params, other[0].params) < 1e-5
 
 
 @pytest.mark.slow
 def test_logprob_chunk_changes_nothing(collected, base):
-    other = run(collected, update__logprob_chunk=64)
+    other = run(collected, train__logprob_chunk=64)
     np.testing.assert_allclose(other[2].old_logprobs, base[2].old_logprobs, atol=1e-6)
     assert distance(base[0].params, other[0].params) < 1e-5
 
@@ -234,7 +234,7 @@ def test_frozen_parts_keep_their_bytes_and_have_no_state(tiny, collected, base):
     ],
 )
 def test_each_part_is_a_switch(tiny, collected, switch, moved, kept):
-    settings = {"update__train_llm": False, f"update__{switch}": True}
+    settings = {"train__train_llm": False, f"update__{switch}": True}
     state, _, _ = run(collected, **settings)
 
     def part(params, path):
@@ -276,7 +276,7 @@ def test_garbage_outside_the_mask_changes_nothing(collected, base):
 
 @pytest.mark.slow
 def test_reference_divergence_is_zero_at_the_start_and_pulls_back_later(tiny, collected):
-    settings = {"update__minibatch": 16, "algorithm__kl_loss_coef": 0.1}
+    settings = {"train__minibatch": 16, "algorithm__kl_loss_coef": 0.1}
     _, stats, _ = run(collected, **settings, reference=tiny[1])
     assert float(stats["update/kl"]) == pytest.approx(0.0, abs=1e-9)
     moved = jax.tree.map(lambda x: x * 1.1, tiny[1])
@@ -314,7 +314,7 @@ def test_groups_that_are_left_out_do_not_take_part_in_whitening(collected, advan
 
 @pytest.mark.slow
 def test_a_batch_with_nothing_left_moves_nothing(tiny, collected):
-    settings = {"algorithm__filter": True, "update__weight_decay": 0.1}
+    settings = {"algorithm__filter": True, "train__weight_decay": 0.1}
     state, _, _ = run(collected, scores=np.ones(16, np.float32), **settings)
     assert distance(state.params, tiny[1]) == 0
     assert (int(state.step), int(state.bad_steps)) == (0, 0)
@@ -431,7 +431,7 @@ def test_truncated_responses_may_be_left_out(collected):
 @pytest.mark.slow
 def test_the_entropy_bonus_raises_entropy(collected):
     scores = np.ones(16, np.float32)  # no advantage: the bonus alone moves
-    settings = {"update__minibatch": 16, "algorithm__entropy_coef": 0.1}
+    settings = {"train__minibatch": 16, "algorithm__entropy_coef": 0.1}
     state, stats, t = run(collected, scores=scores, **settings)
     entropy = float(stats["update/entropy"])
     assert float(stats["update/loss"]) == pytest.approx(-0.1 * entropy, rel=1e-5)
@@ -444,7 +444,7 @@ def test_the_entropy_bonus_raises_entropy(collected):
 def test_means_of_micro_batches_are_averaged(collected):
     """With one sequence a micro-batch that is the mean of the sequences' means."""
     micro, sequence, token = (
-        run(collected, algorithm__aggregate=aggregate, update__microbatch=1)[0]
+        run(collected, algorithm__aggregate=aggregate, train__microbatch=1)[0]
         for aggregate in ("microbatch", "sequence", "token")
     )
     assert distance(micro.params, sequence.params) < 1e-6

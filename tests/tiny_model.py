@@ -107,9 +107,9 @@ def settings(**changes):
     """Returns a configuration for `batch()`: 4 prompts, 4 samples, 6 tokens; keys are dotted."""
     c = config.default()
     c.rollout.prompts, c.rollout.samples, c.rollout.max_tokens = 4, 4, 6
-    c.update.minibatch, c.update.lr, c.update.weight_decay = 8, 1e-3, 0.0
-    c.update.eps = 1e-6  # or Adam makes whole steps of elements whose gradient is rounding error
-    c.update.logprob_chunk = 4
+    c.train.minibatch, c.train.lr, c.train.weight_decay = 8, 1e-3, 0.0
+    c.train.eps = 1e-6  # or Adam makes whole steps of elements whose gradient is rounding error
+    c.train.logprob_chunk = 4
     with c.unlocked():
         for key, value in changes.items():
             c.update_from_flattened_dict({key.replace("__", "."): value})

@@ -17,11 +17,11 @@ from tests import tiny_model
 
 POLICY = Policy(0.8, tiny_model.BANNED)
 ONE = (1, 1, 1, 1)  # a mesh: devices along each of sharding.AXES
-OF_THE_OLD = ("update__minibatch", "update__epochs", "algorithm__old_logprobs", "algorithm__kl_")
-OF_THE_PASSES = ("update__logprob_", "algorithm__flat_positions")
+OF_THE_OLD = ("train__minibatch", "train__epochs", "algorithm__old_logprobs", "algorithm__kl_")
+OF_THE_PASSES = ("train__logprob_", "algorithm__flat_positions")
 NOT_OF_THE_UPDATE = (
     *("algorithm__advantage", "algorithm__filter", "algorithm__normalise"),
-    *("algorithm__mask_truncated", "update__logprob_batch", "mesh__"),
+    *("algorithm__mask_truncated", "train__logprob_batch", "mesh__"),
 )
 
 
@@ -95,7 +95,7 @@ def step(mesh=ONE, **settings):
 def _step(mesh, **settings):
     model, _ = tiny_model.build()
     config = on_mesh(mesh, **settings)
-    optimizer, _ = optim.make_optimizer(config.update, 10, model.part)
+    optimizer, _ = optim.make_optimizer(config.train, 10, model.part)
     setup = Setup(model, config, POLICY, optimizer, make_mesh(mesh))
     return jax.jit(functools.partial(train_step, setup, rl_loss))
 
@@ -127,13 +127,13 @@ def sharded_params(mesh=ONE):
 
 def state(mesh=ONE, **settings):
     """Returns the state before the first update."""
-    return _state(mesh, **chosen(settings, ("update__train_",)))
+    return _state(mesh, **chosen(settings, ("train__train_",)))
 
 
 @functools.cache
 def _state(mesh, **settings):
     model, _ = tiny_model.build()
     config = on_mesh(mesh, **settings)
-    optimizer, _ = optim.make_optimizer(config.update, 10, model.part)
-    trained = optim.make_trained(config.update, model.part)
+    optimizer, _ = optim.make_optimizer(config.train, 10, model.part)
+    trained = optim.make_trained(config.train, model.part)
     return jax.jit(lambda params: init_state(params, optimizer, trained))(sharded_params(mesh))

@@ -227,7 +227,7 @@ def sizes(workload: "Workload") -> dict[str, Any]:
             ((workload.batch.tokens == model.image_token_id) & workload.batch.mask)[0].sum()
         ),
         "new_tokens": c.rollout.max_tokens,
-        "minibatch": c.update.minibatch,
+        "minibatch": c.train.minibatch,
     }
 
 

@@ -80,7 +80,7 @@ def counted(work: Workload) -> dict[str, dict[str, Work]]:
     """
     session, media = work.session, work.session.media
     trained, _ = optim.split(
-        session.shapes, optim.make_trained(work.config.update, session.model.part)
+        session.shapes, optim.make_trained(work.config.train, session.model.part)
     )
     sizes = Sizes(
         config=work.config,

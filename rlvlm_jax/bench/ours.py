@@ -117,7 +117,7 @@ class Ours:
 def start(work: Workload) -> Ours:
     """Loads the weights and compiles every step for the batch's shape; runs nothing."""
     config, session = work.config, work.session
-    optimizer, _ = optim.make_optimizer(config.update, UPDATES, session.model.part)
+    optimizer, _ = optim.make_optimizer(config.train, UPDATES, session.model.part)
     reference = startup.initial_params(session) if train.needs_reference(config) else None
     state = startup.initial_state(session, optimizer)
     bucket = work.batch.tokens.shape[1], session.media.size(work.batch.media)

@@ -140,16 +140,16 @@ class Peer:
         advantages = (scores - scores.float().mean())[:, None].expand(self.tokens.shape)
 
         def steps() -> None:
-            for _ in range(c.update.epochs):
+            for _ in range(c.train.epochs):
                 order = torch.randperm(sequences(c)).tolist()
-                for first in range(0, sequences(c), c.update.minibatch):
-                    chosen = order[first : first + c.update.minibatch]
+                for first in range(0, sequences(c), c.train.minibatch):
+                    chosen = order[first : first + c.train.minibatch]
                     for i in range(0, len(chosen), micro):
                         rows = chosen[i : i + micro]
                         (self._loss(rows, advantages) * len(rows) / len(chosen)).backward()
                     torch.nn.utils.clip_grad_norm_(
                         [p for p in self.model.parameters() if p.requires_grad],
-                        c.update.grad_clip or float("inf"),
+                        c.train.grad_clip or float("inf"),
                     )
                     self.optimizer.step()
                     self.optimizer.zero_grad()
@@ -182,12 +182,12 @@ def check_comparable(work: Workload) -> None:
             "directory, with config.model.random_init=False"
         )
     required = {
-        "update.lora_rank": 0,
-        "update.train_vit": False,
-        "update.train_connector": False,
-        "update.train_llm": True,
-        "update.train_head": True,
-        "update.only": "",
+        "train.lora_rank": 0,
+        "train.train_vit": False,
+        "train.train_connector": False,
+        "train.train_llm": True,
+        "train.train_head": True,
+        "train.only": "",
         "algorithm.loss": "ppo",
         "algorithm.aggregate": "token",
         "algorithm.kl_loss_kind": "k3",
@@ -232,10 +232,10 @@ def start(work: Workload) -> Peer:
     reference = load().eval().requires_grad_(False) if c.algorithm.kl_loss_coef else None
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
-        lr=c.update.lr,
-        betas=(c.update.b1, c.update.b2),
-        eps=c.update.eps,
-        weight_decay=c.update.weight_decay,
+        lr=c.train.lr,
+        betas=(c.train.b1, c.train.b2),
+        eps=c.train.eps,
+        weight_decay=c.train.weight_decay,
         fused=True,
     )
     batch = work.batch

@@ -32,8 +32,8 @@ _ON_GPU = {  # for the cases that need a GPU
     "model.dtype": "bfloat16",
     "algorithm.old_logprobs": "trainer",
     "model.remat": "full",
-    "update.microbatch": 16,
-    "update.logprob_batch": 64,
+    "train.microbatch": 16,
+    "train.logprob_batch": 64,
 }
 
 
@@ -72,7 +72,7 @@ class Workload(NamedTuple):
 
 
 _MODELS = {name: size for row in FAMILIES.values() for name, size in row.benchmark.items()}
-_LORA = (("update.lora_rank", 64), ("update.lora_alpha", 128.0))
+_LORA = (("train.lora_rank", 64), ("train.lora_alpha", 128.0))
 CASES = {
     case.name: case
     for case in (
@@ -175,8 +175,8 @@ def configuration(case: Case) -> ConfigDict:
     )
     c.algorithm.advantage = "reinforce_pp"
     c.algorithm.kl_loss_coef = 1e-3
-    c.update.minibatch = case.prompts * case.samples // 2
-    c.update.schedule, c.update.warmup, c.update.eps = "constant", 0.0, 1e-5
+    c.train.minibatch = case.prompts * case.samples // 2
+    c.train.schedule, c.train.warmup, c.train.eps = "constant", 0.0, 1e-5
     c.algorithm.old_logprobs = "sampler"  # exact in float32, so an old pass would be redundant
     for key, value in case.keys:
         group, name = key.split(".")
@@ -217,11 +217,11 @@ def of_run(config: ConfigDict, name: str, devices: int) -> Workload:
     """
     if config.mode != "rl":
         raise InputError(f"config.mode={config.mode!r} cannot be timed; use config.mode='rl'")
-    if config.update.pack_tokens:
+    if config.train.pack_tokens:
         raise InputError(
-            f"config.update.pack_tokens={config.update.pack_tokens} is for responses of different "
+            f"config.train.pack_tokens={config.train.pack_tokens} is for responses of different "
             "lengths, but all responses here have the full length; use "
-            "--config.update.pack_tokens=0"
+            "--config.train.pack_tokens=0"
         )
     config.log.wandb, config.log.tensorboard = "", False
     config_lib.validate(config, devices)

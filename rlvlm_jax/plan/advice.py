@@ -22,21 +22,21 @@ def changes(s: Sizes, step: str) -> Iterator[str]:
         if c.model.remat != "full":
             yield "--config.model.remat=full"
         if microbatch(c) > fewer_rows:
-            yield f"--config.update.microbatch={fewer_rows}"
+            yield f"--config.train.microbatch={fewer_rows}"
         elif c.mesh.fsdp % 2 == 0 and c.rollout.max_tokens % (2 * c.mesh.sequence) == 0:
             yield (
                 f"--config.mesh.fsdp={c.mesh.fsdp // 2} --config.mesh.sequence="
-                f"{c.mesh.sequence * 2} --config.update.microbatch={fewer_rows // 2}"
+                f"{c.mesh.sequence * 2} --config.train.microbatch={fewer_rows // 2}"
             )
     if step == "passes" and logprob_passes(c) < c.rollout.prompts // fewer_rows:
-        yield f"--config.update.logprob_batch={c.rollout.samples * fewer_rows}"
+        yield f"--config.train.logprob_batch={c.rollout.samples * fewer_rows}"
     if step == "sample":
         if c.rollout.cache != "int8":
             yield "--config.rollout.cache=int8"
         if s.layout == "replicated":
             yield "--config.rollout.layout=tensor"
-    if not c.update.lora_rank:  # less optimizer state, which is there in every step
-        yield "--config.update.lora_rank=64"
+    if not c.train.lora_rank:  # less optimizer state, which is there in every step
+        yield "--config.train.lora_rank=64"
     if c.rollout.prompts > shards(c):
         yield f"--config.rollout.prompts={max(shards(c), c.rollout.prompts // 2)}"
 

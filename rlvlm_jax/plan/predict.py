@@ -122,14 +122,14 @@ def count_work(s: Sizes, images: Sequence[Any] | None = None) -> dict[str, Work]
         m, forward, rows * steps, rows // micro, c.model.remat == "full", s.item
     )
     update = {
-        "update": total([gradient] * c.update.epochs),
+        "update": total([gradient] * c.train.epochs),
         "optimizer": optimizer_step(s.trained, optimizer_steps(c)),
     }
     if c.mode == "sft":
-        count = 1 + GRADIENT * (c.update.train_vit or c.update.train_connector)
+        count = 1 + GRADIENT * (c.train.train_vit or c.train.train_connector)
         return {"vision": total([vision] * count), **update}
     if not s.frozen:  # the vision tower runs in every other pass
-        count = 1 + passes + (1 + GRADIENT) * c.update.epochs * copies
+        count = 1 + passes + (1 + GRADIENT) * c.train.epochs * copies
         vision = Work(vision.needed * count, vision.executed * count, vision.bytes * count)
     return {
         "vision": vision,

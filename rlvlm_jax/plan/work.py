@@ -103,7 +103,7 @@ def lower_supervised(
     session: startup.Session, optimizer: Any, state: Any, bucket: tuple[int, int]
 ) -> Any:
     """Lowers the step of supervised training for prompts of (P, I); see `train.lower_steps`."""
-    rows, most = session.config.update.minibatch, session.config.rollout.max_tokens
+    rows, most = session.config.train.minibatch, session.config.rollout.max_tokens
     batch = session.batch_shapes(rows, bucket)
     tokens, mask = (
         jax.ShapeDtypeStruct((rows, most), kind, sharding=sharding.batch_sharding(session.mesh))
@@ -133,12 +133,12 @@ def lower(
             "steps are those of an evaluation"
         )
     if config.mode == "sft":  # one response per prompt, from the data
-        config.rollout.prompts, config.rollout.samples = config.update.minibatch, 1
-        config.update.epochs = 1
+        config.rollout.prompts, config.rollout.samples = config.train.minibatch, 1
+        config.train.epochs = 1
     source, text, origin = open_model(config.model.path)
     config.compile_cache = ""  # otherwise compile times would be those of cached programs
     session = startup.open_session(config, source, devices, text)
-    optimizer, _ = optim.make_optimizer(config.update, 1000, session.model.part)
+    optimizer, _ = optim.make_optimizer(config.train, 1000, session.model.part)
     state = startup.state_shapes(session, optimizer)
     reference = session.shapes if train.needs_reference(config) else None
     bucket = largest_bucket(config, session.media, prompt_tokens, patches)
@@ -149,7 +149,7 @@ def lower(
         jitted = train.make_steps(session, optimizer, state)
         lowered = vars(train.lower_steps(jitted, session, state, reference, bucket))
     seconds = time.perf_counter() - start
-    trained, _ = optim.split(session.shapes, optim.make_trained(config.update, session.model.part))
+    trained, _ = optim.split(session.shapes, optim.make_trained(config.train, session.model.part))
 
     return Planned(
         sizes=Sizes(

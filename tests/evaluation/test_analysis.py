@@ -228,8 +228,8 @@ def test_of_one_run_no_deviation_is_known(tmp_path):
     [
         ({"rewards": {"workers": 8}}, True),
         ({"mesh": {"fsdp": 8}}, True),
-        ({"update": {"microbatch": 4}}, True),
-        ({"update": {"lr": 2.0}}, False),
+        ({"train": {"microbatch": 4}}, True),
+        ({"train": {"lr": 2.0}}, False),
         ({"eval_every": 3}, False),
     ],
 )

@@ -163,9 +163,9 @@ def test_neither_weights_nor_logits_are_whole_anywhere(monkeypatch, mesh):
         model__path="deep",
         rollout__prompts=8,
         rollout__max_tokens=64,
-        update__minibatch=16,
-        update__microbatch=8,
-        update__logprob_chunk=8,
+        train__minibatch=16,
+        train__microbatch=8,
+        train__logprob_chunk=8,
         **mesh,
     )
     planned = work.lower(config, jax.devices(), prompt_tokens=32, patches=32)

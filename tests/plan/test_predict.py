@@ -20,9 +20,9 @@ def sizes(**changes):
         "rollout__prompts": 128,
         "rollout__samples": 8,
         "rollout__max_tokens": 4096,
-        "update__minibatch": 128,
-        "update__microbatch": 16,
-        "update__logprob_batch": 128,
+        "train__minibatch": 128,
+        "train__microbatch": 16,
+        "train__logprob_batch": 128,
         "mesh__fsdp": 8,
     }
     config = tiny_model.settings(**{**keys, **changes})
@@ -68,19 +68,19 @@ def test_advice_names_what_saves_memory_in_the_step():
     sentence = advice.advise(sizes(), parse("v5e-8"), "sample")
     assert sentence == (
         "step 'sample' of the iteration needs the most; these settings save memory there: "
-        "--config.rollout.cache=int8, --config.update.lora_rank=64, --config.rollout.prompts=64; "
+        "--config.rollout.cache=int8, --config.train.lora_rank=64, --config.rollout.prompts=64; "
         "or take a larger slice, such as v5e-16"
     )
 
 
 def test_advice_for_the_backward_pass():
     sentence = advice.advise(sizes(model__remat="none"), parse("8xH100"), "update")
-    assert "--config.model.remat=full, --config.update.microbatch=8" in sentence
+    assert "--config.model.remat=full, --config.train.microbatch=8" in sentence
     assert "cache" not in sentence
     assert sentence.endswith("such as 16xH100")
-    smallest = sizes(update__microbatch=8)
+    smallest = sizes(train__microbatch=8)
     assert list(advice.changes(smallest, "update"))[0] == (
-        "--config.mesh.fsdp=4 --config.mesh.sequence=2 --config.update.microbatch=4"
+        "--config.mesh.fsdp=4 --config.mesh.sequence=2 --config.train.microbatch=4"
     )
 
 

@@ -14,7 +14,7 @@ from rlvlm_jax.plan.topology import parse
 def settings(mode):
     config = config_lib.default()
     config.mode, config.mesh.fsdp = mode, 8
-    config.update.minibatch = 16
+    config.train.minibatch = 16
     return config
 
 

@@ -87,7 +87,7 @@ def choose(
         dtype: compute dtype.
         head_sizes: of all attention layers.
         mesh: on which the program will run.
-        packed: whether there are packed streams (config.update.pack_tokens).
+        packed: whether there are packed streams (config.train.pack_tokens).
         interpret: see `Kernel`.
 
     Raises:
@@ -139,7 +139,7 @@ def unsupported_reason(
     if name == "splash" and platform != "tpu":
         return f"needs TPUs, not {platform!r} devices"
     if name == "splash" and packed:
-        return "cannot serve packed streams (config.update.pack_tokens)"
+        return "cannot serve packed streams (config.train.pack_tokens)"
     return ""
 
 

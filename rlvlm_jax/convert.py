@@ -23,12 +23,12 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--out={arguments.out} exists already; name a directory that does not")
 
     from rlvlm_jax import checkpoint, startup
-    from rlvlm_jax.models import convert
+    from rlvlm_jax.models import huggingface
 
     source = startup.open_source(arguments.source)
     if source.is_orbax:
         raise InputError(f"--source={arguments.source} is an orbax directory already")
-    params, _ = convert.load_hf(source.directory, source.config)
+    params, _ = huggingface.load_hf(source.directory, source.config)
     checkpoint.write_params(arguments.out, params, dict(source.files))
     return cli.DONE
 

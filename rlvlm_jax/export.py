@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
 
     from rlvlm_jax import checkpoint, startup
     from rlvlm_jax.errors import InputError
-    from rlvlm_jax.models import convert
+    from rlvlm_jax.models import huggingface
     from rlvlm_jax.models.common import lora
 
     source = startup.open_source(arguments.checkpoint)
@@ -46,8 +46,8 @@ def main(argv: Sequence[str]) -> int:
     params = lora.merge(checkpoint.restore_params(source.directory))
     dtypes = arguments.dtype
     if dtypes == LOSSLESS:
-        dtypes = convert.lossless_dtypes(params, source.files)
-    convert.save_hf(params, arguments.out, files=source.files, dtypes=dtypes)
+        dtypes = huggingface.lossless_dtypes(params, source.files)
+    huggingface.save_hf(params, arguments.out, files=source.files, dtypes=dtypes)
     return cli.DONE
 
 

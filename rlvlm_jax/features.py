@@ -91,7 +91,7 @@ class FeatureCache:
             params: with the same vision tower and connector at every call.
             batch: on the device.
             host_batch: the same as NumPy arrays.
-            counted: whether the batch counts in `metrics`.
+            counted: whether the batch counts in `take_counts`.
 
         Returns:
             A pytree [N, M, ...] on the mesh, with the bits that `encode` gives for this batch
@@ -124,21 +124,12 @@ class FeatureCache:
             self._pending = _Encoded(keys, sizes, features)
         return features
 
-    def metrics(self) -> dict[str, float]:
-        """Returns memory/feature_cache_hits and _gib, and resets the counts; {} if it is off.
-
-        Hits are the share of the prompts since the last call whose features came from the host.
-        Prompts without an image need no features, so they never cause a miss.
-        """
+    def take_counts(self) -> tuple[int, int, float]:
+        """Returns (prompts looked up since the last call, those from the host, GiB used)."""
         self._settle()
-        prompts, hits = self._prompts, self._hits
+        counts = self._prompts, self._hits, self.used_bytes / GIB
         self._prompts = self._hits = 0
-        if not prompts:
-            return {}
-        return {
-            "memory/feature_cache_hits": hits / prompts,
-            "memory/feature_cache_gib": self.used_bytes / GIB,
-        }
+        return counts
 
     def _settle(self) -> None:
         """Caches the rows of the last encoded batch; its copy to the host has long finished."""

@@ -127,31 +127,25 @@ def train(config: ConfigDict, workdir: str) -> bool:
     evaluate = scheme.make_evaluate_fn(session, config, startup.make_feature_cache(session))
 
     with run:
-        if run.evaluation_is_missing():
-            run.record_evaluations(evaluate, state.params)
-        for step in range(run.first_step + 1, run.total_steps + 1):
+        run.evaluate_if_missing(evaluate, state.params)
+        for step in run.steps():
             if run.stopping():
                 break
             watch = run.begin_step(step)
             with watch.measure("data"):
-                examples, host_batch = run.loader.next()
+                examples, host_prompts = run.loader.next()
+                solutions = [example.solution for example in examples]
                 tokens, mask = encode_solutions(
-                    [example.solution for example in examples],
-                    session.tokenizer,
-                    config.rollout.max_tokens,
+                    solutions, session.tokenizer, config.rollout.max_tokens
                 )
-                batch = run.put(host_batch)
-                arrays = (batch, *sharding.put_batch((tokens, mask), session.mesh))
+                prompts = sharding.put_rows(host_prompts, config.train.minibatch, session.mesh)
+                arrays = sharding.put_batch((tokens, mask), session.mesh)
             with watch.measure("update"):
-                state, stats = step_fn(state, *arrays)
+                state, stats = step_fn(state, prompts, *arrays)
                 stats = sharding.to_host(stats)
             if np.isfinite(stats["update/loss"]):  # a step was taken, at this rate
                 stats["update/lr"] = schedule(int(state.step) - 1)
             run.record_supervised(step, stats, int(mask.sum()), watch)
-            run.check_gradients(int(state.bad_steps))
-            if run.is_due(config.eval_every):
-                run.record_evaluations(evaluate, state.params)
-            if run.is_due(config.checkpoint_every):
-                run.save(state)
+            run.end_step(evaluate, state)
         run.finish(state)
     return not run.stopped

@@ -186,15 +186,15 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: put(np.asarray(x), batch_sharding(mesh)), batch)
 
 
-def put_rows(batch: Any, rows: np.ndarray, count: int, mesh: Mesh) -> Any:
+def put_rows(batch: Any, count: int, mesh: Mesh) -> Any:
     """Moves a pytree of host arrays onto the mesh; each process has only its own rows.
 
     Args:
-        batch: leading axes len(rows).
-        rows: int[], from `rows_here`.
+        batch: the rows `rows_here(mesh, count)` of each array.
         count: number of rows of all processes.
         mesh: over which rows are sharded.
     """
+    rows = rows_here(mesh, count)
     if len(rows) == count:
         return put_batch(batch, mesh)
 

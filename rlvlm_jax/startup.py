@@ -27,7 +27,7 @@ from rlvlm_jax import checkpoint, models, optim, sharding
 from rlvlm_jax.data import loader, prompts, tokenizer
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.features import GIB, FeatureCache
-from rlvlm_jax.models import convert
+from rlvlm_jax.models import huggingface
 from rlvlm_jax.models.common import kernels, lora
 from rlvlm_jax.models.common.activation_sharding import choose as choose_activation_sharding
 from rlvlm_jax.types import Params, Prompts, TrainState
@@ -48,7 +48,7 @@ class Source:
     @property
     def config(self) -> models.Config:
         """The model's sizes and token ids."""
-        return convert.read_config(self.files)
+        return huggingface.read_config(self.files)
 
     @property
     def family(self) -> models.Family:
@@ -70,8 +70,8 @@ def open_source(path: str) -> Source:
         path = str(importlib.resources.files("rlvlm_jax") / "assets" / "tiny")
     if checkpoint.is_checkpoint(path):
         return Source(checkpoint.absolute(path), True, checkpoint.read_model_files(path))
-    directory = convert.resolve(path)
-    return Source(directory, False, convert.read_side_files(directory))
+    directory = huggingface.resolve(path)
+    return Source(directory, False, huggingface.read_side_files(directory))
 
 
 def load_tokenizer(source: Source) -> tokenizer.Tokenizer:
@@ -325,7 +325,7 @@ def load_params(session: Session, source: Source) -> Params:
 
         return jax.make_array_from_callback(shape, shardings[name], once)
 
-    params, _ = convert.load_hf(source.directory, session.model.config, place=place)
+    params, _ = huggingface.load_hf(source.directory, session.model.config, place=place)
     return params
 
 

@@ -2,93 +2,39 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reinforcement learning of a vision-language model from rule rewards (`config.mode="rl"`).
 
-`train` sets up and runs the loop of the paper's four steps: I data flow, II response collection,
-III trajectory generation, IV policy update. `make_steps` builds the compiled steps once; the
-arithmetic is in sampling/, trajectory.py and update.py.
-
-Sampler and trainer share the parameters, so that no weights are transferred, and the features of
-images if the vision side is frozen.
+`train` sets up and runs the loop of the paper's four steps. I data flow and II response collection
+are in collector.py, III trajectory generation in trajectory.py, IV policy update in update.py.
+compiled_steps.py compiles them; run.py begins, resumes and ends a run; recorder.py writes files.
 """
 
-import dataclasses
-from collections.abc import Callable
-from functools import partial
-from typing import Any
+from typing import NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rlvlm_jax import collection, optim, packing, sharding, startup
-from rlvlm_jax.collection import Round
-from rlvlm_jax.config import pass_shards, sequences, shards
+from rlvlm_jax import optim, packing, selection, sharding, startup
+from rlvlm_jax.collector import Collector, Groups
+from rlvlm_jax.compiled_steps import (
+    compile_order,
+    compile_steps,
+    make_planner,
+    make_steps,
+    needs_reference,
+)
 from rlvlm_jax.evaluation import scheme
+from rlvlm_jax.instruments import Stopwatch
+from rlvlm_jax.recorder import TrainedStep
 from rlvlm_jax.run import Run
-from rlvlm_jax.sampling.logits import Policy
-from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
-from rlvlm_jax.trajectory import make_trajectory, run_passes
-from rlvlm_jax.types import Params, Passes, Prompts, Rollout, TrainState, Trajectory
+from rlvlm_jax.sampling.sampler import rows_of
+from rlvlm_jax.types import Array, Trajectory
 from rlvlm_jax.update import (
-    Setup,
+    Minibatch,
     Stats,
     computed_tokens,
     cut,
-    minibatch_order,
     optimizer_steps,
-    rl_loss,
-    train_step,
     update_metrics,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Steps:
-    """The functions of the loop, jitted, or compiled for one batch shape."""
-
-    encode: Callable[[Params, Prompts], Any] | None  # None if the vision side is trained
-    sample: Callable[..., Rollout]  # (params, version, prompts, features, key, round number)
-    passes: Callable[..., Passes]  # `trajectory.run_passes` from its params on
-    trajectory: Callable[..., tuple[Trajectory, Stats]]  # `make_trajectory` from its prompts on
-    update: Callable[..., tuple[TrainState, Stats]]  # (trajectory, state, minibatch)
-
-
-def make_steps(session: startup.Session, optimizer: optim.Optimizer, state: TrainState) -> Steps:
-    """Builds and jits steps II, III and IV once; the state keeps its sharding."""
-    config, model = session.config, session.model
-    policy = Policy(config.rollout.temperature, session.banned)
-    settings = SampleSettings(
-        samples=config.rollout.samples,
-        max_tokens=config.rollout.max_tokens,
-        stop_ids=session.tokenizer.stop_ids,
-        pad_id=session.tokenizer.pad_id,
-        banned_ids=session.banned,
-        temperature=config.rollout.temperature,
-        top_p=config.rollout.top_p,
-        top_k=config.rollout.top_k,
-        chunk=config.rollout.chunk,
-        shards=shards(config),
-        policy=policy,
-    )
-    sample = make_sample_fn(model, settings)
-    ids = np.arange(sequences(config), dtype=np.uint32)
-    rows, replicated = sharding.batch_sharding(session.mesh), sharding.replicated(session.mesh)
-    setup = Setup(model, config, policy, optimizer, session.mesh)
-    return Steps(
-        encode=jax.jit(model.encode_images, out_shardings=rows),
-        sample=jax.jit(
-            lambda params, version, prompts, features, key, number: sample(
-                params, prompts, features, sequence_keys(key, ids + number * ids.size), version
-            ),
-            out_shardings=rows,
-        ),
-        passes=jax.jit(partial(run_passes, model, config, policy), out_shardings=rows),
-        trajectory=jax.jit(partial(make_trajectory, config), out_shardings=(rows, replicated)),
-        update=jax.jit(
-            partial(train_step, setup, rl_loss),
-            out_shardings=(jax.tree.map(lambda x: x.sharding, state), replicated),
-            donate_argnums=1,
-        ),
-    )
 
 
 def train(config: ConfigDict, workdir: str) -> bool:
@@ -101,11 +47,10 @@ def train(config: ConfigDict, workdir: str) -> bool:
         InputError: something the user can fix.
         FloatingPointError: `train.max_bad_steps` updates in a row had a non-finite gradient.
     """
-    # ---- set-up: run directory, model, data, state --------------------------------------------
+    # ---- set-up: run directory, model, data, state, compiled steps ----------------------------
     run = Run(config, workdir)
     session = run.session
-    planner = make_planner(session)
-    planner.check(run.loader.buckets)
+    make_planner(session).check(run.loader.buckets)
     optimizer, schedule = optim.make_optimizer(
         config.train, run.total_steps * optimizer_steps(config), session.model.part
     )
@@ -118,184 +63,126 @@ def train(config: ConfigDict, workdir: str) -> bool:
         )
         for bucket in run.loader.buckets
     }
-    cache = startup.make_feature_cache(session)
-    evaluate = scheme.make_evaluate_fn(session, config, cache)
-    base_key = jax.random.key(config.seed)
-    replicated = sharding.replicated(session.mesh)
-    draw_order = jax.jit(partial(minibatch_order, config), out_shardings=replicated)
-    draw_order = draw_order.lower(base_key).compile()
+    collector = Collector(session, run.loader, compiled, reference)
+    evaluate = scheme.make_evaluate_fn(session, config, collector.cache)
+    draw_order = compile_order(session)
 
+    # ---- the four steps -----------------------------------------------------------------------
     with run:
-        if run.evaluation_is_missing():
-            run.record_evaluations(evaluate, state.params)
-        for step in range(run.first_step + 1, run.total_steps + 1):
-            sample_key, update_key = jax.random.split(jax.random.fold_in(base_key, step))
+        run.evaluate_if_missing(evaluate, state.params)
+        for step in run.steps():
             watch = run.begin_step(step)
-            rounds: list[Round] = []
-            while not (collection.is_enough(config, rounds) or run.stopping()):
-                # Step I: data flow. Shuffled records become one batch of prompts on the device.
-                with watch.measure("data"):
-                    examples, host_batch = run.loader.next()
-                    batch = run.put(host_batch)
-                    steps = compiled[sharding.shape_key(batch)]
-
-                # Step II: response collection, with the current parameters.
-                with watch.measure("rollout"):
-                    features = cache.encode(steps.encode, state.params, batch, host_batch)
-                    number = np.uint32(len(rounds))
-                    rollout = steps.sample(
-                        state.params, state.step, batch, features, sample_key, number
-                    )
-                    responses = run.read(rollout)
-
-                # Step III: trajectory generation. The device runs the log-prob passes over the
-                # responses while the host scores their texts.
-                with watch.measure("trajectory"):
-                    prompt_mask = sharding.to_host(batch.mask)
-                    plan = planner.for_passes(prompt_mask, responses.tokens)
-                    plan = sharding.put_plan(plan, session.mesh)
-                passes = steps.passes(state.params, reference, batch, features, rollout, plan)
-                with watch.measure("score"):
-                    scores = run.score(responses, examples)
-                keep = collection.kept_groups(config, scores.rewards["accuracy"])
-                rounds.append(Round(examples, batch, rollout, passes, responses, scores, keep))
-
-            if run.stopping():  # the next start repeats this step
+            groups = collector.collect(step, state, watch, run.stopping)  # I and II
+            if groups is None:
                 break
-            with watch.measure("trajectory"):
-                chosen = collection.choose(config, rounds)
-                if len(rounds) > 1:
-                    arrays = collection.merge(
-                        *(config, rounds, chosen, run.loader.buckets, session.tokenizer.pad_id),
-                        session.media,
-                    )
-                    prompt_mask = arrays[0].mask
-                    batch, rollout, passes = sharding.put_batch(arrays, session.mesh)
-                    steps = compiled[sharding.shape_key(batch)]
-                    features = cache.encode(steps.encode, state.params, batch, arrays[0])
-                trajectory, trajectory_stats = steps.trajectory(
-                    batch,
-                    features,
-                    rollout,
-                    passes,
-                    *sharding.put_batch(collection.scores_of(config, rounds, chosen), session.mesh),
-                )
-                trajectory_stats = sharding.to_host(trajectory_stats)
-                valid, sampled = sharding.to_host((trajectory.valid, trajectory.sampled))
-                lengths = valid.sum(axis=1) * sampled.any(axis=1)  # 0 if the update leaves it out
-                order = np.asarray(draw_order(update_key))
-                plans = planner.for_update(prompt_mask, lengths, order)
-
-            # Step IV: policy update. Each minibatch is one optimizer step.
-            with watch.measure("update"):
-                all_stats = []
-                for minibatch in cut(config, order, plans):
-                    minibatch = sharding.put_plan(minibatch, session.mesh)
-                    state, stats = steps.update(trajectory, state, minibatch)
-                    all_stats.append(stats)
-                update_stats, logprob_diffs = update_metrics(
-                    sharding.to_host(all_stats), order, lengths > 0
-                )
-
-            update_stats["update/useful_token_fraction"] = packing.useful_fraction(
-                prompt_mask, lengths, order, computed_tokens(config, prompt_mask, plans)
+            trajectory, stats = generate_trajectory(session, groups, watch)  # III
+            plan = plan_update(session, groups, trajectory, draw_order(step), watch)
+            all_stats = []
+            with watch.measure("update"):  # IV: each minibatch is one optimizer step
+                for minibatch in plan.minibatches:
+                    state, step_stats = groups.batch.steps.update(trajectory, state, minibatch)
+                    all_stats.append(step_stats)
+                all_stats = sharding.to_host(all_stats)
+            trained = describe_step(
+                groups, trajectory, stats, plan, all_stats, schedule(int(state.step) - 1)
             )
-            if np.isfinite(update_stats["update/loss"]):  # a step was taken, at this rate
-                update_stats["update/lr"] = schedule(int(state.step) - 1)
-            stats = {**trajectory_stats, **update_stats, **cache.metrics()}
-            per_token = sharding.to_host(trajectory.advantages)
-            run.record_step(step, rounds, chosen, per_token, logprob_diffs, stats, watch)
-            run.check_gradients(int(state.bad_steps))
-            if run.is_due(config.eval_every):
-                run.record_evaluations(evaluate, state.params)
-            if run.is_due(config.checkpoint_every):
-                run.save(state)
+            run.record_step(step, trained, watch)
+            run.end_step(evaluate, state)
         run.finish(state)
     return not run.stopped
 
 
-# ---- set-up --------------------------------------------------------------------------------------
+# ---- what the loop calls -------------------------------------------------------------------------
 
 
-def make_planner(session: startup.Session) -> packing.Planner:
-    """Returns the planner that packs batches for steps III and IV; by default it packs nothing."""
-    config = session.config
-    return packing.Planner(
-        tokens=config.train.pack_tokens,
-        streams=pass_shards(config),
-        response_size=config.rollout.max_tokens,
-        limit_prompts=not session.features_frozen,
-    )
+class UpdatePlan(NamedTuple):
+    """Which sequences each optimizer step of an update trains on."""
+
+    order: np.ndarray  # int32[epochs, minibatches, b], from `minibatch_order`
+    lengths: np.ndarray  # int[B], tokens of each response, 0 if the update leaves it out
+    minibatches: list[Minibatch]  # on the device
+    useful_fraction: float  # share of the tokens to compute that are necessary
 
 
-def needs_reference(config: ConfigDict) -> bool:
-    """Returns whether any term needs the model that training started from."""
-    return bool(config.algorithm.kl_loss_coef or config.algorithm.kl_reward_coef)
+def generate_trajectory(
+    session: startup.Session, groups: Groups, watch: Stopwatch
+) -> tuple[Trajectory, Stats]:
+    """Step III: computes the advantages of the groups; returns (trajectory, host statistics)."""
+    with watch.measure("trajectory"):
+        scores = selection.scores_of(session.config, groups.rounds, groups.chosen)
+        trajectory, stats = groups.batch.steps.trajectory(
+            groups.batch.prompts,
+            groups.batch.features,
+            groups.rollout,
+            groups.passes,
+            *sharding.put_batch(scores, session.mesh),
+        )
+        return trajectory, sharding.to_host(stats)
 
 
-def lower_steps(
-    steps: Steps,
+def plan_update(
     session: startup.Session,
-    state: TrainState,
-    reference: Params | None,
-    bucket: tuple[int, int],
-) -> Steps:
-    """Lowers the steps for one batch shape; compiles and runs nothing.
+    groups: Groups,
+    trajectory: Trajectory,
+    order: Array,
+    watch: Stopwatch,
+) -> UpdatePlan:
+    """Cuts a batch into minibatches and those into pieces, packed if the configuration says so.
 
     Args:
-        steps: jitted.
         session: of the run.
-        state: arrays, or ShapeDtypeStructs with their shardings.
-        reference: parameters of the reference model, or their ShapeDtypeStructs, or None.
-        bucket: (P tokens, I patches) of a prompt.
-
-    Returns:
-        The result of `jax.jit(...).lower` for each step.
+        groups: of the step.
+        trajectory: of the groups.
+        order: from `minibatch_order`.
+        watch: the step's timer.
     """
-    rows = sharding.batch_sharding(session.mesh)
-    key = jax.random.key(0)
-
-    def sharded(shapes: Any) -> Any:
-        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=rows), shapes)
-
-    batch = session.batch_shapes(session.config.rollout.prompts, bucket)
-    encode = features = None
-    if session.features_frozen:
-        encode = steps.encode.lower(state.params, batch)
-        features = sharded(encode.out_info)
-    sample = steps.sample.lower(state.params, state.step, batch, features, key, np.uint32(0))
-    rollout = sharded(sample.out_info)
-    prompt_mask, lengths = np.ones(batch.mask.shape, bool), np.zeros(rollout.truncated.shape, int)
-    order = np.zeros(jax.eval_shape(partial(minibatch_order, session.config), key).shape, np.int32)
-    planner = make_planner(session)  # an empty plan has the same shape as any other
-    plan = planner.for_passes(prompt_mask, lengths)
-    minibatch = cut(session.config, order, planner.for_update(prompt_mask, lengths, order))[0]
-    plan, minibatch = sharding.with_shardings(
-        (plan, minibatch), sharding.plan_shardings((plan, minibatch), session.mesh)
-    )
-    passes = steps.passes.lower(state.params, reference, batch, features, rollout, plan)
-    scores, in_update = (
-        sharded(jax.ShapeDtypeStruct(rollout.truncated.shape, dtype))
-        for dtype in (np.float32, bool)
-    )
-    trajectory = steps.trajectory.lower(
-        batch, features, rollout, sharded(passes.out_info), scores, in_update
-    )
-    update = steps.update.lower(sharded(trajectory.out_info[0]), state, minibatch)
-    return Steps(encode, sample, passes, trajectory, update)
+    config, prompt_mask = session.config, groups.batch.prompt_mask
+    with watch.measure("trajectory"):
+        valid, sampled = sharding.to_host((trajectory.valid, trajectory.sampled))
+        lengths = valid.sum(axis=1) * sampled.any(axis=1)
+        order = np.asarray(order)
+        plans = make_planner(session).for_update(prompt_mask, lengths, order)
+    with watch.measure("update"):
+        minibatches = sharding.put_plan(cut(config, order, plans), session.mesh)
+    computed = computed_tokens(config, prompt_mask, plans)
+    useful = packing.useful_fraction(prompt_mask, lengths, order, computed)
+    return UpdatePlan(order, lengths, minibatches, useful)
 
 
-def compile_steps(
-    steps: Steps,
-    session: startup.Session,
-    state: TrainState,
-    reference: Params | None,
-    bucket: tuple[int, int],
-) -> Steps:
-    """Compiles the steps for one batch shape; see `lower_steps`.
+def describe_step(
+    groups: Groups,
+    trajectory: Trajectory,
+    trajectory_stats: Stats,
+    plan: UpdatePlan,
+    all_stats: list[Stats],
+    learning_rate: Array,
+) -> TrainedStep:
+    """Returns what a step did, for the records; all processes must call it together.
 
-    Returns:
-        The same functions, which accept only batches of this shape and never recompile.
+    Args:
+        groups: of the step.
+        trajectory: of the groups.
+        trajectory_stats: from step III.
+        plan: of step IV.
+        all_stats: of each optimizer step.
+        learning_rate: of the last optimizer step that was taken.
     """
-    lowered = lower_steps(steps, session, state, reference, bucket)
-    return Steps(**{name: step and step.compile() for name, step in vars(lowered).items()})
+    update_stats, diffs = update_metrics(all_stats, plan.order, plan.lengths > 0)
+    if diffs is None:  # the passes compared sampler and trainer, on all responses
+        all_diffs = sharding.to_host([r.passes.logprob_diff for r in groups.rounds])
+        response_diffs = np.concatenate([diff.max(axis=1) for diff in all_diffs])
+    else:
+        samples = len(diffs) // len(groups.chosen)
+        num_responses = sum(len(r.responses.texts) for r in groups.rounds)
+        response_diffs = np.full(num_responses, np.nan, np.float32)
+        response_diffs[rows_of(groups.chosen, samples)] = diffs
+    return TrainedStep(
+        rounds=groups.rounds,
+        chosen=groups.chosen,
+        advantages=sharding.to_host(trajectory.advantages),
+        logprob_diffs=response_diffs,
+        device_stats={**trajectory_stats, **update_stats},
+        useful_fraction=plan.useful_fraction,
+        learning_rate=learning_rate if np.isfinite(update_stats["update/loss"]) else None,
+        cache_counts=groups.cache_counts,
+    )

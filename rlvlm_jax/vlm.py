@@ -21,7 +21,7 @@ from rlvlm_jax import models, sharding, startup
 from rlvlm_jax.data.prompts import Encoded, Media, collate, encode_prompt
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.logprobs import logprobs
-from rlvlm_jax.models import convert
+from rlvlm_jax.models import huggingface
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
 from rlvlm_jax.types import Prompts
@@ -86,8 +86,8 @@ class VLM:
         model = models.build(source.config, dtype=dtype, platform=jax.default_backend())
         if source.is_orbax:
             params = startup.restore_merged(source.directory, model, sharding.make_mesh(1, 1, 1))
-            return cls(source, model, params, convert.lossless_dtypes(params, source.files))
-        params, dtypes = convert.load_hf(
+            return cls(source, model, params, huggingface.lossless_dtypes(params, source.files))
+        params, dtypes = huggingface.load_hf(
             source.directory,
             source.config,
             place=lambda _, shape, read: jnp.asarray(read(tuple(map(slice, shape)))),
@@ -207,7 +207,7 @@ class VLM:
         Raises:
             InputError: the directory contains a model already, or cannot be written.
         """
-        convert.save_hf(self.params, directory, files=self._files, dtypes=self._dtypes)
+        huggingface.save_hf(self.params, directory, files=self._files, dtypes=self._dtypes)
 
     def _encode_prompts(self, prompts: Sequence[Mapping[str, Any]]) -> list[Encoded]:
         encoded = []

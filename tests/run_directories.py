@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run directories with numbers chosen by hand, written by the same code as real ones."""
 
-from rlvlm_jax.records import RunDirectory
+from rlvlm_jax.run_directory import RunDirectory
 
 SETTING = "pass@1_t0.01"
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rlvlm_jax import config, main, startup
+from rlvlm_jax import config, main, recorder, startup
 from rlvlm_jax import run as run_lib
-from rlvlm_jax.models import convert
+from rlvlm_jax.models import huggingface
 from tests.run_cases import CONFIGS, arguments, execute, read_lines, write_problems, write_records
 
 BUNDLED = startup.open_source("bundled").directory
@@ -349,7 +349,7 @@ def run(trained, tmp_path):
 
 def test_where_there_is_no_git_the_revision_is_unknown(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert run_lib.environment()["git_revision"] is None
+    assert recorder.environment()["git_revision"] is None
 
 
 def test_a_run_begun_before_a_key_existed_has_its_default():
@@ -430,4 +430,4 @@ def test_every_config_in_the_repository_loads():
 
         config, _ = cli.parse_config([f"--config={file}", "--workdir=x"], "rlvlm_jax.main")
         assert config.mode in ("rl", "sft")
-    assert convert.read_config(startup.open_source("bundled").files).layers > 0
+    assert huggingface.read_config(startup.open_source("bundled").files).layers > 0

@@ -18,7 +18,7 @@ from safetensors import safe_open
 import rlvlm_jax
 from rlvlm_jax import checkpoint, cli, convert, export, models, sharding, startup
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import convert as weights
+from rlvlm_jax.models import huggingface as weights
 from rlvlm_jax.types import TrainState
 
 BUNDLED = Path(str(importlib.resources.files("rlvlm_jax") / "assets" / "tiny"))

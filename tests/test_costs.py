@@ -19,7 +19,8 @@ import numpy as np
 import optax
 import pytest
 
-from rlvlm_jax import models, optim, sharding, startup, train
+from rlvlm_jax import models, optim, sharding, startup
+from rlvlm_jax.compiled_steps import Steps, compile_steps, make_steps
 from rlvlm_jax.models.common import cache as kv_cache
 from rlvlm_jax.models.common import costs
 from rlvlm_jax.models.qwen2_vl import config as qwen2_vl_config
@@ -48,7 +49,7 @@ def build(vocabulary=V):
 
 
 class Traced:
-    """A jitted function that `train.compile_steps` can call, and that is traced where asked for."""
+    """A jitted function that `compile_steps` can call, and that is traced where asked for."""
 
     def __init__(self, jitted, arguments=()):
         self.jitted, self.arguments = jitted, arguments
@@ -74,7 +75,7 @@ class Traced:
 
 @functools.cache
 def programs(vocabulary=V, prompt=P, **settings):
-    """`train.Steps` of traced programs, put together by `train` itself; and the state's shapes."""
+    """`Steps` of traced programs, made by `make_steps`, and the state's shapes."""
     keys = {
         "rollout__prompts": N,
         "rollout__samples": G,
@@ -105,9 +106,9 @@ def programs(vocabulary=V, prompt=P, **settings):
     state = jax.eval_shape(lambda p: init_state(p, optimizer, is_trained), params)
     shardings = jax.tree.map(lambda _: sharding.replicated(mesh), state)
     state = sharding.with_shardings(state, shardings)
-    steps = train.make_steps(session, optimizer, state)
-    steps = train.Steps(*(Traced(getattr(steps, name)) for name in steps.__dataclass_fields__))
-    return train.compile_steps(steps, session, state, None, (prompt, PATCHES)), state
+    steps = make_steps(session, optimizer, state)
+    steps = Steps(*(Traced(getattr(steps, name)) for name in steps.__dataclass_fields__))
+    return compile_steps(steps, session, state, None, (prompt, PATCHES)), state
 
 
 # ---- counting --------------------------------------------------------------------------------
@@ -262,7 +263,7 @@ def test_a_frozen_tower_runs_once():
 
 @pytest.mark.parametrize("part", ["train_vit", "train_connector"])
 def test_a_trained_tower_runs_wherever_its_features_are_used(part):
-    steps, _ = programs(**{f"update__{part}": True})
+    steps, _ = programs(**{f"train__{part}": True})
     assert steps.encode is None
     for name in ("sample", "passes", "update"):
         assert has_tower(getattr(steps, name)), f"{name} uses features that are out of date"

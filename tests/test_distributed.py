@@ -285,7 +285,7 @@ mesh = sharding.make_mesh(1, 2, 2)
 assert sharding.rows_here(mesh, 8).tolist() == list(range(4 * me, 4 * me + 4))
 assert sharding.rows_owned(mesh, 8).tolist() == list(range(4 * me, 4 * me + 4))
 held = sharding.rows_here(mesh, 8)
-x = sharding.put_rows(np.arange(16).reshape(8, 2)[held], held, 8, mesh)
+x = sharding.put_rows(np.arange(16).reshape(8, 2)[held], 8, mesh)
 assert sharding.to_host(x).tolist() == np.arange(16).reshape(8, 2).tolist()
 assert sharding.take_here(x, held[1:3]).tolist() == np.arange(16).reshape(8, 2)[held[1:3]].tolist()
 both = sharding.make_mesh(1, 1, 4)  # both hold all rows; each answers for half of them

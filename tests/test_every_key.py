@@ -35,20 +35,21 @@ from rich.console import Console
 
 from rlvlm_jax import (
     cli,
-    collection,
+    compiled_steps,
     config,
     distributed,
     evaluate,
     main,
-    metrics,
     models,
     optim,
     rewards,
     run,
+    selection,
     sft,
     sharding,
     startup,
     train,
+    writers,
 )
 from rlvlm_jax.data.tokenizer import Tokenizer
 from rlvlm_jax.errors import InputError
@@ -160,7 +161,7 @@ def text(function, *arguments):
 
 
 def traced(c, name):
-    """Returns the text of one of `train.Steps` as `train.make_steps` makes them, or of the loss."""
+    """Returns the text of one of `Steps` as `make_steps` makes them, or of the loss."""
     session = startup.open_session(c, SOURCE)
     optimizer, _ = optim.make_optimizer(c.train, 10, session.model.part)
     chosen = optim.make_trained(c.train, session.model.part)
@@ -170,7 +171,7 @@ def traced(c, name):
     setup = Setup(session.model, c, Policy(), optimizer, session.mesh)
     functions = {
         "loss": jax.jit(functools.partial(rl_loss, setup)),
-        **vars(train.make_steps(session, optimizer, state)),
+        **vars(compiled_steps.make_steps(session, optimizer, state)),
     }
 
     shape = jax.ShapeDtypeStruct
@@ -182,10 +183,10 @@ def traced(c, name):
     version = shape((rows,), np.int32)
     rollout = Rollout(tokens, mask, mask, numbers, flags, version)
     judged = Trajectory(batch, features, tokens, *3 * [mask], *4 * [numbers])
-    reference = state.params if train.needs_reference(c) else None
+    reference = state.params if compiled_steps.needs_reference(c) else None
     key = jax.random.key(0)
     prompt_mask, lengths = np.ones((prompts, 32), bool), np.zeros(rows, int)
-    planner = train.make_planner(session)
+    planner = compiled_steps.make_planner(session)
     plan = planner.for_passes(prompt_mask, lengths)
     order = minibatch_order(c, key)
     plans = planner.for_update(prompt_mask, lengths, np.asarray(order))
@@ -272,13 +273,13 @@ def minibatches(c):
 def kept(c):
     """Groups of four with none to all right."""
     accuracy = np.array([0, 0, 0, 0, 1, 0, 0, 0, 1, 1, 1, 0, 1, 1, 1, 1], np.float32)
-    return collection.kept_groups(c, accuracy).tolist()
+    return selection.kept_groups(c, accuracy).tolist()
 
 
 def rounds(c):
     """How many batches are sampled where no group is kept."""
     drawn = []
-    while not collection.is_enough(c, drawn):
+    while not selection.is_enough(c, drawn):
         drawn.append(types.SimpleNamespace(keep=np.zeros(c.rollout.prompts, bool)))
     return len(drawn)
 
@@ -525,7 +526,7 @@ def loop(c):
             state = state._replace(step=state.step + 1, bad_steps=state.bad_steps + 1)
             return state, {"loss": 0.0, "skipped": 0.0}
 
-        return train.Steps(
+        return compiled_steps.Steps(
             encode=encode,
             sample=sample,
             passes=lambda *_: Passes(zeros, None, zeros, zeros),
@@ -616,11 +617,11 @@ def shown(c):
     with PATCHES() as patch:
         patch.setitem(sys.modules, "wandb", wandb)
         screen = functools.partial(Console, file=terminal, force_terminal=True)
-        patch.setattr(metrics, "Console", lambda stderr: screen())
-        metrics.check_writers(c.log)
-        writers = metrics.Writers(c.log, "run", 3, {})
-        writers.write(1, {"update/loss": 0.5}, note="")
-        writers.close()
+        patch.setattr(writers, "Console", lambda stderr: screen())
+        writers.check_writers(c.log)
+        shows = writers.Writers(c.log, "run", 3, {})
+        shows.write(1, {"update/loss": 0.5}, note="")
+        shows.close()
     return asked, bool(terminal.getvalue())
 
 

@@ -10,6 +10,7 @@ import pytest
 import rlvlm_jax
 from rlvlm_jax import config as config_lib
 from rlvlm_jax import train
+from rlvlm_jax.compiled_steps import Steps
 from rlvlm_jax.models.common import attention, exact_cpu, layers
 
 PACKAGE = str(Path(rlvlm_jax.__file__).parent)
@@ -51,7 +52,7 @@ def frames(monkeypatch, tmp_path):
                 monkeypatch.setattr(module, "product", product)
             return update(*arguments)
 
-        return train.Steps(**{**vars(steps), "update": traced})
+        return Steps(**{**vars(steps), "update": traced})
 
     monkeypatch.setattr(train, "compile_steps", jitted)
     with pytest.raises(ProductError) as raised:

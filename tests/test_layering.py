@@ -13,13 +13,23 @@ import pytest
 ROOT = Path(__file__).parents[1] / "rlvlm_jax"
 SOURCES = sorted(ROOT.rglob("*.py"))
 LAYERS = (  # lowest first: a folder, or a module at the top, imports lower ones only
-    ("errors", "types", "signals", "algorithms"),
-    ("config", "sharding", "distributed", "packing", "records", "data", "sampling"),
+    ("errors", "types", "signals", "algorithms", "instruments"),
+    (
+        "config",
+        "sharding",
+        "distributed",
+        "packing",
+        "run_directory",
+        "data",
+        "sampling",
+        "writers",
+    ),
     ("models", "optim", "checkpoint", "features", "cli"),
     ("logprobs",),
     ("rewards", "trajectory", "update"),
-    ("collection", "evaluation", "startup"),
-    ("convert", "export", "metrics", "report", "run_data", "seeds", "vlm"),
+    ("selection", "evaluation", "startup"),
+    ("convert", "export", "step_metrics", "report", "run_data", "seeds", "compiled_steps", "vlm"),
+    ("collector", "recorder"),
     ("run",),
     ("train", "sft", "evaluate"),
     ("plan",),
@@ -34,7 +44,7 @@ HOMES = {  # third party -> the only places that may import it
     "PIL": ("data", "models.qwen2_vl.media", "bench.work", "report.browser"),
     "matplotlib": ("report.figures",),
     "scipy": ("evaluation.statistics",),
-    "safetensors": ("models.convert",),
+    "safetensors": ("models.huggingface",),
     "datasets": ("data.dataset",),
     "grain": ("data.loader",),
     "math_verify": ("rewards.faithful",),
@@ -44,7 +54,18 @@ HOMES = {  # third party -> the only places that may import it
     "torch": ("bench.peer",),
 }
 WITHOUT_JAX = (
-    *("data", "rewards", "types", "errors", "packing", "cli", "records", "report", "seeds"),
+    *(
+        "data",
+        "rewards",
+        "types",
+        "errors",
+        "packing",
+        "cli",
+        "run_directory",
+        "report",
+        "seeds",
+        "writers",
+    ),
     *("models.qwen2_vl.media", "models.qwen2_vl.positions", "models.qwen2_vl.config"),
     *(f"evaluation.{name}" for name in ("scores", "statistics", "runs", "analysis")),
 )

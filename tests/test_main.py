@@ -309,7 +309,7 @@ def test_an_evaluation_that_was_cut_off_is_made_up_for(tmp_path, data, finished,
     record = run.Run.record_evaluations
 
     def interrupted(self, *arguments):
-        if self.step == at:
+        if self._position.step == at:
             signal.raise_signal(signal.SIGTERM)
         record(self, *arguments)
 

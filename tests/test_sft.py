@@ -12,8 +12,8 @@ import pytest
 
 from rlvlm_jax import main, optim, sharding
 from rlvlm_jax.data.tokenizer import Tokenizer
+from rlvlm_jax.instruments import CompileCounter
 from rlvlm_jax.logprobs import logprobs
-from rlvlm_jax.metrics import CompileCounter
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sft import encode_solutions, sft_step
 from rlvlm_jax.types import TrainState

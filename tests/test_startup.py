@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from rlvlm_jax import config, metrics, startup
+from rlvlm_jax import config, instruments, startup
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import convert
+from rlvlm_jax.models import huggingface
 
 
 @pytest.fixture
@@ -33,17 +33,17 @@ def test_weights_that_several_devices_hold_alike_are_read_once(monkeypatch):
     config.validate(c, 8)
     source = startup.open_source(startup.BUNDLED)
     session = startup.open_session(c, source)
-    read, count = convert._read_part, []
+    read, count = huggingface._read_part, []
 
     def counted(*args):
         part = read(*args)
         count.append(part.size)
         return part
 
-    monkeypatch.setattr(convert, "_read_part", counted)
+    monkeypatch.setattr(huggingface, "_read_part", counted)
     params = startup.load_params(session, source)
     assert sum(count) == sum(leaf.size for leaf in jax.tree.leaves(params))
-    expected, _ = convert.load_hf(source.directory, source.config)
+    expected, _ = huggingface.load_hf(source.directory, source.config)
     for found, wanted in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
         for shard in found.addressable_shards:
             assert np.array_equal(shard.data, wanted[shard.index])
@@ -57,7 +57,7 @@ def test_a_named_directory_is_made_and_used_though_something_was_compiled_before
     expected = function(np.ones(2, np.float32))
     assert list((tmp_path / "a" / "b").iterdir())
     jax.clear_caches()
-    counter = metrics.CompileCounter()
+    counter = instruments.CompileCounter()
     assert np.array_equal(function(np.ones(2, np.float32)), expected)
     assert (counter.count, counter.from_disk) == (0, 1)
 

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from rlvlm_jax import sharding
-from rlvlm_jax.collection import kept_groups
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
+from rlvlm_jax.selection import kept_groups
 from rlvlm_jax.trajectory import compute_advantages
 from rlvlm_jax.update import minibatch_order
 from tests import tiny_model, tiny_steps
@@ -234,7 +234,7 @@ def test_frozen_parts_keep_their_bytes_and_have_no_state(tiny, collected, base):
     ],
 )
 def test_each_part_is_a_switch(tiny, collected, switch, moved, kept):
-    settings = {"train__train_llm": False, f"update__{switch}": True}
+    settings = {"train__train_llm": False, f"train__{switch}": True}
     state, _, _ = run(collected, **settings)
 
     def part(params, path):

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 
 from rlvlm_jax import optim
 from rlvlm_jax.bench.work import Workload
+from rlvlm_jax.compiled_steps import needs_reference
 from rlvlm_jax.models.common.costs import Work
 from rlvlm_jax.plan.predict import Sizes, count_work
-from rlvlm_jax.train import needs_reference
 
 
 class Limit(NamedTuple):

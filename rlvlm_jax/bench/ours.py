@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlvlm_jax import optim, sharding, startup, train
+from rlvlm_jax import optim, sharding, startup
 from rlvlm_jax.bench.work import Workload
+from rlvlm_jax.compiled_steps import Steps, compile_steps, make_steps, needs_reference
 from rlvlm_jax.config import sequences
 from rlvlm_jax.types import Params, Passes, Prompts, Rollout, TrainState
 from rlvlm_jax.update import Minibatch, cut, minibatch_order
@@ -28,7 +29,7 @@ class Ours:
     """The compiled steps and their inputs. Every update replaces `state`."""
 
     session: startup.Session
-    steps: train.Steps
+    steps: Steps
     state: TrainState
     reference: Params | None
     batch: Prompts  # on the device
@@ -118,13 +119,11 @@ def start(work: Workload) -> Ours:
     """Loads the weights and compiles every step for the batch's shape; runs nothing."""
     config, session = work.config, work.session
     optimizer, _ = optim.make_optimizer(config.train, UPDATES, session.model.part)
-    reference = startup.initial_params(session) if train.needs_reference(config) else None
+    reference = startup.initial_params(session) if needs_reference(config) else None
     state = startup.initial_state(session, optimizer)
     bucket = work.batch.tokens.shape[1], session.media.size(work.batch.media)
     begin = time.perf_counter()
-    steps = train.compile_steps(
-        train.make_steps(session, optimizer, state), session, state, reference, bucket
-    )
+    steps = compile_steps(make_steps(session, optimizer, state), session, state, reference, bucket)
     compile_s = time.perf_counter() - begin
     batch = sharding.put_batch(work.batch, session.mesh)
     key = jax.random.key(config.seed)

@@ -22,7 +22,7 @@ from rlvlm_jax import config as config_lib
 from rlvlm_jax import startup
 from rlvlm_jax.data.prompts import Media, collate
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import FAMILIES, Config, convert
+from rlvlm_jax.models import FAMILIES, Config, huggingface
 from rlvlm_jax.run import Run
 from rlvlm_jax.types import Params, Prompts
 
@@ -102,7 +102,7 @@ def find(names: str) -> list[Case]:
 
 def parameters(model: Config) -> int:
     """Returns the number of parameters, vision tower included."""
-    return sum(int(np.prod(shape)) for shape in convert.param_shapes(model).values())
+    return sum(int(np.prod(shape)) for shape in huggingface.param_shapes(model).values())
 
 
 def random_weights(model: Config, seed: int) -> Params:
@@ -114,7 +114,7 @@ def random_weights(model: Config, seed: int) -> Params:
     """
     rng = np.random.default_rng(seed)
     tree: Params = {}
-    for path, shape in convert.param_shapes(model).items():
+    for path, shape in huggingface.param_shapes(model).items():
         *levels, leaf = path.split("/")
         if leaf == "scale":
             value = np.ones(shape, np.float32)
@@ -142,7 +142,7 @@ def write_model(model: Config, directory: Path, dtype: str, seed: int) -> None:
     ids = {"bos_token_id": None, "eos_token_id": END, "pad_token_id": PAD}
     files = {name: bundled[name] for name in names}
     files["config.json"] = json.dumps(FAMILIES[model.family].write_config(model) | ids)
-    convert.save_hf(random_weights(model, seed), directory, files=files, dtypes=dtype)
+    huggingface.save_hf(random_weights(model, seed), directory, files=files, dtypes=dtype)
 
 
 def random_batch(case: Case, media: Media, seed: int) -> Prompts:

@@ -127,8 +127,7 @@ def make_evaluate_fn(
             if stop():
                 return
             prompts = len(numbers)
-            here = sharding.rows_here(session.mesh, prompts)
-            batch = sharding.put_rows(host_batch, here, prompts, session.mesh)
+            batch = sharding.put_rows(host_batch, prompts, session.mesh)
             own = sharding.rows_owned(session.mesh, prompts)
             own = own[own < len(batch_examples)]  # empty prompts fill up the last batch
             if cache is None:

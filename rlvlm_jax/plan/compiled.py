@@ -57,7 +57,7 @@ class Step(NamedTuple):
     """A compiled step; bytes are per device.
 
     Attributes:
-        name: as in `train.Steps`.
+        name: as in `compiled_steps.Steps`.
         seconds: compile time.
         cpu_seconds: compile time over all threads; the better measure on a busy machine.
         arguments: bytes of the arguments.
@@ -97,7 +97,7 @@ def compile_step(
 
     Args:
         name: of the step.
-        lowered: from `train.lower_steps`.
+        lowered: from `compiled_steps.lower_steps`.
         devices: of the mesh.
         unstated: see `collectives`.
         calls: see `collectives`.

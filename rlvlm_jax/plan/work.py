@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lowers a run's steps without weights or devices.
 
-The steps come from `train.make_steps` and `train.lower_steps`, or from `sft.make_step`; the plan
-builds none of its own. The evaluations of a supervised run are left out.
+The steps come from `make_steps` and `lower_steps` of compiled_steps.py, or from `sft.make_step`;
+the plan builds none of its own. The evaluations of a supervised run are left out.
 """
 
 import json
@@ -17,7 +17,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlvlm_jax import config as config_lib
-from rlvlm_jax import optim, sft, sharding, startup, train
+from rlvlm_jax import optim, sft, sharding, startup
+from rlvlm_jax.compiled_steps import lower_steps, make_steps, needs_reference
 from rlvlm_jax.data.prompts import Media
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.models import FAMILIES
@@ -41,7 +42,7 @@ class Planned(NamedTuple):
     """A run's steps, lowered for the devices of a topology."""
 
     sizes: Sizes
-    steps: dict[str, Any]  # name in `train.Steps` -> lowered
+    steps: dict[str, Any]  # name in `compiled_steps.Steps` -> lowered
     state_bytes: dict[str, float]  # part of the state -> bytes per device, from its shardings
     source: str  # where the model's sizes come from
     attention: str
@@ -102,7 +103,7 @@ def device_bytes(tree: Any) -> float:
 def lower_supervised(
     session: startup.Session, optimizer: Any, state: Any, bucket: tuple[int, int]
 ) -> Any:
-    """Lowers the step of supervised training for prompts of (P, I); see `train.lower_steps`."""
+    """Lowers the step of supervised training for prompts of (P, I); see `lower_steps`."""
     rows, most = session.config.train.minibatch, session.config.rollout.max_tokens
     batch = session.batch_shapes(rows, bucket)
     tokens, mask = (
@@ -140,14 +141,14 @@ def lower(
     session = startup.open_session(config, source, devices, text)
     optimizer, _ = optim.make_optimizer(config.train, 1000, session.model.part)
     state = startup.state_shapes(session, optimizer)
-    reference = session.shapes if train.needs_reference(config) else None
+    reference = session.shapes if needs_reference(config) else None
     bucket = largest_bucket(config, session.media, prompt_tokens, patches)
     start = time.perf_counter()
     if config.mode == "sft":
         lowered = {"update": lower_supervised(session, optimizer, state, bucket)}
     else:
-        jitted = train.make_steps(session, optimizer, state)
-        lowered = vars(train.lower_steps(jitted, session, state, reference, bucket))
+        jitted = make_steps(session, optimizer, state)
+        lowered = vars(lower_steps(jitted, session, state, reference, bucket))
     seconds = time.perf_counter() - start
     trained, _ = optim.split(session.shapes, optim.make_trained(config.train, session.model.part))
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rlvlm_jax.models import build
-from rlvlm_jax.models.convert import load_hf
+from rlvlm_jax.models.huggingface import load_hf
 from rlvlm_jax.models.qwen2_vl.config import from_hf, to_hf
 
 pytestmark = pytest.mark.parity

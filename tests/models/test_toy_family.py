@@ -10,7 +10,7 @@ import pytest
 
 from rlvlm_jax import VLM, checkpoint, export, models, startup
 from rlvlm_jax.bench import work
-from rlvlm_jax.models import convert
+from rlvlm_jax.models import huggingface
 from tests import run_cases
 from tests.models import toy_family
 from tests.test_layering import SOURCES, name_of
@@ -28,13 +28,13 @@ def directory(tmp_path, monkeypatch):
     files = {name: bundled[name] for name in ("tokenizer.json", "tokenizer_config.json")}
     files["config.json"] = json.dumps(toy_family.write_config(CONFIG) | {"eos_token_id": 506})
     params = work.random_weights(CONFIG, seed=0)
-    convert.save_hf(params, tmp_path / "toy", files=files, dtypes="float32")
+    huggingface.save_hf(params, tmp_path / "toy", files=files, dtypes="float32")
     return tmp_path / "toy"
 
 
 def leaves(directory, config=CONFIG):
-    params, _ = convert.load_hf(directory, config)
-    return dict(convert._flatten(params))
+    params, _ = huggingface.load_hf(directory, config)
+    return dict(huggingface._flatten(params))
 
 
 def test_it_trains_samples_exports_and_loads_again(directory, tmp_path, monkeypatch):
@@ -60,7 +60,7 @@ def test_it_trains_samples_exports_and_loads_again(directory, tmp_path, monkeypa
     out = tmp_path / "exported"
     flags = [f"--checkpoint={tmp_path / 'run/checkpoints'}", f"--out={out}"]
     assert run_cases.execute(flags, monkeypatch, export.main, "rlvlm_jax.export") == 0
-    trained = dict(convert._flatten(checkpoint.restore_params(tmp_path / "run/checkpoints")))
+    trained = dict(huggingface._flatten(checkpoint.restore_params(tmp_path / "run/checkpoints")))
     before, after = leaves(directory), leaves(out)
     assert before.keys() == after.keys() == trained.keys()
     for path, value in after.items():

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import build, convert
+from rlvlm_jax.models import build, huggingface
 from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig, VisionConfig, to_hf
 from rlvlm_jax.models.qwen2_vl.published import PUBLISHED
 
@@ -68,7 +68,7 @@ def random_tensors(config, dtype=ml_dtypes.bfloat16, seed=0):
     random = np.random.default_rng(seed)
     return {
         name: random.standard_normal(rule.shape).astype(dtype)
-        for rule in convert.hf_table(config)
+        for rule in huggingface.hf_table(config)
         for name in rule.names()
     }
 
@@ -135,7 +135,7 @@ def load_all(directory):
 def test_table_fills_every_parameter_of_the_model(name):
     config = PUBLISHED[name]
     params = flat(jax.eval_shape(build(config).init, jax.random.key(0)))
-    assert {path: leaf.shape for path, leaf in params.items()} == convert.param_shapes(config)
+    assert {path: leaf.shape for path, leaf in params.items()} == huggingface.param_shapes(config)
 
 
 @pytest.mark.parametrize(
@@ -149,8 +149,8 @@ def test_table_fills_every_parameter_of_the_model(name):
 )
 def test_published_sizes(name, count):
     config = PUBLISHED[name]
-    assert sum(map(math.prod, convert.param_shapes(config).values())) == count
-    tensors = [n for rule in convert.hf_table(config) for n in rule.names()]
+    assert sum(map(math.prod, huggingface.param_shapes(config).values())) == count
+    tensors = [n for rule in huggingface.hf_table(config) for n in rule.names()]
     assert len(tensors) == len(set(tensors))
 
 
@@ -158,7 +158,7 @@ def test_where_the_numbers_go(tmp_path):
     tensors = random_tensors(tiny(), np.float32)
     patch = tensors["visual.patch_embed.proj.weight"]
     write(tmp_path, tensors, tiny())
-    params, dtypes = convert.load_hf(tmp_path, tiny())
+    params, dtypes = huggingface.load_hf(tmp_path, tiny())
     leaves = flat(params)
     assert leaves["language/embed/embedding"][7, 5] == tensors["model.embed_tokens.weight"][7, 5]
     assert leaves["language/layers/attn/q/weight"].shape == (3, 12, 12)
@@ -182,7 +182,9 @@ def test_both_generations_of_names_give_the_same(tmp_path, family, tied, shards)
     tensors = random_tensors(config)
     first = write(tmp_path / "first", tensors, config)
     second = write(tmp_path / "second", second_generation(tensors), config, shards)
-    (one, one_dtypes), (other, other_dtypes) = (convert.load_hf(d, config) for d in (first, second))
+    (one, one_dtypes), (other, other_dtypes) = (
+        huggingface.load_hf(d, config) for d in (first, second)
+    )
     assert_same_tensors(flat(one), flat(other))
     assert one_dtypes == other_dtypes == dict.fromkeys(tensors, "bfloat16")
 
@@ -197,10 +199,10 @@ def test_what_was_read_is_written_bit_for_bit(tmp_path, family, shard_bytes):
         tensors[name] = tensors[name].astype(types[i % 3])
     source = write(tmp_path / "in", tensors, config, shards=2)
     (source / "merges.txt").write_bytes(b"a b\r\nc d\n")
-    params, dtypes = convert.load_hf(source, config)
-    files = convert.read_side_files(source)
+    params, dtypes = huggingface.load_hf(source, config)
+    files = huggingface.read_side_files(source)
     target = tmp_path / "made" / "out"
-    convert.save_hf(params, target, files=files, dtypes=dtypes, max_shard_bytes=shard_bytes)
+    huggingface.save_hf(params, target, files=files, dtypes=dtypes, max_shard_bytes=shard_bytes)
 
     assert_same_tensors(load_all(target), tensors)
     assert (target / "merges.txt").read_bytes() == b"a b\r\nc d\n"
@@ -221,18 +223,20 @@ def test_what_was_read_is_written_bit_for_bit(tmp_path, family, shard_bytes):
 
 def test_shards_are_filled_up_to_their_limit():
     names = [f"model.layers.{i}.mlp.gate_proj.weight" for i in range(3)]
-    rule = next(r for r in convert.hf_table(tiny()) if r.path.endswith("layers/mlp/gate/weight"))
-    planned = [convert._Planned(name, rule, i, "float32") for i, name in enumerate(names)]
+    rule = next(
+        r for r in huggingface.hf_table(tiny()) if r.path.endswith("layers/mlp/gate/weight")
+    )
+    planned = [huggingface._Planned(name, rule, i, "float32") for i, name in enumerate(names)]
     assert planned[0].nbytes == 10 * 12 * 4
-    sizes = [[t.nbytes for t in shard] for shard in convert._split(planned, 2 * 480)]
+    sizes = [[t.nbytes for t in shard] for shard in huggingface._split(planned, 2 * 480)]
     assert sizes == [[480, 480], [480]]
-    assert [len(shard) for shard in convert._split(planned, 2 * 480 - 1)] == [1, 1, 1]
+    assert [len(shard) for shard in huggingface._split(planned, 2 * 480 - 1)] == [1, 1, 1]
 
 
 def test_each_parameter_is_placed_once_when_complete(tmp_path):
     config = tiny()
     write(tmp_path, random_tensors(config), config, shards=3)
-    expected, _ = convert.load_hf(tmp_path, config)
+    expected, _ = huggingface.load_hf(tmp_path, config)
     placed = []
 
     def place(path, shape, read):
@@ -242,7 +246,7 @@ def test_each_parameter_is_placed_once_when_complete(tmp_path):
         assert same_bits(read(tuple(map(slice, shape))), whole)
         return path
 
-    params, _ = convert.load_hf(tmp_path, config, place=place)
+    params, _ = huggingface.load_hf(tmp_path, config, place=place)
     assert flat(params) == {path: path for path in flat(expected)}
     assert len(placed) == len(set(placed))
 
@@ -250,7 +254,7 @@ def test_each_parameter_is_placed_once_when_complete(tmp_path):
 def test_parts_of_a_parameter_are_read_alone(tmp_path):
     config = tiny()
     write(tmp_path, random_tensors(config), config, shards=3)
-    expected, _ = convert.load_hf(tmp_path, config)
+    expected, _ = huggingface.load_hf(tmp_path, config)
 
     def place(path, shape, read):
         whole = flat(expected)[path]
@@ -263,21 +267,21 @@ def test_parts_of_a_parameter_are_read_alone(tmp_path):
                 assert same_bits(read(tuple(index)), np.ascontiguousarray(whole[tuple(index)]))
         assert same_bits(read((slice(None),) * len(shape)), whole)
 
-    convert.load_hf(tmp_path, config, place=place)
+    huggingface.load_hf(tmp_path, config, place=place)
 
 
 def test_a_part_takes_no_more_memory_than_it_has(tmp_path):
     config = tiny(vocab_size=4000, width=192, heads=48)
     config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, out_width=192))
     source = write(tmp_path, random_tensors(config, np.float32), config)
-    convert.load_hf(source, config)  # imports and caches
+    huggingface.load_hf(source, config)  # imports and caches
     whole = 4 * 4000 * 192
 
     def place(path, shape, read):
         if path == "language/embed/embedding":
             read((slice(0, 400), slice(0, 192)))
 
-    assert peak_memory(lambda: convert.load_hf(source, config, place=place)) < whole / 4
+    assert peak_memory(lambda: huggingface.load_hf(source, config, place=place)) < whole / 4
 
 
 def peak_memory(function):
@@ -292,26 +296,26 @@ def peak_memory(function):
 def test_memory_of_reading_and_writing_is_bounded(tmp_path):
     config = tiny(vocab_size=2000, width=192, heads=48, mlp_width=500, layers=6)
     config = dataclasses.replace(config, vision=dataclasses.replace(config.vision, out_width=192))
-    shapes = convert.param_shapes(config)
+    shapes = huggingface.param_shapes(config)
     model = 4 * sum(map(math.prod, shapes.values()))
     parameter = 4 * max(map(math.prod, shapes.values()))
-    tensor = 4 * max(math.prod(rule.shape) for rule in convert.hf_table(config))
+    tensor = 4 * max(math.prod(rule.shape) for rule in huggingface.hf_table(config))
     assert tensor < parameter < model / 4  # else the bounds below would say nothing
     source = write(tmp_path / "in", random_tensors(config, np.float32), config, shards=2)
     slack = 400_000  # headers, names, JSON
-    convert.load_hf(source, config)  # imports and caches
+    huggingface.load_hf(source, config)  # imports and caches
 
-    assert peak_memory(lambda: convert.load_hf(source, config)) < model + tensor + slack
+    assert peak_memory(lambda: huggingface.load_hf(source, config)) < model + tensor + slack
     streamed = peak_memory(
-        lambda: convert.load_hf(
+        lambda: huggingface.load_hf(
             source, config, place=lambda path, shape, read: read(tuple(map(slice, shape))).shape
         )
     )
     assert streamed < parameter + tensor + slack
-    params, dtypes = convert.load_hf(source, config)
-    files = convert.read_side_files(source)
+    params, dtypes = huggingface.load_hf(source, config)
+    files = huggingface.read_side_files(source)
     written = peak_memory(
-        lambda: convert.save_hf(params, tmp_path / "out", files=files, dtypes=dtypes)
+        lambda: huggingface.save_hf(params, tmp_path / "out", files=files, dtypes=dtypes)
     )
     assert written < 4 * tensor + slack
 
@@ -321,13 +325,13 @@ def test_head_equal_to_a_tied_embedding_is_dropped(tmp_path):
     tensors = random_tensors(config)
     with_head = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}
     write(tmp_path, with_head, config)
-    params, dtypes = convert.load_hf(tmp_path, config)
+    params, dtypes = huggingface.load_hf(tmp_path, config)
     assert "head" not in params["language"]
     assert "lm_head.weight" not in dtypes
     with_head["lm_head.weight"][3, 1] += 1
     write(tmp_path, with_head, config)
     with pytest.raises(InputError, match="tie_word_embeddings, but lm_head.weight in .* differs"):
-        convert.load_hf(tmp_path, config)
+        huggingface.load_hf(tmp_path, config)
 
 
 def test_rotary_frequencies_of_old_files_are_no_parameters(tmp_path):
@@ -337,7 +341,7 @@ def test_rotary_frequencies_of_old_files_are_no_parameters(tmp_path):
         "visual.rotary_pos_emb.inv_freq": np.ones(2, np.float32),
     }
     write(tmp_path, random_tensors(config) | derived, config)
-    _, dtypes = convert.load_hf(tmp_path, config)
+    _, dtypes = huggingface.load_hf(tmp_path, config)
     assert not derived.keys() & dtypes.keys()
 
 
@@ -347,7 +351,7 @@ def damaged(change):
     def run(tmp_path):
         tensors = random_tensors(tiny())
         change(tensors)
-        convert.load_hf(write(tmp_path, tensors, tiny()), tiny())
+        huggingface.load_hf(write(tmp_path, tensors, tiny()), tiny())
 
     return run
 
@@ -355,7 +359,7 @@ def damaged(change):
 def sharded(change):
     def run(tmp_path):
         change(write(tmp_path, random_tensors(tiny()), tiny(), shards=3))
-        convert.load_hf(tmp_path, tiny())
+        huggingface.load_hf(tmp_path, tiny())
 
     return run
 
@@ -445,7 +449,7 @@ BAD_WEIGHTS = {
     ),
     "both": (sharded(both_kinds), "holds both model.safetensors and model.safetensors.index.json"),
     "pickle": (sharded(with_pickle), r"holds neither .* \(found pytorch_model.bin: save it again"),
-    "nothing": (lambda tmp_path: convert.load_hf(tmp_path, tiny()), "holds neither"),
+    "nothing": (lambda tmp_path: huggingface.load_hf(tmp_path, tiny()), "holds neither"),
 }
 
 
@@ -466,7 +470,7 @@ def test_a_fault_in_every_respect_is_told_at_once(tmp_path):
     write(tmp_path, tensors, tiny())
     pattern = "missing: model.norm.weight; unexpected: extra; misshapen: .*q_proj"
     with pytest.raises(InputError, match=pattern):
-        convert.load_hf(tmp_path, tiny())
+        huggingface.load_hf(tmp_path, tiny())
 
 
 @pytest.fixture
@@ -474,12 +478,12 @@ def loaded(tmp_path):
     """(params, dtypes, files) of a tiny directory, and nothing else in `tmp_path`."""
     config = tiny()
     source = write(tmp_path / "in", random_tensors(config), config)
-    return *convert.load_hf(source, config), convert.read_side_files(source)
+    return *huggingface.load_hf(source, config), huggingface.read_side_files(source)
 
 
 def test_a_named_type_is_written_and_stated(tmp_path, loaded):
     params, dtypes, files = loaded
-    convert.save_hf(params, tmp_path / "out", files=files, dtypes="float32")
+    huggingface.save_hf(params, tmp_path / "out", files=files, dtypes="float32")
     tensors = load_all(tmp_path / "out")
     assert {tensor.dtype for tensor in tensors.values()} == {np.dtype(np.float32)}
     assert json.loads((tmp_path / "out/config.json").read_text()) == {
@@ -505,15 +509,15 @@ def test_a_named_type_is_written_and_stated(tmp_path, loaded):
     ],
 )
 def test_stated_type_follows_the_weights(stated, expected):
-    rule = convert.hf_table(tiny())[0]
-    tensors = [convert._Planned(rule.name, rule, None, "float16")]
-    assert json.loads(convert._state_dtype(json.dumps(stated), tensors)) == expected
+    rule = huggingface.hf_table(tiny())[0]
+    tensors = [huggingface._Planned(rule.name, rule, None, "float16")]
+    assert json.loads(huggingface._state_dtype(json.dumps(stated), tensors)) == expected
 
 
 def test_jax_arrays_are_written_like_numpy_arrays(tmp_path, loaded):
     params, dtypes, files = loaded
     on_device = jax.tree.map(jax.numpy.asarray, params)
-    convert.save_hf(on_device, tmp_path / "out", files=files, dtypes=dtypes)
+    huggingface.save_hf(on_device, tmp_path / "out", files=files, dtypes=dtypes)
     assert_same_tensors(load_all(tmp_path / "out"), load_all(tmp_path / "in"))
 
 
@@ -550,7 +554,7 @@ def test_what_cannot_be_written_leaves_nothing_behind(tmp_path, loaded, change, 
         del params["vision"]["more"]
     change(params)
     with pytest.raises(InputError, match=message):
-        convert.save_hf(params, tmp_path / "out", files=files, dtypes=dtypes)
+        huggingface.save_hf(params, tmp_path / "out", files=files, dtypes=dtypes)
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
@@ -558,10 +562,10 @@ def test_a_model_is_never_overwritten(tmp_path, loaded):
     params, dtypes, files = loaded
     before = {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()}
     with pytest.raises(InputError, match=r"already holds a model \(config.json, model.safetensors"):
-        convert.save_hf(params, tmp_path / "in", files=files, dtypes=dtypes)
+        huggingface.save_hf(params, tmp_path / "in", files=files, dtypes=dtypes)
     assert {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
     with pytest.raises(InputError, match="is a file, expected a directory"):
-        convert.save_hf(params, tmp_path / "in/config.json", files=files, dtypes=dtypes)
+        huggingface.save_hf(params, tmp_path / "in/config.json", files=files, dtypes=dtypes)
 
 
 @pytest.mark.parametrize("content", [{}, {"notes.txt": "mine", "merges.txt": "old"}])
@@ -571,7 +575,7 @@ def test_writes_into_a_directory_that_is_there(tmp_path, loaded, content):
     target.mkdir()
     for name, text in content.items():
         (target / name).write_text(text)
-    convert.save_hf(params, target, files=files | {"merges.txt": "new"}, dtypes=dtypes)
+    huggingface.save_hf(params, target, files=files | {"merges.txt": "new"}, dtypes=dtypes)
     assert_same_tensors(load_all(target), load_all(tmp_path / "in"))
     assert (target / "merges.txt").read_text() == "new"
     expected = {"config.json", "merges.txt", "model.safetensors", *content}
@@ -584,28 +588,28 @@ def test_configuration_from_side_files(tmp_path):
     write(tmp_path, {}, config)
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
     (tmp_path / "README.md").write_text("not part of the model")
-    files = convert.read_side_files(tmp_path)
+    files = huggingface.read_side_files(tmp_path)
     assert set(files) == {"config.json", "preprocessor_config.json"}
     vision = dataclasses.replace(config.vision, image_mean=(0.5, 0.5, 0.5))
-    assert convert.read_config(files) == dataclasses.replace(config, vision=vision)
+    assert huggingface.read_config(files) == dataclasses.replace(config, vision=vision)
 
 
 def test_unreadable_side_files(tmp_path):
     with pytest.raises(InputError, match=f"{tmp_path} has no config.json"):
-        convert.read_side_files(tmp_path)
+        huggingface.read_side_files(tmp_path)
     with pytest.raises(InputError, match="config.json is not valid JSON"):
-        convert.read_config({"config.json": "{"})
+        huggingface.read_config({"config.json": "{"})
     (tmp_path / "vocab.json").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="vocab.json is not UTF-8"):
-        convert.read_side_files(tmp_path)
+        huggingface.read_side_files(tmp_path)
 
 
 def test_resolves_directories_and_repositories(tmp_path, monkeypatch):
     import huggingface_hub
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    assert convert.resolve(tmp_path) == tmp_path
-    assert convert.resolve(str(tmp_path)) == tmp_path
+    assert huggingface.resolve(tmp_path) == tmp_path
+    assert huggingface.resolve(str(tmp_path)) == tmp_path
     asked = []
 
     def download(repository, allow_patterns):
@@ -615,16 +619,16 @@ def test_resolves_directories_and_repositories(tmp_path, monkeypatch):
         return str(tmp_path)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
-    assert convert.resolve("some/model") == tmp_path
+    assert huggingface.resolve("some/model") == tmp_path
     with pytest.raises(InputError, match=r"absent/model is neither .* \(no connection\); give the"):
-        convert.resolve("absent/model")
+        huggingface.resolve("absent/model")
     assert asked == [("some/model", True), ("absent/model", True)]
     for path in ("/no/such/directory", "./relative", "a/b/c", "word"):
         with pytest.raises(InputError, match=f"there is no directory {path}"):
-            convert.resolve(path)
+            huggingface.resolve(path)
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="is a file, expected a model directory"):
-        convert.resolve(tmp_path / "file")
+        huggingface.resolve(tmp_path / "file")
     assert len(asked) == 2
 
 
@@ -661,12 +665,12 @@ def test_round_trip_with_transformers(tmp_path, family, tied, dtype, generation,
             path.unlink()
         save_file(second_generation(written), source / "model.safetensors", {"format": "pt"})
 
-    files = convert.read_side_files(source)
-    config = convert.read_config(files)
+    files = huggingface.read_side_files(source)
+    config = huggingface.read_config(files)
     assert config.tie_embeddings == tied
-    params, dtypes = convert.load_hf(source, config)
+    params, dtypes = huggingface.load_hf(source, config)
     assert set(dtypes.values()) == {dtype}
-    convert.save_hf(params, target, files=files, dtypes=dtypes, max_shard_bytes=3000)
+    huggingface.save_hf(params, target, files=files, dtypes=dtypes, max_shard_bytes=3000)
     assert_same_tensors(load_all(target), written)
 
     again, report = model_class.from_pretrained(target, output_loading_info=True)

@@ -99,8 +99,8 @@ class RunDirectory:
         content = {**content, "began": round(self._began, 3)}
         self._write(self.path / CONFIG, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
-    def goodput(self, step_s: float) -> dict[str, float]:
-        """Returns goodput/run: the fraction of the run's time spent in steps that count.
+    def goodput(self, step_s: float) -> float:
+        """Returns the fraction of the run's time spent in steps that count.
 
         The run's time is all time since its first start: start-up, evaluations, lost steps, and the
         pauses between a stop and the next start.
@@ -109,7 +109,7 @@ class RunDirectory:
             step_s: seconds of the step about to be recorded.
         """
         self._in_steps += step_s
-        return {"goodput/run": self._in_steps / max(time.time() - self._began, step_s)}
+        return self._in_steps / max(time.time() - self._began, step_s)
 
     def append(self, phase: str, step: int, epoch: float, values: Mapping[str, float]) -> None:
         """Appends one line to metrics.jsonl and syncs it to disk.

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.records import RunDirectory
+from rlvlm_jax.run_directory import RunDirectory
 
 
 def steps(path):
@@ -36,7 +36,7 @@ def filled(path, last, every=2):
 
 SHORT = """
 import resource, sys
-from rlvlm_jax.records import RunDirectory
+from rlvlm_jax.run_directory import RunDirectory
 run = RunDirectory(sys.argv[1])
 run.append("train", 1, 0.1, {"reward/score": 0.5})
 size = (run.path / "metrics.jsonl").stat().st_size
@@ -60,7 +60,7 @@ def test_a_line_that_does_not_fit_on_the_disk_is_not_written_by_half(tmp_path):
 
 def test_goodput_counts_interruptions_and_lost_steps(tmp_path, monkeypatch):
     now = [1000.0]
-    monkeypatch.setattr("rlvlm_jax.records.time.time", lambda: now[0])
+    monkeypatch.setattr("rlvlm_jax.run_directory.time.time", lambda: now[0])
     run = RunDirectory(tmp_path)
     run.trim(None)
     run.write_config({})
@@ -82,7 +82,7 @@ def test_goodput_counts_from_the_start_of_the_program_and_what_was_lost_before_a
     tmp_path, monkeypatch
 ):
     now = [1030.0]
-    monkeypatch.setattr("rlvlm_jax.records.time.time", lambda: now[0])
+    monkeypatch.setattr("rlvlm_jax.run_directory.time.time", lambda: now[0])
     for began in (1000.0, 1095.0):  # the second goes on with nothing
         run = RunDirectory(tmp_path, began)
         run.trim(None)
@@ -211,7 +211,7 @@ def test_a_metric_cannot_be_named_like_anything_else(tmp_path, name):
 
 KILLED = """
 import sys
-from rlvlm_jax.records import RunDirectory
+from rlvlm_jax.run_directory import RunDirectory
 run = RunDirectory(sys.argv[1])
 print("go", flush=True)
 for step in range(1, 100000):

@@ -114,25 +114,3 @@ def scores_of(
     scores = np.concatenate([r.scores.score for r in rounds])[rows_of(chosen, samples)]
     keep = np.concatenate([r.keep for r in rounds])[chosen]
     return scores, np.repeat(keep, samples)
-
-
-def metrics(config: ConfigDict, rounds: Sequence[Round], chosen: np.ndarray) -> dict[str, float]:
-    """Returns filter/*, over all sampled groups.
-
-    kept_fraction, all_correct, all_wrong: shares of the groups; rounds: batches sampled; trained:
-    kept groups in the update's batch; surplus: kept groups beyond that batch.
-    """
-    samples = config.rollout.samples
-    if samples == 1:
-        return {}
-    keep = np.concatenate([r.keep for r in rounds])
-    correct = np.concatenate([r.scores.correct for r in rounds]).reshape(-1, samples)
-    trained = int(keep[chosen].sum())
-    return {
-        "filter/kept_fraction": float(keep.mean()),
-        "filter/all_correct": float(correct.all(axis=1).mean()),
-        "filter/all_wrong": float((~correct).all(axis=1).mean()),
-        "filter/rounds": len(rounds),
-        "filter/trained": trained,
-        "filter/surplus": int(keep.sum()) - trained,
-    }

@@ -5,10 +5,10 @@
 import numpy as np
 import pytest
 
-from rlvlm_jax import collection
-from rlvlm_jax.collection import Round
+from rlvlm_jax import selection, step_metrics
 from rlvlm_jax.models.qwen2_vl.media import ImageSpec, Patches
 from rlvlm_jax.rewards import Scores
+from rlvlm_jax.selection import Round
 from rlvlm_jax.types import Passes, Prompts, Rollout
 from tests import tiny_model
 
@@ -50,7 +50,7 @@ def round_of(config, right, *, first=0, tokens=5, patches=8):
     )
     passes = Passes(values + 0.5, None, values, values)
     scores = scores_of(correct)
-    kept = collection.kept_groups(config, scores.rewards["accuracy"])
+    kept = selection.kept_groups(config, scores.rewards["accuracy"])
     return Round(names.tolist(), batch, rollout, passes, None, scores, kept)
 
 
@@ -65,23 +65,25 @@ def test_groups_inside_the_limits_are_kept():
 def test_rounds_end_when_the_batch_is_full_or_the_budget_spent(refills):
     config = settings(algorithm__filter_refills=refills)
     poor, rich = round_of(config, [0, 1, 4, 4]), round_of(config, [1, 1, 1, 2])
-    assert not collection.is_enough(config, [])
-    assert collection.is_enough(config, [rich])
-    assert collection.is_enough(config, [poor] * (refills + 1))
+    assert not selection.is_enough(config, [])
+    assert selection.is_enough(config, [rich])
+    assert selection.is_enough(config, [poor] * (refills + 1))
     if refills:
-        assert not collection.is_enough(config, [poor] * refills)
-        assert collection.is_enough(config, [poor, rich])
+        assert not selection.is_enough(config, [poor] * refills)
+        assert selection.is_enough(config, [poor, rich])
 
 
 def test_kept_groups_come_first_and_the_surplus_is_dropped():
     config = settings(algorithm__filter_refills=3)
     rounds = [round_of(config, right) for right in ([0, 2, 4, 1], [4, 3, 1, 2])]
-    chosen = collection.choose(config, rounds)
+    chosen = selection.choose(config, rounds)
     assert chosen.tolist() == [1, 3, 5, 6]
-    scores, kept = collection.scores_of(config, rounds, chosen)
+    scores, kept = selection.scores_of(config, rounds, chosen)
     assert kept.all()
     assert scores.reshape(4, SAMPLES).sum(axis=1).tolist() == [2, 1, 3, 1]
-    assert collection.metrics(config, rounds, chosen) == {
+    correct = np.concatenate([r.scores.correct for r in rounds])
+    keep = np.concatenate([r.keep for r in rounds])
+    assert step_metrics.filter_metrics(correct, keep, chosen, len(rounds)) == {
         "filter/kept_fraction": 5 / 8,
         "filter/all_correct": 2 / 8,
         "filter/all_wrong": 1 / 8,
@@ -94,24 +96,24 @@ def test_kept_groups_come_first_and_the_surplus_is_dropped():
 def test_others_fill_the_batch_up_without_being_trained_on():
     config = settings(algorithm__filter_refills=1)
     rounds = [round_of(config, right) for right in ([0, 2, 4, 4], [4, 4, 4, 1])]
-    chosen = collection.choose(config, rounds)
+    chosen = selection.choose(config, rounds)
     assert chosen.tolist() == [1, 7, 0, 2]
-    _, kept = collection.scores_of(config, rounds, chosen)
+    _, kept = selection.scores_of(config, rounds, chosen)
     assert kept.reshape(4, SAMPLES).all(axis=1).tolist() == [True, True, False, False]
 
 
 def test_one_round_stays_as_it_is():
     config = settings()
     one = round_of(config, [0, 2, 4, 1])
-    assert collection.choose(config, [one]).tolist() == [0, 1, 2, 3]
+    assert selection.choose(config, [one]).tolist() == [0, 1, 2, 3]
 
 
 def test_rounds_of_different_shapes_become_one_batch():
     config = settings(algorithm__filter_refills=1)
     small = round_of(config, [0, 2, 4, 1])
     large = round_of(config, [1, 4, 4, 2], first=4, tokens=7, patches=12)
-    chosen = collection.choose(config, [small, large])
-    batch, rollout, passes = collection.merge(
+    chosen = selection.choose(config, [small, large])
+    batch, rollout, passes = selection.merge(
         config,
         [small, large],
         chosen,

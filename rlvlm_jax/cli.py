@@ -87,7 +87,7 @@ def parse_config(argv: Sequence[str], command: str) -> tuple[ConfigDict, str]:
     return config, values.workdir
 
 
-def run(program: Callable[[Sequence[str]], int]) -> None:
+def exit_with(program: Callable[[Sequence[str]], int]) -> None:
     """Runs `program(argv)` and exits with the status it returns; InputError gives status 2."""
     try:
         status = program(sys.argv[1:])

@@ -76,4 +76,4 @@ def leave(number: int, frame: object) -> None:
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, leave)
-    cli.run(main)
+    cli.exit_with(main)

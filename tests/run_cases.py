@@ -72,10 +72,10 @@ def execute(argv, monkeypatch, program=main.main, name="rlvlm_jax.main"):
     """Runs a command as `python -m` does; returns its exit status."""
     monkeypatch.setattr("sys.argv", [name, *map(str, argv)])
     try:
-        cli.run(program)
+        cli.exit_with(program)
     except SystemExit as ended:
         return ended.code
-    raise AssertionError("cli.run must exit")
+    raise AssertionError("cli.exit_with must exit")
 
 
 def accuracy_by_reflection(line):

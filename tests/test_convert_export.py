@@ -273,7 +273,7 @@ def test_bad_input_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, progr
     paths = {"missing": tmp_path / "missing", "out": tmp_path / "out"}
     monkeypatch.setattr(sys, "argv", ["command", *(flag.format(**paths) for flag in flags)])
     with pytest.raises(SystemExit) as ended:
-        cli.run(program)
+        cli.exit_with(program)
     assert ended.value.code == 2
     output = capsys.readouterr()
     assert output.out == ""

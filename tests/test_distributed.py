@@ -202,7 +202,7 @@ def program(argv):
 import signal
 for number in (signal.SIGTERM, signal.SIGINT):
     signal.signal(number, main.leave)
-cli.run(program)
+cli.exit_with(program)
 """
 
 
@@ -342,7 +342,7 @@ def program(argv):
     if jax.process_index() == 1:
         raise ZeroDivisionError("here")
     distributed.gather(1)
-cli.run(program)
+cli.exit_with(program)
 """
 
 

@@ -320,4 +320,4 @@ def write(out: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.exit_with(main)

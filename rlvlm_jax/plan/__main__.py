@@ -374,4 +374,4 @@ def write(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.exit_with(main)

@@ -129,4 +129,4 @@ def write(out: Path, text: str, files: dict[str, bytes]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.exit_with(main)

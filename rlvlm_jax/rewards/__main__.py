@@ -92,4 +92,4 @@ def _lines(node: Any, depth: int) -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.exit_with(main)

@@ -68,14 +68,14 @@ def test_goodput_counts_interruptions_and_lost_steps(tmp_path, monkeypatch):
         now[0] += wait
         found = run.goodput(10.0)
         run.append("train", step, 0.1, {"time/step_s": 10.0})
-    assert found == {"goodput/run": 20 / 40}
+    assert found == 20 / 40
 
     now[0] += 50.0  # step 2 was not in a checkpoint, and the run stood still
     again = RunDirectory(tmp_path)
     again.trim(1)
     again.write_config({})
     now[0] += 10.0
-    assert again.goodput(10.0) == {"goodput/run": 20 / 100}
+    assert again.goodput(10.0) == 20 / 100
 
 
 def test_goodput_counts_from_the_start_of_the_program_and_what_was_lost_before_a_checkpoint(
@@ -91,7 +91,7 @@ def test_goodput_counts_from_the_start_of_the_program_and_what_was_lost_before_a
         found = run.goodput(10.0)
         run.append("train", 1, 0.1, {"time/step_s": 10.0})
         now[0] = 1100.0
-    assert found == {"goodput/run": 10 / 110}
+    assert found == 10 / 110
 
 
 def files(path, folder):

@@ -16,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rlvlm_jax.errors import InputError
+from rlvlm_jax.rewards.rules import REWARDS
 
 MODES = ("rl", "sft", "eval")
 EVAL_SETTINGS = {  # name -> (samples k, temperature, top-p); the MAYE scheme
@@ -70,7 +71,6 @@ _POSITIVE = (
     "algorithm.whiten_parts",
     "data.buckets",
     "data.workers",
-    "rewards.custom_memory_gib",
     "rewards.deadline_s",
     "mesh.data",
     "mesh.fsdp",
@@ -110,8 +110,6 @@ _NOT_NEGATIVE = (
     "algorithm.eps",
     "algorithm.filter_refills",
     "eval.batch",
-    "rewards.min_tokens",
-    "rewards.tolerance",
     "rewards.workers",
     "data.limit_eval",
     "data.feature_cache_gib",
@@ -191,21 +189,14 @@ def default() -> ConfigDict:
 
     c.rewards = ConfigDict()
     c.rewards.judge = "strict"
-    c.rewards.tolerance = 1e-6  # of decimals, relative to the reference
     c.rewards.rounding = "none"  # "reference": 6√5 is 13.4; "both": 13.42 is also 6√5
-    c.rewards.accuracy = 1.0  # weights of the parts of the score
-    c.rewards.language = 1.0  # the language reward itself is -0.1 * fraction of CJK characters
-    c.rewards.format = 0.0
+    # Weights of the rules that a score adds up; see REWARDS for what each rewards.
+    c.rewards.rules = ConfigDict({name: rule.weight for name, rule in REWARDS.items()})
     c.rewards.format_style = "think"
-    c.rewards.repetition = 0.0  # the reward itself is -(fraction of repeated 4-grams)
-    c.rewards.overlong = 0.0  # the reward itself falls from 0 to -1 over the last overlong_tokens
     c.rewards.overlong_tokens = 0  # before rollout.max_tokens
     c.rewards.custom = ""  # "module:function", called as f(response, example) -> float
     c.rewards.custom_weight = 1.0
-    c.rewards.custom_memory_gib = 4.0  # the most that one call may use
-    c.rewards.no_eos_penalty = True  # replace a truncated response's score by `penalty`
-    c.rewards.penalty = -0.1
-    c.rewards.min_tokens = 1  # responses with fewer content tokens also get `penalty`
+    c.rewards.penalty = -0.1  # the score of a truncated or empty response; 0 = off
     c.rewards.deadline_s = 5.0  # the most seconds per judged item
     c.rewards.workers = 2  # judging processes; 0 = one per core
 
@@ -577,10 +568,11 @@ def _recipe_problems(c: ConfigDict) -> Iterator[str]:
             f"config.algorithm.whiten_parts={c.algorithm.whiten_parts} does not divide "
             f"config.rollout.prompts={c.rollout.prompts}; use one of {_divisors(c.rollout.prompts)}"
         )
-    if c.rewards.overlong and not 1 <= c.rewards.overlong_tokens <= c.rollout.max_tokens:
+    if c.rewards.rules.overlong and not 1 <= c.rewards.overlong_tokens <= c.rollout.max_tokens:
         yield (
             f"config.rewards.overlong_tokens={c.rewards.overlong_tokens} must be between 1 and "
-            f"config.rollout.max_tokens={c.rollout.max_tokens} if config.rewards.overlong is set"
+            f"config.rollout.max_tokens={c.rollout.max_tokens} if config.rewards.rules.overlong is "
+            "set"
         )
     if c.algorithm.old_logprobs == "update":
         if c.train.epochs * sequences(c) != c.train.minibatch:

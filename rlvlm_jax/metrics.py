@@ -22,7 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation.scores import count_reflection, reflection
-from rlvlm_jax.rewards.text_rules import is_repetitive
+from rlvlm_jax.rewards.rules import is_repetitive
 
 GIB = 2.0**30
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"  # or a program read from disk

@@ -219,7 +219,8 @@ class Run:
         own_scores = score_responses(
             take(responses, rows),
             [examples[number] for number in own],
-            rewards.RewardConfig(**self.config.rewards, max_tokens=self.config.rollout.max_tokens),
+            self.config.rewards,
+            self.config.rollout.max_tokens,
         )
         return distributed.gather_rows(rows, own_scores, rewards.join, rewards.take)
 
@@ -609,7 +610,7 @@ class Run:
 
 
 def score_responses(
-    responses: Responses, examples: Sequence[Example], config: rewards.RewardConfig
+    responses: Responses, examples: Sequence[Example], settings: ConfigDict, max_tokens: int
 ) -> rewards.Scores:
     """Scores the G adjacent responses of each example; see `rewards.score`."""
     samples = len(responses.texts) // max(len(examples), 1)
@@ -625,4 +626,6 @@ def score_responses(
         for _ in range(samples)
     ]
     cut, lengths = responses.truncated.tolist(), responses.lengths.tolist()
-    return rewards.score(responses.texts, fields, cut, lengths, config, distributed.gather)
+    return rewards.score(
+        responses.texts, fields, cut, lengths, settings, max_tokens, distributed.gather
+    )

@@ -2,14 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configurations: every file in configs/, every kind of mistake."""
 
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from rlvlm_jax import cli, config
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.rewards import RewardConfig
+from rlvlm_jax.rewards.rules import REWARDS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = (
@@ -124,6 +123,10 @@ def test_flags_change_values():
         (["--config.model.path="], "config.model.path is empty"),
         (["--config.eval.settings=('pass@3',)"], "config.eval.settings has 'pass@3'"),
         (["--config.mesh.data=-1", "--config.mesh.fsdp=-1"], "only one axis may be -1"),
+        (["--config.rewards.judge=lenient"], "config.rewards.judge='lenient' is not one of strict"),
+        (["--config.rewards.format_style=xml"], "config.rewards.format_style='xml' is not one of"),
+        (["--config.rewards.deadline_s=0"], "config.rewards.deadline_s=0.0 must be greater than 0"),
+        (["--config.rewards.workers=-1"], "config.rewards.workers=-1 must not be negative"),
         (["--config.rewards.custom=mine"], "is not of the form module:function"),
         (["--unknown=1"], "unknown"),
         (["stray"], "unexpected argument 'stray'"),
@@ -186,9 +189,9 @@ def test_logprob_passes_keep_prompts_whole(most, passes):
     assert config.logprob_passes(found) == passes  # 16 prompts of 8 samples, one device
 
 
-def test_the_rewards_are_those_of_the_configuration():
-    known = {field.name for field in fields(RewardConfig)}
-    assert set(config.default().rewards) == known - {"max_tokens"}  # of config.rollout
+def test_the_configuration_has_a_weight_for_every_rule():
+    weights = config.default().rewards.rules
+    assert dict(weights) == {name: rule.weight for name, rule in REWARDS.items()}
 
 
 @pytest.mark.parametrize(("text", "steps"), [("", []), ("3-3", [3]), ("5-7", [5, 6, 7])])

@@ -150,7 +150,7 @@ def make_evaluate_fn(
                 [examples[row // samples[name]].solution for row in rows],
                 config.rewards.judge,
                 config.rewards.deadline_s,
-                rules=rewards.Rules(config.rewards.tolerance, config.rewards.rounding),
+                rules=rewards.Rules(rounding=config.rewards.rounding),
                 workers=config.rewards.workers,
             )
             responses = distributed.gather_rows(rows, own_responses, join, take)

@@ -35,7 +35,7 @@ HOMES = {  # third party -> the only places that may import it
     "matplotlib": ("report.figures",),
     "scipy": ("evaluation.statistics",),
     "safetensors": ("models.convert",),
-    "datasets": ("data.dataset",),
+    "datasets": ("data.formats",),
     "grain": ("data.loader",),
     "math_verify": ("rewards.faithful",),
     "sympy": ("rewards.math.algebra",),

@@ -52,6 +52,36 @@ def test_every_recipe_is_valid(recipe):
     assert dict(config.flatten(found)).keys() == dict(config.flatten(config.default())).keys()
 
 
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_evaluation_batch_has_no_more_rows_than_training(recipe):
+    c, _ = parse("--config.eval.batch=0", recipe=recipe)
+    rows, devices = config.sequences(c), config.shards(c)
+    for settings, samples, most in ((1, 8, 1), (3, 8, 8), (3, 32, 32), (3, 256, 256)):
+        c.eval.settings, c.eval.samples = tuple(config.EVAL_SETTINGS)[:settings], samples
+        assert max(config.eval_samples(c, name) for name in c.eval.settings) == most
+        prompts = config.eval_batch(c)
+        assert prompts % devices == 0
+        if prompts > devices:  # one prompt per device is the least
+            assert prompts <= c.rollout.prompts
+            assert prompts * most <= rows
+        more = prompts + devices  # would be too many
+        assert more > c.rollout.prompts or more * most > rows
+
+
+@pytest.mark.parametrize(
+    ("flags", "devices", "prompts"),
+    [
+        ((), 28, 112),  # 896 responses with 8 samples, as many as training has
+        (("--config.eval.samples=256",), 14, 14),  # one prompt per device is the least
+        (("--config.eval.settings=('pass@1_t0.01',)",), 28, 896),
+        (("--config.eval.batch=100",), 28, 112),  # as it says, up to a multiple of the devices
+    ],
+)
+def test_prompts_of_mayes_evaluation_batches(flags, devices, prompts):
+    c, _ = parse(*flags, recipe="maye.py", devices=devices)
+    assert config.eval_batch(c) == prompts
+
+
 @pytest.mark.parametrize("recipe", ["maye.py", "mm_eureka.py"])
 def test_smoke_keeps_the_algorithm(recipe):
     whole, _ = parse(recipe=recipe)

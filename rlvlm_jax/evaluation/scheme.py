@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlvlm_jax import distributed, rewards, sharding
-from rlvlm_jax.config import EVAL_SETTINGS, shards
+from rlvlm_jax.config import EVAL_SETTINGS, eval_samples, shards
 from rlvlm_jax.data.example import Example
 from rlvlm_jax.data.loader import EvaluationSet
 from rlvlm_jax.evaluation.scores import pass_at_k
@@ -109,10 +109,7 @@ def make_evaluate_fn(
 
         return jax.jit(with_ids, out_shardings=by_rows)
 
-    samples = {}
-    for name in config.eval.settings:
-        k = EVAL_SETTINGS[name][0]
-        samples[name] = k if k == 1 else config.eval.samples
+    samples = {name: eval_samples(config, name) for name in config.eval.settings}
     samplers = {name: make_sampler(n, *EVAL_SETTINGS[name][1:]) for name, n in samples.items()}
     encode = jax.jit(session.model.encode_images, out_shardings=by_rows)
     key = jax.random.fold_in(jax.random.key(config.eval.samples_seed), config.seed)

@@ -57,5 +57,5 @@ def get_config(arg=None):
         c.algorithm.aggregate = "microbatch"
         c.train.microbatch = 4  # sequences averaged per GPU; needs 1, 2 or 4 devices
         c.rewards.judge = "maye"
-        c.rewards.format = 1.0
+        c.rewards.rules.format = 1.0
     return config.smoke(c) if smoke else c

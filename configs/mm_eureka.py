@@ -40,11 +40,10 @@ def get_config(arg=None):
     )
     c.rollout.prompts, c.rollout.samples = 128, 8
     c.rollout.max_tokens = 4096
-    c.rewards.format = 0.5
+    c.rewards.rules.format = 0.5
     c.rewards.format_style = "think_answer"
-    c.rewards.language = 0.0
-    c.rewards.no_eos_penalty = False
-    c.rewards.min_tokens = 0
+    c.rewards.rules.language = 0.0
+    c.rewards.penalty = 0.0
     c.algorithm.advantage = "grpo"
     c.algorithm.eps = 1e-9
     c.algorithm.dual_clip = 3.0
@@ -64,7 +63,7 @@ def get_config(arg=None):
         c.algorithm.aggregate = "token"
         c.algorithm.filter_low, c.algorithm.filter_high = 0.01, 0.99
         c.algorithm.filter_refills = 3
-        c.rewards.overlong = 1.0
+        c.rewards.rules.overlong = 1.0
         c.rewards.overlong_tokens = 1024
     elif variant == "adora":
         c.algorithm.adora = True

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from rlvlm_jax import distributed, rewards, selection, sharding, startup
 from rlvlm_jax.compiled_steps import Steps, make_planner, step_keys
@@ -171,13 +172,14 @@ class Collector:
         own_scores = score_responses(
             take(responses, rows),
             [examples[number] for number in own],
-            rewards.RewardConfig(**config.rewards, max_tokens=config.rollout.max_tokens),
+            config.rewards,
+            config.rollout.max_tokens,
         )
         return distributed.gather_rows(rows, own_scores, rewards.join, rewards.take)
 
 
 def score_responses(
-    responses: Responses, examples: Sequence[Example], config: rewards.RewardConfig
+    responses: Responses, examples: Sequence[Example], settings: ConfigDict, max_tokens: int
 ) -> rewards.Scores:
     """Scores the G adjacent responses of each example; see `rewards.score`."""
     samples = len(responses.texts) // max(len(examples), 1)
@@ -193,4 +195,6 @@ def score_responses(
         for _ in range(samples)
     ]
     truncated, lengths = responses.truncated.tolist(), responses.lengths.tolist()
-    return rewards.score(responses.texts, fields, truncated, lengths, config, distributed.gather)
+    return rewards.score(
+        responses.texts, fields, truncated, lengths, settings, max_tokens, distributed.gather
+    )

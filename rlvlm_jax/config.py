@@ -16,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rlvlm_jax.errors import InputError
+from rlvlm_jax.rewards.rules import REWARDS
 
 MODES = ("rl", "sft", "eval")
 EVAL_SETTINGS = {  # name -> (samples k, temperature, top-p); the MAYE scheme
@@ -43,14 +44,9 @@ CHOICES = {
     "rewards.judge": ("strict", "maye", "mm_eureka"),
     "rewards.rounding": ("none", "reference", "both"),
     "rewards.format_style": ("think", "think_answer"),
-    "algorithm.advantage": ("reinforce_pp", "grpo", "rloo", "reinforce_baseline"),
     "algorithm.whiten": ("center", "scale", "none"),
     "algorithm.scale": ("group", "batch", "none"),
-    "algorithm.loss": ("ppo", "gspo", "cispo"),
     "algorithm.old_logprobs": ("auto", "trainer", "sampler", "update"),
-    "algorithm.aggregate": ("token", "sequence", "constant", "microbatch"),
-    "algorithm.kl_loss_kind": ("k1", "k2", "k3"),
-    "algorithm.kl_reward_kind": ("k1", "k2", "k3"),
     "train.schedule": ("constant", "cosine"),
     "sft.style": ("worked", "mixed"),
 }
@@ -70,7 +66,6 @@ _POSITIVE = (
     "algorithm.whiten_parts",
     "data.buckets",
     "data.workers",
-    "rewards.custom_memory_gib",
     "rewards.deadline_s",
     "mesh.data",
     "mesh.fsdp",
@@ -110,8 +105,6 @@ _NOT_NEGATIVE = (
     "algorithm.eps",
     "algorithm.filter_refills",
     "eval.batch",
-    "rewards.min_tokens",
-    "rewards.tolerance",
     "rewards.workers",
     "data.limit_eval",
     "data.feature_cache_gib",
@@ -191,21 +184,14 @@ def default() -> ConfigDict:
 
     c.rewards = ConfigDict()
     c.rewards.judge = "strict"
-    c.rewards.tolerance = 1e-6  # of decimals, relative to the reference
     c.rewards.rounding = "none"  # "reference": 6√5 is 13.4; "both": 13.42 is also 6√5
-    c.rewards.accuracy = 1.0  # weights of the parts of the score
-    c.rewards.language = 1.0  # the language reward itself is -0.1 * fraction of CJK characters
-    c.rewards.format = 0.0
+    # Weights of the rules that a score adds up; see REWARDS for what each rewards.
+    c.rewards.rules = ConfigDict({name: rule.weight for name, rule in REWARDS.items()})
     c.rewards.format_style = "think"
-    c.rewards.repetition = 0.0  # the reward itself is -(fraction of repeated 4-grams)
-    c.rewards.overlong = 0.0  # the reward itself falls from 0 to -1 over the last overlong_tokens
     c.rewards.overlong_tokens = 0  # before rollout.max_tokens
     c.rewards.custom = ""  # "module:function", called as f(response, example) -> float
     c.rewards.custom_weight = 1.0
-    c.rewards.custom_memory_gib = 4.0  # the most that one call may use
-    c.rewards.no_eos_penalty = True  # replace a truncated response's score by `penalty`
-    c.rewards.penalty = -0.1
-    c.rewards.min_tokens = 1  # responses with fewer content tokens also get `penalty`
+    c.rewards.penalty = -0.1  # the score of a truncated or empty response; 0 = off
     c.rewards.deadline_s = 5.0  # the most seconds per judged item
     c.rewards.workers = 2  # judging processes; 0 = one per core
 
@@ -290,7 +276,7 @@ def default() -> ConfigDict:
 
     c.eval = ConfigDict()
     c.eval.settings = ("pass@1_t0.01",)  # names from EVAL_SETTINGS
-    c.eval.batch = 0  # prompts per evaluation batch; 0 = rollout.prompts
+    c.eval.batch = 0  # prompts per evaluation batch; 0 = no more rows than in training
     c.eval.samples = 8  # responses per question for pass@8; more give unbiased estimates
     c.eval.samples_seed = 1234  # with config.seed: sampling keys, the same at every evaluation
 
@@ -467,10 +453,25 @@ def resolve_mesh(config: ConfigDict, devices: int) -> None:
         config.mesh[free[0]] = devices // fixed
 
 
+def eval_samples(config: ConfigDict, setting: str) -> int:
+    """Returns the responses per question of a setting in EVAL_SETTINGS."""
+    samples = EVAL_SETTINGS[setting][0]
+    return samples if samples == 1 else config.eval.samples
+
+
 def eval_batch(config: ConfigDict) -> int:
-    """Returns the prompts of one evaluation batch, a multiple of the devices."""
+    """Returns the prompts of one evaluation batch, a multiple of the devices.
+
+    By default an evaluation batch is no larger than training's: at most `rollout.prompts` prompts,
+    and with every setting at most `rollout.prompts` x `rollout.samples` responses. One prompt per
+    device is the least, even if that is more.
+    """
     devices = shards(config)
-    return -(-(config.eval.batch or config.rollout.prompts) // devices) * devices
+    if config.eval.batch:
+        return -(-config.eval.batch // devices) * devices
+    samples = max((eval_samples(config, setting) for setting in config.eval.settings), default=1)
+    prompts = min(config.rollout.prompts, sequences(config) // samples)
+    return max(prompts // devices, 1) * devices
 
 
 def _divisors(number: int, multiple: int = 1) -> str:
@@ -481,7 +482,9 @@ def _divisors(number: int, multiple: int = 1) -> str:
 
 
 def _sign_problems(c: ConfigDict) -> Iterator[str]:
-    """Yields a sentence for every number outside its range."""
+    """Yields a sentence for every number outside its range and every unknown choice."""
+    from rlvlm_jax.algorithms import advantages, kl, losses  # load JAX, so only here
+
     values = dict(flatten(c))
     for key, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -498,7 +501,14 @@ def _sign_problems(c: ConfigDict) -> Iterator[str]:
     for key in ("checkpoint_every", "eval_every"):
         if values[key] < -1:
             yield f"config.{key}={values[key]} must be -1 (every epoch), 0 (never) or steps"
-    for key, allowed in CHOICES.items():
+    tables = {
+        "algorithm.advantage": advantages.ADVANTAGES,
+        "algorithm.loss": losses.LOSSES,
+        "algorithm.aggregate": losses.AGGREGATES,
+        "algorithm.kl_loss_kind": kl.KL,
+        "algorithm.kl_reward_kind": kl.KL,
+    }
+    for key, allowed in (CHOICES | tables).items():
         if values[key] not in allowed:
             yield f"config.{key}={values[key]!r} is not one of {', '.join(allowed)}"
     if not 8 <= c.eval.samples <= MAX_EVAL_SAMPLES:
@@ -561,26 +571,29 @@ def _shape_problems(c: ConfigDict) -> Iterator[str]:
 
 def _recipe_problems(c: ConfigDict) -> Iterator[str]:
     """Yields a sentence for every combination that makes no sense."""
-    grouped = c.algorithm.advantage != "reinforce_pp"
+    from rlvlm_jax.algorithms.advantages import ADVANTAGES  # loads JAX, so only here
+
+    grouped = ADVANTAGES[c.algorithm.advantage].grouped
     if c.mode == "rl" and grouped and c.rollout.samples < 2:
         yield (
             f"config.algorithm.advantage={c.algorithm.advantage!r} compares the samples of a "
             f"prompt, so config.rollout.samples={c.rollout.samples} must be at least 2"
         )
-    if c.algorithm.normalise and c.algorithm.advantage == "reinforce_pp":
+    if c.algorithm.normalise and not grouped:
         yield (
-            "config.algorithm.normalise is for the group estimators; with reinforce_pp use "
-            "config.algorithm.whiten"
+            "config.algorithm.normalise is for the group estimators; with "
+            f"{c.algorithm.advantage} use config.algorithm.whiten"
         )
     if c.mode == "rl" and c.rollout.prompts % c.algorithm.whiten_parts:
         yield (
             f"config.algorithm.whiten_parts={c.algorithm.whiten_parts} does not divide "
             f"config.rollout.prompts={c.rollout.prompts}; use one of {_divisors(c.rollout.prompts)}"
         )
-    if c.rewards.overlong and not 1 <= c.rewards.overlong_tokens <= c.rollout.max_tokens:
+    if c.rewards.rules.overlong and not 1 <= c.rewards.overlong_tokens <= c.rollout.max_tokens:
         yield (
             f"config.rewards.overlong_tokens={c.rewards.overlong_tokens} must be between 1 and "
-            f"config.rollout.max_tokens={c.rollout.max_tokens} if config.rewards.overlong is set"
+            f"config.rollout.max_tokens={c.rollout.max_tokens} if config.rewards.rules.overlong is "
+            "set"
         )
     if c.algorithm.old_logprobs == "update":
         if c.train.epochs * sequences(c) != c.train.minibatch:

@@ -15,7 +15,7 @@ import numpy as np
 from rlvlm_jax import rewards
 from rlvlm_jax.evaluation.scores import count_reflection, reflection
 from rlvlm_jax.instruments import CompileCounter, Stopwatch
-from rlvlm_jax.rewards.text_rules import is_repetitive
+from rlvlm_jax.rewards.rules import is_repetitive
 from rlvlm_jax.sampling.responses import Responses
 
 Metrics = dict[str, Any]  # name -> number or None

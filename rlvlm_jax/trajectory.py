@@ -61,27 +61,19 @@ def compute_advantages(
     Args:
         config: the whole configuration; `algorithm` and `rollout` are read.
         scores: float32[B], reward units.
-        mask: bool[B, R].
+        mask: bool[B, R]; rows without tokens, as the filter leaves them, take part in no statistic.
         token_kl: float32[B, R], nats, for a KL penalty in the return, or None.
 
     Returns:
         float32[B, R], 0 outside the mask.
     """
     algorithm, group_size = config.algorithm, config.rollout.samples
-    if algorithm.advantage == "reinforce_pp":
-        result = _reinforce_pp(algorithm, scores, mask, token_kl)
-    else:
-        returns = scores
-        if token_kl is not None:
-            returns = scores - algorithm.kl_reward_coef * masked.sum(token_kl, mask, axis=1)
-        if algorithm.advantage == "rloo":
-            result = advantages.rloo(returns, group_size)
-        else:  # the group's mean as baseline; GRPO divides by its deviation
-            scale = algorithm.scale if algorithm.advantage == "grpo" else "none"
-            result = advantages.grpo(returns, group_size, scale=scale, eps=algorithm.eps)
+    batch = advantages.Scored(scores, mask, token_kl, group_size)
+    result = advantages.ADVANTAGES[algorithm.advantage].estimate(batch, algorithm)
+    if result.ndim == 1:  # one number per response, for all its tokens
         result = masked.fill(result[:, None], mask)
-        if algorithm.normalise:
-            result = masked.whiten(result, mask)
+    if algorithm.normalise:
+        result = masked.whiten(result, mask)
     if algorithm.adora:
         weights = advantages.adora_weights(
             scores,
@@ -92,29 +84,6 @@ def compute_advantages(
         )
         result = weights[:, None] * result
     return masked.fill(result, mask)
-
-
-def _reinforce_pp(
-    algorithm: ConfigDict, scores: Array, mask: Array, token_kl: Array | None
-) -> Array:
-    """REINFORCE++ with separate statistics for each of `whiten_parts` equal runs of rows."""
-
-    def one_part(part: Any) -> Array:
-        part_scores, part_mask, part_kl = part
-        return advantages.reinforce_pp(
-            part_scores,
-            part_mask,
-            gamma=algorithm.gamma,
-            kl=part_kl,
-            kl_coef=algorithm.kl_reward_coef,
-            whiten=algorithm.whiten,
-        )
-
-    if algorithm.whiten_parts == 1:
-        return one_part((scores, mask, token_kl))
-    shape = (algorithm.whiten_parts, -1)
-    parts = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), (scores, mask, token_kl))
-    return jax.vmap(one_part)(parts).reshape(mask.shape)
 
 
 def all_logprobs(

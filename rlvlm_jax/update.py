@@ -178,7 +178,7 @@ def rl_loss(
     )
     # Streams carry all sequences; `present` are the sampled tokens that are in this piece.
     t = t._replace(trained=t.trained & present, sampled=present)
-    if algorithm.aggregate == "microbatch":
+    if losses.AGGREGATES[algorithm.aggregate].per_piece:
         pieces = config.train.minibatch / microbatch(config)
         denoms = denoms._replace(loss=losses.denominator(t.trained) * pieces)
     old = t.old_logprobs
@@ -218,9 +218,8 @@ def rl_loss(
 
 def denominators(config: ConfigDict, trajectory: Trajectory, rows: Array) -> Denominators:
     """Returns the denominators of the minibatch with the sequences `rows`, int32[b]."""
-    algorithm, length = config.algorithm, None
-    if algorithm.aggregate == "constant":
-        length = algorithm.length_norm or config.rollout.max_tokens
+    algorithm = config.algorithm
+    length = algorithm.length_norm or config.rollout.max_tokens
     trained = trajectory.trained[rows]
     return Denominators(
         loss=losses.denominator(trained, algorithm.aggregate, length),

@@ -2,14 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configurations: every file in configs/, every kind of mistake."""
 
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from rlvlm_jax import cli, config
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.rewards import RewardConfig
+from rlvlm_jax.rewards.rules import REWARDS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = (
@@ -51,6 +50,36 @@ def test_every_recipe_is_valid(recipe):
     found, workdir = parse(recipe=recipe)
     assert workdir == "somewhere"
     assert dict(config.flatten(found)).keys() == dict(config.flatten(config.default())).keys()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_an_evaluation_batch_has_no_more_rows_than_training(recipe):
+    c, _ = parse("--config.eval.batch=0", recipe=recipe)
+    rows, devices = config.sequences(c), config.shards(c)
+    for settings, samples, most in ((1, 8, 1), (3, 8, 8), (3, 32, 32), (3, 256, 256)):
+        c.eval.settings, c.eval.samples = tuple(config.EVAL_SETTINGS)[:settings], samples
+        assert max(config.eval_samples(c, name) for name in c.eval.settings) == most
+        prompts = config.eval_batch(c)
+        assert prompts % devices == 0
+        if prompts > devices:  # one prompt per device is the least
+            assert prompts <= c.rollout.prompts
+            assert prompts * most <= rows
+        more = prompts + devices  # would be too many
+        assert more > c.rollout.prompts or more * most > rows
+
+
+@pytest.mark.parametrize(
+    ("flags", "devices", "prompts"),
+    [
+        ((), 28, 112),  # 896 responses with 8 samples, as many as training has
+        (("--config.eval.samples=256",), 14, 14),  # one prompt per device is the least
+        (("--config.eval.settings=('pass@1_t0.01',)",), 28, 896),
+        (("--config.eval.batch=100",), 28, 112),  # as it says, up to a multiple of the devices
+    ],
+)
+def test_prompts_of_mayes_evaluation_batches(flags, devices, prompts):
+    c, _ = parse(*flags, recipe="maye.py", devices=devices)
+    assert config.eval_batch(c) == prompts
 
 
 @pytest.mark.parametrize("recipe", ["maye.py", "mm_eureka.py"])
@@ -124,6 +153,10 @@ def test_flags_change_values():
         (["--config.model.path="], "config.model.path is empty"),
         (["--config.eval.settings=('pass@3',)"], "config.eval.settings has 'pass@3'"),
         (["--config.mesh.data=-1", "--config.mesh.fsdp=-1"], "only one axis may be -1"),
+        (["--config.rewards.judge=lenient"], "config.rewards.judge='lenient' is not one of strict"),
+        (["--config.rewards.format_style=xml"], "config.rewards.format_style='xml' is not one of"),
+        (["--config.rewards.deadline_s=0"], "config.rewards.deadline_s=0.0 must be greater than 0"),
+        (["--config.rewards.workers=-1"], "config.rewards.workers=-1 must not be negative"),
         (["--config.rewards.custom=mine"], "is not of the form module:function"),
         (["--unknown=1"], "unknown"),
         (["stray"], "unexpected argument 'stray'"),
@@ -186,9 +219,9 @@ def test_logprob_passes_keep_prompts_whole(most, passes):
     assert config.logprob_passes(found) == passes  # 16 prompts of 8 samples, one device
 
 
-def test_the_rewards_are_those_of_the_configuration():
-    known = {field.name for field in fields(RewardConfig)}
-    assert set(config.default().rewards) == known - {"max_tokens"}  # of config.rollout
+def test_the_configuration_has_a_weight_for_every_rule():
+    weights = config.default().rewards.rules
+    assert dict(weights) == {name: rule.weight for name, rule in REWARDS.items()}
 
 
 @pytest.mark.parametrize(("text", "steps"), [("", []), ("3-3", [3]), ("5-7", [5, 6, 7])])

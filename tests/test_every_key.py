@@ -321,19 +321,16 @@ def late(response, example):
     if "so on" in response:
         time.sleep(1)
     return 1.0
-
-def greedy(response, example):
-    return float(len(bytes(3 * 2**29)) if "so on" in response else 1)
 """
 
 
 def scores(c):
     """What `ANSWERS` earn."""
     Path("mine.py").write_text(CUSTOM)
-    settings = rewards.RewardConfig(**c.rewards, max_tokens=c.rollout.max_tokens)
     texts, solutions, truncated, lengths = zip(*ANSWERS, strict=True)
     examples = [{"solution": solution} for solution in solutions]
-    found = rewards.score(texts, examples, truncated, lengths, settings)
+    limit = c.rollout.max_tokens
+    found = rewards.score(texts, examples, truncated, lengths, c.rewards, limit)
     return found.score.tolist(), found.status, found.custom_timeouts, found.custom_errors
 
 
@@ -710,21 +707,17 @@ CASES = {
         case("strict", "mm_eureka", scores),
         case("strict", "mm_eureka", evaluation, mode="eval"),
     ],
-    "rewards.tolerance": [case(1e-6, 1e-2, scores), case(1e-6, 1e-2, judged, mode="eval")],
     "rewards.rounding": [case("none", "both", scores), case("none", "both", judged, mode="eval")],
-    "rewards.accuracy": [case(1.0, 0.5, scores)],
-    "rewards.language": [case(1.0, 0.5, scores)],
-    "rewards.format": [case(0.0, 0.5, scores)],
-    "rewards.format_style": [case("think", "think_answer", scores, rewards__format=1.0)],
-    "rewards.repetition": [case(0.0, 1.0, scores)],
-    "rewards.overlong": [case(0.0, 1.0, scores, rewards__overlong_tokens=3)],
-    "rewards.overlong_tokens": [case(2, 3, scores, rewards__overlong=1.0)],
+    "rewards.rules.accuracy": [case(1.0, 0.5, scores)],
+    "rewards.rules.language": [case(1.0, 0.5, scores)],
+    "rewards.rules.format": [case(0.0, 0.5, scores)],
+    "rewards.format_style": [case("think", "think_answer", scores, rewards__rules__format=1.0)],
+    "rewards.rules.repetition": [case(0.0, 1.0, scores)],
+    "rewards.rules.overlong": [case(0.0, 1.0, scores, rewards__overlong_tokens=3)],
+    "rewards.overlong_tokens": [case(2, 3, scores, rewards__rules__overlong=1.0)],
     "rewards.custom": [case("", "mine:length", scores)],
     "rewards.custom_weight": [case(1.0, 0.5, scores, rewards__custom="mine:length")],
-    "rewards.custom_memory_gib": [case(4.0, 1.0, scores, rewards__custom="mine:greedy")],
-    "rewards.no_eos_penalty": [case(True, False, scores)],
     "rewards.penalty": [case(-0.1, -0.5, scores), case(-0.1, -0.5, loop)],
-    "rewards.min_tokens": [case(1, 2, scores)],
     "rewards.deadline_s": [case(5.0, 0.3, scores, rewards__custom="mine:late")],
     "rewards.workers": [case(2, 1, judging_processes, rewards__judge="maye")],
     # step III

@@ -528,7 +528,7 @@ def reward(response, example):
     if what == "raises":
         raise ValueError(response)
     if what == "eats":
-        bytearray(3 << 30)
+        bytearray(6 << 30)
     if what == "dies":
         os._exit(1)
     return float("nan") if what == "not a number" else -0.25
@@ -556,12 +556,10 @@ def test_training_goes_on_beside_workers_that_hang_raise_eat_die_and_are_killed(
     killer.start()
     asked = {
         "rewards__custom": "faulty:reward",
-        "rewards__custom_memory_gib": 1.0,
         "rewards__deadline_s": 0.5,
         "rewards__workers": 2,
-        "rewards__min_tokens": 0,
-        "rewards__no_eos_penalty": False,
-        "rewards__language": 0.0,
+        "rewards__penalty": 0.0,
+        "rewards__rules__language": 0.0,
         "rollout__prompts": 8,
         "rollout__samples": 4,
         "rollout__max_tokens": 16,

@@ -188,6 +188,39 @@ def test_a_trajectory_keeps_the_masks_apart():
     assert not np.asarray(t.advantages)[~(SAMPLED & in_update[:, None])].any()
 
 
+def test_groups_that_the_filter_removed_take_part_in_no_statistic():
+    """Two groups stay: their eight scores have mean 0 and deviation sqrt(28 / 7) = 2."""
+    in_update = np.arange(B) < 8
+    scores = np.float32([3, 1, 0, 0, -3, -2, -1, 2] + [100] * 4 + [50, -50, 50, -50])
+    batch = np.float32([1, 0, -0.5, -0.5, -1, -0.5, 0, 1.5])  # less 1 and -1, divided by 2
+    group_0 = np.float32([2, 0, -1, -1]) / 2**0.5
+    group_1 = np.float32([-2, -1, 0, 3]) / (14 / 3) ** 0.5
+
+    def advantages(**settings):
+        settings = {f"algorithm__{name}": value for name, value in settings.items()}
+        c = tiny_model.settings(
+            algorithm__filter=True, algorithm__old_logprobs="sampler", algorithm__eps=0, **settings
+        )
+        passes = Passes(None, None, None, None)
+        t, _ = make_trajectory(c, None, None, rollout(), passes, scores, in_update)
+        assert not np.asarray(t.advantages)[~in_update].any()
+        first = SAMPLED.argmax(axis=1)  # of the row's own tokens, which all have one advantage
+        return np.asarray(t.advantages)[np.arange(B), first][:8]
+
+    np.testing.assert_allclose(advantages(scale="batch"), batch, atol=1e-6)
+    np.testing.assert_allclose(advantages(), np.concatenate([group_0, group_1]), atol=1e-6)
+    # With n tokens in each row, the variance over them all is 3.5 * 8 n / (8 n - 1).
+    tokens = 8 * SAMPLED[0].sum()
+    assert len(set(SAMPLED.sum(axis=1))) == 1
+    whitened = scores[:8] / (3.5 * tokens / (tokens - 1)) ** 0.5
+    np.testing.assert_allclose(advantages(advantage="reinforce_pp"), whitened, atol=1e-6)
+    centred = 2 * batch
+    normalised = centred / (np.mean(centred**2) * tokens / (tokens - 1)) ** 0.5
+    for advantage in ("grpo", "rloo", "reinforce_baseline"):
+        settings = {"advantage": advantage, "scale": "none", "normalise": True}
+        np.testing.assert_allclose(advantages(**settings), normalised, atol=1e-6)
+
+
 def test_lengths_are_those_of_valid_tokens():
     tokenizer = SimpleNamespace(decode_batch=lambda ids: [str(row) for row in ids])
     responses = read_responses(rollout(), tokenizer)

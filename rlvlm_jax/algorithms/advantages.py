@@ -3,9 +3,13 @@
 """Advantages from scores: REINFORCE++, GRPO, RLOO, and ADORA's weights (end of step III).
 
 Scores are one number per response; this module does not know how they are made. Statistics are over
-all rows, so under `jit` on sharded arrays they are global for any number of devices. The group
-estimators return one number per response, which applies to all its tokens.
+all rows that count, so under `jit` on sharded arrays they are global for any number of devices. The
+group estimators return one number per response, which applies to all its tokens. An estimator is a
+function and its row in `ADVANTAGES`.
 """
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,6 +83,7 @@ def grpo(
     scale: str = "group",
     ddof: int = 1,
     eps: float = 1e-6,
+    in_update: jax.Array | None = None,
 ) -> jax.Array:
     """Normalises each score inside its group.
 
@@ -88,10 +93,12 @@ def grpo(
     Args:
         scores: float32[B], B = prompts * group_size, samples of one prompt adjacent; reward units.
         group_size: G >= 2.
-        scale: "group" divides by the group's deviation, "batch" by that of all B scores, "none" by
-            nothing (Dr.GRPO, and REINFORCE with a group baseline).
+        scale: "group" divides by the group's deviation, "batch" by that of all scores in the
+            update, "none" by nothing (Dr.GRPO).
         ddof: 1 for the sample deviation, 0 for the population's.
         eps: Added to the deviation, reward units.
+        in_update: bool[B], rows that count in the batch's deviation; None for all. A filter removes
+            whole groups, so that no other statistic depends on it.
 
     Returns:
         float32[B], dimensionless ("none": reward units); exactly 0 for a group of equal scores.
@@ -109,7 +116,8 @@ def grpo(
         deviation = jnp.sqrt(masked.var(groups, everything, 1, keepdims=True, ddof=ddof))
         advantages /= deviation + eps
     elif scale == "batch":
-        advantages /= jnp.sqrt(masked.var(groups, everything, ddof=ddof)) + eps
+        counted = everything if in_update is None else jnp.reshape(in_update, groups.shape)
+        advantages /= jnp.sqrt(masked.var(groups, counted, ddof=ddof)) + eps
     elif scale != "none":
         raise ValueError(f"scale={scale!r} is unknown; use 'group', 'batch' or 'none'")
     return advantages.reshape(-1)
@@ -136,6 +144,15 @@ def rloo(scores: jax.Array, group_size: int) -> jax.Array:
     groups = grouped("scores", scores, group_size)
     centred = masked.centre(groups, jnp.ones_like(groups, bool), axis=1)
     return (group_size / (group_size - 1) * centred).reshape(-1)
+
+
+def reinforce_baseline(scores: jax.Array, group_size: int) -> jax.Array:
+    """Subtracts from each score the mean of its group: `grpo` without a deviation.
+
+    Source: Williams 1992, "Simple Statistical Gradient-Following Algorithms for Connectionist
+        Reinforcement Learning", with the group's mean as baseline.
+    """
+    return grpo(scores, group_size, scale="none")
 
 
 def adora_weights(
@@ -214,3 +231,76 @@ def _discounted_returns(rewards: jax.Array, mask: jax.Array, gamma: float) -> ja
     last = jnp.zeros_like(rewards[:, 0])
     _, returns = jax.lax.scan(earlier, last, (rewards.T, mask.T), reverse=True)
     return returns.T
+
+
+# ---- the estimators of the configuration --------------------------------------------------------
+
+
+class Scored(NamedTuple):
+    """A batch of scored responses, samples of one prompt adjacent."""
+
+    scores: jax.Array  # float32[B], reward units
+    mask: jax.Array  # bool[B, R], the policy's tokens; empty rows take part in no statistic
+    kl: jax.Array | None  # float32[B, R], nats, for a penalty in the return
+    group_size: int  # G
+
+    def returns(self, settings: Any) -> jax.Array:
+        """Returns float32[B], the scores less the KL penalty of the whole response."""
+        if self.kl is None:
+            return self.scores
+        return self.scores - settings.kl_reward_coef * masked.sum(self.kl, self.mask, axis=1)
+
+
+class Estimator(NamedTuple):
+    """A row of `ADVANTAGES`."""
+
+    # (batch, the configuration's group `algorithm`) -> float32[B], or float32[B, R] per token
+    estimate: Callable[[Scored, Any], jax.Array]
+    grouped: bool = True  # compares the samples of a prompt, so needs at least two
+
+
+def _reinforce_pp(batch: Scored, settings: Any) -> jax.Array:
+    """REINFORCE++ with separate statistics for each of `whiten_parts` equal runs of rows."""
+
+    def one_part(part: tuple[jax.Array, jax.Array, jax.Array | None]) -> jax.Array:
+        part_scores, part_mask, part_kl = part
+        return reinforce_pp(
+            part_scores,
+            part_mask,
+            gamma=settings.gamma,
+            kl=part_kl,
+            kl_coef=settings.kl_reward_coef,
+            whiten=settings.whiten,
+        )
+
+    arrays, parts = (batch.scores, batch.mask, batch.kl), settings.whiten_parts
+    if parts == 1:
+        return one_part(arrays)
+    arrays = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), arrays)
+    return jax.vmap(one_part)(arrays).reshape(batch.mask.shape)
+
+
+def _grpo(batch: Scored, settings: Any) -> jax.Array:
+    return grpo(
+        batch.returns(settings),
+        batch.group_size,
+        scale=settings.scale,
+        eps=settings.eps,
+        in_update=batch.mask.any(axis=1),
+    )
+
+
+def _rloo(batch: Scored, settings: Any) -> jax.Array:
+    return rloo(batch.returns(settings), batch.group_size)
+
+
+def _reinforce_baseline(batch: Scored, settings: Any) -> jax.Array:
+    return reinforce_baseline(batch.returns(settings), batch.group_size)
+
+
+ADVANTAGES = {
+    "reinforce_pp": Estimator(_reinforce_pp, grouped=False),
+    "grpo": Estimator(_grpo),
+    "rloo": Estimator(_rloo),
+    "reinforce_baseline": Estimator(_reinforce_baseline),
+}

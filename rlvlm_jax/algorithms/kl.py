@@ -15,6 +15,8 @@ Used as a loss term (`losses.weighted_sum` reduces it) or as a penalty in the to
 Nothing here knows about masks: pass log-probabilities through `masked.fill` first.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -23,38 +25,51 @@ from rlvlm_jax.algorithms.masked import check_shape
 MAX_LOG_RATIO = 20.0  # exp(20) = 5e8: larger ratios make no sense, and float32 stays finite
 
 
+def k1(log_ratio: jax.Array) -> jax.Array:
+    """-d for d = logp_ref - logp, in nats: unbiased, and can be negative."""
+    return -log_ratio
+
+
+def k2(log_ratio: jax.Array) -> jax.Array:
+    """d**2 / 2 for d = logp_ref - logp, in nats: biased, never negative."""
+    return 0.5 * jnp.square(log_ratio)
+
+
+def k3(log_ratio: jax.Array) -> jax.Array:
+    """exp(d) - d - 1 for d = logp_ref - logp, in nats, at most MAX_LOG_RATIO: never negative.
+
+    Source: as a loss, Shao et al. 2024 (arXiv:2402.03300), eq. 4.
+    """
+    log_ratio = jnp.minimum(log_ratio, MAX_LOG_RATIO)
+    # Below about 1e-3, exp(d) - d - 1 cancels to noise, even negative; expm1 avoids that.
+    return jnp.expm1(log_ratio) - log_ratio
+
+
+KL: dict[str, Callable[[jax.Array], jax.Array]] = {"k1": k1, "k2": k2, "k3": k3}
+
+
 def estimate(logprobs: jax.Array, ref_logprobs: jax.Array, kind: str) -> jax.Array:
     """Estimates KL(policy || reference) at each sampled token.
-
-    With d = logp_ref - logp:  k1 = -d,  k2 = d**2 / 2,  k3 = exp(d) - d - 1.
 
     The gradient flows through `logprobs`; the reference is constant.
 
     Args:
         logprobs: float32[B, R], nats, of the policy.
         ref_logprobs: float32[B, R], nats, of the reference model at the same tokens.
-        kind: "k1", "k2" or "k3".
+        kind: A row of `KL`.
 
     Returns:
-        float32[B, R], nats. k1 can be negative, k2 and k3 cannot. k3 caps d at MAX_LOG_RATIO.
+        float32[B, R], nats.
 
     Raises:
         ValueError: An unknown kind, or shapes that differ.
 
-    Source: J. Schulman 2020, "Approximating KL Divergence"; k3 as a loss: Shao et al. 2024
-        (arXiv:2402.03300), eq. 4.
+    Source: J. Schulman 2020, "Approximating KL Divergence".
     """
+    if kind not in KL:
+        raise ValueError(f"kind={kind!r} is not a KL estimator; use one of {', '.join(KL)}")
     logprobs = jnp.asarray(logprobs, jnp.float32)
     ref_logprobs = jax.lax.stop_gradient(jnp.asarray(ref_logprobs, jnp.float32))
     check_shape("logprobs", logprobs, (None, None))
     check_shape("ref_logprobs", ref_logprobs, logprobs.shape)
-    difference = ref_logprobs - logprobs
-    if kind == "k1":
-        return -difference
-    if kind == "k2":
-        return 0.5 * jnp.square(difference)
-    if kind == "k3":
-        difference = jnp.minimum(difference, MAX_LOG_RATIO)
-        # Below about 1e-3, exp(d) - d - 1 cancels to noise, even negative; expm1 avoids that.
-        return jnp.expm1(difference) - difference
-    raise ValueError(f"kind={kind!r} is not a KL estimator; use 'k1', 'k2' or 'k3'")
+    return KL[kind](ref_logprobs - logprobs)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""One problem, and its sources: jsonl files, `datasets`, the bundled generator.
+"""One problem, and its sources: files and tables in one of `formats`, the bundled generator.
 
 Checks every record before the first step: its fields, the headers of its images, its solution and
 the length of its prompt. Refuses a bad record with file, line and id, or drops and counts it. Also
@@ -19,8 +19,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlvlm_jax.data import problems
+from rlvlm_jax.data import formats, problems
 from rlvlm_jax.data.example import Example
+from rlvlm_jax.data.formats import BadRecord, StoredImage
 from rlvlm_jax.data.images import ImageError, image_size, local_path
 from rlvlm_jax.data.index import SizeIndex, key_of
 from rlvlm_jax.data.prompts import Encoded, Media, check_placeholders, encode_prompt
@@ -28,37 +29,8 @@ from rlvlm_jax.data.tokenizer import Tokenizer
 from rlvlm_jax.errors import InputError
 
 MARKER = "<image>"  # stands for an image in a question
-_FILES = (".jsonl", ".json", ".ndjson")
 _HEADER_THREADS = 8  # mostly waiting for the disk
 _LOG = logging.getLogger(__name__)
-
-
-class BadRecord(Exception):
-    """Says what is wrong with a record, and which kind of defect it is."""
-
-    def __init__(self, kind: str, message: str, name: str = ""):
-        super().__init__(message)
-        self.kind = kind
-        self.name = name  # the record's id, if it has one
-
-
-@dataclass(frozen=True, eq=False)
-class StoredImage:
-    """An image inside a `datasets` table, read each time it is needed."""
-
-    table: Any
-    row: int
-    column: str
-    number: int | None  # position in the column's list; None if the column holds one image
-    label: str
-
-    def read(self) -> bytes:
-        """Returns the encoded bytes."""
-        cell = self.table[self.row][self.column]
-        return (cell if self.number is None else cell[self.number])["bytes"]
-
-    def __str__(self) -> str:
-        return self.label
 
 
 @dataclass(frozen=True)
@@ -321,94 +293,12 @@ def read_records(name: str, key: str = "data") -> Iterator[tuple[str, Example | 
             raise InputError(f"{key}={name}: {error}") from error
         yield from ((example.source, example) for example in examples)
         return
-    path = Path(name)
-    rows: Iterator[tuple[str, int, Any]]
-    if path.suffix in _FILES or (path.is_file() and path.suffix != ".parquet"):
-        if not path.is_file():
-            raise InputError(f"{key}={name}: there is no such file")
-        rows, folder = _jsonl_rows(path), path.parent
-    else:
-        rows, folder = _table_rows(name, key), path if path.is_dir() else path.parent
-    for where, number, row in rows:
+    folder = Path(name) if Path(name).is_dir() else Path(name).parent
+    for where, number, row in formats.format_of(name).rows(name, key):
         try:
             yield where, _parse(row, number, where, folder)
         except BadRecord as problem:
             yield where, problem
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, int, Any]]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield f"{path}:{number}", number, line
-
-
-def _table_rows(name: str, key: str) -> Iterator[tuple[str, int, Any]]:
-    table, label = _open_table(name, key)
-    for number in range(len(table)):
-        where = f"{label}:{number}"
-        row = dict(table[number])
-        for column, cell in row.items():
-            if _is_stored(cell):
-                row[column] = _reference(cell, table, number, column, None, where)
-            elif isinstance(cell, list) and cell and all(map(_is_stored, cell)):
-                row[column] = [
-                    _reference(stored, table, number, column, k, where)
-                    for k, stored in enumerate(cell)
-                ]
-        yield where, number, row
-
-
-def _is_stored(cell: Any) -> bool:
-    return isinstance(cell, dict) and cell.keys() == {"bytes", "path"}
-
-
-def _reference(
-    cell: dict[str, Any], table: Any, row: int, column: str, number: int | None, where: str
-) -> StoredImage | str | None:
-    """Returns the image's path, or a reference to its bytes in the table."""
-    if cell["bytes"] is None:
-        return cell["path"]
-    place = "" if number is None else f"[{number}]"
-    return StoredImage(table, row, column, number, f"{where}:{column}{place}")
-
-
-def _open_table(name: str, key: str) -> tuple[Any, str]:
-    """Opens a data set with `datasets`; returns (table with undecoded images, its label)."""
-    import datasets  # takes a second to import, so only here
-
-    path, split = name, ""
-    if not Path(name).exists() and (match := re.fullmatch(r"(.+):([\w.-]+)", name)):
-        path, split = match.groups()
-    local = Path(path)
-    try:
-        if (local / "dataset_dict.json").is_file() or (local / "state.json").is_file():
-            opened = datasets.load_from_disk(path)
-        elif local.is_file():
-            opened = datasets.load_dataset("parquet", data_files=path)
-        else:
-            opened = datasets.load_dataset(path)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InputError(
-            f"{key}={name} is neither a jsonl file nor a data set that `datasets` can open: {error}"
-        ) from error
-    if isinstance(opened, dict):
-        splits = sorted(opened)
-        split = split or ("train" if len(splits) > 1 else splits[0])
-        if split not in opened:
-            raise InputError(
-                f"{key}={name}: no split {split!r}; write {path}:SPLIT with one of {splits}"
-            )
-        opened = opened[split]
-    elif split:
-        raise InputError(f"{key}={name}: {path} has no splits; leave out :{split}")
-    stored = datasets.Image(decode=False)
-    for column, feature in opened.features.items():
-        if isinstance(feature, datasets.Image):
-            opened = opened.cast_column(column, stored)
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            opened = opened.cast_column(column, datasets.List(stored))
-    return opened, f"{path}:{split}" if split else path
 
 
 # ---- the same problem in two data sets -------------------------------------------------------
@@ -465,7 +355,7 @@ def _parse(row: Any, number: int, where: str, folder: Path) -> Example:
     """Turns one record into a problem.
 
     Args:
-        row: a line of a file, or a dict.
+        row: from a format's function.
         number: of the line or row; serves as the id of a record without one.
         where: file and line.
         folder: base of relative image paths.
@@ -473,8 +363,8 @@ def _parse(row: Any, number: int, where: str, folder: Path) -> Example:
     Raises:
         BadRecord: something is missing or of the wrong type.
     """
-    if isinstance(row, bytes):
-        row = _parse_line(row)
+    if isinstance(row, BadRecord):
+        raise row
     if not isinstance(row, dict):
         raise BadRecord("not_an_object", f"the record is a {type(row).__name__}, not an object")
     name = row.get("id")
@@ -491,17 +381,6 @@ def _parse(row: Any, number: int, where: str, folder: Path) -> Example:
     except BadRecord as problem:
         problem.name = name
         raise
-
-
-def _parse_line(line: bytes) -> Any:
-    try:
-        text = line.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadRecord("not_utf8", f"the line is not UTF-8: {error}") from error
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadRecord("malformed_json", f"malformed JSON: {error}") from error
 
 
 def _parse_question(row: dict[str, Any], name: str, where: str, folder: Path) -> Example:

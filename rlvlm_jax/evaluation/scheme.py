@@ -15,14 +15,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rlvlm_jax import distributed, rewards, sharding
-from rlvlm_jax.config import EVAL_SETTINGS, shards
+from rlvlm_jax.config import EVAL_SETTINGS, eval_samples, shards
 from rlvlm_jax.data.example import Example
 from rlvlm_jax.data.loader import EvaluationSet
 from rlvlm_jax.evaluation.scores import pass_at_k
 from rlvlm_jax.features import FeatureCache
 from rlvlm_jax.sampling.responses import Responses, join, read_responses, take
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, rows_of, sequence_keys
-from rlvlm_jax.types import Params
+from rlvlm_jax.types import Params, Prompts, Rollout
 
 
 class Evaluation(NamedTuple):
@@ -75,6 +75,34 @@ def _take_list(items: list[Any], rows: np.ndarray) -> list[Any]:
     return [items[row] for row in rows]
 
 
+def make_sampler(session: Any, config: ConfigDict, setting: str) -> Callable[..., Rollout]:
+    """Returns the jitted (params, prompts, features, key, ids) -> rollout of a decoding setting.
+
+    Args:
+        session: of the run, see startup.Session.
+        config: the whole configuration.
+        setting: name in config.EVAL_SETTINGS.
+    """
+    _, temperature, top_p = EVAL_SETTINGS[setting]
+    settings = SampleSettings(
+        samples=eval_samples(config, setting),
+        max_tokens=config.rollout.max_tokens,
+        stop_ids=session.tokenizer.stop_ids,
+        pad_id=session.tokenizer.pad_id,
+        banned_ids=session.banned,
+        temperature=temperature,
+        top_p=top_p,
+        chunk=config.rollout.chunk,
+        shards=shards(config),
+    )
+    sample = make_sample_fn(session.model, settings)
+
+    def with_ids(params: Params, batch: Prompts, features: Any, key: Any, ids: Any) -> Rollout:
+        return sample(params, batch, features, sequence_keys(key, ids))
+
+    return jax.jit(with_ids, out_shardings=sharding.batch_sharding(session.mesh))
+
+
 def make_evaluate_fn(
     session: Any, config: ConfigDict, cache: FeatureCache | None = None
 ) -> Callable[[Params, EvaluationSet, Callable[[], bool]], Iterator[Evaluation]]:
@@ -89,31 +117,8 @@ def make_evaluate_fn(
             trained.
     """
     by_rows = sharding.batch_sharding(session.mesh)
-
-    def make_sampler(samples: int, temperature: float, top_p: float) -> Callable[..., Any]:
-        settings = SampleSettings(
-            samples=samples,
-            max_tokens=config.rollout.max_tokens,
-            stop_ids=session.tokenizer.stop_ids,
-            pad_id=session.tokenizer.pad_id,
-            banned_ids=session.banned,
-            temperature=temperature,
-            top_p=top_p,
-            chunk=config.rollout.chunk,
-            shards=shards(config),
-        )
-        sample = make_sample_fn(session.model, settings)
-
-        def with_ids(params: Params, batch: Any, features: Any, key: Any, ids: Any) -> Any:
-            return sample(params, batch, features, sequence_keys(key, ids))
-
-        return jax.jit(with_ids, out_shardings=by_rows)
-
-    samples = {}
-    for name in config.eval.settings:
-        k = EVAL_SETTINGS[name][0]
-        samples[name] = k if k == 1 else config.eval.samples
-    samplers = {name: make_sampler(n, *EVAL_SETTINGS[name][1:]) for name, n in samples.items()}
+    samples = {name: eval_samples(config, name) for name in config.eval.settings}
+    samplers = {name: make_sampler(session, config, name) for name in config.eval.settings}
     encode = jax.jit(session.model.encode_images, out_shardings=by_rows)
     key = jax.random.fold_in(jax.random.key(config.eval.samples_seed), config.seed)
 
@@ -149,7 +154,7 @@ def make_evaluate_fn(
                 [examples[row // samples[name]].solution for row in rows],
                 config.rewards.judge,
                 config.rewards.deadline_s,
-                rules=rewards.Rules(config.rewards.tolerance, config.rewards.rounding),
+                rules=rewards.Rules(rounding=config.rewards.rounding),
                 workers=config.rewards.workers,
             )
             responses = distributed.gather_rows(rows, own_responses, join, take)

@@ -198,7 +198,7 @@ def plan(config: Any, topology: Topology, arguments: argparse.Namespace) -> Repo
     chunks = [size // s.config.rollout.chunk for size in predict.blocks(s)]
     steps: dict[str, compiled.Step] = {}
     for name in list(planned.steps):
-        unstated = chunks if name == "sample" else ()
+        unstated = chunks if name in ("sample", "evaluate") else ()
         calls = optimizer_steps(s.config) if name == "update" else 1
         lowered = planned.steps.pop(name)
         step = compiled.compile_step(name, lowered, count, unstated, calls, arguments.hlo, effort)
@@ -237,7 +237,8 @@ def plan(config: Any, topology: Topology, arguments: argparse.Namespace) -> Repo
         arguments.decode_bandwidth,
         arguments.link_bandwidth,
     )
-    phases = predict.seconds(s, topology, {n: row["sent"] for n, row in rows.items()}, assumed)
+    sent = {name: row["sent"] for name, row in rows.items() if name != "evaluate"}
+    phases = predict.seconds(s, topology, sent, assumed)
     dollars = arguments.price or topology.chip.dollars
     fits = all(row["fits"] for row in rows.values())
     worst = max(rows, key=lambda name: rows[name]["total"])

@@ -4,7 +4,7 @@
 
 from collections.abc import Iterator
 
-from rlvlm_jax.config import logprob_passes, microbatch, pass_shards, shards
+from rlvlm_jax.config import eval_batch, logprob_passes, microbatch, pass_shards, shards
 from rlvlm_jax.plan.predict import Sizes
 from rlvlm_jax.plan.topology import TPU_SHAPES, Topology, parse
 
@@ -14,7 +14,7 @@ def changes(s: Sizes, step: str) -> Iterator[str]:
 
     Args:
         s: the run.
-        step: "encode", "sample", "passes", "trajectory" or "update".
+        step: "encode", "sample", "passes", "trajectory", "update" or "evaluate".
     """
     c = s.config
     fewer_rows = pass_shards(c)
@@ -30,6 +30,8 @@ def changes(s: Sizes, step: str) -> Iterator[str]:
             )
     if step == "passes" and logprob_passes(c) < c.rollout.prompts // fewer_rows:
         yield f"--config.train.logprob_batch={c.rollout.samples * fewer_rows}"
+    if step == "evaluate" and eval_batch(c) > shards(c):
+        yield f"--config.eval.batch={max(shards(c), eval_batch(c) // 2)}"
     if step == "sample":
         if c.rollout.cache != "int8":
             yield "--config.rollout.cache=int8"

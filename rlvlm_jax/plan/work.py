@@ -2,13 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lowers a run's steps without weights or devices.
 
-The steps come from `make_steps` and `lower_steps` of compiled_steps.py, or from `sft.make_step`;
-the plan builds none of its own. The evaluations of a supervised run are left out.
+The steps come from `make_steps` and `lower_steps` of compiled_steps.py, `scheme.make_sampler` or
+`sft.make_step`; the plan builds none of its own. The evaluations of a supervised run are left out.
 """
 
 import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from rlvlm_jax import optim, sft, sharding, startup
 from rlvlm_jax.compiled_steps import lower_steps, make_steps, needs_reference
 from rlvlm_jax.data.prompts import Media
 from rlvlm_jax.errors import InputError
+from rlvlm_jax.evaluation.scheme import make_sampler
 from rlvlm_jax.models import FAMILIES
 from rlvlm_jax.plan.predict import Sizes
 
@@ -42,7 +44,7 @@ class Planned(NamedTuple):
     """A run's steps, lowered for the devices of a topology."""
 
     sizes: Sizes
-    steps: dict[str, Any]  # name in `compiled_steps.Steps` -> lowered
+    steps: dict[str, Any]  # name in `compiled_steps.Steps`, or "evaluate" -> lowered
     state_bytes: dict[str, float]  # part of the state -> bytes per device, from its shardings
     source: str  # where the model's sizes come from
     attention: str
@@ -113,6 +115,30 @@ def lower_supervised(
     return sft.make_step(session, optimizer, state).lower(state, batch, tokens, mask)
 
 
+def lower_evaluation(session: startup.Session, params: Any, bucket: tuple[int, int]) -> Any:
+    """Lowers the sampler of the evaluation setting with the most responses per question.
+
+    Args:
+        session: of the run.
+        params: ShapeDtypeStructs with their shardings.
+        bucket: (P tokens, I patches) of a prompt.
+    """
+    config, rows = session.config, sharding.batch_sharding(session.mesh)
+    prompts = config_lib.eval_batch(config)
+    setting = max(config.eval.settings, key=partial(config_lib.eval_samples, config))
+    ids = (prompts * config_lib.eval_samples(config, setting),)
+    batch = session.batch_shapes(prompts, bucket)
+    features, ids = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows),
+        (
+            jax.eval_shape(session.model.encode_images, params, batch),
+            jax.ShapeDtypeStruct(ids, np.uint32),
+        ),
+    )
+    sampler = make_sampler(session, config, setting)
+    return sampler.lower(params, batch, features, jax.random.key(0), ids)
+
+
 def lower(
     config: ConfigDict, devices: list[Any], prompt_tokens: int = 0, patches: int = 0
 ) -> Planned:
@@ -148,7 +174,9 @@ def lower(
         lowered = {"update": lower_supervised(session, optimizer, state, bucket)}
     else:
         jitted = make_steps(session, optimizer, state)
-        lowered = vars(lower_steps(jitted, session, state, reference, bucket))
+        lowered = dict(vars(lower_steps(jitted, session, state, reference, bucket)))
+        if config.eval_every and config.eval.settings:
+            lowered["evaluate"] = lower_evaluation(session, state.params, bucket)
     seconds = time.perf_counter() - start
     trained, _ = optim.split(session.shapes, optim.make_trained(config.train, session.model.part))
 

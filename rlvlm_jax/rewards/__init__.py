@@ -4,7 +4,7 @@
 
 `judge` and `judge_batch` decide whether an answer is right, `score` adds the other rewards, and
 `check_golds` finds solutions that cannot serve as a reference. `boxes` finds the answer, `math` is
-the strict judge, `faithful` contains two published judges, `text_rules` the other rewards, `custom`
+the strict judge, `faithful` contains two published judges, `rules` the table of rewards, `custom`
 the user's own, and `pool` the worker processes. Nothing here loads JAX, and importing it loads no
 computer algebra.
 """
@@ -14,7 +14,6 @@ from rlvlm_jax.rewards.custom import load_custom
 from rlvlm_jax.rewards.math import JUDGE_VERSION, Rules, Verdict
 from rlvlm_jax.rewards.pool import close
 from rlvlm_jax.rewards.scoring import (
-    RewardConfig,
     Scores,
     check_golds,
     gold_problem,
@@ -27,7 +26,6 @@ from rlvlm_jax.rewards.scoring import (
 
 __all__ = [
     "JUDGE_VERSION",
-    "RewardConfig",
     "Rules",
     "Scores",
     "Verdict",

@@ -8,17 +8,18 @@ the pool. Does not know tokens, prompts or images.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from rlvlm_jax.errors import InputError
 from rlvlm_jax.rewards import custom as custom_reward
-from rlvlm_jax.rewards import faithful, math, pool, text_rules
+from rlvlm_jax.rewards import faithful, math, pool
 from rlvlm_jax.rewards.boxes import answer_box, last_box
-from rlvlm_jax.rewards.math import DEFAULT_RULES, Rounding, Rules, Verdict
+from rlvlm_jax.rewards.math import DEFAULT_RULES, Rules, Verdict
+from rlvlm_jax.rewards.rules import REWARDS, Response, penalised
 
+CUSTOM_MEMORY = 4 * 2**30  # bytes that one call of the user's function may use; Linux only
 Style = Literal["strict", "maye", "mm_eureka"]
 _TIMEOUT = Verdict(False, "timeout")
 _LOG = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ def _extract(response: str, solution: str, style: Style) -> tuple[str | None, st
     return faithful.mm_eureka_content(response), faithful.mm_eureka_reference(solution)
 
 
-_JUDGES = {
+JUDGES = {
     "strict": math.strict,
     "maye": faithful.maye,
     "mm_eureka": faithful.mm_eureka,
@@ -147,7 +148,7 @@ def _judge_item(
     options = (rules,) if style == "strict" else ()
     with pool.limited_memory():
         try:
-            return tuple(_JUDGES[style](answer, reference, *options))
+            return tuple(JUDGES[style](answer, reference, *options))
         except (MemoryError, RecursionError):  # too big to finish: treated like a timeout
             return tuple(_TIMEOUT)
 
@@ -161,8 +162,8 @@ def _check_item(solution: str, style: Style) -> str:
 
 
 def _check_style(style: str) -> None:
-    if style not in _JUDGES:
-        raise ValueError(f"style={style!r} is none of {', '.join(_JUDGES)}")
+    if style not in JUDGES:
+        raise ValueError(f"style={style!r} is none of {', '.join(JUDGES)}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -170,83 +171,16 @@ def _check_style(style: str) -> None:
 # --------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class RewardConfig:
-    """The `rewards` group of the configuration.
-
-    Attributes:
-        judge: style of the accuracy judge.
-        tolerance: of the strict judge, see `math.Rules`.
-        rounding: of the strict judge, see `math.Rules`.
-        accuracy: weight of the accuracy reward, which is 1 for a right answer, else 0.
-        language: weight of the language reward, between -0.1 and 0.
-        format: weight of the format reward, 0 or 1.
-        format_style: tags that the format reward requires.
-        repetition: weight of the repetition reward, between -1 and 0.
-        overlong: weight of the overlong reward, between -1 and 0.
-        overlong_tokens: width of the stretch before max_tokens over which it falls.
-        custom: a user's reward as "module:function", empty for none.
-        custom_weight: its weight.
-        custom_memory_gib: memory limit of one call of it; Linux only.
-        no_eos_penalty: replace the score of a truncated response by `penalty`.
-        penalty: score of truncated and of too short responses.
-        min_tokens: shorter responses are too short.
-        deadline_s: seconds that one judgement, or one call of the user's function, may take.
-        workers: worker processes, 0 for one per core.
-        max_tokens: limit of a response, tokens.
-    """
-
-    judge: Style = "strict"
-    tolerance: float = 1e-6
-    rounding: Rounding = "none"
-    accuracy: float = 1.0
-    language: float = 1.0
-    format: float = 0.0
-    format_style: text_rules.FormatStyle = "think"
-    repetition: float = 0.0
-    overlong: float = 0.0
-    overlong_tokens: int = 0
-    custom: str = ""
-    custom_weight: float = 1.0
-    custom_memory_gib: float = 4.0
-    no_eos_penalty: bool = True
-    penalty: float = -0.1
-    min_tokens: int = 1
-    deadline_s: float = 5.0
-    workers: int = 0
-    max_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        for key, choices in (
-            ("judge", get_args(Style)),
-            ("rounding", get_args(Rounding)),
-            ("format_style", get_args(text_rules.FormatStyle)),
-        ):
-            if getattr(self, key) not in choices:
-                raise InputError(
-                    f"config.rewards.{key}={getattr(self, key)!r} must be one of "
-                    + ", ".join(map(repr, choices))
-                )
-        for key, valid, rule in (
-            ("deadline_s", self.deadline_s > 0, "above 0"),
-            ("custom_memory_gib", self.custom_memory_gib > 0, "above 0"),
-            ("workers", self.workers >= 0, "at least 0"),
-            ("min_tokens", self.min_tokens >= 0, "at least 0"),
-        ):
-            if not valid:
-                raise InputError(f"config.rewards.{key}={getattr(self, key)} must be {rule}")
-
-
 class Scores(NamedTuple):
     """Scores of B responses.
 
     Attributes:
-        rewards: name -> float32[B], before weighting: "accuracy" (0 or 1), "language" (-0.1 to 0),
-            "format" (0 or 1), and "custom" if one is configured.
+        rewards: name -> float32[B], before weighting: the rows of `rules.REWARDS` that have a
+            weight or are always recorded, and "custom" if one is configured.
         score: float32[B], the weighted sum, or the penalty for `penalised` responses.
         correct: bool[B], the judge's verdict, independent of the score.
         status: the judge's status of each response.
-        penalised: bool[B], truncated or too short.
+        penalised: bool[B], truncated or empty, if there is a penalty.
         custom_timeouts: calls of the user's function that ran out of time or killed their worker.
         custom_errors: calls that raised, or did not return a finite number.
     """
@@ -293,17 +227,17 @@ def score(
     examples: Sequence[Mapping[str, Any]],
     truncated: Sequence[bool],
     lengths: Sequence[int],
-    config: RewardConfig,
+    settings: ConfigDict,
+    max_tokens: int,
     gather: Callable[[list[float]], list[list[float]]] = lambda numbers: [numbers],
 ) -> Scores:
     """Scores responses by rule.
 
-    score = accuracy weight * accuracy + language weight * language + format weight * format
-            + repetition weight * repetition + overlong weight * overlong + custom weight * custom,
-    replaced by the penalty if the response is truncated or too short. The penalty does not change
-    the accuracy: a truncated right answer counts as right and is trained with the penalty. If the
-    user's function returns no number for a response, it gets the smallest of 0 and the numbers of
-    this batch (the greatest if the weight is negative), so that a failure never pays.
+    score = sum over the rules of weight * reward, then + custom weight * custom, replaced by the
+    penalty if the response is truncated or empty. The penalty does not change the accuracy: a
+    truncated right answer counts as right and is trained with the penalty. If the user's function
+    returns no number for a response, it gets the smallest of 0 and the numbers of this batch (the
+    greatest if the weight is negative), so that a failure never pays.
 
     Args:
         texts: B responses, special tokens removed.
@@ -311,7 +245,8 @@ def score(
             must be picklable (file names rather than images).
         truncated: for each response, whether it has no stop token.
         lengths: tokens of each response, without the stop token.
-        config: weights and rules.
+        settings: the configuration's group `rewards`.
+        max_tokens: limit of a response, tokens.
         gather: this part's numbers of the user's function -> those of all parts; for a batch that
             is scored in several parts, one call each.
 
@@ -326,55 +261,41 @@ def score(
             f"{len(texts)} texts, {len(examples)} examples, {len(truncated)} truncation flags and "
             f"{len(lengths)} lengths"
         )
-    solutions = [example["solution"] for example in examples]
     verdicts = judge_batch(
         texts,
-        solutions,
-        config.judge,
-        config.deadline_s,
-        rules=Rules(config.tolerance, config.rounding),
-        workers=config.workers,
+        [example["solution"] for example in examples],
+        settings.judge,
+        settings.deadline_s,
+        rules=Rules(rounding=settings.rounding),
+        workers=settings.workers,
     )
+    correct = [verdict.correct for verdict in verdicts]
+    responses = [
+        Response(*fields, max_tokens, example)
+        for *fields, example in zip(texts, correct, lengths, truncated, examples, strict=True)
+    ]
+    weights = dict(settings.rules)
     rewards = {
-        "accuracy": [float(verdict.correct) for verdict in verdicts],
-        "language": [text_rules.language(text) for text in texts],
-        "format": [text_rules.format_tags(text, config.format_style) for text in texts],
-    }
-    if config.repetition:
-        rewards["repetition"] = [-text_rules.repetition(text) for text in texts]
-    if config.overlong:
-        limits = config.max_tokens, config.overlong_tokens
-        rewards["overlong"] = [text_rules.overlong(length, *limits) for length in lengths]
-    weights = {
-        "accuracy": config.accuracy,
-        "language": config.language,
-        "format": config.format,
-        "repetition": config.repetition,
-        "overlong": config.overlong,
-        "custom": config.custom_weight,
+        name: [rule.reward(response, settings) for response in responses]
+        for name, rule in REWARDS.items()
+        if rule.always or weights[name]
     }
     custom_timeouts = custom_errors = 0
-    if config.custom:
-        rewards["custom"], custom_timeouts, custom_errors = _custom(texts, examples, config, gather)
+    if settings.custom:
+        weights["custom"] = settings.custom_weight
+        values, custom_timeouts, custom_errors = _custom(texts, examples, settings, gather)
+        rewards["custom"] = values
     rewards = {name: np.asarray(values, np.float32) for name, values in rewards.items()}
     total = np.zeros(len(texts), np.float32)
     for name, values in rewards.items():
         total += np.float32(weights[name]) * values
-    penalised = np.asarray(
-        [
-            text_rules.penalised(
-                cut, length, no_eos_penalty=config.no_eos_penalty, min_tokens=config.min_tokens
-            )
-            for cut, length in zip(truncated, lengths, strict=True)
-        ],
-        bool,
-    )
+    replaced = [penalised(r.truncated, r.length, settings) for r in responses]
     return Scores(
         rewards=rewards,
-        score=np.where(penalised, np.float32(config.penalty), total),
-        correct=np.asarray([verdict.correct for verdict in verdicts], bool),
+        score=np.where(replaced, np.float32(settings.penalty), total),
+        correct=np.asarray(correct, bool),
         status=[verdict.status for verdict in verdicts],
-        penalised=penalised,
+        penalised=np.asarray(replaced, bool),
         custom_timeouts=custom_timeouts,
         custom_errors=custom_errors,
     )
@@ -383,29 +304,28 @@ def score(
 def _custom(
     texts: Sequence[str],
     examples: Sequence[Mapping[str, Any]],
-    config: RewardConfig,
+    settings: ConfigDict,
     gather: Callable[[list[float]], list[list[float]]],
 ) -> tuple[list[float], int, int]:
-    function = custom_reward.load_custom(config.custom)
-    memory = round(config.custom_memory_gib * 2**30)
+    function = custom_reward.load_custom(settings.custom)
     items = [
-        (function, text, dict(example), memory)
+        (function, text, dict(example), CUSTOM_MEMORY)
         for text, example in zip(texts, examples, strict=True)
     ]
-    results = pool.shared(config.workers).map(custom_reward.call, items, config.deadline_s)
+    results = pool.shared(settings.workers).map(custom_reward.call, items, settings.deadline_s)
     numbers = [result for result in results if isinstance(result, float)]
     all_numbers = [number for part in gather(numbers) for number in part]
     errors = [i for i, result in enumerate(results) if isinstance(result, str)]
     if errors:
         name = examples[errors[0]].get("id", "without id")
         message = (
-            f"the reward function {config.custom} failed on {len(errors)} of {len(texts)} "
+            f"the reward function {settings.custom} failed on {len(errors)} of {len(texts)} "
             f"responses, first on {errors[0]} (example {name}):\n{results[errors[0]]}"
         )
         if not all_numbers:
             raise RuntimeError(message)
         _LOG.warning("%s", message)
-    worst = min if config.custom_weight >= 0 else max
+    worst = min if settings.custom_weight >= 0 else max
     stand_in = worst([0.0, *all_numbers])
     values = [result if isinstance(result, float) else stand_in for result in results]
     return values, len(texts) - len(numbers) - len(errors), len(errors)

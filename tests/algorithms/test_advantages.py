@@ -158,6 +158,19 @@ def test_grpo_by_hand(wrap, options, expected):
     assert got.dtype == jnp.float32
 
 
+def test_grpo_leaves_rows_out_of_the_batchs_deviation():
+    scores = jnp.array([3.0, 1.0, 0.0, 0.0, 9.0, 9.0, -9.0, 9.0, -3.0, -2.0, -1.0, 2.0])
+    in_update = np.repeat([True, False, True], 4)  # mean 0, variance 28 / 7
+    got = advantages.grpo(scores, 4, scale="batch", eps=0.0, in_update=in_update)
+    expected = np.array([1, 0, -0.5, -0.5, -1, -0.5, 0, 1.5])
+    np.testing.assert_allclose(got[in_update], expected, atol=1e-6)
+    everything = np.ones(12, bool)
+    assert np.array_equal(
+        advantages.grpo(scores, 4, scale="batch", in_update=everything),
+        advantages.grpo(scores, 4, scale="batch"),
+    )
+
+
 @WRAPS
 def test_rloo_by_hand(wrap):
     got = wrap(functools.partial(advantages.rloo, group_size=3))(

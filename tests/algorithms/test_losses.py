@@ -389,7 +389,7 @@ def test_garbage_outside_the_mask_changes_nothing(case, aggregate):
         jax.tree.map(np.testing.assert_array_equal, run(garbage), clean)
 
 
-@pytest.mark.parametrize("kind", losses.KINDS)
+@pytest.mark.parametrize("kind", losses.LOSSES)
 @pytest.mark.parametrize("aggregate", losses.AGGREGATES)
 def test_nothing_valid_is_zero_with_a_zero_gradient(kind, aggregate):
     data = ragged()
@@ -406,7 +406,7 @@ def test_nothing_valid_is_zero_with_a_zero_gradient(kind, aggregate):
     assert all(np.isfinite(stat) for stat in stats.values())
 
 
-@pytest.mark.parametrize("kind", losses.KINDS)
+@pytest.mark.parametrize("kind", losses.LOSSES)
 def test_only_the_new_logprobs_are_differentiated(kind):
     data = ragged()
 
@@ -421,7 +421,7 @@ def test_only_the_new_logprobs_are_differentiated(kind):
 
 
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
-@pytest.mark.parametrize("kind", losses.KINDS)
+@pytest.mark.parametrize("kind", losses.LOSSES)
 def test_a_wild_ratio_stays_finite(kind, advantage):
     def loss(lp):
         old = jnp.array([[-500.0, -1.0]])

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Records of every kind of file, good and bad, and the prompts they become."""
 
+import csv
 import json
 import logging
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 from data_cases import IMAGE_ID, k12, make_image, media_of, save_image, write_tokenizer
 from PIL import Image
 
+from rlvlm_jax.data import formats
 from rlvlm_jax.data.dataset import Reader, overlap
 from rlvlm_jax.data.images import ImageError
 from rlvlm_jax.data.tokenizer import Tokenizer
@@ -48,6 +50,28 @@ def reader(tokenizer, model_dir):
 
 def strict(reader, **changes):
     return replace(reader, on_bad_record="error", **changes)
+
+
+# ---- a new format ---------------------------------------------------------------------------
+
+
+def test_a_format_is_a_function_and_a_row(folder, reader, monkeypatch):
+    def csv_rows(name, key):
+        with open(name, encoding="utf-8", newline="") as file:
+            for number, row in enumerate(csv.DictReader(file), start=2):
+                yield f"{name}:{number}", number, row
+
+    monkeypatch.setitem(formats.FORMATS, "csv", formats.Format((".csv",), csv_rows))
+    name = str(folder / "d.csv")
+    with open(name, "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, GOOD)
+        writer.writeheader()
+        writer.writerows([GOOD, GOOD | {"id": "h", "question": ""}])
+    (example,), report = reader.read(name)
+    assert (example.id, example.question, example.images) == ("g", "Find x.", (folder / "a.png",))
+    assert report["dropped"] == {"missing_question": ["h"]}
+    with pytest.raises(InputError, match=rf"{name}:3 \(id h\): question is missing or empty"):
+        strict(reader).read(name)
 
 
 # ---- good records ---------------------------------------------------------------------------

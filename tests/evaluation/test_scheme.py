@@ -46,10 +46,10 @@ def test_more_samples_leave_the_first_as_they_are():
     assert len(np.unique(many)) == many.size
 
 
-def evaluated(folder, data, *, samples=8, seed=0):
+def evaluated(folder, data, *, samples=8, seed=0, batch=0):
     """Evaluates in pass@8; returns (line of metrics, rows of responses)."""
-    workdir = folder / f"{samples}-{seed}"
-    keys = {"mode": "eval", "eval__samples": samples, "seed": seed}
+    workdir = folder / f"{samples}-{seed}-{batch}"
+    keys = {"mode": "eval", "eval__samples": samples, "seed": seed, "eval__batch": batch}
     settings = "--config.eval.settings=('pass@8_t1.0','pass@1_t0.6')"
     assert main.main([*arguments(workdir, data, **keys), settings]) == 0
     (line,) = read_lines(workdir / "metrics.jsonl")
@@ -66,6 +66,11 @@ def test_evaluations_of_one_model(tmp_path):
     assert line[f"eval/val/{SETTING}"] >= line["eval/val/pass@1_t1.0_unbiased"] == correct.mean()
     assert line["time/eval_s"] <= line["wall_s"]
 
+    same, rows_of_larger_batches = evaluated(tmp_path, data, batch=4)  # by default 1 question
+    assert rows_of_larger_batches == rows
+    names = [name for name in line if name.startswith("eval/")]
+    assert {name: same[name] for name in names} == {name: line[name] for name in names}
+
     line, more = evaluated(tmp_path, data, samples=12)
     texts = np.array([row["response"] for row in more]).reshape(6, 12)
     assert (texts[:, :8] == np.array([row["response"] for row in rows]).reshape(6, 8)).all()
@@ -73,7 +78,7 @@ def test_evaluations_of_one_model(tmp_path):
     right = np.array([row["correct"] for row in more]).reshape(6, 12)
     unbiased = line["eval/val/pass@8_t1.0_unbiased"]
     assert unbiased == pytest.approx(by_every_subset(right, 8))
-    solved = runs.read_run(tmp_path / "12-0").solved("val", SETTING, 0)
+    solved = runs.read_run(tmp_path / "12-0-0").solved("val", SETTING, 0)
     assert list(solved.values()) == correct.any(axis=1).tolist()
 
     _, other = evaluated(tmp_path, data, seed=1)

@@ -188,7 +188,8 @@ def test_the_bundled_model_fits(tmp_path, topology):
     found = run(RECIPE, f"--topology={topology}", *flags)
     assert found.returncode == 0, found.stderr
     report = json.loads((tmp_path / "plan.json").read_text())
-    assert set(report["steps"]) == {"encode", "sample", "passes", "trajectory", "update"}
+    steps = {"encode", "sample", "passes", "trajectory", "update", "evaluate"}
+    assert set(report["steps"]) == steps
     assert report["fits"]
     for step in report["steps"].values():
         assert 0 < step["total"] < report["memory"]

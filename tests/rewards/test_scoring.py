@@ -10,8 +10,9 @@ import time
 import numpy as np
 import pytest
 
+from rlvlm_jax import config as config_lib
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.rewards import RewardConfig, Verdict, judge, judge_batch, load_custom, score
+from rlvlm_jax.rewards import Verdict, judge, judge_batch, load_custom, scoring
 
 HANG = r"\boxed{\sum_{n=1}^{\infty}\frac{\sin n}{n^2+7}}"
 
@@ -20,22 +21,28 @@ TEXTS = [
     r"角度角度 \boxed{20}!",  # right, 4 of 16 characters Chinese
     r"\boxed{19}",  # wrong
     r"\boxed{20}",  # right, but truncated
-    r"\boxed{20}",  # right, but too short
+    r"\boxed{20}",  # right, but without tokens
 ]
 EXAMPLES = [{"id": str(i), "solution": r"\boxed{20}"} for i in range(5)]
 TRUNCATED = [False, False, False, True, False]
-LENGTHS = [30, 12, 9, 40, 2]
+LENGTHS = [30, 12, 9, 40, 0]
+
+
+def settings(rules=(), **values):
+    """The group `rewards` of the configuration, with these weights and values."""
+    config = config_lib.default().rewards
+    config.rules.update(dict(rules))
+    config.update(values)
+    return config
+
+
+def score(texts, examples, truncated, lengths, config):
+    return scoring.score(texts, examples, truncated, lengths, config, max_tokens=40)
 
 
 def test_score_is_the_weighted_sum_then_the_penalty():
-    config = RewardConfig(
-        accuracy=2.0,
-        language=3.0,
-        format=0.5,
-        format_style="think_answer",
-        penalty=-0.25,
-        min_tokens=3,
-    )
+    weights = {"accuracy": 2.0, "language": 3.0, "format": 0.5}
+    config = settings(weights, format_style="think_answer", penalty=-0.25)
     scores = score(TEXTS, EXAMPLES, TRUNCATED, LENGTHS, config)
     np.testing.assert_array_equal(scores.rewards["accuracy"], np.float32([1, 1, 0, 1, 1]))
     np.testing.assert_allclose(scores.rewards["language"], [0, -0.025, 0, 0, 0], atol=1e-9)
@@ -53,19 +60,37 @@ def test_score_is_the_weighted_sum_then_the_penalty():
 
 
 def test_defaults_are_accuracy_language_and_the_penalty():
-    scores = score(TEXTS, EXAMPLES, TRUNCATED, LENGTHS, RewardConfig())
-    np.testing.assert_allclose(scores.score, [1.0, 0.975, 0.0, -0.1, 1.0], atol=1e-6)
-    without = score(TEXTS, EXAMPLES, TRUNCATED, LENGTHS, RewardConfig(no_eos_penalty=False))
+    scores = score(TEXTS, EXAMPLES, TRUNCATED, LENGTHS, settings())
+    np.testing.assert_allclose(scores.score, [1.0, 0.975, 0.0, -0.1, -0.1], atol=1e-6)
+    without = score(TEXTS, EXAMPLES, TRUNCATED, LENGTHS, settings(penalty=0.0))
     np.testing.assert_allclose(without.score, [1.0, 0.975, 0.0, 1.0, 1.0], atol=1e-6)
+    assert not without.penalised.any()
+
+
+def test_rules_are_added_up_in_order_and_recorded_if_weighted():
+    """float32[1] of 0.1 + 0.2 * -0.025 + ..., where another order of additions rounds otherwise."""
+    weights = {"accuracy": 0.1, "language": 0.7, "format": 0.3, "repetition": 0.9, "overlong": 1.1}
+    texts = [r"<think>角角角角角角 a a a a a a</think> \boxed{20}"]
+    config = settings(weights, overlong_tokens=7, penalty=0.0)
+    scores = score(texts, EXAMPLES[:1], [False], [38], config)
+    assert list(scores.rewards) == ["accuracy", "language", "format", "repetition", "overlong"]
+    total = np.float32(0)
+    for name, weight in weights.items():
+        total += np.float32(weight) * scores.rewards[name][0]
+    assert scores.rewards["overlong"][0] == np.float32(-5 / 7)
+    assert scores.score[0] == total
+    unweighted = score(texts, EXAMPLES[:1], [False], [38], settings(dict.fromkeys(weights, 0.0)))
+    assert list(unweighted.rewards) == ["accuracy", "language", "format"]
+    assert unweighted.score[0] == 0
 
 
 def test_format_style_and_judge_style_change_the_score():
-    one = score(TEXTS[:1], EXAMPLES[:1], [False], [9], RewardConfig(format=1.0))
+    one = score(TEXTS[:1], EXAMPLES[:1], [False], [9], settings({"format": 1.0}))
     assert one.score == 2.0
     cut = [r"\boxed{120"]
     example = [{"solution": r"\boxed{120^\circ}"}]
-    assert score(cut, example, [False], [9], RewardConfig()).score == 0.0
-    assert score(cut, example, [False], [9], RewardConfig(judge="maye")).score == 1.0
+    assert score(cut, example, [False], [9], settings()).score == 0.0
+    assert score(cut, example, [False], [9], settings(judge="maye")).score == 1.0
 
 
 def test_hung_item_is_a_timeout_never_rewarded_and_its_neighbours_are_judged():
@@ -90,7 +115,7 @@ def test_hung_item_is_a_timeout_never_rewarded_and_its_neighbours_are_judged():
 
 def test_timeout_counts_in_the_scores():
     example = [{"solution": r"\boxed{\sqrt{7}+1}"}]
-    scores = score([HANG], example, [False], [9], RewardConfig(deadline_s=1.0))
+    scores = score([HANG], example, [False], [9], settings(deadline_s=1.0))
     assert scores.status == ["timeout"]
     assert scores.score == 0.0
     assert not scores.correct[0]
@@ -105,22 +130,7 @@ def test_judge_is_the_batch_of_one():
 
 def test_lengths_must_agree():
     with pytest.raises(ValueError, match="1 texts, 1 examples, 2 truncation flags and 1 lengths"):
-        score(["a"], EXAMPLES[:1], [False, True], [1], RewardConfig())
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("judge", "lenient"),
-        ("format_style", "xml"),
-        ("deadline_s", 0.0),
-        ("workers", -1),
-        ("min_tokens", -1),
-    ],
-)
-def test_bad_configuration_names_the_key(key, value):
-    with pytest.raises(InputError, match=rf"config\.rewards\.{key}="):
-        RewardConfig(**{key: value})
+        score(["a"], EXAMPLES[:1], [False, True], [1], settings())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -191,7 +201,7 @@ def custom(function, texts=("aabb",), bonus=0.0, **config):
     examples = [
         {"id": f"q{i}", "solution": r"\boxed{1}", "bonus": bonus} for i in range(len(texts))
     ]
-    config = RewardConfig(custom=f"my_rewards:{function}", **{"custom_weight": 2.0, **config})
+    config = settings(custom=f"my_rewards:{function}", **{"custom_weight": 2.0, **config})
     return score(texts, examples, [False] * len(texts), [9] * len(texts), config)
 
 
@@ -237,8 +247,11 @@ def test_custom_reward_that_hangs_or_dies_scores_nothing_and_is_counted(module):
     assert (scores.score, scores.custom_timeouts) == (0.0, 1)
 
 
-def test_a_custom_reward_that_fails_on_some_is_counted_and_never_the_better_choice(module, caplog):
-    scores = custom("picky", ["-3", "x", "-1", "eats", "2"], custom_memory_gib=1.0)
+def test_a_custom_reward_that_fails_on_some_is_counted_and_never_the_better_choice(
+    module, caplog, monkeypatch
+):
+    monkeypatch.setattr(scoring, "CUSTOM_MEMORY", 2**30)
+    scores = custom("picky", ["-3", "x", "-1", "eats", "2"])
     np.testing.assert_array_equal(scores.rewards["custom"], np.float32([-3, -3, -1, -3, 2]))
     assert (scores.custom_timeouts, scores.custom_errors) == (0, 2)
     assert "failed on 2 of 5 responses, first on 1 (example q1)" in caplog.text

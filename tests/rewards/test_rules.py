@@ -6,8 +6,21 @@ import numpy as np
 import pytest
 
 from rlvlm_jax.algorithms import filtering
-from rlvlm_jax.rewards import has_several_answers, text_rules
-from rlvlm_jax.rewards.text_rules import format_tags, language, penalised
+from rlvlm_jax.config import default
+from rlvlm_jax.rewards import has_several_answers, rules
+from rlvlm_jax.rewards.rules import REWARDS, Response, penalised
+
+
+def reward(name, text="", length=9, correct=False, max_tokens=10, **settings):
+    """What the rule `name` gives a response."""
+    config = default().rewards
+    config.update(settings)
+    response = Response(text, correct, length, False, max_tokens, {"solution": ""})
+    return REWARDS[name].reward(response, config)
+
+
+def test_accuracy_is_the_verdict():
+    assert (reward("accuracy", correct=True), reward("accuracy", correct=False)) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +35,7 @@ from rlvlm_jax.rewards.text_rules import format_tags, language, penalised
     ],
 )
 def test_language_counts_the_share_of_ideographs(text, expected):
-    assert language(text) == pytest.approx(expected, abs=1e-12)
+    assert reward("language", text) == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -47,28 +60,26 @@ def test_language_counts_the_share_of_ideographs(text, expected):
     ],
 )
 def test_format_demands_its_tags_once_and_in_order(text, think, think_answer):
-    assert format_tags(text, "think") == think
-    assert format_tags(text, "think_answer") == think_answer
+    assert reward("format", text, format_style="think") == think
+    assert reward("format", text, format_style="think_answer") == think_answer
 
 
 @pytest.mark.parametrize(
-    ("truncated", "length", "no_eos_penalty", "min_tokens", "expected"),
+    ("truncated", "length", "penalty", "expected"),
     [
-        (True, 9, True, 1, True),
-        (True, 9, False, 1, False),
-        (False, 9, True, 1, False),
-        (False, 0, True, 1, True),
-        (False, 1, True, 1, False),
-        (False, 17, True, 18, True),
-        (True, 17, False, 18, True),
-        (False, 0, True, 0, False),
+        (True, 9, -0.1, True),
+        (True, 9, 0.0, False),
+        (False, 9, -0.1, False),
+        (False, 0, -0.1, True),
+        (False, 1, -0.1, False),
+        (True, 0, 0.5, True),
+        (False, 0, 0.0, False),
     ],
 )
-def test_truncated_and_short_responses_are_penalised(
-    truncated, length, no_eos_penalty, min_tokens, expected
-):
-    found = penalised(truncated, length, no_eos_penalty=no_eos_penalty, min_tokens=min_tokens)
-    assert found == expected
+def test_truncated_and_empty_responses_are_penalised(truncated, length, penalty, expected):
+    settings = default().rewards
+    settings.penalty = penalty
+    assert penalised(truncated, length, settings) == expected
 
 
 @pytest.mark.parametrize(
@@ -90,7 +101,7 @@ def test_several_answers(text, expected):
 @pytest.mark.parametrize("length", range(12))
 def test_overlong_equals_the_formula_of_arrays(length):
     expected = float(filtering.overlong_penalty(np.array([length]), 10, 4)[0])
-    assert text_rules.overlong(length, 10, 4) == pytest.approx(expected)
+    assert reward("overlong", length=length, overlong_tokens=4) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -105,15 +116,16 @@ def test_overlong_equals_the_formula_of_arrays(length):
     ],
 )
 def test_repetition_by_hand(text, share):
-    assert text_rules.repetition(text) == pytest.approx(share)
+    assert rules.repeated_share(text) == pytest.approx(share)
+    assert reward("repetition", text) == pytest.approx(-share)
 
 
 def test_a_loop_is_repetitive_and_a_worked_solution_is_not():
-    assert text_rules.is_repetitive("so x is 5. " * 20)
-    assert text_rules.is_repetitive("The area is half the base. Hence " + "12 = 12 = " * 10)
+    assert rules.is_repetitive("so x is 5. " * 20)
+    assert rules.is_repetitive("The area is half the base. Hence " + "12 = 12 = " * 10)
     solution = (
         "The two angles add up to 180, so 2x + 30 = 180. Subtract 30: 2x = 150. Divide by 2: "
         "x = 75. Check: 2 * 75 + 30 = 180. The answer is \\boxed{75}."
     )
-    assert not text_rules.is_repetitive(solution)
-    assert not text_rules.is_repetitive("")
+    assert not rules.is_repetitive(solution)
+    assert not rules.is_repetitive("")

@@ -1,0 +1,90 @@
+# SPDX-FileCopyrightText: The rlvlm_jax authors
+# SPDX-License-Identifier: Apache-2.0
+"""A new loss, aggregate, KL estimator, advantage, reward: a function and a row, and nothing else.
+
+A new data format is in tests/data/test_dataset.py.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlvlm_jax import rewards
+from rlvlm_jax.algorithms import advantages, kl, losses, masked
+from rlvlm_jax.rewards import rules
+from rlvlm_jax.trajectory import make_trajectory
+from rlvlm_jax.types import Passes
+from tests import test_masks as fake  # a model of one parameter, and one optimizer step with it
+from tests import tiny_model
+
+LOGPROBS, _ = fake.by_hand()
+ADVANTAGES = np.tile(np.arange(1.0, fake.R + 1), (fake.B, 1))  # those of `fake.trajectory`
+
+
+def test_a_loss(monkeypatch):
+    def plain(logprobs, old_logprobs, advantages, mask, clip):
+        nothing = jnp.zeros_like(mask)
+        return losses.TokenLoss(-advantages * logprobs, jnp.exp(logprobs - old_logprobs), nothing)
+
+    monkeypatch.setitem(losses.LOSSES, "plain", plain)
+    _, metrics = fake.update(fake.trajectory(), algorithm__loss="plain")
+    expected = -(ADVANTAGES * LOGPROBS)[fake.TRAINED].mean()
+    assert metrics["update/loss"] == pytest.approx(expected, rel=1e-5)
+    assert metrics["update/ratio_mean"] == 1
+    assert metrics["update/clip_fraction"] == 0
+
+
+def test_an_aggregate(monkeypatch):
+    by_rows = losses.Aggregate(masked.sum, lambda mask, _: jnp.float32(len(mask)))
+    monkeypatch.setitem(losses.AGGREGATES, "rows", by_rows)
+    _, metrics = fake.update(fake.trajectory(), algorithm__aggregate="rows")
+    expected = -ADVANTAGES[fake.TRAINED].sum() / fake.B  # the ratio is 1
+    assert metrics["update/loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_kl_estimator(monkeypatch):
+    monkeypatch.setitem(kl.KL, "distance", jnp.abs)
+    reference = np.where(fake.SAMPLED, LOGPROBS - 0.25 * np.arange(fake.R), 0)
+    t = fake.trajectory(ref_logprobs=reference.astype(np.float32))
+    settings = {"algorithm__kl_loss_kind": "distance", "algorithm__kl_loss_coef": 1.0}
+    _, metrics = fake.update(t, **settings)
+    columns = np.flatnonzero(fake.TRAINED[0])
+    assert metrics["update/kl"] == pytest.approx(0.25 * columns.mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_an_advantage(monkeypatch, per_token):
+    def doubled(batch, settings):
+        result = 2 * batch.returns(settings)
+        return result[:, None] * jnp.arange(1, fake.R + 1) if per_token else result
+
+    monkeypatch.setitem(advantages.ADVANTAGES, "doubled", advantages.Estimator(doubled))
+    c = tiny_model.settings(
+        algorithm__advantage="doubled", algorithm__old_logprobs="sampler", train__minibatch=8
+    )
+    scores = np.arange(fake.B, dtype=np.float32)
+    passes, in_update = Passes(None, None, None, None), scores > 3
+    t, _ = make_trajectory(c, None, None, fake.rollout(), passes, scores, in_update)
+    expected = 2 * scores[:, None] * (np.arange(1, fake.R + 1) if per_token else 1)
+    np.testing.assert_array_equal(
+        t.advantages, np.where(fake.SAMPLED & in_update[:, None], expected, 0)
+    )
+
+
+def test_a_reward(monkeypatch):
+    def thrift(response, settings):
+        return 1 - response.length / response.max_tokens
+
+    monkeypatch.setitem(rules.REWARDS, "thrift", rules.Rule(thrift, 0.0, "1 less its length"))
+    examples = [{"solution": r"\boxed{2}"}] * 2
+    texts, truncated, lengths = [r"\boxed{2}", r"\boxed{3}"], [False, False], [3, 6]
+
+    def score(**settings):
+        c = tiny_model.settings(**settings)
+        limit = c.rollout.max_tokens
+        return rewards.score(texts, examples, truncated, lengths, c.rewards, limit)
+
+    assert "thrift" not in score().rewards
+    scores = score(rewards__rules__thrift=0.25)
+    np.testing.assert_array_equal(scores.rewards["thrift"], np.float32([0.5, 0]))
+    np.testing.assert_array_equal(scores.score, np.float32([1.125, 0]))

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlvlm_jax.models import Model
+from rlvlm_jax.models.model import Model
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.types import Array, Params, Prompts
 

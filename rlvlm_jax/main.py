@@ -29,9 +29,10 @@ def main(argv: Sequence[str]) -> int:
     import jax
 
     from rlvlm_jax import evaluate, seeds, sft, train
+    from rlvlm_jax.validate import validate
 
     check_same(config)
-    config_lib.validate(config, jax.device_count())
+    validate(config, jax.device_count())
     programs = {"rl": train.train, "sft": sft.train, "eval": evaluate.evaluate}
     program = programs[config.mode]
     try:

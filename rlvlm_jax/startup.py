@@ -23,13 +23,15 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
-from rlvlm_jax import checkpoint, models, optim, sharding
+from rlvlm_jax import checkpoint, optim, sharding
 from rlvlm_jax.data import loader, prompts, tokenizer
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.features import GIB, FeatureCache
-from rlvlm_jax.models import convert
+from rlvlm_jax.models import convert, families
 from rlvlm_jax.models.common import kernels, lora
 from rlvlm_jax.models.common.activation_sharding import choose as choose_activation_sharding
+from rlvlm_jax.models.family import Family
+from rlvlm_jax.models.model import Config, Model
 from rlvlm_jax.types import Params, Prompts, TrainState
 from rlvlm_jax.update import init_state
 
@@ -46,14 +48,14 @@ class Source:
     files: Mapping[str, str]  # name -> text of config.json, tokenizer and processor files
 
     @property
-    def config(self) -> models.Config:
+    def config(self) -> Config:
         """The model's sizes and token ids."""
         return convert.read_config(self.files)
 
     @property
-    def family(self) -> models.Family:
+    def family(self) -> Family:
         """The model's row in the table of families."""
-        return models.FAMILIES[self.config.family]
+        return families.FAMILIES[self.config.family]
 
 
 def open_source(path: str) -> Source:
@@ -117,7 +119,7 @@ class Session:
     config: ConfigDict
     source: Source
     mesh: Any
-    model: models.Model
+    model: Model
     shapes: Params  # ShapeDtypeStructs with shardings
     tokenizer: tokenizer.Tokenizer
     media: prompts.Media
@@ -151,13 +153,13 @@ def make_feature_cache(session: Session) -> FeatureCache:
     )
 
 
-def with_mesh_shardings(shapes: Params, model: models.Model, mesh: Any) -> Params:
+def with_mesh_shardings(shapes: Params, model: Model, mesh: Any) -> Params:
     """Returns parameter shapes with their shardings on the mesh."""
     shardings = sharding.param_shardings(shapes, model.param_rules, mesh)
     return sharding.with_shardings(shapes, shardings)
 
 
-def add_adapters(config: ConfigDict, model: models.Model, params: Params, key: Any) -> Params:
+def add_adapters(config: ConfigDict, model: Model, params: Params, key: Any) -> Params:
     """Returns the parameters with the configured adapters, if any.
 
     Raises:
@@ -182,7 +184,7 @@ def add_adapters(config: ConfigDict, model: models.Model, params: Params, key: A
     return adapted
 
 
-def restore_merged(directory: Any, model: models.Model, mesh: Any) -> Params:
+def restore_merged(directory: Any, model: Model, mesh: Any) -> Params:
     """Reads the parameters of an orbax directory; merges adapters into their weights.
 
     Raises:
@@ -269,7 +271,7 @@ def open_session(
         mesh=mesh,
         packed=config.train.pack_tokens > 0,
     )
-    model = models.build(
+    model = families.build(
         sizes,
         dtype=config.model.dtype,
         remat=config.model.remat,

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from rlvlm_jax.algorithms import advantages, kl, masked
 from rlvlm_jax.config import logprob_passes, old_logprobs
 from rlvlm_jax.logprobs import logprobs
-from rlvlm_jax.models import Model
+from rlvlm_jax.models.model import Model
 from rlvlm_jax.packing import Plan
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.types import Array, Params, Passes, Prompts, Rollout, Trajectory

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from rlvlm_jax.algorithms import kl, losses
 from rlvlm_jax.config import microbatch, old_logprobs, pass_shards, sequences
 from rlvlm_jax.logprobs import Streams, logprobs
-from rlvlm_jax.models import Model
+from rlvlm_jax.models.model import Model
 from rlvlm_jax.optim import Optimizer, make_trained, merge, split
 from rlvlm_jax.packing import Plan, max_prompts
 from rlvlm_jax.sampling.logits import Policy

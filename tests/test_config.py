@@ -9,6 +9,7 @@ import pytest
 from rlvlm_jax import cli, config
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.rewards.rules import REWARDS
+from rlvlm_jax.validate import validate
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = (
@@ -41,7 +42,7 @@ def parse(*flags, recipe="tiny.py", devices=4):
     found, workdir = cli.parse_config(
         [f"--config={CONFIGS / recipe}", "--workdir=somewhere", *flags], "rlvlm_jax.main"
     )
-    config.validate(found, devices)
+    validate(found, devices)
     return found, workdir
 
 
@@ -80,6 +81,17 @@ def test_flags_change_values():
         (["--config.train.lr=fast"], "config.train.lr=fast"),
         (["--config.algorithm.filter=perhaps"], "config.algorithm.filter=perhaps"),
         (["--config.mode=train"], "config.mode='train' is not one of rl, sft, eval"),
+        (
+            ["--config.model.dtype=int8"],
+            "config.model.dtype='int8' is not one of float32, bfloat16",
+        ),
+        (
+            ["--config.model.remat=some"],
+            "config.model.remat='some' is not one of none, elementwise",
+        ),
+        (["--config.model.attention=flash"], "is not one of auto, plain, xla, cudnn, splash"),
+        (["--config.rollout.cache=int4"], "config.rollout.cache='int4' is not one of model"),
+        (["--config.rollout.layout=whole"], "config.rollout.layout='whole' is not one of auto"),
         (["--config.algorithm.advantage=gae"], "config.algorithm.advantage='gae' is not one of"),
         (["--config.rollout.temperature=0"], "config.rollout.temperature=0"),
         (["--config.rollout.prompts=0"], "config.rollout.prompts=0 must be greater than 0"),
@@ -199,7 +211,7 @@ def test_profiled_steps(text, steps):
     c = config.default()
     c.log.profile = text
     assert list(config.profiled_steps(c)) == steps
-    config.validate(c, 1)
+    validate(c, 1)
 
 
 @pytest.mark.parametrize("text", ["5", "7-5", "0-2", "a-b", "1-2-3"])
@@ -207,7 +219,7 @@ def test_a_range_of_steps_that_is_none(text):
     c = config.default()
     c.log.profile = text
     with pytest.raises(InputError, match="not of the form FIRST-LAST"):
-        config.validate(c, 1)
+        validate(c, 1)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +230,7 @@ def test_seconds_of_hosts_are_checked_before_any_is_waited_for(key, value):
     c = config.default()
     config.check_hosts(c)
     c.hosts[key] = value
-    for check in (config.check_hosts, lambda c: config.validate(c, 1)):
+    for check in (config.check_hosts, lambda c: validate(c, 1)):
         with pytest.raises(
             InputError, match=rf"config.hosts.{key}={value:g} is not between \d and"
         ):

@@ -19,7 +19,8 @@ import numpy as np
 import optax
 import pytest
 
-from rlvlm_jax import models, optim, sharding, startup, train
+from rlvlm_jax import optim, sharding, startup, train
+from rlvlm_jax.models import families
 from rlvlm_jax.models.common import cache as kv_cache
 from rlvlm_jax.models.common import costs
 from rlvlm_jax.models.qwen2_vl import config as qwen2_vl_config
@@ -44,7 +45,7 @@ def build(vocabulary=V):
         "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
         "vision_config": tower,
     }
-    return models.build(qwen2_vl_config.from_hf(tiny_model.hf_config(**changes)))
+    return families.build(qwen2_vl_config.from_hf(tiny_model.hf_config(**changes)))
 
 
 class Traced:

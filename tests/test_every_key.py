@@ -41,7 +41,6 @@ from rlvlm_jax import (
     evaluate,
     main,
     metrics,
-    models,
     optim,
     rewards,
     run,
@@ -53,6 +52,7 @@ from rlvlm_jax import (
 from rlvlm_jax.data.tokenizer import Tokenizer
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation import scheme
+from rlvlm_jax.models import families
 from rlvlm_jax.models.common import cache, lora
 from rlvlm_jax.models.qwen2_vl.model import part
 from rlvlm_jax.rewards import pool
@@ -64,7 +64,7 @@ from tests.run_cases import read_lines, write_problems, write_records
 from tests.run_directories import write_run
 
 SOURCE = startup.open_source("bundled")
-BUILD = models.build
+BUILD = families.build
 READ_TOKENIZER = functools.cache(Tokenizer.load)
 WIDTH = 4
 OF_THE_CLOCK = ("time/", "goodput/", "throughput/", "memory/", "compile/", "wall_s")
@@ -236,14 +236,14 @@ def vision_tower(c):
         return dataclasses.replace(BUILD(model_config, **more), init=lambda key: zeros)
 
     with PATCHES() as patch:
-        patch.setattr(models, "build", build)
+        patch.setattr(families, "build", build)
         return traced(c, "encode")
 
 
 def kept_for_decoding(c):
     """Of the real network: the types of what `prefill` hands to `decode`."""
     with PATCHES() as patch:
-        patch.setattr(models, "build", BUILD)
+        patch.setattr(families, "build", BUILD)
         session = startup.open_session(c, SOURCE)
     batch = session.batch_shapes(2, (32, 16))
     features = jax.ShapeDtypeStruct((2, 4, SOURCE.config.width), np.float32)
@@ -255,7 +255,7 @@ def laid_for_decoding(c):
     """Of the real network over two devices: its decoder, with the configured sharding."""
     c.mesh.fsdp = 2
     with PATCHES() as patch:
-        patch.setattr(models, "build", BUILD)
+        patch.setattr(families, "build", BUILD)
         session = startup.open_session(c, SOURCE)
     return str(jax.make_jaxpr(session.model.decoder)(network_shapes()))
 
@@ -842,7 +842,7 @@ def look(tmp_path):
         place.mkdir()
         with PATCHES() as patch, contextlib.chdir(place):
             patch.setattr(sys, "path", list(sys.path))
-            patch.setattr(models, "build", build_toy)
+            patch.setattr(families, "build", build_toy)
             patch.setattr(Tokenizer, "load", READ_TOKENIZER)
             patch.setattr(startup, "load_params", stored_weights)
             seen[name] = observe(c)

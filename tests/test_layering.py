@@ -13,12 +13,12 @@ import pytest
 ROOT = Path(__file__).parents[1] / "rlvlm_jax"
 SOURCES = sorted(ROOT.rglob("*.py"))
 LAYERS = (  # lowest first: a folder, or a module of its own, imports lower ones only
-    ("errors", "types", "signals", "algorithms", "rewards.rules"),
+    ("errors", "keys", "types", "signals", "algorithms", "rewards.rules", "FOLDER.keys"),
     ("config", "sharding", "distributed", "packing", "records", "data", "sampling"),
     ("models", "optim", "checkpoint", "features", "cli"),
     ("logprobs",),
     ("rewards", "trajectory", "update"),
-    ("collection", "evaluation", "startup"),
+    ("collection", "evaluation", "startup", "validate"),
     ("convert", "export", "metrics", "report", "run_data", "seeds", "vlm"),
     ("run",),
     ("train", "sft", "evaluate"),
@@ -71,6 +71,8 @@ def under(name, prefixes):
 
 
 def room_of(name):
+    if name.endswith(".keys"):  # declarations of a folder's configuration keys
+        return "FOLDER.keys"
     return name if name in LEVELS else name.split(".")[0]
 
 

@@ -12,6 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from rlvlm_jax import config, metrics, startup
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.models import convert
+from rlvlm_jax.validate import validate
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def kept():
 def test_weights_that_several_devices_hold_alike_are_read_once(monkeypatch):
     c = config.default()
     c.mesh.data, c.mesh.fsdp = 4, 2
-    config.validate(c, 8)
+    validate(c, 8)
     source = startup.open_source(startup.BUNDLED)
     session = startup.open_session(c, source)
     read, count = convert._read_part, []

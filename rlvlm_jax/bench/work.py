@@ -22,9 +22,12 @@ from rlvlm_jax import config as config_lib
 from rlvlm_jax import startup
 from rlvlm_jax.data.prompts import Media, collate
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import FAMILIES, Config, convert
+from rlvlm_jax.models import convert
+from rlvlm_jax.models.families import FAMILIES
+from rlvlm_jax.models.model import Config
 from rlvlm_jax.run import Run
 from rlvlm_jax.types import Params, Prompts
+from rlvlm_jax.validate import validate
 
 LARGE_IMAGE = 2**24  # pixels; the images of the cases are smaller
 PAD, END, START_IMAGE, END_IMAGE = 504, 506, 507, 508  # of the bundled tokenizer
@@ -197,7 +200,7 @@ def built_in(case: Case, scratch: Path, devices: int, seed: int = 0) -> Workload
     directory = scratch / case.name
     write_model(case.model, directory, config.model.dtype, seed)
     config.model.path = str(directory)
-    config_lib.validate(config, devices)
+    validate(config, devices)
     source = startup.open_source(config.model.path)
     session = startup.open_session(config, source)
     batch = random_batch(case, startup.open_media(source, 1, LARGE_IMAGE), seed)
@@ -224,7 +227,7 @@ def of_run(config: ConfigDict, name: str, devices: int) -> Workload:
             "--config.train.pack_tokens=0"
         )
     config.log.wandb, config.log.tensorboard = "", False
-    config_lib.validate(config, devices)
+    validate(config, devices)
     with tempfile.TemporaryDirectory() as scratch, Run(config, scratch) as run:
         _, batch = run.loader.next()
         return Workload(name, config, never_stopping(run.session), batch)

@@ -21,9 +21,10 @@ from rlvlm_jax.config import (
     sequences,
     shards,
 )
-from rlvlm_jax.models import FAMILIES, Config
 from rlvlm_jax.models.common.activation_sharding import MAX_REPLICATED
 from rlvlm_jax.models.common.costs import GRADIENT, Costs, Work, optimizer_step, total
+from rlvlm_jax.models.families import FAMILIES
+from rlvlm_jax.models.model import Config
 from rlvlm_jax.plan.topology import Topology
 from rlvlm_jax.sampling.sampler import block_sizes
 from rlvlm_jax.update import optimizer_steps, prompt_sharing

@@ -16,12 +16,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rlvlm_jax import config as config_lib
 from rlvlm_jax import optim, sft, sharding, startup, train
 from rlvlm_jax.data.prompts import Media
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import FAMILIES
+from rlvlm_jax.models.families import FAMILIES
 from rlvlm_jax.plan.predict import Sizes
+from rlvlm_jax.validate import validate
 
 MULTIPLE = 16  # of P and I, as in data.loader
 
@@ -126,7 +126,7 @@ def lower(
     Raises:
         InputError: configuration, model and mesh do not fit each other.
     """
-    config_lib.validate(config, len(devices))
+    validate(config, len(devices))
     if config.mode == "eval":
         raise InputError(
             "config.mode='eval' is not planned; set config.mode='rl', whose encode and sample "

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import pytest
 
-from rlvlm_jax.models import FAMILIES
+from rlvlm_jax.models.families import FAMILIES
 from rlvlm_jax.models.qwen2_vl.config import from_hf
 from rlvlm_jax.plan import compiled, work
 from tests import tiny_model

@@ -7,7 +7,6 @@ states what differs. The dictionary is locked, so a misspelt key is an error. Th
 before JAX is loaded and loads none; `validate` checks values.
 """
 
-import difflib
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -39,6 +38,7 @@ GROUPS = {  # prefix of the dotted names -> keys
     "eval.": EVAL,
     "log.": keys.LOG,
 }
+PROFILED_STEPS = 3
 KEYS = {prefix + key.name: key for prefix, group in GROUPS.items() for key in group}
 HARMLESS = tuple(name for name, key in KEYS.items() if key.harmless)
 PER_HOST = tuple(name for name, key in KEYS.items() if key.per_host)
@@ -101,7 +101,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.data.test, config.data.test_ood = "", ""
     config.data.min_pixels = config.data.max_pixels = 0
     config.data.max_prompt_tokens = 512
-    config.data.limit_eval = 32
+    config.eval.limit = 32
     config.data.instruction = config.data.system = ""
     updates = max(1, config.rollout.prompts * config.rollout.samples // config.train.minibatch)
     parts = config.algorithm.whiten_parts
@@ -129,15 +129,6 @@ def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield prefix + key, value
 
 
-def nearest_key(key: str) -> str:
-    """Returns the valid dotted key that is most similar to `key`."""
-    keys = [name for name, _ in flatten(default())]
-    by_leaf = {name.rsplit(".", 1)[-1]: name for name in keys}
-    close = difflib.get_close_matches(key, keys, n=1, cutoff=0.0)
-    leaf = difflib.get_close_matches(key.rsplit(".", 1)[-1], by_leaf, n=1, cutoff=0.85)
-    return by_leaf[leaf[0]] if leaf and "." not in key else close[0]
-
-
 def shards(config: ConfigDict) -> int:
     """Returns how many devices the sequences of a batch are sharded over; needs `resolve_mesh`."""
     return config.mesh.data * config.mesh.fsdp * config.mesh.sequence
@@ -149,17 +140,14 @@ def pass_shards(config: ConfigDict) -> int:
 
 
 def profiled_steps(config: ConfigDict) -> range:
-    """Returns the steps that `log.profile` names.
+    """Returns the steps to trace, from `log.profile` on."""
+    first = config.log.profile
+    return range(first, first + PROFILED_STEPS) if first else range(0)
 
-    Raises:
-        ValueError: it is neither "" nor FIRST-LAST.
-    """
-    if not config.log.profile:
-        return range(0)
-    first, last = map(int, config.log.profile.split("-"))
-    if not 1 <= first <= last:
-        raise ValueError(f"{first} to {last}")
-    return range(first, last + 1)
+
+def trains_vision(config: ConfigDict) -> bool:
+    """Returns whether the tower or the connector is trained, so that image features change."""
+    return not {"vit", "connector"}.isdisjoint(config.train.parts)
 
 
 def sequences(config: ConfigDict) -> int:

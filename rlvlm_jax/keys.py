@@ -80,10 +80,10 @@ RUN = (
     ),
     Key("eval_every", 0, "0 = never; -1 = every epoch; also before step 1", least=-1, unit="steps"),
     Key(
-        "compile_cache",
-        "auto",
-        "directory of compiled programs; empty = none; auto = ~/.cache/rlvlm_jax/xla on GPU and "
-        "TPU, none on CPU",
+        "cache",
+        "~/.cache/rlvlm_jax",
+        "directory of prompt lengths, and on GPU and TPU of compiled programs (in xla); empty = "
+        "none",
         harmless=True,
         per_host=True,
     ),
@@ -108,14 +108,6 @@ TRAIN = (
         harmless=True,
     ),
     Key(
-        "logprob_chunk",
-        64,
-        "response tokens per row whose logits exist at a time",
-        above=0,
-        unit="tokens",
-        harmless=True,
-    ),
-    Key(
         "pack_tokens",
         0,
         "RL: sequences are packed into streams of this length; 0 = off",
@@ -125,26 +117,20 @@ TRAIN = (
     ),
     Key("epochs", 1, "passes over the collected batch", above=0),
     Key("lr", 1e-6, "learning rate at its peak", above=0),
-    Key("schedule", "cosine", "of the learning rate", choices=("constant", "cosine")),
     Key("warmup", 0.1, "fraction of all optimizer steps", least=0, most=1),
-    Key("final_lr", 0.0, "fraction of lr at the end of the cosine", least=0, most=1),
+    Key("final_lr", 0.0, "fraction of lr that the cosine ends at; 1 = constant", least=0, most=1),
     Key("weight_decay", 0.01, "of matrices; never of adapters", least=0),
     Key("b1", 0.9, "AdamW: decay of the mean gradient", least=0, most=1),
     Key("b2", 0.95, "AdamW: decay of the mean square", least=0, most=1),
     Key("eps", 1e-8, "AdamW: added to the root", above=0),
     Key("grad_clip", 1.0, "global norm; 0 = off", least=0),
     Key(
-        "max_bad_steps",
-        5,
-        "consecutive non-finite gradients before the run stops",
-        above=0,
-        unit="steps",
+        "parts",
+        ("llm", "head"),
+        "what is trained; llm includes the embedding; head needs llm, and a tied head is the "
+        "embedding",
+        choices=("vit", "connector", "llm", "head"),
     ),
-    Key("train_vit", False, "train the vision tower"),
-    Key("train_connector", False, "train the connector"),
-    Key("train_llm", True, "train the language model, embedding included"),
-    Key("train_head", True, "train the head, with train_llm; a tied head is the embedding"),
-    Key("only", "", "regular expression: of these parts, train only matching paths"),
     Key(
         "lora_rank",
         0,
@@ -152,19 +138,17 @@ TRAIN = (
         least=0,
     ),
     Key("lora_alpha", 0.0, "adapters are scaled by lora_alpha / lora_rank; 0 = rank", least=0),
-    Key("lr_vit", 0.0, "learning rate of the tower; 0 = lr", least=0),
-    Key("lr_connector", 0.0, "learning rate of the connector; 0 = lr", least=0),
-    Key("lr_head", 0.0, "learning rate of an untied head; 0 = lr", least=0),
+    Key("lr_vision", 0.0, "learning rate of vit and connector; 0 = lr", least=0),
 )
 
 SFT = (
     Key(
-        "style",
-        "worked",
-        "mixed: worked solutions and bare answers (bundled problems only)",
-        choices=("worked", "mixed"),
+        "direct_share",
+        0.0,
+        "fraction of bare answers instead of worked solutions (bundled problems only)",
+        least=0,
+        most=1,
     ),
-    Key("direct_share", 0.6, "style mixed: fraction of bare answers", least=0, most=1),
 )
 
 MESH = (
@@ -212,17 +196,19 @@ LOG = (
         "directory of this run's checkpoints alone, may be gs://BUCKET/DIRECTORY; empty = "
         "WORKDIR/checkpoints; everything else is written to WORKDIR",
     ),
-    Key("rollouts", True, "write rollouts/STEP.jsonl"),
     Key(
-        "token_prompts",
-        4,
-        "prompts per step whose responses are also written token by token",
-        least=0,
+        "writers",
+        ("progress", "tensorboard"),
+        "beside metrics.jsonl: progress = a bar, on a terminal; prometheus = WORKDIR/metrics.prom, "
+        "the newest numbers for node exporters; wandb = the project in WANDB_PROJECT",
+        choices=("progress", "tensorboard", "prometheus", "wandb"),
     ),
-    Key("tensorboard", True, "write WORKDIR/tensorboard"),
-    Key("prometheus", False, "WORKDIR/metrics.prom: the newest numbers, for node exporters"),
-    Key("profile", "", "FIRST-LAST: steps that JAX's profiler traces to WORKDIR/profile"),
-    Key("wandb", "", "W&B project; empty = off"),
-    Key("progress", True, "progress bar, on a terminal"),
+    Key(
+        "profile",
+        0,
+        "first of three steps that JAX's profiler traces to WORKDIR/profile; 0 = none",
+        least=0,
+        unit="steps",
+    ),
 )
 LOG = tuple(dataclasses.replace(key, harmless=True) for key in LOG)

@@ -56,7 +56,7 @@ def check_same(config: ConfigDict) -> None:
         InputError: the message names the first key that differs.
     """
     leaves = dict(config_lib.flatten(config))
-    shared = {key: leaf for key, leaf in leaves.items() if not key.startswith(config_lib.PER_HOST)}
+    shared = {key: leaf for key, leaf in leaves.items() if key not in config_lib.PER_HOST}
     per_process = distributed.gather(shared)
     for key in shared:
         values = [repr(process_leaves.get(key)) for process_leaves in per_process]

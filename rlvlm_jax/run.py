@@ -29,6 +29,7 @@ from rlvlm_jax import (
     collection,
     distributed,
     metrics,
+    old_keys,
     optim,
     records,
     rewards,
@@ -48,6 +49,8 @@ from rlvlm_jax.sampling.sampler import rows_of
 from rlvlm_jax.types import Params, Prompts, Rollout, TrainState
 
 VISIBLE_WITHIN_S = 60  # for the other hosts; NFS may cache for this long that a file is missing
+MAX_BAD_STEPS = 5  # consecutive updates with a non-finite gradient before the run stops
+TOKEN_PROMPTS = 4  # prompts per step whose responses are also written token by token
 # Keys or groups of keys that may change when a run is resumed.
 MAY_CHANGE = (*config_lib.HARMLESS, "total_steps", "epochs", "eval_every", "eval.")
 
@@ -152,7 +155,7 @@ class Run:
         profiled = config_lib.profiled_steps(config)
         if config.mode != "eval" and profiled and profiled[0] > self.total_steps:
             raise InputError(
-                f"config.log.profile={config.log.profile!r} starts after the last step "
+                f"config.log.profile={config.log.profile} starts after the last step "
                 f"({self.total_steps})"
             )
         if saved:
@@ -176,6 +179,11 @@ class Run:
     def _read_saved(self) -> dict[str, Any]:
         """Returns the run item of the newest checkpoint; checks that this run may resume it."""
         saved = checkpoint.read_run(self._checkpoints / str(self.first_step))
+        if old_keys.is_old(saved["config"]):
+            raise InputError(
+                f"{self.workdir} holds a run of an older version, which cannot be resumed; use "
+                "another --workdir, or evaluate or export its checkpoint"
+            )
         defaults = startup.resolved_config(config_lib.default())
         old = _with_defaults(saved["config"], defaults)
         new = startup.resolved_config(self.config)
@@ -363,13 +371,12 @@ class Run:
         """Stops a run whose gradients stay non-finite.
 
         Raises:
-            FloatingPointError: `train.max_bad_steps` consecutive updates were skipped.
+            FloatingPointError: `MAX_BAD_STEPS` consecutive updates were skipped.
         """
-        if bad_steps >= self.config.train.max_bad_steps:
+        if bad_steps >= MAX_BAD_STEPS:
             raise FloatingPointError(
-                f"{bad_steps} updates in a row had a non-finite gradient "
-                f"(config.train.max_bad_steps={self.config.train.max_bad_steps}) at step "
-                f"{self.step}; the last checkpoint is older; lower config.train.lr"
+                f"{bad_steps} updates in a row had a non-finite gradient at step {self.step}; "
+                "the last checkpoint is older; lower config.train.lr"
             )
 
     # ---- records ------------------------------------------------------------------------------
@@ -472,10 +479,9 @@ class Run:
         in_batch = np.isin(np.arange(len(rows)), of_batch)
         for row, trained in zip(rows, in_batch & in_filter, strict=True):
             row["trained"] = bool(trained)
-        for number, b in enumerate(of_batch[: self.config.log.token_prompts * samples].tolist()):
+        for number, b in enumerate(of_batch[: TOKEN_PROMPTS * samples].tolist()):
             rows[b] |= self._token_fields(responses, advantages[number], b)
-        if self.config.log.rollouts:
-            self._records.write_rollouts(step, rows)
+        self._records.write_rollouts(step, rows)
         self._epoch_correct += int(scores.correct.sum())
         self._epoch_count += len(responses.texts)
         values = {

@@ -24,6 +24,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
 from rlvlm_jax import checkpoint, optim, sharding
+from rlvlm_jax import config as config_lib
 from rlvlm_jax.data import loader, prompts, tokenizer
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.features import GIB, FeatureCache
@@ -36,7 +37,6 @@ from rlvlm_jax.types import Params, Prompts, TrainState
 from rlvlm_jax.update import init_state
 
 BUNDLED = "bundled"
-COMPILED = "~/.cache/rlvlm_jax/xla"  # compile_cache="auto" on accelerators
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Session:
     @property
     def features_frozen(self) -> bool:
         """Whether image features stay the same during training, so they are computed only once."""
-        return not (self.config.train.train_vit or self.config.train.train_connector)
+        return not config_lib.trains_vision(self.config)
 
 
 def make_feature_cache(session: Session) -> FeatureCache:
@@ -179,7 +179,7 @@ def add_adapters(config: ConfigDict, model: Model, params: Params, key: Any) -> 
     if not lora.has_adapters(adapted):
         raise InputError(
             f"config.train.lora_rank={train.lora_rank} finds no weight to adapt; check "
-            "config.train.train_vit, train_connector, train_llm and only"
+            f"config.train.parts={train.parts}"
         )
     return adapted
 
@@ -201,35 +201,34 @@ def restore_merged(directory: Any, model: Model, mesh: Any) -> Params:
     return jax.jit(lora.merge, out_shardings=shardings)(params)
 
 
+def cache_programs(cache: str) -> None:
+    """Caches compiled programs in `config.cache`; "" and CPUs change nothing.
+
+    Programs for a CPU are for one machine, and home directories may be shared. A directory that the
+    user has set in JAX_COMPILATION_CACHE_DIR stays in use.
+    """
+    if cache and not jax.config.jax_compilation_cache_dir and jax.default_backend() != "cpu":
+        keep_compiled(f"{cache}/xla")
+
+
 def keep_compiled(where: str) -> None:
     """Makes JAX cache compiled programs on disk for the next start.
 
-    Call it before the first compilation to be cached. A directory that the user has set in
-    JAX_COMPILATION_CACHE_DIR stays in use unless `where` names another.
+    Call it before the first compilation to be cached. If the directory cannot be created, that is
+    a warning, and nothing is cached.
 
     Args:
-        where: a directory, which is created; "auto", see config.py; or "" to change nothing.
-
-    Raises:
-        InputError: the named directory cannot be created. (With "auto" this is only a warning.)
+        where: a directory, which is created.
     """
-    named = where != "auto"
-    if not named:
-        leave_as_is = jax.config.jax_compilation_cache_dir or jax.default_backend() == "cpu"
-        where = "" if leave_as_is else COMPILED
-    if not where:
-        return
     directory = Path(where).expanduser().absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        problem = (
-            f"compiled programs cannot be kept in {directory} ({error.strerror}); name another "
-            "directory in config.compile_cache, or none"
+        logging.warning(
+            "compiled programs cannot be kept in %s (%s); name another directory in config.cache, "
+            "or none",
+            *(directory, error.strerror),
         )
-        if named:
-            raise InputError(problem) from error
-        logging.warning(problem)
         return
     if jax.config.jax_compilation_cache_dir == str(directory):
         return
@@ -255,7 +254,7 @@ def open_session(
     Raises:
         InputError: there are too few devices, or they do not support config.model.attention.
     """
-    keep_compiled(config.compile_cache)
+    cache_programs(config.cache)
     mesh = sharding.make_mesh(
         config.mesh.data,
         config.mesh.fsdp,
@@ -370,8 +369,8 @@ def state_shapes(session: Session, optimizer: Any) -> TrainState:
     trained, _ = optim.split(session.shapes, is_trained)
     if not jax.tree.leaves(trained):
         raise InputError(
-            f"config.train.only={train.only!r} matches no parameter of the parts that "
-            "config.train.train_* select, so nothing would be trained"
+            f"config.train.parts={train.parts} selects no parameter of this model, so nothing "
+            "would be trained"
         )
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, is_trained), session.shapes)
     scalar = sharding.replicated(session.mesh)

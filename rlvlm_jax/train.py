@@ -65,7 +65,6 @@ def make_steps(session: startup.Session, optimizer: optim.Optimizer, state: Trai
         temperature=config.rollout.temperature,
         top_p=config.rollout.top_p,
         top_k=config.rollout.top_k,
-        chunk=config.rollout.chunk,
         shards=shards(config),
         policy=policy,
     )
@@ -99,7 +98,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
 
     Raises:
         InputError: something the user can fix.
-        FloatingPointError: `train.max_bad_steps` updates in a row had a non-finite gradient.
+        FloatingPointError: too many updates in a row had a non-finite gradient.
     """
     # ---- set-up: run directory, model, data, state --------------------------------------------
     run = Run(config, workdir)

@@ -19,7 +19,8 @@ import numpy as np
 import optax
 import pytest
 
-from rlvlm_jax import optim, sharding, startup, train
+from rlvlm_jax import optim, sharding, startup, train, trajectory, update
+from rlvlm_jax.config import trains_vision
 from rlvlm_jax.models import families
 from rlvlm_jax.models.common import cache as kv_cache
 from rlvlm_jax.models.common import costs
@@ -30,6 +31,15 @@ from tests import tiny_model
 
 V, D, LAYERS, KV_HEADS, HEAD = 1013, 128, 2, 2, 32  # V is prime: no other axis is as long
 N, G, P, R, PATCHES, CHUNK = 2, 8, 256, 16, 64, 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_chunks():
+    """Logits of CHUNK tokens a row, so that R tokens take several chunks."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (trajectory, update):
+            patch.setattr(module, "CHUNK", CHUNK)
+        yield
 
 
 def build(vocabulary=V):
@@ -82,9 +92,7 @@ def programs(vocabulary=V, prompt=P, **settings):
         "rollout__max_tokens": R,
         "rollout__top_p": 0.9,
         "rollout__temperature": 0.8,
-        "rollout__chunk": R,
         "train__minibatch": N * G,
-        "train__logprob_chunk": CHUNK,
         "algorithm__old_logprobs": "trainer",  # or the passes would be empty
         **settings,
     }
@@ -97,7 +105,7 @@ def programs(vocabulary=V, prompt=P, **settings):
         banned=tiny_model.BANNED,
         tokenizer=SimpleNamespace(stop_ids=(tiny_model.STOP,), pad_id=tiny_model.PAD),
         media=tiny_model.SPEC,
-        features_frozen=not (config.train.train_vit or config.train.train_connector),
+        features_frozen=not trains_vision(config),
     )
     session.batch_shapes = functools.partial(startup.Session.batch_shapes, session)
     optimizer, _ = optim.make_optimizer(config.train, 10, model.part)
@@ -261,9 +269,9 @@ def test_a_frozen_tower_runs_once():
         assert not has_tower(getattr(steps, name)), f"{name} runs the frozen tower again"
 
 
-@pytest.mark.parametrize("part", ["train_vit", "train_connector"])
+@pytest.mark.parametrize("part", ["vit", "connector"])
 def test_a_trained_tower_runs_wherever_its_features_are_used(part):
-    steps, _ = programs(**{f"update__{part}": True})
+    steps, _ = programs(train__parts=(part, "llm", "head"))
     assert steps.encode is None
     for name in ("sample", "passes", "update"):
         assert has_tower(getattr(steps, name)), f"{name} uses features that are out of date"

@@ -13,10 +13,11 @@ import pytest
 ROOT = Path(__file__).parents[1] / "rlvlm_jax"
 SOURCES = sorted(ROOT.rglob("*.py"))
 LAYERS = (  # lowest first: a folder, or a module of its own, imports lower ones only
-    ("errors", "keys", "types", "signals", "algorithms", "rewards.rules", "FOLDER.keys"),
+    ("errors", "keys", "types", "signals", "algorithms", "rewards.rules"),
+    ("FOLDER.keys",),
     ("config", "sharding", "distributed", "packing", "records", "data", "sampling"),
-    ("models", "optim", "checkpoint", "features", "cli"),
-    ("logprobs",),
+    ("models", "optim", "checkpoint", "features", "old_keys"),
+    ("logprobs", "cli"),
     ("rewards", "trajectory", "update"),
     ("collection", "evaluation", "startup", "validate"),
     ("convert", "export", "metrics", "report", "run_data", "seeds", "vlm"),

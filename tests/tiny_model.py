@@ -111,7 +111,6 @@ def settings(**changes):
     c.rollout.prompts, c.rollout.samples, c.rollout.max_tokens = 4, 4, 6
     c.train.minibatch, c.train.lr, c.train.weight_decay = 8, 1e-3, 0.0
     c.train.eps = 1e-6  # or Adam makes whole steps of elements whose gradient is rounding error
-    c.train.logprob_chunk = 4
     with c.unlocked():
         for key, value in changes.items():
             c.update_from_flattened_dict({key.replace("__", "."): value})

@@ -179,7 +179,7 @@ def configuration(case: Case) -> ConfigDict:
     c.algorithm.advantage = "reinforce_pp"
     c.algorithm.kl_loss_coef = 1e-3
     c.train.minibatch = case.prompts * case.samples // 2
-    c.train.schedule, c.train.warmup, c.train.eps = "constant", 0.0, 1e-5
+    c.train.final_lr, c.train.warmup, c.train.eps = 1.0, 0.0, 1e-5
     c.algorithm.old_logprobs = "sampler"  # exact in float32, so an old pass would be redundant
     for key, value in case.keys:
         group, name = key.split(".")
@@ -226,7 +226,7 @@ def of_run(config: ConfigDict, name: str, devices: int) -> Workload:
             "lengths, but all responses here have the full length; use "
             "--config.train.pack_tokens=0"
         )
-    config.log.wandb, config.log.tensorboard = "", False
+    config.log.writers = ()
     validate(config, devices)
     with tempfile.TemporaryDirectory() as scratch, Run(config, scratch) as run:
         _, batch = run.loader.next()

@@ -37,13 +37,6 @@ DATA = (
         per_host=True,
     ),
     Key(
-        "index",
-        "~/.cache/rlvlm_jax",
-        "cache of prompt lengths; empty = recount every time",
-        harmless=True,
-        per_host=True,
-    ),
-    Key(
         "feature_cache_gib",
         1.0,
         "host memory for features of frozen vision parts; 0 = none",
@@ -51,5 +44,4 @@ DATA = (
         unit="GiB",
         harmless=True,
     ),
-    Key("limit_eval", 0, "use only the first N evaluation questions; 0 = all", least=0),
 )

@@ -12,6 +12,7 @@ EVAL_SETTINGS = {  # name -> (samples k, temperature, top-p); the MAYE scheme
 
 EVAL = (
     Key("settings", ("pass@1_t0.01",), "how it samples", choices=tuple(EVAL_SETTINGS)),
+    Key("limit", 0, "use only the first N questions; 0 = all", least=0),
     Key("batch", 0, "prompts per evaluation batch; 0 = rollout.prompts", least=0),
     Key(
         "samples",
@@ -20,5 +21,4 @@ EVAL = (
         least=8,
         most=256,
     ),
-    Key("samples_seed", 1234, "with seed: sampling keys, the same at every evaluation"),
 )

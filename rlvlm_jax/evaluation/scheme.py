@@ -24,6 +24,8 @@ from rlvlm_jax.sampling.responses import Responses, join, read_responses, take
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, rows_of, sequence_keys
 from rlvlm_jax.types import Params
 
+SAMPLES_SEED = 1234  # with config.seed: sampling keys, the same at every evaluation
+
 
 class Evaluation(NamedTuple):
     """The results of one decoding setting on one set of questions."""
@@ -99,7 +101,6 @@ def make_evaluate_fn(
             banned_ids=session.banned,
             temperature=temperature,
             top_p=top_p,
-            chunk=config.rollout.chunk,
             shards=shards(config),
         )
         sample = make_sample_fn(session.model, settings)
@@ -115,7 +116,7 @@ def make_evaluate_fn(
         samples[name] = k if k == 1 else config.eval.samples
     samplers = {name: make_sampler(n, *EVAL_SETTINGS[name][1:]) for name, n in samples.items()}
     encode = jax.jit(session.model.encode_images, out_shardings=by_rows)
-    key = jax.random.fold_in(jax.random.key(config.eval.samples_seed), config.seed)
+    key = jax.random.fold_in(jax.random.key(SAMPLES_SEED), config.seed)
 
     def evaluate(
         params: Params, questions: EvaluationSet, stop: Callable[[], bool]

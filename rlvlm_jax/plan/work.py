@@ -136,7 +136,7 @@ def lower(
         config.rollout.prompts, config.rollout.samples = config.train.minibatch, 1
         config.train.epochs = 1
     source, text, origin = open_model(config.model.path)
-    config.compile_cache = ""  # otherwise compile times would be those of cached programs
+    config.cache = ""  # otherwise compile times would be those of cached programs
     session = startup.open_session(config, source, devices, text)
     optimizer, _ = optim.make_optimizer(config.train, 1000, session.model.part)
     state = startup.state_shapes(session, optimizer)

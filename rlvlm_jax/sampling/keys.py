@@ -25,5 +25,4 @@ ROLLOUT = (
         "mesh.fsdp x mesh.tensor; auto = replicated up to 1 GiB of weights, else tensor",
         harmless=True,
     ),
-    Key("chunk", 16, "decode steps between checks whether every row has stopped", above=0),
 )

@@ -32,10 +32,10 @@ def get_config(arg=None):
     c.data.val = "bundled:val"
     c.data.max_prompt_tokens = 128
     c.rollout.max_tokens = 32
-    c.sft.style = "mixed"
+    c.sft.direct_share = 0.6
     c.train.minibatch = 64
     c.train.lr = 1e-3
     c.train.warmup = 0.03
-    c.train.train_vit = c.train.train_connector = True
+    c.train.parts = ("vit", "connector", "llm", "head")
     c.eval.batch = 64
     return c

@@ -43,7 +43,6 @@ def get_config(arg=None):
     c.rollout.prompts, c.rollout.samples = 896, 1
     c.rollout.max_tokens = 2048
     c.algorithm.advantage = "reinforce_pp"
-    c.algorithm.whiten = "center"
     c.algorithm.kl_loss_coef = 1e-3
     c.train.minibatch = 28
     c.train.lr = 5e-6

@@ -48,7 +48,7 @@ def get_config(arg=None):
     c.algorithm.eps = 1e-9
     c.algorithm.dual_clip = 3.0
     c.algorithm.aggregate = "sequence"
-    c.algorithm.filter = True
+    c.algorithm.filter_low, c.algorithm.filter_high = 0.1, 0.9
     c.train.minibatch = 128
     c.train.microbatch = 16
     c.train.logprob_batch = 128
@@ -66,10 +66,10 @@ def get_config(arg=None):
         c.rewards.rules.overlong = 1.0
         c.rewards.overlong_tokens = 1024
     elif variant == "adora":
-        c.algorithm.adora = True
+        c.algorithm.adora = 0.1
     elif variant == "rloo":
         c.algorithm.advantage = "rloo"
-        c.algorithm.normalise = True
+        c.algorithm.whiten = "scale"
         c.train.minibatch = 64
         c.train.lr = 3e-7
     elif variant == "faithful":

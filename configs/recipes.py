@@ -28,7 +28,7 @@ RECIPES = {  # argument -> (file, its argument, changes to config.algorithm)
     "dr_grpo": ("mm_eureka.py", "smoke", {"scale": "none", "aggregate": "constant"}),
     "reinforce_baseline": (
         *("mm_eureka.py", "smoke"),
-        {"advantage": "reinforce_baseline", "normalise": True},
+        {"advantage": "reinforce_baseline", "whiten": "scale"},
     ),
     "gspo": ("mm_eureka.py", "smoke", GSPO),
     "cispo": ("mm_eureka.py", "smoke", CISPO),
@@ -45,5 +45,5 @@ def get_config(arg="mm_eureka"):
     c.algorithm.update(changes)
     c.total_steps, c.eval_every = 30, 5
     c.checkpoint_every = 0
-    c.data.limit_eval = 200
+    c.eval.limit = 200
     return c

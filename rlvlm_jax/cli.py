@@ -13,24 +13,22 @@ from collections.abc import Callable, Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from rlvlm_jax import config as config_lib
-from rlvlm_jax import distributed
+from rlvlm_jax import distributed, old_keys
+from rlvlm_jax.config import KEYS
 from rlvlm_jax.errors import InputError
 
 DONE, BAD_INPUT, PREEMPTED = 0, 2, distributed.PREEMPTED
 
 
 def _check_keys(argv: Sequence[str]) -> None:
-    """Refuses an unknown `--config.KEY` and names the nearest known key."""
-    leaves = dict(config_lib.flatten(config_lib.default()))
+    """Refuses an unknown `--config.KEY`; the message says what to use instead."""
     for argument in argv:
         name = argument.split("=", 1)[0].lstrip("-")
         for prefix in ("config.", "noconfig."):
             if argument.startswith("-") and name.startswith(prefix):
                 key = name.removeprefix(prefix)
-                if key not in leaves:
-                    near = config_lib.nearest_key(key)
-                    raise InputError(f"there is no key config.{key}; did you mean config.{near}?")
+                if key not in KEYS:
+                    raise InputError(old_keys.explain(key))
 
 
 def parse_config(argv: Sequence[str], command: str) -> tuple[ConfigDict, str]:
@@ -79,7 +77,8 @@ def parse_config(argv: Sequence[str], command: str) -> tuple[ConfigDict, str]:
             f"--config={path}: no such config file could be loaded; {usage}"
         ) from error
     except (AttributeError, ImportError, KeyError, SyntaxError, TypeError) as error:
-        raise InputError(f"{config_args[0].lstrip('-')}: {error}; {usage}") from error
+        problem = old_keys.explain_attribute(str(error)) or f"{error}; {usage}"
+        raise InputError(f"{config_args[0].lstrip('-')}: {problem}") from error
     if len(rest) > 1:
         raise InputError(f"unexpected argument {rest[1]!r}; {usage}")
     if not values.workdir:

@@ -48,7 +48,6 @@ def make_steps(session: startup.Session, optimizer: optim.Optimizer, state: Trai
         temperature=config.rollout.temperature,
         top_p=config.rollout.top_p,
         top_k=config.rollout.top_k,
-        chunk=config.rollout.chunk,
         shards=shards(config),
         policy=policy,
     )

@@ -12,9 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rlvlm_jax.models import Model
+from rlvlm_jax.models.model import Model
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.types import Array, Params, Prompts
+
+CHUNK = 64  # response tokens per row whose logits exist at a time
 
 Streams = tuple[Array, Array]  # (source, previous), int32[S, T] each, of a `packing.Plan`
 

@@ -29,9 +29,10 @@ def main(argv: Sequence[str]) -> int:
     import jax
 
     from rlvlm_jax import evaluate, seeds, sft, train
+    from rlvlm_jax.validate import validate
 
     check_same(config)
-    config_lib.validate(config, jax.device_count())
+    validate(config, jax.device_count())
     programs = {"rl": train.train, "sft": sft.train, "eval": evaluate.evaluate}
     program = programs[config.mode]
     try:
@@ -55,7 +56,7 @@ def check_same(config: ConfigDict) -> None:
         InputError: the message names the first key that differs.
     """
     leaves = dict(config_lib.flatten(config))
-    shared = {key: leaf for key, leaf in leaves.items() if not key.startswith(config_lib.PER_HOST)}
+    shared = {key: leaf for key, leaf in leaves.items() if key not in config_lib.PER_HOST}
     per_process = distributed.gather(shared)
     for key in shared:
         values = [repr(process_leaves.get(key)) for process_leaves in per_process]

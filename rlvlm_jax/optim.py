@@ -6,7 +6,6 @@ Frozen parameters have no gradient and no optimizer state: parameters are split 
 the same structure, one with None where the other has an array. JAX and optax skip None.
 """
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -25,16 +24,16 @@ def make_trained(settings: ConfigDict, part_of: Callable[[str], str]) -> Callabl
     """Returns a function from a parameter's path to whether it is trained.
 
     Args:
-        settings: the configuration's keys: `train_PART` enables parts, `only` is a pattern that the
-            path must also match, and with a `lora_rank` only adapters are trained.
+        settings: the configuration's keys: `parts` are trained, the head only with the language
+            model, and with a `lora_rank` only adapters.
         part_of: the model's function from "a/b/c" to "vit", "connector", "llm" or "head".
     """
-    parts = {part for part in ("vit", "connector", "llm") if settings[f"train_{part}"]}
-    if settings.train_llm and settings.train_head:
-        parts.add("head")
+    parts = set(settings.parts)
+    if "llm" not in parts:
+        parts.discard("head")
 
     def trained(path: str) -> bool:
-        if part_of(path) not in parts or not re.search(settings.only, path):
+        if part_of(path) not in parts:
             return False
         return not settings.lora_rank or path.endswith(("/lora_a", "/lora_b"))
 
@@ -70,7 +69,7 @@ def merge(trained: Params, frozen: Params) -> Params:
 def make_schedule(settings: ConfigDict, total_updates: int) -> optax.Schedule:
     """Returns the learning rate as a function of the number of updates so far.
 
-    Linear from lr / n to lr over the first n = round(warmup * total) updates, then constant, or
+    Linear from lr / n to lr over the first n = round(warmup * total) updates, then
     half a cosine down to final_lr * lr at the last update.
     """
     warm = max(1, round(settings.warmup * total_updates))
@@ -79,8 +78,6 @@ def make_schedule(settings: ConfigDict, total_updates: int) -> optax.Schedule:
     def schedule(count: jax.Array) -> jax.Array:
         count = jnp.asarray(count, jnp.float32)
         rising = jnp.minimum(1.0, (count + 1) / warm)  # Deviates from MAYE: never 0
-        if settings.schedule == "constant":
-            return settings.lr * rising
         fraction = jnp.clip((count - warm) / last, 0.0, 1.0)
         falling = 0.5 * (1 + jnp.cos(jnp.pi * fraction))
         falling = settings.final_lr + (1 - settings.final_lr) * falling
@@ -94,8 +91,8 @@ def make_optimizer(
 ) -> tuple[Optimizer, optax.Schedule]:
     """Returns (AdamW with global-norm clipping, its learning-rate schedule).
 
-    Weight decay applies only to matrices (weights and embeddings), never to adapters. A part with
-    its own rate, `lr_PART`, follows the same schedule.
+    Weight decay applies only to matrices (weights and embeddings), never to adapters. The
+    vision side's own rate, `lr_vision`, follows the same schedule.
 
     Source: Loshchilov and Hutter 2019 (arXiv:1711.05101).
     """
@@ -115,18 +112,19 @@ def make_optimizer(
         weight_decay=settings.weight_decay,
         mask=decayed,
     )
-    own_rates = {part: settings[f"lr_{part}"] for part in ("vit", "connector", "head")}
 
     def scale(updates: Params, params: Params | None = None) -> Params:
         del params
         return jax.tree_util.tree_map_with_path(
             lambda path, x: (
-                x * ((own_rates.get(part_of(path_name(path))) or settings.lr) / settings.lr)
+                x * (settings.lr_vision / settings.lr)
+                if part_of(path_name(path)) in ("vit", "connector")
+                else x
             ),
             updates,
         )
 
-    rates = optax.stateless(scale) if any(own_rates.values()) else optax.identity()
+    rates = optax.stateless(scale) if settings.lr_vision else optax.identity()
     return optax.chain(clip, adamw, rates), schedule
 
 

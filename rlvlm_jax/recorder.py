@@ -32,6 +32,8 @@ from rlvlm_jax.startup import Session, resolved_config
 from rlvlm_jax.step_metrics import Metrics, Sampled
 from rlvlm_jax.writers import Writers
 
+TOKEN_PROMPTS = 4  # prompts per step whose responses are also written token by token
+
 
 class Position(NamedTuple):
     """How far a run has come."""
@@ -185,8 +187,7 @@ class Recorder:
             machine: of the step.
         """
         sampled = self._sampled(trained)
-        if self._config.log.rollouts:
-            self.directory.write_rollouts(position.step, self._rollout_rows(trained, sampled))
+        self.directory.write_rollouts(position.step, self._rollout_rows(trained, sampled))
         self._epoch_correct += int(sampled.scores.correct.sum())
         self._epoch_count += len(sampled.scores.correct)
         if not sampled.keep.any():
@@ -276,7 +277,7 @@ class Recorder:
         )
         for row, is_trained in zip(rows, sampled.trained, strict=True):
             row["trained"] = bool(is_trained)
-        in_full = rows_of(trained.chosen, samples)[: self._config.log.token_prompts * samples]
+        in_full = rows_of(trained.chosen, samples)[: TOKEN_PROMPTS * samples]
         for number, b in enumerate(in_full.tolist()):
             rows[b] |= self._token_fields(sampled.responses, trained.advantages[number], b)
         return rows

@@ -20,6 +20,7 @@ from rlvlm_jax import (
     checkpoint,
     distributed,
     instruments,
+    old_keys,
     optim,
     rewards,
     run_data,
@@ -37,6 +38,7 @@ from rlvlm_jax.recorder import Machine, Position, Recorder, TrainedStep
 from rlvlm_jax.types import Params, TrainState
 
 VISIBLE_WITHIN_S = 60  # for the other hosts; NFS may cache for this long that a file is missing
+MAX_BAD_STEPS = 5  # consecutive updates with a non-finite gradient before the run stops
 # Keys or groups of keys that may change when a run is resumed.
 MAY_CHANGE = (*config_lib.HARMLESS, "total_steps", "epochs", "eval_every", "eval.")
 EvaluateFn = Callable[..., Iterable[Evaluation]]  # from `scheme.make_evaluate_fn`
@@ -116,7 +118,7 @@ class Run:
         profiled = config_lib.profiled_steps(config)
         if config.mode != "eval" and profiled and profiled[0] > self.total_steps:
             raise InputError(
-                f"config.log.profile={config.log.profile!r} starts after the last step "
+                f"config.log.profile={config.log.profile} starts after the last step "
                 f"({self.total_steps})"
             )
         if saved:
@@ -137,6 +139,11 @@ class Run:
     def _read_saved(self) -> dict[str, Any]:
         """Returns the run item of the newest checkpoint; checks that this run may resume it."""
         saved = checkpoint.read_run(self._checkpoints / str(self.first_step))
+        if old_keys.is_old(saved["config"]):
+            raise InputError(
+                f"{self.workdir} holds a run of an older version, which cannot be resumed; use "
+                "another --workdir, or evaluate or export its checkpoint"
+            )
         defaults = startup.resolved_config(config_lib.default())
         old = _with_defaults(saved["config"], defaults)
         new = startup.resolved_config(self.config)
@@ -284,14 +291,13 @@ class Run:
         """Evaluates and saves what the recorded step has made, if that is due.
 
         Raises:
-            FloatingPointError: `train.max_bad_steps` consecutive updates were skipped.
+            FloatingPointError: `MAX_BAD_STEPS` consecutive updates were skipped.
         """
-        bad_steps, most = int(state.bad_steps), self.config.train.max_bad_steps
-        if bad_steps >= most:
+        bad_steps = int(state.bad_steps)
+        if bad_steps >= MAX_BAD_STEPS:
             raise FloatingPointError(
-                f"{bad_steps} updates in a row had a non-finite gradient "
-                f"(config.train.max_bad_steps={most}) at step {self._position.step}; the last "
-                "checkpoint is older; lower config.train.lr"
+                f"{bad_steps} updates in a row had a non-finite gradient at step "
+                f"{self._position.step}; the last checkpoint is older; lower config.train.lr"
             )
         if self._is_due(self.config.eval_every):
             self.record_evaluations(evaluate, state.params)

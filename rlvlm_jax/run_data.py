@@ -55,7 +55,7 @@ def open_data(session: Session) -> RunData:
         gold_check=lambda golds: rewards.check_golds(
             golds, c.rewards.judge, c.rewards.deadline_s, workers=c.rewards.workers
         ),
-        index=c.data.index,
+        index=c.cache,
         part=(jax.process_index(), jax.process_count()),
         together=distributed.together,
     )
@@ -63,7 +63,7 @@ def open_data(session: Session) -> RunData:
     for split in SPLITS:
         if c.data[split]:
             examples, reports[split] = reader.read(c.data[split], f"config.data.{split}")
-            questions[split] = examples[: c.data.limit_eval or None]
+            questions[split] = examples[: c.eval.limit or None]
             digests[split] = digest(questions[split])
     evaluation_sets = _evaluation_sets(session, reader, questions)
     if c.mode == "eval":
@@ -76,7 +76,7 @@ def open_data(session: Session) -> RunData:
     examples, reports["train"] = reader.read(c.data.train, "config.data.train", at_least=prompts)
     for split, eval_examples in questions.items():
         reports[split]["also_in_train"] = _overlap(split, examples, eval_examples)
-    if c.mode == "sft" and c.sft.style == "mixed":
+    if c.mode == "sft" and c.sft.direct_share:
         examples = list(problems.in_mixed_styles(examples, c.sft.direct_share))
     digests["train"] = digest(examples)
     training = loader.Loader(

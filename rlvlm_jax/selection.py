@@ -48,7 +48,7 @@ def kept_groups(config: ConfigDict, accuracy: np.ndarray) -> np.ndarray:
         accuracy: float32[B], the accuracy reward.
     """
     algorithm, samples = config.algorithm, config.rollout.samples
-    if not algorithm.filter:
+    if algorithm.filter_low <= 0 and algorithm.filter_high >= 1:
         return np.ones(len(accuracy) // samples, bool)
     limits = {"low": algorithm.filter_low, "high": algorithm.filter_high}
     return np.asarray(filtering.keep_groups(accuracy, samples, **limits))[::samples]

@@ -20,7 +20,7 @@ from rlvlm_jax.algorithms import masked
 from rlvlm_jax.config import microbatch
 from rlvlm_jax.data.tokenizer import Tokenizer
 from rlvlm_jax.evaluation import scheme
-from rlvlm_jax.logprobs import logprobs
+from rlvlm_jax.logprobs import CHUNK, logprobs
 from rlvlm_jax.optim import merge
 from rlvlm_jax.run import Run
 from rlvlm_jax.sampling.logits import Policy
@@ -62,7 +62,7 @@ def sft_loss(
     lps, entropies, _ = logprobs(
         setup.model,
         setup.policy,
-        setup.config.train.logprob_chunk,
+        CHUNK,
         merge(trained_params, frozen_params),
         piece.prompts,
         piece.features,
@@ -117,7 +117,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
 
     Raises:
         InputError: something the user can fix.
-        FloatingPointError: `train.max_bad_steps` updates in a row had a non-finite gradient.
+        FloatingPointError: too many updates in a row had a non-finite gradient.
     """
     run = Run(config, workdir)
     session = run.session

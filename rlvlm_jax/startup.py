@@ -23,18 +23,20 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
 
-from rlvlm_jax import checkpoint, models, optim, sharding
+from rlvlm_jax import checkpoint, optim, sharding
+from rlvlm_jax import config as config_lib
 from rlvlm_jax.data import loader, prompts, tokenizer
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.features import GIB, FeatureCache
-from rlvlm_jax.models import huggingface
+from rlvlm_jax.models import families, huggingface
 from rlvlm_jax.models.common import kernels, lora
 from rlvlm_jax.models.common.activation_sharding import choose as choose_activation_sharding
+from rlvlm_jax.models.family import Family
+from rlvlm_jax.models.model import Config, Model
 from rlvlm_jax.types import Params, Prompts, TrainState
 from rlvlm_jax.update import init_state
 
 BUNDLED = "bundled"
-COMPILED = "~/.cache/rlvlm_jax/xla"  # compile_cache="auto" on accelerators
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +48,14 @@ class Source:
     files: Mapping[str, str]  # name -> text of config.json, tokenizer and processor files
 
     @property
-    def config(self) -> models.Config:
+    def config(self) -> Config:
         """The model's sizes and token ids."""
         return huggingface.read_config(self.files)
 
     @property
-    def family(self) -> models.Family:
+    def family(self) -> Family:
         """The model's row in the table of families."""
-        return models.FAMILIES[self.config.family]
+        return families.FAMILIES[self.config.family]
 
 
 def open_source(path: str) -> Source:
@@ -117,7 +119,7 @@ class Session:
     config: ConfigDict
     source: Source
     mesh: Any
-    model: models.Model
+    model: Model
     shapes: Params  # ShapeDtypeStructs with shardings
     tokenizer: tokenizer.Tokenizer
     media: prompts.Media
@@ -132,7 +134,7 @@ class Session:
     @property
     def features_frozen(self) -> bool:
         """Whether image features stay the same during training, so they are computed only once."""
-        return not (self.config.train.train_vit or self.config.train.train_connector)
+        return not config_lib.trains_vision(self.config)
 
 
 def make_feature_cache(session: Session) -> FeatureCache:
@@ -151,13 +153,13 @@ def make_feature_cache(session: Session) -> FeatureCache:
     )
 
 
-def with_mesh_shardings(shapes: Params, model: models.Model, mesh: Any) -> Params:
+def with_mesh_shardings(shapes: Params, model: Model, mesh: Any) -> Params:
     """Returns parameter shapes with their shardings on the mesh."""
     shardings = sharding.param_shardings(shapes, model.param_rules, mesh)
     return sharding.with_shardings(shapes, shardings)
 
 
-def add_adapters(config: ConfigDict, model: models.Model, params: Params, key: Any) -> Params:
+def add_adapters(config: ConfigDict, model: Model, params: Params, key: Any) -> Params:
     """Returns the parameters with the configured adapters, if any.
 
     Raises:
@@ -177,12 +179,12 @@ def add_adapters(config: ConfigDict, model: models.Model, params: Params, key: A
     if not lora.has_adapters(adapted):
         raise InputError(
             f"config.train.lora_rank={train.lora_rank} finds no weight to adapt; check "
-            "config.train.train_vit, train_connector, train_llm and only"
+            f"config.train.parts={train.parts}"
         )
     return adapted
 
 
-def restore_merged(directory: Any, model: models.Model, mesh: Any) -> Params:
+def restore_merged(directory: Any, model: Model, mesh: Any) -> Params:
     """Reads the parameters of an orbax directory; merges adapters into their weights.
 
     Raises:
@@ -199,35 +201,34 @@ def restore_merged(directory: Any, model: models.Model, mesh: Any) -> Params:
     return jax.jit(lora.merge, out_shardings=shardings)(params)
 
 
+def cache_programs(cache: str) -> None:
+    """Caches compiled programs in `config.cache`; "" and CPUs change nothing.
+
+    Programs for a CPU are for one machine, and home directories may be shared. A directory that the
+    user has set in JAX_COMPILATION_CACHE_DIR stays in use.
+    """
+    if cache and not jax.config.jax_compilation_cache_dir and jax.default_backend() != "cpu":
+        keep_compiled(f"{cache}/xla")
+
+
 def keep_compiled(where: str) -> None:
     """Makes JAX cache compiled programs on disk for the next start.
 
-    Call it before the first compilation to be cached. A directory that the user has set in
-    JAX_COMPILATION_CACHE_DIR stays in use unless `where` names another.
+    Call it before the first compilation to be cached. If the directory cannot be created, that is
+    a warning, and nothing is cached.
 
     Args:
-        where: a directory, which is created; "auto", see config.py; or "" to change nothing.
-
-    Raises:
-        InputError: the named directory cannot be created. (With "auto" this is only a warning.)
+        where: a directory, which is created.
     """
-    named = where != "auto"
-    if not named:
-        leave_as_is = jax.config.jax_compilation_cache_dir or jax.default_backend() == "cpu"
-        where = "" if leave_as_is else COMPILED
-    if not where:
-        return
     directory = Path(where).expanduser().absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        problem = (
-            f"compiled programs cannot be kept in {directory} ({error.strerror}); name another "
-            "directory in config.compile_cache, or none"
+        logging.warning(
+            "compiled programs cannot be kept in %s (%s); name another directory in config.cache, "
+            "or none",
+            *(directory, error.strerror),
         )
-        if named:
-            raise InputError(problem) from error
-        logging.warning(problem)
         return
     if jax.config.jax_compilation_cache_dir == str(directory):
         return
@@ -253,7 +254,7 @@ def open_session(
     Raises:
         InputError: there are too few devices, or they do not support config.model.attention.
     """
-    keep_compiled(config.compile_cache)
+    cache_programs(config.cache)
     mesh = sharding.make_mesh(
         config.mesh.data,
         config.mesh.fsdp,
@@ -269,7 +270,7 @@ def open_session(
         mesh=mesh,
         packed=config.train.pack_tokens > 0,
     )
-    model = models.build(
+    model = families.build(
         sizes,
         dtype=config.model.dtype,
         remat=config.model.remat,
@@ -368,8 +369,8 @@ def state_shapes(session: Session, optimizer: Any) -> TrainState:
     trained, _ = optim.split(session.shapes, is_trained)
     if not jax.tree.leaves(trained):
         raise InputError(
-            f"config.train.only={train.only!r} matches no parameter of the parts that "
-            "config.train.train_* select, so nothing would be trained"
+            f"config.train.parts={train.parts} selects no parameter of this model, so nothing "
+            "would be trained"
         )
     shapes = jax.eval_shape(lambda p: init_state(p, optimizer, is_trained), session.shapes)
     scalar = sharding.replicated(session.mesh)

@@ -45,7 +45,7 @@ def train(config: ConfigDict, workdir: str) -> bool:
 
     Raises:
         InputError: something the user can fix.
-        FloatingPointError: `train.max_bad_steps` updates in a row had a non-finite gradient.
+        FloatingPointError: too many updates in a row had a non-finite gradient.
     """
     # ---- set-up: run directory, model, data, state, compiled steps ----------------------------
     run = Run(config, workdir)

@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 
 from rlvlm_jax.algorithms import advantages, kl, masked
 from rlvlm_jax.config import logprob_passes, old_logprobs
-from rlvlm_jax.logprobs import logprobs
-from rlvlm_jax.models import Model
+from rlvlm_jax.logprobs import CHUNK, logprobs
+from rlvlm_jax.models.model import Model
 from rlvlm_jax.packing import Plan
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.types import Array, Params, Passes, Prompts, Rollout, Trajectory
@@ -69,17 +69,18 @@ def compute_advantages(
     """
     algorithm, group_size = config.algorithm, config.rollout.samples
     batch = advantages.Scored(scores, mask, token_kl, group_size)
-    result = advantages.ADVANTAGES[algorithm.advantage].estimate(batch, algorithm)
+    estimate, grouped = advantages.ADVANTAGES[algorithm.advantage]
+    result = estimate(batch, algorithm)
     if result.ndim == 1:  # one number per response, for all its tokens
         result = masked.fill(result[:, None], mask)
-    if algorithm.normalise:
+    if grouped and algorithm.whiten == "scale":
         result = masked.whiten(result, mask)
-    if algorithm.adora:
+    if algorithm.adora != 1:
         weights = advantages.adora_weights(
             scores,
             masked.count(mask, axis=1),
             group_size,
-            lam=algorithm.adora_lambda,
+            lam=algorithm.adora,
             max_length=config.rollout.max_tokens - 2,
         )
         result = weights[:, None] * result
@@ -97,7 +98,7 @@ def all_logprobs(
     plan: Plan | None,
 ) -> tuple[Array, Array]:
     """Returns log-probabilities and entropies of all responses, in parts of the batch or packed."""
-    compute = partial(logprobs, model, policy, config.train.logprob_chunk, params)
+    compute = partial(logprobs, model, policy, CHUNK, params)
     compute = partial(compute, flat_positions=config.algorithm.flat_positions)
     if plan is None:
         arrays = (prompts, features, rollout.tokens, rollout.valid, rollout.sampled)
@@ -176,7 +177,7 @@ def make_trajectory(
     if old_logprobs(config) == "sampler":
         old = rollout.logprobs
     if algorithm.kl_reward_coef:
-        token_kl = kl.estimate(old, passes.ref, kind=algorithm.kl_reward_kind)
+        token_kl = kl.estimate(old, passes.ref, kind="k1")
     scored = rollout.sampled & in_update[:, None]
     sampled = scored
     if algorithm.mask_truncated:

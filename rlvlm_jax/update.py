@@ -27,8 +27,8 @@ from ml_collections import ConfigDict
 
 from rlvlm_jax.algorithms import kl, losses
 from rlvlm_jax.config import microbatch, old_logprobs, pass_shards, sequences
-from rlvlm_jax.logprobs import Streams, logprobs
-from rlvlm_jax.models import Model
+from rlvlm_jax.logprobs import CHUNK, Streams, logprobs
+from rlvlm_jax.models.model import Model
 from rlvlm_jax.optim import Optimizer, make_trained, merge, split
 from rlvlm_jax.packing import Plan, max_prompts
 from rlvlm_jax.sampling.logits import Policy
@@ -165,7 +165,7 @@ def rl_loss(
     new, entropies, present = logprobs(
         model,
         policy,
-        config.train.logprob_chunk,
+        CHUNK,
         params,
         t.prompts,
         t.features,
@@ -219,7 +219,7 @@ def rl_loss(
 def denominators(config: ConfigDict, trajectory: Trajectory, rows: Array) -> Denominators:
     """Returns the denominators of the minibatch with the sequences `rows`, int32[b]."""
     algorithm = config.algorithm
-    length = algorithm.length_norm or config.rollout.max_tokens
+    length = config.rollout.max_tokens
     trained = trajectory.trained[rows]
     return Denominators(
         loss=losses.denominator(trained, algorithm.aggregate, length),

@@ -17,11 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlvlm_jax import models, sharding, startup
+from rlvlm_jax import sharding, startup
+from rlvlm_jax.config import KEYS
 from rlvlm_jax.data.prompts import Encoded, Media, collate, encode_prompt
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.logprobs import logprobs
-from rlvlm_jax.models import huggingface
+from rlvlm_jax.models import families, huggingface
+from rlvlm_jax.models.model import Model
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
 from rlvlm_jax.types import Prompts
@@ -58,7 +60,7 @@ class VLM:
     def __init__(
         self,
         source: startup.Source,
-        model: models.Model,
+        model: Model,
         params: Any,
         dtypes: Mapping[str, str],
     ):
@@ -80,10 +82,14 @@ class VLM:
             dtype: compute type, "float32" or "bfloat16"; parameters are float32.
 
         Raises:
-            InputError: the model does not exist, is damaged or is of an unsupported kind.
+            InputError: the model does not exist, is damaged or is of an unsupported kind, or there
+                is no such dtype.
         """
+        if dtype not in KEYS["model.dtype"].choices:
+            choices = ", ".join(KEYS["model.dtype"].choices)
+            raise InputError(f"dtype={dtype!r} is not one of {choices}")
         source = startup.open_source(os.fspath(path_or_repo))
-        model = models.build(source.config, dtype=dtype, platform=jax.default_backend())
+        model = families.build(source.config, dtype=dtype, platform=jax.default_backend())
         if source.is_orbax:
             params = startup.restore_merged(source.directory, model, sharding.make_mesh(1, 1, 1))
             return cls(source, model, params, huggingface.lossless_dtypes(params, source.files))
@@ -261,7 +267,7 @@ class VLM:
 
 
 @functools.lru_cache(maxsize=32)
-def _jitted_sampler(model: models.Model, settings: SampleSettings) -> Any:
+def _jitted_sampler(model: Model, settings: SampleSettings) -> Any:
     return jax.jit(make_sample_fn(model, settings))
 
 

@@ -6,6 +6,7 @@
 """
 
 import importlib.util
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from rlvlm_jax.errors import InputError
 
+WANDB_PROJECT = "rlvlm_jax"  # if the environment names no other
+
 
 def check_writers(log: Any) -> None:
     """Checks that the configured writers are installed.
@@ -23,10 +26,10 @@ def check_writers(log: Any) -> None:
     Raises:
         InputError: W&B is configured but not installed.
     """
-    if log.wandb and importlib.util.find_spec("wandb") is None:
+    if "wandb" in log.writers and importlib.util.find_spec("wandb") is None:
         raise InputError(
-            f"config.log.wandb={log.wandb!r} needs the package wandb: install rlvlm_jax[wandb], "
-            "or set config.log.wandb to ''"
+            "config.log.writers has 'wandb', which needs the package wandb: install "
+            "rlvlm_jax[wandb], or leave it out"
         )
 
 
@@ -43,19 +46,24 @@ class Writers:
     """The configured writers: TensorBoard, W&B, Prometheus and the progress bar."""
 
     def __init__(self, log: Any, workdir: str, total_steps: int, run_config: Mapping[str, Any]):
-        self._tensorboard = self._wandb = self._progress = None
-        self._prometheus = Path(workdir) / "metrics.prom" if log.prometheus else None
+        self._tensorboard = self._wandb = self._progress = self._prometheus = None
         self._newest: dict[str, float] = {}  # newest value per name, for Prometheus
-        if log.tensorboard:
+        if "prometheus" in log.writers:
+            self._prometheus = Path(workdir) / "metrics.prom"
+        if "tensorboard" in log.writers:
             from tensorboardX import SummaryWriter
 
             self._tensorboard = SummaryWriter(f"{workdir}/tensorboard")
-        if log.wandb:
+        if "wandb" in log.writers:
             import wandb
 
-            self._wandb = wandb.init(project=log.wandb, dir=workdir, config=dict(run_config))
+            self._wandb = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", WANDB_PROJECT),
+                dir=workdir,
+                config=dict(run_config),
+            )
         console = Console(stderr=True)
-        if log.progress and console.is_terminal:
+        if "progress" in log.writers and console.is_terminal:
             self._progress = Progress(
                 TextColumn("step"),
                 MofNCompleteColumn(),

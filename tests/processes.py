@@ -115,7 +115,7 @@ def settings(data, **keys):
         "total_steps": 10,
         "eval_every": 10,
         "checkpoint_every": 10,
-        "log__tensorboard": False,
+        "log__writers": "()",
         **keys,
     }
 
@@ -212,7 +212,8 @@ RICH = {  # what takes part in a step beside the least
     "train__lora_rank": 4,
     "train__lr": 1e-3,
     "algorithm__kl_loss_coef": 0.1,
-    "algorithm__filter": True,
+    "algorithm__filter_low": 0.1,
+    "algorithm__filter_high": 0.9,
     "algorithm__filter_refills": 2,
 }
 SHAPES = {  # a run of so many processes and devices of each: (keys, what it begins from)

@@ -52,13 +52,12 @@ def arguments(workdir, data, config="tiny.py", **keys):
         "data__train": data,
         "data__val": data,
         "data__max_prompt_tokens": 256,
-        "data__index": "",
+        "cache": "",
         "rollout__prompts": 4,
         "rollout__samples": 2,
         "rollout__max_tokens": 8,
-        "rollout__chunk": 4,
         "train__minibatch": 4,
-        "train__schedule": "constant",  # so that total_steps changes nothing before the end
+        "train__final_lr": 1.0,  # so that total_steps changes nothing before the end
         "total_steps": 4,
         "eval_every": 2,
         "checkpoint_every": 2,

@@ -2,11 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configurations: every file in configs/, every kind of mistake."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from rlvlm_jax import cli, config
+from rlvlm_jax import cli, config, old_keys, validate
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.rewards.rules import REWARDS
 
@@ -41,7 +43,7 @@ def parse(*flags, recipe="tiny.py", devices=4):
     found, workdir = cli.parse_config(
         [f"--config={CONFIGS / recipe}", "--workdir=somewhere", *flags], "rlvlm_jax.main"
     )
-    config.validate(found, devices)
+    validate.validate(found, devices)
     return found, workdir
 
 
@@ -106,10 +108,27 @@ def test_flags_change_values():
         (["--config.rollout.promts=4"], "did you mean config.rollout.prompts?"),
         (["--config.updat.lr=4"], "did you mean config.train.lr?"),
         (["--config.lr=4"], "did you mean config.train.lr?"),
+        (["--config.data.limt_eval=4"], "did you mean config.eval.limit?"),
+        (["--config.update.lr=1"], "config.update.lr is now config.train.lr"),
+        (["--config.update.train_vit=True"], "config.update.train_vit is now config.train.parts"),
+        (["--config.data.limit_eval=4"], "config.data.limit_eval is now config.eval.limit"),
+        (["--config.rollout.chunk=4"], "config.rollout.chunk is fixed at 16"),
+        (["--config.update.schedule=cosine"], "config.train.final_lr=1 is a constant rate"),
         (["--config.rollout.samples=2.5"], "config.rollout.samples=2.5"),
         (["--config.train.lr=fast"], "config.train.lr=fast"),
-        (["--config.algorithm.filter=perhaps"], "config.algorithm.filter=perhaps"),
+        (["--config.model.random_init=perhaps"], "config.model.random_init=perhaps"),
         (["--config.mode=train"], "config.mode='train' is not one of rl, sft, eval"),
+        (
+            ["--config.model.dtype=int8"],
+            "config.model.dtype='int8' is not one of float32, bfloat16",
+        ),
+        (
+            ["--config.model.remat=some"],
+            "config.model.remat='some' is not one of none",
+        ),
+        (["--config.model.attention=flash"], "is not one of auto, plain, xla, cudnn, splash"),
+        (["--config.rollout.cache=int4"], "config.rollout.cache='int4' is not one of model"),
+        (["--config.rollout.layout=whole"], "config.rollout.layout='whole' is not one of auto"),
         (["--config.algorithm.advantage=gae"], "config.algorithm.advantage='gae' is not one of"),
         (["--config.rollout.temperature=0"], "config.rollout.temperature=0"),
         (["--config.rollout.prompts=0"], "config.rollout.prompts=0 must be greater than 0"),
@@ -147,8 +166,18 @@ def test_flags_change_values():
         ),
         (["--config.mesh.data=3"], "does not divide over config.mesh.data x config.mesh.fsdp = 3"),
         (["--config.rollout.samples=1"], "config.rollout.samples=1 must be at least 2"),
-        (["--config.train.train_llm=False"], "nothing is trained"),
-        (["--config.train.only=["], "config.train.only='[' is not a regular expression"),
+        (["--config.train.parts=('head',)"], "nothing is trained"),
+        (["--config.train.parts=('tower',)"], "config.train.parts has 'tower'; known are vit"),
+        (["--config.log.writers=('paper',)"], "config.log.writers has 'paper'; known are progress"),
+        (["--config.log.profile=-1"], "config.log.profile=-1 must not be negative"),
+        (
+            ["--config.algorithm.whiten=center"],
+            "config.algorithm.whiten='center' is for config.algorithm.advantage='reinforce_pp'",
+        ),
+        (
+            ["--config.algorithm.filter_refills=1"],
+            "config.algorithm.filter_refills=1 needs a filter",
+        ),
         (["--config.data.train="], "config.data.train is empty"),
         (["--config.model.path="], "config.model.path is empty"),
         (["--config.eval.settings=('pass@3',)"], "config.eval.settings has 'pass@3'"),
@@ -224,20 +253,51 @@ def test_the_configuration_has_a_weight_for_every_rule():
     assert dict(weights) == {name: rule.weight for name, rule in REWARDS.items()}
 
 
-@pytest.mark.parametrize(("text", "steps"), [("", []), ("3-3", [3]), ("5-7", [5, 6, 7])])
-def test_profiled_steps(text, steps):
+@pytest.mark.parametrize(("first", "steps"), [(0, []), (1, [1, 2, 3]), (5, [5, 6, 7])])
+def test_profiled_steps(first, steps):
     c = config.default()
-    c.log.profile = text
+    c.log.profile = first
     assert list(config.profiled_steps(c)) == steps
-    config.validate(c, 1)
 
 
-@pytest.mark.parametrize("text", ["5", "7-5", "0-2", "a-b", "1-2-3"])
-def test_a_range_of_steps_that_is_none(text):
-    c = config.default()
-    c.log.profile = text
-    with pytest.raises(InputError, match="not of the form FIRST-LAST"):
-        config.validate(c, 1)
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("c.rollout.chunk = 4", "config.rollout.chunk is fixed at 16"),
+        ("c.rewards.format = 1.0", "config.rewards.format is now config.rewards.rules.format"),
+        ("c.algorithm.update({'normalise': True})", "config.algorithm.normalise is gone"),
+        ("c.update.lr = 1.0", "the group config.update is now config.train"),
+        ("c.train.train_vit = True", "config.train.train_vit is now config.train.parts"),
+        ("c.log.wandb or None", "config.log.wandb is gone"),
+    ],
+)
+def test_an_old_key_in_a_recipe_is_refused_with_its_new_name(tmp_path, line, expected):
+    file = tmp_path / "recipe.py"
+    body = f"    c = config.default()\n    {line}\n    return c\n"
+    file.write_text(f"from rlvlm_jax import config\ndef get_config():\n{body}")
+    with pytest.raises(InputError) as caught:
+        cli.parse_config([f"--config={file}", "--workdir=x"], "rlvlm_jax.main")
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_old_key_has_a_sentence():
+    assert not {*old_keys.RENAMED, *old_keys.GONE} & config.KEYS.keys()
+    assert set(old_keys.RENAMED.values()) <= config.KEYS.keys()
+    for old in (*old_keys.RENAMED, *old_keys.GONE):
+        assert old_keys.explain(old).startswith(f"config.{old} is ")
+
+
+def test_the_table_in_the_docs_is_that_of_the_declarations():
+    assert (CONFIGS.parent / "docs" / "configuration.md").read_text("utf-8") == validate.table()
+
+
+def test_neither_the_configuration_nor_the_command_line_loads_jax():
+    code = (
+        "import sys, rlvlm_jax.config, rlvlm_jax.cli\n"
+        "sys.exit(len({'jax', 'flax'} & sys.modules.keys()))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -248,7 +308,7 @@ def test_seconds_of_hosts_are_checked_before_any_is_waited_for(key, value):
     c = config.default()
     config.check_hosts(c)
     c.hosts[key] = value
-    for check in (config.check_hosts, lambda c: config.validate(c, 1)):
+    for check in (config.check_hosts, lambda c: validate.validate(c, 1)):
         with pytest.raises(
             InputError, match=rf"config.hosts.{key}={value:g} is not between \d and"
         ):

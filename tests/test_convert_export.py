@@ -16,8 +16,9 @@ import pytest
 from safetensors import safe_open
 
 import rlvlm_jax
-from rlvlm_jax import checkpoint, cli, convert, export, models, sharding, startup
+from rlvlm_jax import checkpoint, cli, convert, export, sharding, startup
 from rlvlm_jax.errors import InputError
+from rlvlm_jax.models import families
 from rlvlm_jax.models import huggingface as weights
 from rlvlm_jax.types import TrainState
 
@@ -72,7 +73,7 @@ def run_directory(tmp_path_factory, loaded):
     """A run's checkpoints on eight devices: step 2 as bundled, step 10 with one layer trained."""
     params, files = loaded
     mesh = sharding.make_mesh(2, 2, 2)
-    model = models.build(weights.read_config(files))
+    model = families.build(weights.read_config(files))
     shardings = sharding.param_shardings(params, model.param_rules, mesh)
     directory = tmp_path_factory.mktemp("run") / "checkpoints"
     manager = checkpoint.open_manager(directory, keep=2)
@@ -104,7 +105,7 @@ def test_a_converted_model_is_the_model(converted, loaded):
 
 def test_any_mesh_restores_a_converted_model(converted, loaded):
     params, files = loaded
-    model = models.build(weights.read_config(files))
+    model = families.build(weights.read_config(files))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     shardings = sharding.param_shardings(shapes, model.param_rules, sharding.make_mesh(1, 4, 2))
     got = checkpoint.restore_params(converted, sharding.with_shardings(shapes, shardings))

@@ -19,8 +19,10 @@ import numpy as np
 import optax
 import pytest
 
-from rlvlm_jax import models, optim, sharding, startup
+from rlvlm_jax import optim, sharding, startup, trajectory, update
 from rlvlm_jax.compiled_steps import Steps, compile_steps, make_steps
+from rlvlm_jax.config import trains_vision
+from rlvlm_jax.models import families
 from rlvlm_jax.models.common import cache as kv_cache
 from rlvlm_jax.models.common import costs
 from rlvlm_jax.models.qwen2_vl import config as qwen2_vl_config
@@ -30,6 +32,15 @@ from tests import tiny_model
 
 V, D, LAYERS, KV_HEADS, HEAD = 1013, 128, 2, 2, 32  # V is prime: no other axis is as long
 N, G, P, R, PATCHES, CHUNK = 2, 8, 256, 16, 64, 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_chunks():
+    """Logits of CHUNK tokens a row, so that R tokens take several chunks."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (trajectory, update):
+            patch.setattr(module, "CHUNK", CHUNK)
+        yield
 
 
 def build(vocabulary=V):
@@ -45,7 +56,7 @@ def build(vocabulary=V):
         "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
         "vision_config": tower,
     }
-    return models.build(qwen2_vl_config.from_hf(tiny_model.hf_config(**changes)))
+    return families.build(qwen2_vl_config.from_hf(tiny_model.hf_config(**changes)))
 
 
 class Traced:
@@ -82,9 +93,7 @@ def programs(vocabulary=V, prompt=P, **settings):
         "rollout__max_tokens": R,
         "rollout__top_p": 0.9,
         "rollout__temperature": 0.8,
-        "rollout__chunk": R,
         "train__minibatch": N * G,
-        "train__logprob_chunk": CHUNK,
         "algorithm__old_logprobs": "trainer",  # or the passes would be empty
         **settings,
     }
@@ -97,7 +106,7 @@ def programs(vocabulary=V, prompt=P, **settings):
         banned=tiny_model.BANNED,
         tokenizer=SimpleNamespace(stop_ids=(tiny_model.STOP,), pad_id=tiny_model.PAD),
         media=tiny_model.SPEC,
-        features_frozen=not (config.train.train_vit or config.train.train_connector),
+        features_frozen=not trains_vision(config),
     )
     session.batch_shapes = functools.partial(startup.Session.batch_shapes, session)
     optimizer, _ = optim.make_optimizer(config.train, 10, model.part)
@@ -261,9 +270,9 @@ def test_a_frozen_tower_runs_once():
         assert not has_tower(getattr(steps, name)), f"{name} runs the frozen tower again"
 
 
-@pytest.mark.parametrize("part", ["train_vit", "train_connector"])
+@pytest.mark.parametrize("part", ["vit", "connector"])
 def test_a_trained_tower_runs_wherever_its_features_are_used(part):
-    steps, _ = programs(**{f"train__{part}": True})
+    steps, _ = programs(train__parts=(part, "llm", "head"))
     assert steps.encode is None
     for name in ("sample", "passes", "update"):
         assert has_tower(getattr(steps, name)), f"{name} uses features that are out of date"

@@ -227,7 +227,7 @@ def test_features_on_several_devices(prompts, dtype):
 
 def session(mesh, **keys):
     c = tiny_model.settings(**keys)
-    frozen = not (c.train.train_vit or c.train.train_connector)
+    frozen = not config.trains_vision(c)
     return types.SimpleNamespace(
         config=c,
         features_frozen=frozen,
@@ -247,7 +247,7 @@ def is_on(cache):
 
 def test_it_is_off_where_the_vision_side_is_trained_or_no_memory_is_given(mesh):
     assert is_on(startup.make_feature_cache(session(mesh)))
-    for key in ("train__train_vit", "train__train_connector"):
-        assert not is_on(startup.make_feature_cache(session(mesh, **{key: True})))
+    for part in ("vit", "connector"):
+        assert not is_on(startup.make_feature_cache(session(mesh, train__parts=(part, "llm"))))
     assert not is_on(startup.make_feature_cache(session(mesh, data__feature_cache_gib=0.0)))
     assert "data.feature_cache_gib" in config.HARMLESS

@@ -26,7 +26,7 @@ class ProductError(Exception):
 def tiny():
     config = config_lib.default()
     config.model.path, config.data.train, config.data.val = "bundled", "bundled:train", ""
-    config.total_steps, config.eval_every, config.compile_cache = 1, 0, ""
+    config.total_steps, config.eval_every, config.cache = 1, 0, ""
     config.rollout.prompts = config.rollout.samples = 2
     config.rollout.max_tokens = 4
     config.train.minibatch = 4

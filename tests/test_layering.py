@@ -13,21 +13,14 @@ import pytest
 ROOT = Path(__file__).parents[1] / "rlvlm_jax"
 SOURCES = sorted(ROOT.rglob("*.py"))
 LAYERS = (  # lowest first: a folder, or a module of its own, imports lower ones only
-    ("errors", "types", "signals", "algorithms", "instruments", "rewards.rules"),
-    (
-        "config",
-        "sharding",
-        "distributed",
-        "packing",
-        "run_directory",
-        "data",
-        "sampling",
-        "writers",
-    ),
-    ("models", "optim", "checkpoint", "features", "cli"),
-    ("logprobs",),
+    ("errors", "keys", "types", "signals", "algorithms", "instruments", "rewards.rules"),
+    ("FOLDER.keys",),
+    ("config", "sharding", "distributed", "packing", "run_directory", "sampling", "writers"),
+    ("data",),
+    ("models", "optim", "checkpoint", "features", "old_keys"),
+    ("logprobs", "cli"),
     ("rewards", "trajectory", "update"),
-    ("selection", "evaluation", "startup"),
+    ("selection", "evaluation", "startup", "validate"),
     ("convert", "export", "step_metrics", "report", "run_data", "seeds", "compiled_steps", "vlm"),
     ("collector", "recorder"),
     ("run",),
@@ -91,6 +84,12 @@ def under(name, prefixes):
     return any(name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
 
 
+def room_of(name):
+    if name.endswith(".keys"):  # declarations of a folder's configuration keys
+        return "FOLDER.keys"
+    return name if name in LEVELS else name.split(".")[0]
+
+
 LEVELS = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 MODULES = {name_of(path): path for path in SOURCES}
 
@@ -101,10 +100,6 @@ def own_imports(name):
     own = {other.removeprefix("rlvlm_jax.") for other in names if other.startswith("rlvlm_jax.")}
     modules = own & MODULES.keys()
     return {other for other in modules if not any(m.startswith(f"{other}.") for m in own & modules)}
-
-
-def room_of(name):
-    return name if name in LEVELS else name.split(".")[0]
 
 
 @pytest.mark.parametrize("name", sorted(MODULES.keys() - {""}))

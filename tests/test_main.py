@@ -43,7 +43,7 @@ def data(tmp_path_factory):
 def finished(tmp_path_factory, data):
     """A run of six steps that nothing interrupted."""
     workdir = tmp_path_factory.mktemp("runs") / "finished"
-    assert main.main(arguments(workdir, data, total_steps=6, log__token_prompts=3)) == 0
+    assert main.main(arguments(workdir, data, total_steps=6)) == 0
     return workdir
 
 
@@ -392,7 +392,7 @@ def test_mixed_styles_of_the_bundled_problems(tmp_path):
     keys = {
         "mode": "sft",
         "rollout__max_tokens": 32,
-        "sft__style": "mixed",
+        "sft__direct_share": 0.6,
         "total_steps": 2,
         "eval_every": 0,
         "data__val": "",
@@ -434,7 +434,8 @@ def test_batches_are_refilled_and_a_resumed_run_stays_equal(tmp_path):
         "eval_every": 0,
         "rollout__max_tokens": 24,
         "rollout__samples": 4,
-        "algorithm__filter": True,
+        "algorithm__filter_low": 0.1,
+        "algorithm__filter_high": 0.9,
         "algorithm__filter_refills": 2,
         "total_steps": 4,
     }
@@ -467,7 +468,7 @@ def test_batches_are_refilled_and_a_resumed_run_stays_equal(tmp_path):
 def test_adapters_are_trained_resumed_evaluated_and_exported(tmp_path, data):
     keys = {
         "train__lora_rank": 2,
-        "train__train_vit": True,
+        "train__parts": "('vit','llm','head')",
         "train__lr": 1e-2,
         "total_steps": 4,
     }

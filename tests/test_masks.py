@@ -59,7 +59,7 @@ def by_hand(valid=VALID):
 
 
 def config(**settings):
-    keys = {"train__minibatch": B, "algorithm__old_logprobs": "update", "train__only": "w"}
+    keys = {"train__minibatch": B, "algorithm__old_logprobs": "update"}
     return tiny_model.settings(**keys, **settings)
 
 

@@ -18,7 +18,7 @@ BOUND_MIB = 64  # over 400 steps; a batch of rollouts kept a step would be more
 @pytest.mark.slow
 def test_host_memory_is_flat_over_500_steps(tmp_path):
     """Rollouts, TensorBoard, evaluations and checkpoints included; in a process of its own."""
-    keys = {"data__limit_eval": 8, "eval_every": 100, "checkpoint_every": 50}
+    keys = {"eval__limit": 8, "eval_every": 100, "checkpoint_every": 50}
     argv = arguments(tmp_path / "run", "bundled:train", total_steps=STEPS, **keys)
     argv = [a.replace("data.val=bundled:train", "data.val=bundled:val") for a in argv]
     environment = {**os.environ, "XLA_FLAGS": ""}  # one device

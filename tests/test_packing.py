@@ -348,8 +348,7 @@ def test_a_packed_update_with_everything_that_a_loss_can_have(tiny, trajectory):
         "algorithm__dual_clip": 3.0,
         "algorithm__flat_positions": True,
         "train__epochs": 2,
-        "train__train_vit": True,
-        "train__train_connector": True,
+        "train__parts": ("vit", "connector", "llm", "head"),
     }
     trajectory = trajectory._replace(features=None)
     rows = updated(trajectory, **settings)

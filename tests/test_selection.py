@@ -16,7 +16,7 @@ SAMPLES, LENGTH = 4, 6  # of `tiny_model.settings`: four prompts of four samples
 
 
 def settings(**more):
-    return tiny_model.settings(algorithm__filter=True, **more)
+    return tiny_model.settings(algorithm__filter_low=0.1, algorithm__filter_high=0.9, **more)
 
 
 def scores_of(correct):

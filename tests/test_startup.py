@@ -10,8 +10,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from rlvlm_jax import config, instruments, startup
-from rlvlm_jax.errors import InputError
 from rlvlm_jax.models import huggingface
+from rlvlm_jax.validate import validate
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def kept():
 def test_weights_that_several_devices_hold_alike_are_read_once(monkeypatch):
     c = config.default()
     c.mesh.data, c.mesh.fsdp = 4, 2
-    config.validate(c, 8)
+    validate(c, 8)
     source = startup.open_source(startup.BUNDLED)
     session = startup.open_session(c, source)
     read, count = huggingface._read_part, []
@@ -66,28 +66,23 @@ def test_by_itself_it_is_for_accelerators_and_for_who_has_told_jax_nothing(
     tmp_path, kept, monkeypatch
 ):
     monkeypatch.setenv("HOME", str(tmp_path))
-    startup.keep_compiled("auto")
+    startup.cache_programs("~/.cache")
     assert kept() is None  # a CPU
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    startup.keep_compiled("")
+    startup.cache_programs("")
     assert kept() is None
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "mine"))
-    startup.keep_compiled("auto")
+    startup.cache_programs("~/.cache")
     assert kept() == str(tmp_path / "mine")
     jax.config.update("jax_compilation_cache_dir", None)
-    startup.keep_compiled("auto")
-    assert kept() == str(tmp_path / ".cache" / "rlvlm_jax" / "xla")
+    startup.cache_programs("~/.cache")
+    assert kept() == str(tmp_path / ".cache" / "xla")
 
 
 def test_a_directory_that_cannot_be_made_is_said(tmp_path, kept, caplog, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"file/below.*config.compile_cache"):
-        startup.keep_compiled(str(tmp_path / "file" / "below"))
-    assert kept() is None
-    # Nobody asked for the one that is there by itself: it is done without.
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(startup, "COMPILED", str(tmp_path / "file" / "below"))
     with caplog.at_level(logging.WARNING):
-        startup.keep_compiled("auto")
+        startup.cache_programs(str(tmp_path / "file" / "below"))
     assert kept() is None
-    assert "config.compile_cache" in caplog.text
+    assert "config.cache" in caplog.text

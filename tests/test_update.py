@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from rlvlm_jax import sharding
+from rlvlm_jax.config import trains_vision
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
 from rlvlm_jax.selection import kept_groups
 from rlvlm_jax.trajectory import compute_advantages
@@ -55,7 +56,7 @@ def judge(collected, *, mesh=ONE, reference=None, scores=None, **settings):
     if scores is None:
         scores = np.arange(16, dtype=np.float32) % 3
     kept = np.repeat(kept_groups(config, (scores > 0).astype(np.float32)), 4)
-    frozen = not (config.train.train_vit or config.train.train_connector)
+    frozen = not trains_vision(config)
     seen = batch, features if frozen else None, rollout
     params = tiny_steps.sharded_params(mesh)
     passes = tiny_steps.passes(**settings)(params, reference, *seen)
@@ -206,13 +207,6 @@ def test_logprob_passes_change_nothing(collected, base):
     assert distance(base[0].params, other[0].params) < 1e-5
 
 
-@pytest.mark.slow
-def test_logprob_chunk_changes_nothing(collected, base):
-    other = run(collected, train__logprob_chunk=64)
-    np.testing.assert_allclose(other[2].old_logprobs, base[2].old_logprobs, atol=1e-6)
-    assert distance(base[0].params, other[0].params) < 1e-5
-
-
 def test_frozen_parts_keep_their_bytes_and_have_no_state(tiny, collected, base):
     state, _, _ = base
     before, after = tiny[1]["vision"], state.params["vision"]
@@ -229,13 +223,12 @@ def test_frozen_parts_keep_their_bytes_and_have_no_state(tiny, collected, base):
 @pytest.mark.parametrize(
     ("switch", "moved", "kept"),
     [
-        ("train_vit", "vision/blocks", "vision/merger"),
-        ("train_connector", "vision/merger", "vision/blocks"),
+        ("vit", "vision/blocks", "vision/merger"),
+        ("connector", "vision/merger", "vision/blocks"),
     ],
 )
 def test_each_part_is_a_switch(tiny, collected, switch, moved, kept):
-    settings = {"train__train_llm": False, f"train__{switch}": True}
-    state, _, _ = run(collected, **settings)
+    state, _, _ = run(collected, train__parts=(switch,))
 
     def part(params, path):
         for key in path.split("/"):
@@ -288,7 +281,7 @@ def test_the_filter_leaves_groups_out_of_loss_and_counts(collected):
     scores = np.zeros(16, np.float32)
     scores[:4] = 1  # all right; groups 1 and 2 all wrong; group 3 mixed
     scores[12] = 1
-    state, stats, trajectory = run(collected, scores=scores, algorithm__filter=True)
+    state, stats, trajectory = run(collected, scores=scores, **FILTER)
     kept = np.asarray(trajectory.trained).any(axis=1)
     assert kept.tolist() == [False] * 12 + [True] * 4
     assert int(state.step) == 1  # of the two minibatches, one has nothing to train on
@@ -302,9 +295,9 @@ def test_groups_that_are_left_out_do_not_take_part_in_whitening(collected, advan
     scores = np.zeros(16, np.float32)
     scores[:4] = 1
     scores[[8, 12, 13]] = 1  # groups 2 and 3 are mixed
-    settings = {"algorithm__filter": True, "algorithm__advantage": advantage}
+    settings = {**FILTER, "algorithm__advantage": advantage}
     if advantage == "rloo":
-        settings["algorithm__normalise"] = True
+        settings["algorithm__whiten"] = "scale"
     _, t, _ = judge(collected, scores=scores, **settings)
     kept = np.asarray(t.advantages)[np.asarray(t.trained)]
     assert np.asarray(t.trained).any(axis=1).tolist() == [False] * 8 + [True] * 8
@@ -314,7 +307,7 @@ def test_groups_that_are_left_out_do_not_take_part_in_whitening(collected, advan
 
 @pytest.mark.slow
 def test_a_batch_with_nothing_left_moves_nothing(tiny, collected):
-    settings = {"algorithm__filter": True, "train__weight_decay": 0.1}
+    settings = {**FILTER, "train__weight_decay": 0.1}
     state, _, _ = run(collected, scores=np.ones(16, np.float32), **settings)
     assert distance(state.params, tiny[1]) == 0
     assert (int(state.step), int(state.bad_steps)) == (0, 0)
@@ -346,6 +339,7 @@ def test_good_responses_become_more_probable(collected, advantage):
 
 # ---- options of the recipes, by hand ----------------------------------------------------------
 
+FILTER = {"algorithm__filter_low": 0.1, "algorithm__filter_high": 0.9}
 SCORES = np.array([1, 0, 0, 1] + [0, 0, 0, 1] + [1, 1, 1, 0] + [0, 1, 1, 0], np.float32)
 
 
@@ -370,7 +364,7 @@ def test_group_baseline_by_hand(ragged):
 @pytest.mark.parametrize("advantage", ["rloo", "grpo", "reinforce_baseline"])
 def test_normalised_over_all_tokens_of_the_batch(ragged, advantage):
     plain = advantages_of(ragged, advantage=advantage)[ragged]
-    found = advantages_of(ragged, advantage=advantage, normalise=True)
+    found = advantages_of(ragged, advantage=advantage, whiten="scale")
     assert not found[~ragged].any()
     expected = (plain - plain.mean()) / np.sqrt(plain.var(ddof=1) + 1e-8)
     np.testing.assert_allclose(found[ragged], expected, atol=1e-5)
@@ -388,7 +382,7 @@ def test_divergence_is_taken_from_the_scores_of_a_group(ragged):
 
 def test_adora_weighs_whole_groups(ragged):
     plain = advantages_of(ragged)
-    found = advantages_of(ragged, adora=True, adora_lambda=0.25)
+    found = advantages_of(ragged, adora=0.25)
     lengths = ragged.sum(axis=1)
     for group in range(4):
         rows = slice(4 * group, 4 * group + 4)
@@ -399,7 +393,7 @@ def test_adora_weighs_whole_groups(ragged):
         np.testing.assert_allclose(found[rows], weight * plain[rows], atol=1e-7)
     # A divergence in the scores makes no right response a wrong one.
     settings = {"token_kl": np.ones(ragged.shape, np.float32), "kl_reward_coef": 1.0}
-    with_kl = advantages_of(ragged, adora=True, adora_lambda=0.25, **settings)
+    with_kl = advantages_of(ragged, adora=0.25, **settings)
     weights = found[ragged] / plain[ragged]
     np.testing.assert_allclose(
         with_kl[ragged], weights * advantages_of(ragged, **settings)[ragged], atol=1e-6

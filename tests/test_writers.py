@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.writers import Writers, check_writers, exposition
 
-SILENT = {"tensorboard": False, "wandb": "", "progress": False, "prometheus": False}
+SILENT = {"writers": ()}
 
 
 def test_numbers_in_the_text_format_of_prometheus():
@@ -21,7 +21,7 @@ def test_numbers_in_the_text_format_of_prometheus():
 
 
 def test_tensorboard_gets_every_number(tmp_path):
-    writers = Writers(ConfigDict({**SILENT, "tensorboard": True}), str(tmp_path), 10, {})
+    writers = Writers(ConfigDict({"writers": ("tensorboard",)}), str(tmp_path), 10, {})
     for step in (1, 2):
         writers.write(step, {"update/loss": 0.5 * step, "reward/score": -1.0}, note="")
     writers.close()
@@ -31,7 +31,7 @@ def test_tensorboard_gets_every_number(tmp_path):
 
 
 def test_prometheus_finds_the_newest_of_every_number(tmp_path):
-    writers = Writers(ConfigDict({**SILENT, "prometheus": True}), str(tmp_path), 10, {})
+    writers = Writers(ConfigDict({"writers": ("prometheus",)}), str(tmp_path), 10, {})
     writers.write(1, {"goodput/run": 0.5, "update/loss": 2.0}, note="")
     writers.write(1, {"eval/val/pass@1": 0.25}, note="")
     writers.write(2, {"goodput/run": 0.75}, note="")
@@ -43,7 +43,7 @@ def test_prometheus_finds_the_newest_of_every_number(tmp_path):
 
 
 def test_what_is_off_writes_nothing(tmp_path, capsys):
-    writers = Writers(ConfigDict({**SILENT, "progress": True}), str(tmp_path), 10, {})
+    writers = Writers(ConfigDict({"writers": ("progress",)}), str(tmp_path), 10, {})
     writers.write(1, {"update/loss": 0.5}, note="x")  # and no bar where there is no terminal
     writers.close()
     assert list(tmp_path.iterdir()) == []
@@ -53,8 +53,8 @@ def test_what_is_off_writes_nothing(tmp_path, capsys):
 def test_wandb_that_is_asked_for_but_not_there_is_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     check_writers(ConfigDict(SILENT))
-    with pytest.raises(InputError, match=r"config\.log\.wandb='mine' needs the package wandb"):
-        check_writers(ConfigDict({**SILENT, "wandb": "mine"}))
+    with pytest.raises(InputError, match="config.log.writers has 'wandb', which needs the package"):
+        check_writers(ConfigDict({"writers": ("wandb",)}))
 
 
 def test_wandb_gets_project_configuration_and_numbers(tmp_path, monkeypatch):
@@ -68,7 +68,8 @@ def test_wandb_gets_project_configuration_and_numbers(tmp_path, monkeypatch):
         return session
 
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
-    log = ConfigDict({**SILENT, "wandb": "mine"})
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    log = ConfigDict({"writers": ("wandb",)})
     writers = Writers(log, str(tmp_path), 10, {"seed": 3})
     writers.write(4, {"update/loss": 0.5}, note="")
     writers.close()

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlvlm_jax import config, models
+from rlvlm_jax import config
 from rlvlm_jax.data.prompts import Encoded, collate
+from rlvlm_jax.models import families
 from rlvlm_jax.models.qwen2_vl import config as qwen2_vl_config
 from rlvlm_jax.models.qwen2_vl.media import ImageSpec, Patches, patch_layout
 from rlvlm_jax.models.qwen2_vl.positions import rope_positions
+from rlvlm_jax.validate import validate
 
 VOCABULARY, IMAGE, STOP, PAD = 64, 60, 61, 62
 BANNED = (58, 59, IMAGE)
@@ -61,7 +63,7 @@ def build():
 
     NumPy draws them: to compile `init` takes longer than most tests.
     """
-    model = models.build(qwen2_vl_config.from_hf(hf_config()))
+    model = families.build(qwen2_vl_config.from_hf(hf_config()))
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -109,9 +111,8 @@ def settings(**changes):
     c.rollout.prompts, c.rollout.samples, c.rollout.max_tokens = 4, 4, 6
     c.train.minibatch, c.train.lr, c.train.weight_decay = 8, 1e-3, 0.0
     c.train.eps = 1e-6  # or Adam makes whole steps of elements whose gradient is rounding error
-    c.train.logprob_chunk = 4
     with c.unlocked():
         for key, value in changes.items():
             c.update_from_flattened_dict({key.replace("__", "."): value})
-    config.validate(c, devices=8)
+    validate(c, devices=8)
     return c

@@ -20,7 +20,7 @@ ONE = (1, 1, 1, 1)  # a mesh: devices along each of sharding.AXES
 OF_THE_OLD = ("train__minibatch", "train__epochs", "algorithm__old_logprobs", "algorithm__kl_")
 OF_THE_PASSES = ("train__logprob_", "algorithm__flat_positions")
 NOT_OF_THE_UPDATE = (
-    *("algorithm__advantage", "algorithm__filter", "algorithm__normalise"),
+    *("algorithm__advantage", "algorithm__filter", "algorithm__whiten"),
     *("algorithm__mask_truncated", "train__logprob_batch", "mesh__"),
 )
 

@@ -270,7 +270,7 @@ def _reinforce_pp(batch: Scored, settings: Any) -> jax.Array:
             gamma=settings.gamma,
             kl=part_kl,
             kl_coef=settings.kl_reward_coef,
-            whiten=settings.whiten,
+            whiten="center" if settings.whiten == "auto" else settings.whiten,
         )
 
     arrays, parts = (batch.scores, batch.mask, batch.kl), settings.whiten_parts

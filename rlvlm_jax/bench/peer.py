@@ -183,11 +183,7 @@ def check_comparable(work: Workload) -> None:
         )
     required = {
         "train.lora_rank": 0,
-        "train.train_vit": False,
-        "train.train_connector": False,
-        "train.train_llm": True,
-        "train.train_head": True,
-        "train.only": "",
+        "train.parts": ("llm", "head"),
         "algorithm.loss": "ppo",
         "algorithm.aggregate": "token",
         "algorithm.kl_loss_kind": "k3",

@@ -22,9 +22,12 @@ from rlvlm_jax import config as config_lib
 from rlvlm_jax import startup
 from rlvlm_jax.data.prompts import Media, collate
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import FAMILIES, Config, huggingface
+from rlvlm_jax.models import huggingface
+from rlvlm_jax.models.families import FAMILIES
+from rlvlm_jax.models.model import Config
 from rlvlm_jax.run import Run
 from rlvlm_jax.types import Params, Prompts
+from rlvlm_jax.validate import validate
 
 LARGE_IMAGE = 2**24  # pixels; the images of the cases are smaller
 PAD, END, START_IMAGE, END_IMAGE = 504, 506, 507, 508  # of the bundled tokenizer
@@ -176,7 +179,7 @@ def configuration(case: Case) -> ConfigDict:
     c.algorithm.advantage = "reinforce_pp"
     c.algorithm.kl_loss_coef = 1e-3
     c.train.minibatch = case.prompts * case.samples // 2
-    c.train.schedule, c.train.warmup, c.train.eps = "constant", 0.0, 1e-5
+    c.train.final_lr, c.train.warmup, c.train.eps = 1.0, 0.0, 1e-5
     c.algorithm.old_logprobs = "sampler"  # exact in float32, so an old pass would be redundant
     for key, value in case.keys:
         group, name = key.split(".")
@@ -197,7 +200,7 @@ def built_in(case: Case, scratch: Path, devices: int, seed: int = 0) -> Workload
     directory = scratch / case.name
     write_model(case.model, directory, config.model.dtype, seed)
     config.model.path = str(directory)
-    config_lib.validate(config, devices)
+    validate(config, devices)
     source = startup.open_source(config.model.path)
     session = startup.open_session(config, source)
     batch = random_batch(case, startup.open_media(source, 1, LARGE_IMAGE), seed)
@@ -223,8 +226,8 @@ def of_run(config: ConfigDict, name: str, devices: int) -> Workload:
             "lengths, but all responses here have the full length; use "
             "--config.train.pack_tokens=0"
         )
-    config.log.wandb, config.log.tensorboard = "", False
-    config_lib.validate(config, devices)
+    config.log.writers = ()
+    validate(config, devices)
     with tempfile.TemporaryDirectory() as scratch, Run(config, scratch) as run:
         _, batch = run.loader.next()
         return Workload(name, config, never_stopping(run.session), batch)

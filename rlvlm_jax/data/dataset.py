@@ -198,7 +198,7 @@ class Reader:
         try:
             directory = Path(self.index).expanduser()
         except RuntimeError as error:  # a user without a home
-            _LOG.warning("config.data.index=%s: %s; lengths are not stored", self.index, error)
+            _LOG.warning("config.cache=%s: %s; lengths are not stored", self.index, error)
             return None
         counted_by = f"{self.tokenizer.fingerprint()} {self.media.fingerprint()}"
         return SizeIndex(directory, name, counted_by)

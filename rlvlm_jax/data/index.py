@@ -69,7 +69,7 @@ class SizeIndex:
         except OSError as error:
             _LOG.warning(
                 "the lengths of prompts cannot be stored for the next start: %s; name another "
-                "directory in config.data.index, or none",
+                "directory in config.cache, or none",
                 error,
             )
 

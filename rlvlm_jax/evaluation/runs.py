@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rlvlm_jax import old_keys
 from rlvlm_jax.config import HARMLESS
 from rlvlm_jax.errors import InputError
 
@@ -31,7 +32,7 @@ class RunRecord:
 
     Attributes:
         path: of the directory.
-        config: the resolved configuration.
+        config: the resolved configuration, with today's keys.
         about: the rest of config.json: versions, device, dropped records.
         lines: of metrics.jsonl.
     """
@@ -232,7 +233,7 @@ def read_run(directory: str | Path) -> RunRecord:
     for number, line in enumerate(lines, 1):
         if not all(isinstance(line.get(name), int | float) for name in ("step", "epoch")):
             raise InputError(f"{metrics}, line {number}: has no step and epoch")
-    return RunRecord(path, config, about, tuple(lines))
+    return RunRecord(path, old_keys.translate(config), about, tuple(lines))
 
 
 def read_groups(directories: Iterable[str | Path]) -> tuple[Group, ...]:
@@ -273,7 +274,7 @@ def _recipe(config: dict[str, Any]) -> str:
             name = prefix + key
             if isinstance(value, dict):
                 remaining[key] = relevant(value, f"{name}.")
-            elif name != "seed" and not name.startswith(HARMLESS):
+            elif name != "seed" and name not in HARMLESS:
                 remaining[key] = value
         return remaining
 

@@ -24,6 +24,8 @@ from rlvlm_jax.sampling.responses import Responses, join, read_responses, take
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, rows_of, sequence_keys
 from rlvlm_jax.types import Params, Prompts, Rollout
 
+SAMPLES_SEED = 1234  # with config.seed: sampling keys, the same at every evaluation
+
 
 class Evaluation(NamedTuple):
     """The results of one decoding setting on one set of questions."""
@@ -92,7 +94,6 @@ def make_sampler(session: Any, config: ConfigDict, setting: str) -> Callable[...
         banned_ids=session.banned,
         temperature=temperature,
         top_p=top_p,
-        chunk=config.rollout.chunk,
         shards=shards(config),
     )
     sample = make_sample_fn(session.model, settings)
@@ -120,7 +121,7 @@ def make_evaluate_fn(
     samples = {name: eval_samples(config, name) for name in config.eval.settings}
     samplers = {name: make_sampler(session, config, name) for name in config.eval.settings}
     encode = jax.jit(session.model.encode_images, out_shardings=by_rows)
-    key = jax.random.fold_in(jax.random.key(config.eval.samples_seed), config.seed)
+    key = jax.random.fold_in(jax.random.key(SAMPLES_SEED), config.seed)
 
     def evaluate(
         params: Params, questions: EvaluationSet, stop: Callable[[], bool]

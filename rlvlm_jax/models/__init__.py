@@ -1,24 +1,3 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""The networks: a folder per family; `common/` is shared.
-
-`FAMILIES` is the table of all families. To add one, write its folder and its row.
-"""
-
-from typing import Any
-
-from rlvlm_jax.models.family import Family
-from rlvlm_jax.models.model import Config, Model
-from rlvlm_jax.models.qwen2_vl.family import QWEN2_5_VL, QWEN2_VL
-
-__all__ = ["FAMILIES", "Config", "Family", "Model", "build"]
-
-FAMILIES: dict[str, Family] = {  # model_type of config.json -> family
-    "qwen2_vl": QWEN2_VL,
-    "qwen2_5_vl": QWEN2_5_VL,
-}
-
-
-def build(config: Config, **options: Any) -> Model:
-    """Returns the functions of a model; see `Family.build`."""
-    return FAMILIES[config.family].build(config, **options)
+"""The networks: a folder per family; `common/` is shared, `families` has the table of them."""

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`Family`: all that the rest of the program knows about a kind of model.
 
-`models.FAMILIES` is the table of families; nothing else names one. docs/adding-a-model.md tells how
-to add a row.
+`families.FAMILIES` is the table of families; nothing else names one. docs/adding-a-model.md tells
+how to add a row.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from rlvlm_jax.models.model import Config, Model
 
 
 class Family(NamedTuple):
-    """One row of `models.FAMILIES`.
+    """One row of `families.FAMILIES`.
 
     Attributes:
         read_config: (contents of config.json, of preprocessor_config.json or None) -> Config;

@@ -26,9 +26,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import FAMILIES, Config
 from rlvlm_jax.models.common.hf_config import Fields
 from rlvlm_jax.models.common.weights import Rule, WeightTable
+from rlvlm_jax.models.families import FAMILIES
+from rlvlm_jax.models.model import Config
 from rlvlm_jax.types import Params
 
 # The files of a model directory besides the weights; all are copied unread, as text.

@@ -17,7 +17,7 @@ class Config(Protocol):
     """What the rest of the program reads of a model's configuration; a frozen dataclass.
 
     Attributes:
-        family: its key in `models.FAMILIES`, the model_type of config.json.
+        family: its key in `families.FAMILIES`, the model_type of config.json.
         vocab_size: rows of the embedding.
         image_token_id: id of `Media.image_token`.
         vision_token_ids: ids of all vision tokens, which are never sampled.

@@ -189,13 +189,14 @@ def fall_back_to_plain_attention(config: Any) -> None:
 def plan(config: Any, topology: Topology, arguments: argparse.Namespace) -> Report:
     """Lowers, compiles and analyses the steps; returns the whole report."""
     from rlvlm_jax.plan import advice, compiled, predict, work
+    from rlvlm_jax.sampling.sampler import CHUNK
     from rlvlm_jax.update import optimizer_steps
 
     count = check_mesh(config, topology)
     effort = arguments.effort if topology.is_tpu else 0.0
     planned = work.lower(config, devices(topology), arguments.prompt_tokens, arguments.patches)
     s = planned.sizes
-    chunks = [size // s.config.rollout.chunk for size in predict.blocks(s)]
+    chunks = [size // CHUNK for size in predict.blocks(s)]
     steps: dict[str, compiled.Step] = {}
     for name in list(planned.steps):
         unstated = chunks if name in ("sample", "evaluate") else ()

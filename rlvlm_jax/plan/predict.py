@@ -20,12 +20,14 @@ from rlvlm_jax.config import (
     old_logprobs,
     sequences,
     shards,
+    trains_vision,
 )
-from rlvlm_jax.models import FAMILIES, Config
 from rlvlm_jax.models.common.activation_sharding import MAX_REPLICATED
 from rlvlm_jax.models.common.costs import GRADIENT, Costs, Work, optimizer_step, total
+from rlvlm_jax.models.families import FAMILIES
+from rlvlm_jax.models.model import Config
 from rlvlm_jax.plan.topology import Topology
-from rlvlm_jax.sampling.sampler import block_sizes
+from rlvlm_jax.sampling.sampler import CHUNK, block_sizes
 from rlvlm_jax.update import optimizer_steps, prompt_sharing
 
 
@@ -76,8 +78,7 @@ class Sizes(NamedTuple):
     @property
     def slots(self) -> int:
         """Cache slots per response."""
-        chunk = self.config.rollout.chunk
-        return -(-self.config.rollout.max_tokens // chunk) * chunk
+        return -(-self.config.rollout.max_tokens // CHUNK) * CHUNK
 
     @property
     def layout(self) -> str:
@@ -90,7 +91,7 @@ class Sizes(NamedTuple):
 
 def blocks(s: Sizes) -> tuple[int, ...]:
     """Returns the slots per block of a response's cache."""
-    return block_sizes(s.slots, s.config.rollout.chunk)
+    return block_sizes(s.slots, CHUNK)
 
 
 def _cache_bytes(s: Sizes) -> float:
@@ -126,7 +127,7 @@ def count_work(s: Sizes, images: Sequence[Any] | None = None) -> dict[str, Work]
         "optimizer": optimizer_step(s.trained, optimizer_steps(c)),
     }
     if c.mode == "sft":
-        count = 1 + GRADIENT * (c.train.train_vit or c.train.train_connector)
+        count = 1 + GRADIENT * trains_vision(c)
         return {"vision": total([vision] * count), **update}
     if not s.frozen:  # the vision tower runs in every other pass
         count = 1 + passes + (1 + GRADIENT) * c.train.epochs * copies

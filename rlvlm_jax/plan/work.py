@@ -23,8 +23,9 @@ from rlvlm_jax.compiled_steps import lower_steps, make_steps, needs_reference
 from rlvlm_jax.data.prompts import Media
 from rlvlm_jax.errors import InputError
 from rlvlm_jax.evaluation.scheme import make_sampler
-from rlvlm_jax.models import FAMILIES
+from rlvlm_jax.models.families import FAMILIES
 from rlvlm_jax.plan.predict import Sizes
+from rlvlm_jax.validate import validate
 
 MULTIPLE = 16  # of P and I, as in data.loader
 
@@ -153,7 +154,7 @@ def lower(
     Raises:
         InputError: configuration, model and mesh do not fit each other.
     """
-    config_lib.validate(config, len(devices))
+    validate(config, len(devices))
     if config.mode == "eval":
         raise InputError(
             "config.mode='eval' is not planned; set config.mode='rl', whose encode and sample "
@@ -163,7 +164,7 @@ def lower(
         config.rollout.prompts, config.rollout.samples = config.train.minibatch, 1
         config.train.epochs = 1
     source, text, origin = open_model(config.model.path)
-    config.compile_cache = ""  # otherwise compile times would be those of cached programs
+    config.cache = ""  # otherwise compile times would be those of cached programs
     session = startup.open_session(config, source, devices, text)
     optimizer, _ = optim.make_optimizer(config.train, 1000, session.model.part)
     state = startup.state_shapes(session, optimizer)

@@ -31,6 +31,7 @@ from rlvlm_jax.sampling.compaction import (
 from rlvlm_jax.sampling.logits import Policy, draw
 from rlvlm_jax.types import Array, Params, Prompts, Rollout
 
+CHUNK = 16  # decode steps between two checks whether every row has stopped
 FIRST_BLOCK = 128  # slots, at least
 BLOCKS = 4  # of the cache, at most: the loop is compiled once per block
 SHRINK = 4  # after the first block, once at most 1 / SHRINK of the rows run, decode only those
@@ -64,7 +65,7 @@ class SampleSettings:
     temperature: float = 1.0  # 0 = greedy
     top_p: float = 1.0
     top_k: int = 0
-    chunk: int = 16  # tokens between two checks whether every row has stopped
+    chunk: int = CHUNK  # tokens between two checks whether every row has stopped
     shards: int = 1  # parts of the batch on different devices
     policy: Policy = Policy()  # recorded
 

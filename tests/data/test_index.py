@@ -108,7 +108,7 @@ def test_an_index_that_cannot_be_written_is_said_and_harms_nothing(reader, data,
     (tmp_path / "file").write_text("")
     blocked = replace(reader, index=str(tmp_path / "file" / "index"))
     assert sizes(blocked, data) == sizes(replace(reader, index=""), data)
-    assert "config.data.index" in caplog.text
+    assert "config.cache" in caplog.text
 
 
 def test_a_user_without_a_home_keeps_nothing(reader, data, monkeypatch, caplog):
@@ -117,7 +117,7 @@ def test_a_user_without_a_home_keeps_nothing(reader, data, monkeypatch, caplog):
 
     monkeypatch.setattr(Path, "expanduser", nobody)
     assert sizes(replace(reader, index="~/x"), data) == sizes(replace(reader, index=""), data)
-    assert "config.data.index=~/x" in caplog.text
+    assert "config.cache=~/x" in caplog.text
 
 
 def test_several_processes_count_their_part_and_keep_the_whole(reader, data, counted, tmp_path):

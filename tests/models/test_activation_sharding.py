@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvlm_jax import models, sharding
+from rlvlm_jax import sharding
 from rlvlm_jax.data.prompts import collate
-from rlvlm_jax.errors import InputError
 from rlvlm_jax.logprobs import logprobs
+from rlvlm_jax.models import families
 from rlvlm_jax.models.common import activation_sharding, cache
 from rlvlm_jax.models.qwen2_vl import config as qwen2_vl_config
 from rlvlm_jax.sampling import sampler
@@ -27,8 +27,8 @@ from tests.models import model_cases as cases
 )
 def test_a_scan_over_layers_decodes_the_same(kind):
     config = cases.tiny_config(layers=3)
-    unrolled = models.build(config, cache=kind)
-    scanned = models.build(config, cache=kind, platform="tpu")
+    unrolled = families.build(config, cache=kind)
+    scanned = families.build(config, cache=kind, platform="tpu")
     params = cases.random_params(unrolled)
     batch = cases.make_batch(config, [([(4, 6)], 2), ([], 9)])
     tokens, mask = cases.random_responses(batch, 3, 7)
@@ -42,7 +42,7 @@ def model_of(mesh=None, layout="train", platform="cpu", **changes):
     chosen = activation_sharding.ActivationSharding()
     if mesh:
         chosen = activation_sharding.choose(layout, mesh, 0)
-    return models.build(config, platform=platform, sharding=chosen)
+    return families.build(config, platform=platform, sharding=chosen)
 
 
 def sample(model, params, batch, shards=1):
@@ -192,5 +192,3 @@ def test_auto_replicates_small_models_only():
     )
     assert activation_sharding.choose("train", mesh, 1).layout == "train"
     assert activation_sharding.choose("auto", sharding.make_mesh(1, 1, 1), 1).mesh is None
-    with pytest.raises(InputError, match="rollout.layout='whole'"):
-        activation_sharding.choose("whole", mesh, 1)

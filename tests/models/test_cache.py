@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import build
 from rlvlm_jax.models.common import cache, exact_cpu
+from rlvlm_jax.models.families import build
 
 N, K, G, E = 2, 3, 4, 8
 

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvlm_jax.models import build
 from rlvlm_jax.models.common import cache, costs
+from rlvlm_jax.models.families import build
 from rlvlm_jax.models.qwen2_vl import costs as vision_costs
 from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig, VisionConfig
 from rlvlm_jax.models.qwen2_vl.media import Patches

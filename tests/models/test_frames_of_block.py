@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import rlvlm_jax
-from rlvlm_jax import models
+from rlvlm_jax.models import families
 from rlvlm_jax.models.common import attention, exact_cpu, layers
 from rlvlm_jax.models.qwen2_vl import language
 from tests import tiny_model
@@ -54,7 +54,7 @@ def responses(batch):
 def test_a_product_of_full_sequences_is_four_functions_deep(monkeypatch, chains, remat, blocks):
     if blocks:
         monkeypatch.setitem(attention.attend.__wrapped__.__kwdefaults__, "max_scores", 1)
-    model = models.build(cases.tiny_config(), remat=remat)
+    model = families.build(cases.tiny_config(), remat=remat)
     params = jax.eval_shape(model.init, jax.random.key(0))
     batch = tiny_model.batch()
     features = np.zeros((len(batch.tokens), 3, model.config.width), np.float32)
@@ -75,7 +75,7 @@ def test_the_first_product_of_an_image_is_four_functions_deep(chains):
 
 def test_a_product_of_the_output_layer_is_four_functions_deep(chains):
     for tied in (True, False):
-        model = models.build(cases.tiny_config(tied=tied))
+        model = families.build(cases.tiny_config(tied=tied))
         params = jax.eval_shape(model.init, jax.random.key(0))
         chains.clear()
         jax.eval_shape(model.logits, params, np.zeros((2, 3, model.config.width), np.float32))

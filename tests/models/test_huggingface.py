@@ -16,7 +16,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import build, huggingface
+from rlvlm_jax.models import huggingface
+from rlvlm_jax.models.families import build
 from rlvlm_jax.models.qwen2_vl.config import QwenVLConfig, VisionConfig, to_hf
 from rlvlm_jax.models.qwen2_vl.published import PUBLISHED
 

@@ -22,9 +22,9 @@ from rlvlm_jax import config as config_lib
 from rlvlm_jax import sharding, startup
 from rlvlm_jax.data.prompts import collate
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import build
 from rlvlm_jax.models.common.attention import Ids, Keys, attend
 from rlvlm_jax.models.common.kernels import PLAIN, Kernel, choose
+from rlvlm_jax.models.families import build
 from rlvlm_jax.models.qwen2_vl.media import ImageSpec
 
 XLA = Kernel("xla")
@@ -445,7 +445,6 @@ def test_plain_and_xla_go_everywhere(name, platform):
         ("cudnn", "bfloat16", "gpu", (136,), "multiples of 8 up to 128, not 136"),
         ("splash", "bfloat16", "gpu", (128,), "needs TPUs, not 'gpu' devices"),
         ("splash", "float32", "cpu", (128,), "needs TPUs, not 'cpu' devices"),
-        ("flash", "float32", "cpu", (128,), "is not one of auto, plain, xla, cudnn, splash"),
     ],
 )
 def test_a_kernel_that_cannot_serve_is_refused(attention, dtype, platform, sizes, message):

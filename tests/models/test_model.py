@@ -11,9 +11,9 @@ import model_cases as cases
 import numpy as np
 import pytest
 
-from rlvlm_jax.models import build
 from rlvlm_jax.models.common.cache import stored
 from rlvlm_jax.models.common.layers import REMAT_POLICIES
+from rlvlm_jax.models.families import build
 
 FAMILIES = ["qwen2_vl", "qwen2_5_vl"]
 ONE_IS_SLOW = [pytest.param("qwen2_vl", marks=pytest.mark.slow), "qwen2_5_vl"]  # nearly as much

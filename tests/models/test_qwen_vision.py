@@ -8,8 +8,8 @@ import model_cases as cases
 import numpy as np
 import pytest
 
-from rlvlm_jax.models import build
 from rlvlm_jax.models.common.kernels import PLAIN, Kernel
+from rlvlm_jax.models.families import build
 from rlvlm_jax.models.qwen2_vl import vision
 
 # Side 4 patches: ragged at both edges, several images, a flat and a tall one, none at all.

@@ -12,7 +12,7 @@ import model_cases as cases
 import numpy as np
 import pytest
 
-from rlvlm_jax.models import build
+from rlvlm_jax.models.families import build
 from rlvlm_jax.models.huggingface import load_hf
 from rlvlm_jax.models.qwen2_vl.config import from_hf, to_hf
 

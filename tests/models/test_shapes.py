@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import build
 from rlvlm_jax.models.common import cache
+from rlvlm_jax.models.families import build
 from rlvlm_jax.models.huggingface import param_shapes
 from rlvlm_jax.models.qwen2_vl.config import to_hf
 from rlvlm_jax.models.qwen2_vl.media import Patches

@@ -8,9 +8,9 @@ import json
 import numpy as np
 import pytest
 
-from rlvlm_jax import VLM, checkpoint, export, models, startup
+from rlvlm_jax import VLM, checkpoint, export, startup
 from rlvlm_jax.bench import work
-from rlvlm_jax.models import huggingface
+from rlvlm_jax.models import families, huggingface
 from tests import run_cases
 from tests.models import toy_family
 from tests.test_layering import SOURCES, name_of
@@ -23,7 +23,7 @@ TEXT = "a<|vision_start|><|image_pad|><|vision_end|>b"
 @pytest.fixture
 def directory(tmp_path, monkeypatch):
     """A model directory of the family, with the bundled tokenizer."""
-    monkeypatch.setitem(models.FAMILIES, "toy_vl", toy_family.TOY)
+    monkeypatch.setitem(families.FAMILIES, "toy_vl", toy_family.TOY)
     bundled = startup.open_source(startup.BUNDLED).files
     files = {name: bundled[name] for name in ("tokenizer.json", "tokenizer_config.json")}
     files["config.json"] = json.dumps(toy_family.write_config(CONFIG) | {"eos_token_id": 506})

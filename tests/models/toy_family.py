@@ -20,7 +20,6 @@ from PIL import Image
 
 from rlvlm_jax.data.prompts import Encoded
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.models import Family, Model
 from rlvlm_jax.models.common import cache
 from rlvlm_jax.models.common.attention import HeadKeys, Ids, Keys, attend, attend_by_head, by_head
 from rlvlm_jax.models.common.costs import DENSE, Work
@@ -28,6 +27,8 @@ from rlvlm_jax.models.common.exact_cpu import product, row_sum, unit_rms
 from rlvlm_jax.models.common.hf_config import Fields
 from rlvlm_jax.models.common.rope import frequencies, rotate
 from rlvlm_jax.models.common.weights import WeightTable, make_rules
+from rlvlm_jax.models.family import Family
+from rlvlm_jax.models.model import Model
 
 SIDE, PATCH, PATCHES, PER_TOKEN = 28, 7, 16, 2
 

@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import pytest
 
-from rlvlm_jax.models import FAMILIES
+from rlvlm_jax.models.families import FAMILIES
 from rlvlm_jax.models.qwen2_vl.config import from_hf
 from rlvlm_jax.plan import compiled, work
 from tests import tiny_model
@@ -165,7 +165,6 @@ def test_neither_weights_nor_logits_are_whole_anywhere(monkeypatch, mesh):
         rollout__max_tokens=64,
         train__minibatch=16,
         train__microbatch=8,
-        train__logprob_chunk=8,
         **mesh,
     )
     planned = work.lower(config, jax.devices(), prompt_tokens=32, patches=32)

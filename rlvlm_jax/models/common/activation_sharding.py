@@ -29,7 +29,6 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rlvlm_jax.errors import InputError
 from rlvlm_jax.sharding import PASS_ROWS, ROWS
 from rlvlm_jax.types import Array, Params
 
@@ -229,12 +228,7 @@ def choose(layout: str, mesh: Mesh, decoder_bytes: int) -> ActivationSharding:
             weights and "tensor" for more.
         mesh: of the run.
         decoder_bytes: of the language model in the compute dtype.
-
-    Raises:
-        InputError: there is no such layout.
     """
-    if layout not in LAYOUTS:
-        raise InputError(f"rollout.layout={layout!r} is not one of {', '.join(LAYOUTS)}")
     if layout == "auto":
         layout = "replicated" if decoder_bytes <= MAX_REPLICATED else "tensor"
     return ActivationSharding(mesh if mesh.size > 1 else None, layout)

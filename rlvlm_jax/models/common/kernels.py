@@ -105,10 +105,6 @@ def choose(
         name = "splash" if platform == "tpu" else "cudnn" if platform in GPUS else "plain"
         if unsupported_reason(name, **request):
             name = "plain"
-    elif attention not in KERNELS:
-        raise InputError(
-            f"config.model.attention={attention!r} is not one of auto, {', '.join(KERNELS)}"
-        )
     elif problem := unsupported_reason(name, **request):
         raise InputError(f"config.model.attention={attention!r} {problem}; use 'auto' or 'plain'")
     return Kernel(name, mesh if mesh.size > 1 else None, interpret=interpret)

@@ -8,13 +8,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from rlvlm_jax.errors import InputError
 from rlvlm_jax.models.common import cache as kv_cache
 from rlvlm_jax.models.common import lora
 from rlvlm_jax.models.common.activation_sharding import ActivationSharding
 from rlvlm_jax.models.common.exact_cpu import row_sum
 from rlvlm_jax.models.common.kernels import PLAIN, Kernel
-from rlvlm_jax.models.common.layers import REMAT_POLICIES
 from rlvlm_jax.models.common.runtime import Runtime
 from rlvlm_jax.models.model import Model
 from rlvlm_jax.models.qwen2_vl import language
@@ -25,7 +23,6 @@ from rlvlm_jax.models.qwen2_vl.vision import VISION_RULES, VisionTower, encode_i
 
 RULES = (*VISION_RULES, *LANGUAGE_RULES)
 UNSHARDED = ActivationSharding()
-DTYPES = ("float32", "bfloat16")
 
 
 def build(
@@ -51,17 +48,7 @@ def build(
         platform: JAX's name for the platform of the decoding devices.
         sharding: of activations and decoding weights.
 
-    Raises:
-        InputError: `dtype`, `remat` or `cache` is not one of the accepted values.
     """
-    if dtype not in DTYPES:
-        raise InputError(f"model.dtype={dtype!r} is not one of {', '.join(DTYPES)}")
-    if remat not in REMAT_POLICIES:
-        raise InputError(f"model.remat={remat!r} is not one of {', '.join(REMAT_POLICIES)}")
-
-    if cache not in kv_cache.KINDS:
-        raise InputError(f"rollout.cache={cache!r} is not one of {', '.join(kv_cache.KINDS)}")
-
     runtime = Runtime(jnp.dtype(dtype), remat, attention, cache, platform, sharding)
     by_tokens = runtime._replace(kernel=attention._replace(by_tokens=True))
 

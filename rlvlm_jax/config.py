@@ -16,7 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from rlvlm_jax.errors import InputError
-from rlvlm_jax.rewards.rules import REWARDS
+from rlvlm_jax.rewards.rules import FORMAT_STYLES, REWARDS
 
 MODES = ("rl", "sft", "eval")
 EVAL_SETTINGS = {  # name -> (samples k, temperature, top-p); the MAYE scheme
@@ -43,7 +43,7 @@ CHOICES = {
     "data.on_bad_record": ("error", "skip"),
     "rewards.judge": ("strict", "maye", "mm_eureka"),
     "rewards.rounding": ("none", "reference", "both"),
-    "rewards.format_style": ("think", "think_answer"),
+    "rewards.format_style": FORMAT_STYLES,
     "algorithm.whiten": ("center", "scale", "none"),
     "algorithm.scale": ("group", "batch", "none"),
     "algorithm.old_logprobs": ("auto", "trainer", "sampler", "update"),

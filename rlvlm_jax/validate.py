@@ -35,22 +35,22 @@ from rlvlm_jax.models.common.kernels import KERNELS
 from rlvlm_jax.models.common.layers import REMAT_POLICIES
 from rlvlm_jax.rewards.scoring import JUDGES
 
-TABLES = {  # key -> its choices: the names of a table of functions
-    "model.remat": tuple(REMAT_POLICIES),
+TABLES = {  # key -> the table of functions whose names are its choices
+    "model.remat": REMAT_POLICIES,
     "model.attention": ("auto", *KERNELS),
     "rollout.cache": cache.KINDS,
     "rollout.layout": LAYOUTS,
-    "rewards.judge": tuple(JUDGES),
-    "algorithm.advantage": tuple(ADVANTAGES),
-    "algorithm.loss": tuple(LOSSES),
-    "algorithm.aggregate": tuple(AGGREGATES),
-    "algorithm.kl_loss_kind": tuple(KL),
+    "rewards.judge": JUDGES,
+    "algorithm.advantage": ADVANTAGES,
+    "algorithm.loss": LOSSES,
+    "algorithm.aggregate": AGGREGATES,
+    "algorithm.kl_loss_kind": KL,
 }
 
 
 def choices(name: str) -> tuple[str, ...]:
     """Returns the choices of a key by its dotted name, () if it has none."""
-    return KEYS[name].choices or TABLES.get(name, ())
+    return KEYS[name].choices or tuple(TABLES.get(name, ()))
 
 
 def _value_problems(c: ConfigDict) -> Iterator[str]:

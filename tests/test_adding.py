@@ -5,13 +5,14 @@
 A new data format is in tests/data/test_dataset.py.
 """
 
+import subprocess
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvlm_jax import rewards
 from rlvlm_jax.algorithms import advantages, kl, losses, masked
-from rlvlm_jax.rewards import rules
 from rlvlm_jax.trajectory import make_trajectory
 from rlvlm_jax.types import Passes
 from tests import test_masks as fake  # a model of one parameter, and one optimizer step with it
@@ -71,20 +72,32 @@ def test_an_advantage(monkeypatch, per_token):
     )
 
 
-def test_a_reward(monkeypatch):
-    def thrift(response, settings):
-        return 1 - response.length / response.max_tokens
+A_REWARD = r"""
+from rlvlm_jax.rewards import rules
 
-    monkeypatch.setitem(rules.REWARDS, "thrift", rules.Rule(thrift, 0.0, "1 less its length"))
+# As if the row stood in the file: the configuration reads the table when it is imported.
+rules.REWARDS["thrift"] = rules.Rule(
+    lambda response, settings: 1 - response.length / response.max_tokens, 0.0, "1 less its length"
+)
+
+from rlvlm_jax import config, rewards
+
+c = config.default()
+
+
+def score():
     examples = [{"solution": r"\boxed{2}"}] * 2
     texts, truncated, lengths = [r"\boxed{2}", r"\boxed{3}"], [False, False], [3, 6]
+    return rewards.score(texts, examples, truncated, lengths, c.rewards, 6)
 
-    def score(**settings):
-        c = tiny_model.settings(**settings)
-        limit = c.rollout.max_tokens
-        return rewards.score(texts, examples, truncated, lengths, c.rewards, limit)
 
-    assert "thrift" not in score().rewards
-    scores = score(rewards__rules__thrift=0.25)
-    np.testing.assert_array_equal(scores.rewards["thrift"], np.float32([0.5, 0]))
-    np.testing.assert_array_equal(scores.score, np.float32([1.125, 0]))
+assert "thrift" not in score().rewards
+c.rewards.rules.thrift = 0.25
+scores = score()
+assert scores.rewards["thrift"].tolist() == [0.5, 0]
+assert scores.score.tolist() == [1.125, 0]
+"""
+
+
+def test_a_reward():
+    subprocess.run([sys.executable, "-c", A_REWARD], check=True)

@@ -261,10 +261,11 @@ def same(workdir, data):
 
 def kill(workdir, data, kills, steps):
     """Kills and compares."""
-    compiled = str(workdir / "compiled")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(workdir / "compiled")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     plain, killed = workdir / "plain", workdir / "killed"
     keys = {"total_steps": steps, "eval_every": 0, "checkpoint_every": 1}
-    keys |= {"mesh__fsdp": 2, "compile_cache": compiled}
+    keys["mesh__fsdp"] = 2
     assert finish(start(2, 1, arguments(plain, **settings(data, **keys)))) == [0, 0]
     for one in kill_repeatedly(kills, killed, data, **keys):
         say("process {} killed behind step {}; the other left with {} after {} s".format(*one))

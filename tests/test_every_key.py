@@ -693,7 +693,7 @@ CASES = {
         case(2, 1, data_flow_of_images, **ON_FILE, rollout__prompts=1, train__minibatch=4)
     ],
     "data.workers": [case(2, 1, reading_threads)],
-    "data.feature_cache_gib": [case(1.0, 0.0, loop, total_steps=4)],
+    "data.feature_cache_gib": [case(1.0, 0.0, loop, total_steps=2, data__train="bundled:train:4")],
     # step II
     "rollout.prompts": [case(4, 8, data_flow)],
     "rollout.samples": [case(4, 2, sampler)],

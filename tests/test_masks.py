@@ -199,7 +199,11 @@ def test_groups_that_the_filter_removed_take_part_in_no_statistic():
     def advantages(**settings):
         settings = {f"algorithm__{name}": value for name, value in settings.items()}
         c = tiny_model.settings(
-            algorithm__filter=True, algorithm__old_logprobs="sampler", algorithm__eps=0, **settings
+            algorithm__filter_low=0.1,
+            algorithm__filter_high=0.9,
+            algorithm__old_logprobs="sampler",
+            algorithm__eps=0,
+            **settings,
         )
         passes = Passes(None, None, None, None)
         t, _ = make_trajectory(c, None, None, rollout(), passes, scores, in_update)

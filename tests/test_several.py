@@ -37,10 +37,12 @@ STEPS = 6
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled_fast():
+def _compiled_fast(compiled):
     """Programs that take less time to compile and more to run: only each other's are compared."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", compiled)
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
         yield
 
 
@@ -50,18 +52,18 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def of_one(tmp_path_factory, data, compiled):
+def of_one(tmp_path_factory, data):
     """What one process of one device records in three steps."""
     run = tmp_path_factory.mktemp("of_one") / "run"
-    keys = {"total_steps": 3, "eval_every": 3, "data__buckets": 1, "compile_cache": compiled}
+    keys = {"total_steps": 3, "eval_every": 3, "data__buckets": 1}
     assert finish(start(1, 1, arguments(run, **settings(data, **keys)))) == [0]
     return records(run)
 
 
 @pytest.fixture(scope="module")
-def keys(compiled):
+def keys():
     """Keys of a run on two processes that saves every step."""
-    divided = {"mesh__fsdp": 2, "data__buckets": 1, "compile_cache": compiled}
+    divided = {"mesh__fsdp": 2, "data__buckets": 1}
     return {**divided, "eval_every": 0, "checkpoint_every": 1, "total_steps": STEPS}
 
 

@@ -4,10 +4,10 @@
 
 Names are GROUP/NAME with the unit as suffix. An undefined value (a mean over nothing) is None or
 absent, never 0. What the device computes is named where it is computed, in trajectory.py and
-update.py. To add a metric, add its line to the function of its group.
+update.py. A metric of the sampled responses is a function and its row in `SAMPLED_METRICS`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,8 +32,9 @@ class Sampled(NamedTuple):
     rounds: int  # batches of prompts
 
 
-def score_metrics(scores: rewards.Scores) -> Metrics:
+def score_metrics(sampled: Sampled) -> Metrics:
     """Returns the means of the score and of each reward, before weighting."""
+    scores = sampled.scores
     return {
         "reward/score": scores.score.mean(),
         **{f"reward/{name}": value.mean() for name, value in scores.rewards.items()},
@@ -85,22 +86,14 @@ def response_metrics(
     }
 
 
-def filter_metrics(
-    correct: np.ndarray, keep: np.ndarray, chosen: np.ndarray, rounds: int
-) -> Metrics:
+def filter_metrics(sampled: Sampled) -> Metrics:
     """Returns filter/*, over all sampled groups; {} for groups of one response.
 
-    Args:
-        correct: bool[M * G], the judge's verdicts on M groups.
-        keep: bool[M], the groups that pass the filter.
-        chosen: int[N], the groups of the update's batch.
-        rounds: batches of prompts that were sampled.
-
-    Returns:
-        kept_fraction, all_correct, all_wrong: shares of the groups; rounds; trained: kept groups in
-        the update's batch; surplus: kept groups beyond that batch.
+    kept_fraction, all_correct, all_wrong: shares of the groups; rounds: batches sampled; trained:
+    kept groups in the update's batch; surplus: kept groups beyond that batch.
     """
-    correct = correct.reshape(len(keep), -1)
+    keep, chosen = sampled.keep, sampled.chosen
+    correct = sampled.scores.correct.reshape(len(keep), -1)
     if correct.shape[1] == 1:
         return {}
     trained = int(keep[chosen].sum())
@@ -108,21 +101,38 @@ def filter_metrics(
         "filter/kept_fraction": float(keep.mean()),
         "filter/all_correct": float(correct.all(axis=1).mean()),
         "filter/all_wrong": float((~correct).all(axis=1).mean()),
-        "filter/rounds": rounds,
+        "filter/rounds": sampled.rounds,
         "filter/trained": trained,
         "filter/surplus": int(keep.sum()) - trained,
     }
 
 
-def judge_metrics(scores: rewards.Scores, texts: Sequence[str]) -> Metrics:
+def judge_metrics(sampled: Sampled) -> Metrics:
     """Returns judge/*: responses without a verdict, by reason, and failed custom rewards."""
+    scores = sampled.scores
     return {
         "judge/timeouts": scores.status.count("timeout") + scores.custom_timeouts,
         "judge/custom_errors": scores.custom_errors,
         "judge/unparsable": scores.status.count("unparsable"),
         "judge/no_answer": scores.status.count("no_answer"),
-        "judge/several_answers": sum(map(rewards.has_several_answers, texts)),
+        "judge/several_answers": sum(map(rewards.has_several_answers, sampled.responses.texts)),
     }
+
+
+def text_metrics(sampled: Sampled) -> Metrics:
+    """Returns `response_metrics` of all responses."""
+    responses = sampled.responses
+    return response_metrics(
+        responses.texts, responses.lengths, sampled.scores.correct, responses.truncated
+    )
+
+
+SAMPLED_METRICS: dict[str, Callable[[Sampled], Metrics]] = {  # what they measure -> function
+    "reward": score_metrics,
+    "response": text_metrics,
+    "filter": filter_metrics,
+    "judge": judge_metrics,
+}
 
 
 def sampling_metrics(sampled: Sampled, dropped: int) -> Metrics:
@@ -132,14 +142,10 @@ def sampling_metrics(sampled: Sampled, dropped: int) -> Metrics:
         sampled: of the step.
         dropped: training records that were left out so far.
     """
-    responses, scores = sampled.responses, sampled.scores
-    return {
-        **score_metrics(scores),
-        **response_metrics(responses.texts, responses.lengths, scores.correct, responses.truncated),
-        **filter_metrics(scores.correct, sampled.keep, sampled.chosen, sampled.rounds),
-        **judge_metrics(scores, responses.texts),
-        "data/dropped": dropped,
-    }
+    metrics: Metrics = {}
+    for function in SAMPLED_METRICS.values():
+        metrics |= function(sampled)
+    return {**metrics, "data/dropped": dropped}
 
 
 def update_metrics(useful_fraction: float, learning_rate: float | None) -> Metrics:

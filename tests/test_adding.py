@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""A new loss, aggregate, KL estimator, advantage, reward: a function and a row, and nothing else.
+"""A new loss, aggregate, KL estimator, advantage, reward or metric is a function and a row alone.
 
 A new data format is in tests/data/test_dataset.py.
 """
@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlvlm_jax import step_metrics
 from rlvlm_jax.algorithms import advantages, kl, losses, masked
+from rlvlm_jax.sampling.responses import Responses
 from rlvlm_jax.trajectory import make_trajectory
 from rlvlm_jax.types import Passes
 from tests import test_masks as fake  # a model of one parameter, and one optimizer step with it
@@ -101,3 +103,16 @@ assert scores.score.tolist() == [1.125, 0]
 
 def test_a_reward():
     subprocess.run([sys.executable, "-c", A_REWARD], check=True)
+
+
+def test_a_metric(monkeypatch):
+    def shouting(sampled):
+        return {"response/shouting": np.mean([text.isupper() for text in sampled.responses.texts])}
+
+    for name in step_metrics.SAMPLED_METRICS:
+        monkeypatch.setitem(step_metrics.SAMPLED_METRICS, name, lambda sampled: {})
+    monkeypatch.setitem(step_metrics.SAMPLED_METRICS, "shouting", shouting)
+    responses = Responses(["A", "b", "C", "d"], *5 * [None])
+    sampled = step_metrics.Sampled(responses, *4 * [None], rounds=1)
+    metrics = step_metrics.sampling_metrics(sampled, dropped=3)
+    assert metrics == {"response/shouting": 0.5, "data/dropped": 3}

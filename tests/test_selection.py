@@ -5,7 +5,7 @@
 import numpy as np
 import pytest
 
-from rlvlm_jax import selection, step_metrics
+from rlvlm_jax import rewards, selection, step_metrics
 from rlvlm_jax.models.qwen2_vl.media import ImageSpec, Patches
 from rlvlm_jax.rewards import Scores
 from rlvlm_jax.selection import Round
@@ -81,9 +81,15 @@ def test_kept_groups_come_first_and_the_surplus_is_dropped():
     scores, kept = selection.scores_of(config, rounds, chosen)
     assert kept.all()
     assert scores.reshape(4, SAMPLES).sum(axis=1).tolist() == [2, 1, 3, 1]
-    correct = np.concatenate([r.scores.correct for r in rounds])
-    keep = np.concatenate([r.keep for r in rounds])
-    assert step_metrics.filter_metrics(correct, keep, chosen, len(rounds)) == {
+    sampled = step_metrics.Sampled(
+        responses=None,
+        scores=rewards.join([r.scores for r in rounds]),
+        keep=np.concatenate([r.keep for r in rounds]),
+        chosen=chosen,
+        trained=None,
+        rounds=len(rounds),
+    )
+    assert step_metrics.filter_metrics(sampled) == {
         "filter/kept_fraction": 5 / 8,
         "filter/all_correct": 2 / 8,
         "filter/all_wrong": 1 / 8,

@@ -66,7 +66,7 @@ def get_config(arg=None):
         c.rewards.rules.overlong = 1.0
         c.rewards.overlong_tokens = 1024
     elif variant == "adora":
-        c.algorithm.adora = 0.1
+        c.algorithm.adora_weight = 0.1
     elif variant == "rloo":
         c.algorithm.advantage = "rloo"
         c.algorithm.whiten = "scale"

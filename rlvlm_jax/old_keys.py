@@ -16,7 +16,7 @@ RENAMED = {  # old key -> new key
     "data.index": "cache",
     "data.limit_eval": "eval.limit",
     **{f"rewards.{rule}": f"rewards.rules.{rule}" for rule in RULES},
-    "algorithm.adora_lambda": "algorithm.adora",
+    **{f"algorithm.{name}": "algorithm.adora_weight" for name in ("adora", "adora_lambda")},
     **{f"train.train_{part}": "train.parts" for part in PARTS},
     "train.lr_vit": "train.lr_vision",
     "train.lr_connector": "train.lr_vision",
@@ -136,9 +136,9 @@ def translate(config: Mapping[str, Any]) -> dict[str, Any]:
     if "train.train_vit" in leaves:
         trained = {part: leaves.pop(f"train.train_{part}", True) for part in PARTS}
         leaves["train.parts"] = [part for part in PARTS if trained[part]]
-    if isinstance(leaves.get("algorithm.adora"), bool):
+    if "algorithm.adora" in leaves:
         weight = leaves.pop("algorithm.adora_lambda", 0.1)
-        leaves["algorithm.adora"] = weight if leaves["algorithm.adora"] else 1.0
+        leaves["algorithm.adora_weight"] = weight if leaves.pop("algorithm.adora") else 1.0
     normalise = leaves.pop("algorithm.normalise", False)
     if leaves.get("algorithm.advantage") != "reinforce_pp":
         leaves["algorithm.whiten"] = "scale" if normalise else "auto"

@@ -75,12 +75,12 @@ def compute_advantages(
         result = masked.fill(result[:, None], mask)
     if grouped and algorithm.whiten == "scale":
         result = masked.whiten(result, mask)
-    if algorithm.adora != 1:
+    if algorithm.adora_weight != 1:
         weights = advantages.adora_weights(
             scores,
             masked.count(mask, axis=1),
             group_size,
-            lam=algorithm.adora,
+            lam=algorithm.adora_weight,
             max_length=config.rollout.max_tokens - 2,
         )
         result = weights[:, None] * result

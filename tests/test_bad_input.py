@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rlvlm_jax import config, main, recorder, startup
+from rlvlm_jax import checkpoint, config, main, recorder, startup
 from rlvlm_jax import run as run_lib
 from rlvlm_jax.models import huggingface
 from tests.run_cases import CONFIGS, arguments, execute, read_lines, write_problems, write_records
@@ -366,6 +366,15 @@ def test_resuming_with_another_configuration(refused, run):
     message = refused(arguments(workdir, data, seed=1, train__lr=1.0, **keys))
     assert "config.seed" in message
     assert "config.train.lr" in message
+
+
+def test_a_run_of_an_older_version_is_not_resumed(refused, run, monkeypatch):
+    workdir, data, keys = run
+    about = checkpoint.read_run(workdir / "checkpoints" / "1")
+    about["config"]["update"] = about["config"].pop("train")
+    monkeypatch.setattr(checkpoint, "read_run", lambda _: about)
+    message = refused(arguments(workdir, data, **keys))
+    assert f"{workdir} holds a run of an older version, which cannot be resumed" in message
 
 
 def test_records_stay_where_the_checkpoints_are_looked_for_elsewhere(refused, run, tmp_path):

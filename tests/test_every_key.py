@@ -734,7 +734,7 @@ CASES = {
     "algorithm.scale": [case("group", other, trajectory) for other in ("batch", "none")],
     "algorithm.eps": [case(1e-6, 1e-2, trajectory)],
     "algorithm.whiten_parts": [case(1, 2, trajectory, **PLUS_PLUS)],
-    "algorithm.adora": [case(1.0, 0.1, trajectory), case(0.1, 0.5, trajectory)],
+    "algorithm.adora_weight": [case(1.0, 0.1, trajectory), case(0.1, 0.5, trajectory)],
     "algorithm.kl_reward_coef": [case(0.0, 0.5, trajectory), case(0.0, 0.5, passes)],
     "algorithm.mask_truncated": [case(False, True, trajectory)],
     "algorithm.flat_positions": [case(False, True, passes), case(False, True, update)],

@@ -221,7 +221,7 @@ def test_groups_that_the_filter_removed_take_part_in_no_statistic():
     centred = 2 * batch
     normalised = centred / (np.mean(centred**2) * tokens / (tokens - 1)) ** 0.5
     for advantage in ("grpo", "rloo", "reinforce_baseline"):
-        settings = {"advantage": advantage, "scale": "none", "normalise": True}
+        settings = {"advantage": advantage, "scale": "none", "whiten": "scale"}
         np.testing.assert_allclose(advantages(**settings), normalised, atol=1e-6)
 
 

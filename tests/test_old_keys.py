@@ -107,7 +107,7 @@ def test_values_are_translated():
     assert new["rewards"]["penalty"] == 0.0
     algorithm = new["algorithm"]
     assert (algorithm["filter_low"], algorithm["filter_high"]) == (0.1, 0.9)
-    assert (algorithm["adora"], algorithm["whiten"]) == (0.25, "scale")
+    assert (algorithm["adora_weight"], algorithm["whiten"]) == (0.25, "scale")
     assert (new["train"]["final_lr"], new["train"]["lr_vision"]) == (1.0, 1e-3)
     assert new["train"]["parts"] == ["vit", "head"]
     assert new["sft"]["direct_share"] == 0.6

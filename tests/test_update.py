@@ -382,7 +382,7 @@ def test_divergence_is_taken_from_the_scores_of_a_group(ragged):
 
 def test_adora_weighs_whole_groups(ragged):
     plain = advantages_of(ragged)
-    found = advantages_of(ragged, adora=0.25)
+    found = advantages_of(ragged, adora_weight=0.25)
     lengths = ragged.sum(axis=1)
     for group in range(4):
         rows = slice(4 * group, 4 * group + 4)
@@ -393,7 +393,7 @@ def test_adora_weighs_whole_groups(ragged):
         np.testing.assert_allclose(found[rows], weight * plain[rows], atol=1e-7)
     # A divergence in the scores makes no right response a wrong one.
     settings = {"token_kl": np.ones(ragged.shape, np.float32), "kl_reward_coef": 1.0}
-    with_kl = advantages_of(ragged, adora=0.25, **settings)
+    with_kl = advantages_of(ragged, adora_weight=0.25, **settings)
     weights = found[ragged] / plain[ragged]
     np.testing.assert_allclose(
         with_kl[ragged], weights * advantages_of(ragged, **settings)[ragged], atol=1e-6

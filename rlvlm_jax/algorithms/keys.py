@@ -19,7 +19,7 @@ ALGORITHM = (
     Key("eps", 1e-6, "grpo: added to the deviation", least=0),
     Key("whiten_parts", 1, "whiten within this many equal parts of the batch (MAYE: 7)", above=0),
     Key(
-        "adora",
+        "adora_weight",
         1.0,
         "weight of groups whose correct responses are not the longer ones; 1 = off",
         least=0,

@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 import pytest
 
-from rlvlm_jax import VLM, checkpoint, export, main, rewards, run
+from rlvlm_jax import VLM, checkpoint, export, main, recorder, rewards, run
 from rlvlm_jax.evaluation import runs
 from rlvlm_jax.models.common import lora
 from tests import run_cases
@@ -164,8 +164,8 @@ def test_rollouts_are_complete(finished, data):
 
 def test_tokens_of_the_first_prompts(finished):
     rows = read_lines(finished / "rollouts" / "2.jsonl")
-    assert ["pieces" in row for row in rows] == [True] * 6 + [False] * 2  # of three prompts
-    for row in rows[:6]:
+    assert len(rows) <= 2 * recorder.TOKEN_PROMPTS  # so all have them
+    for row in rows:
         assert len(row["pieces"]) == len(row["logprobs"]) == len(row["advantages"]) == row["tokens"]
         assert "".join(row["pieces"]) == row["response"]
         assert max(row["logprobs"]) <= 0.0

@@ -207,6 +207,7 @@ def test_no_image_size_compiles_anything_after_the_first_step(tmp_path):
     assert len(set(counts)) == 1
 
 
+@pytest.mark.slow
 def test_packed_streams_and_two_shapes_change_the_work_and_not_the_numbers(
     tmp_path, data, finished
 ):
@@ -242,6 +243,7 @@ def without_cache(tmp_path_factory, data):
     return workdir
 
 
+@pytest.mark.slow
 def test_features_from_the_host_change_no_bit_of_a_run(without_cache, finished):
     assert_same_run(without_cache, finished)
     files = sorted(path.name for path in (without_cache / "eval").iterdir())
@@ -264,6 +266,7 @@ def test_from_the_second_epoch_on_all_features_are_from_the_host(without_cache, 
 # ---- resuming --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, data, finished, monkeypatch):
     for steps, judge in ((2, 7), (6, 8), (6, 9)):  # the last finds nothing left to do
         monkeypatch.setattr(rewards, "JUDGE_VERSION", judge)
@@ -274,6 +277,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, data, finished, mon
     assert resumed.judge_versions == (7, 8)  # evaluations keep the one that decided them
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_exits_75_and_the_run_goes_on(tmp_path, data, compiled, finished, capsys):
     process = start(tmp_path, data, compiled, total_steps=6, checkpoint_every=0)
     wait_for((tmp_path / "rollouts" / "1.jsonl").exists, process)

@@ -313,6 +313,7 @@ CASES = [  # each loss and each aggregation once; the loss itself is the same co
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "aggregate"), CASES)
 def test_a_packed_update_is_that_of_rows(trajectory, loss, aggregate):
     settings = {"algorithm__loss": loss, "algorithm__aggregate": aggregate}

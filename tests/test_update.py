@@ -109,7 +109,8 @@ def test_ratio_is_one_before_the_first_update(collected):
     assert float(stats["update/clip_fraction"]) == 0.0
 
 
-@pytest.mark.parametrize("loss", ["ppo", pytest.param("gspo", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["ppo", "gspo"])
 def test_one_optimizer_step_needs_no_pass_before_it(collected, loss):
     keys = {"train__minibatch": 16, "train__microbatch": 4, "algorithm__loss": loss}
     state, stats, trajectory = run(collected, **keys)
@@ -145,6 +146,7 @@ def test_an_update_of_nothing_has_no_entropy_and_no_gap(collected):
         assert np.isnan(float(stats[name])), name
 
 
+@pytest.mark.slow
 def test_without_a_pass_the_samplers_own_are_the_old_ones(collected, base):
     state, stats, trajectory = run(collected, algorithm__old_logprobs="sampler")
     np.testing.assert_array_equal(trajectory.old_logprobs, collected[2].logprobs)
@@ -176,19 +178,21 @@ def test_micro_batches_change_nothing(collected, aggregate, micro):
     assert float(parts[1]["update/loss"]) == pytest.approx(float(whole[1]["update/loss"]), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_that_share_a_prompt_equal_rows_that_do_not(collected, base):
     """G = 4 with micro-batches of one sequence each: nothing is shared."""
     alone = run(collected, train__microbatch=1)
     assert distance(base[0].params, alone[0].params) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh",
     [
-        pytest.param((4, 1, 1, 1), marks=pytest.mark.slow),
-        pytest.param((1, 4, 1, 1), marks=pytest.mark.slow),
-        pytest.param((2, 1, 1, 2), marks=pytest.mark.slow),
-        pytest.param((1, 2, 2, 2), marks=pytest.mark.slow),
+        (4, 1, 1, 1),
+        (1, 4, 1, 1),
+        (2, 1, 1, 2),
+        (1, 2, 2, 2),
         (1, 4, 1, 2),
     ],
 )

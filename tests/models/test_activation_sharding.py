@@ -22,9 +22,8 @@ from tests import tiny_model
 from tests.models import model_cases as cases
 
 
-@pytest.mark.parametrize(
-    "kind", ["model", *(pytest.param(k, marks=pytest.mark.slow) for k in cache.KINDS[1:])]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", cache.KINDS)
 def test_a_scan_over_layers_decodes_the_same(kind):
     config = cases.tiny_config(layers=3)
     unrolled = families.build(config, cache=kind)
@@ -66,14 +65,15 @@ def plainly():
     return params, sample(model_of(), params, tiny_model.batch())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "platform", "sequence"),
     [
-        pytest.param("tensor", "cpu", 1, marks=pytest.mark.slow),
+        ("tensor", "cpu", 1),
         ("tensor", "tpu", 2),
-        pytest.param("replicated", "cpu", 1, marks=pytest.mark.slow),
-        pytest.param("train", "tpu", 1, marks=pytest.mark.slow),
-        pytest.param("train", "cpu", 2, marks=pytest.mark.slow),
+        ("replicated", "cpu", 1),
+        ("train", "tpu", 1),
+        ("train", "cpu", 2),
     ],
 )
 def test_samples_do_not_depend_on_the_sharding_of_weights(
@@ -112,13 +112,14 @@ def test_no_weight_of_the_decoder_is_whole_on_a_device(axes):
     assert not whole & set(re.findall(r"= \w+\[([\d,]+)\]", text))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tied", "fsdp", "sequence", "tensor"),
     [
         (False, 2, 2, 2),
-        pytest.param(True, 4, 1, 2, marks=pytest.mark.slow),
-        pytest.param(False, 4, 1, 2, marks=pytest.mark.slow),
-        pytest.param(True, 1, 2, 1, marks=pytest.mark.slow),
+        (True, 4, 1, 2),
+        (False, 4, 1, 2),
+        (True, 1, 2, 1),
     ],
 )
 def test_logprobs_and_gradients_do_not_depend_on_the_mesh(tied, fsdp, sequence, tensor):
@@ -149,9 +150,8 @@ def test_logprobs_and_gradients_do_not_depend_on_the_mesh(tied, fsdp, sequence, 
         np.testing.assert_allclose(one, other, atol=1e-4 * max(1.0, np.abs(other).max()))
 
 
-@pytest.mark.parametrize(
-    ("fsdp", "sequence", "tensor"), [pytest.param(8, 1, 1, marks=pytest.mark.slow), (2, 2, 2)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("fsdp", "sequence", "tensor"), [(8, 1, 1), (2, 2, 2)])
 def test_tokens_are_looked_up_without_gathering_table_or_tokens(fsdp, sequence, tensor):
     mesh = sharding.make_mesh(1, fsdp, tensor, sequence=sequence)
     model = model_of(mesh, vocab_size=1024)

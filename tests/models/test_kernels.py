@@ -240,10 +240,9 @@ def of_model(kernel, family, remat="none"):
     return run(cases.random_params(model), batch, tokens, mask)
 
 
-@pytest.mark.parametrize("family", [pytest.param("qwen2_vl", marks=pytest.mark.slow), "qwen2_5_vl"])
-@pytest.mark.parametrize(
-    "kernel", [XLA, pytest.param(SPLASH, marks=pytest.mark.slow)], ids=["xla", "splash"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl"])
+@pytest.mark.parametrize("kernel", [XLA, SPLASH], ids=["xla", "splash"])
 def test_the_whole_model_has_the_same_gradient_by_a_kernel(kernel, family):
     (value, prefilled), gradient = of_model(kernel, family, remat="full")
     (expected, by_plain), of_plain = of_model(PLAIN, family)

@@ -128,6 +128,7 @@ def test_gradient_of_a_shared_prompt_equals_that_of_separate_rows_with_remat():
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(shared))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_remat_and_padding_leave_the_vision_gradient_alone(family):
     model, params = make(family)

@@ -308,8 +308,8 @@ def assert_same_update(one, other):
 
 CASES = [  # each loss and each aggregation once; the loss itself is the same code for both paths
     ("ppo", "token"),
-    pytest.param("gspo", "sequence", marks=pytest.mark.slow),
-    pytest.param("cispo", "constant", marks=pytest.mark.slow),
+    ("gspo", "sequence"),
+    ("cispo", "constant"),
 ]
 
 

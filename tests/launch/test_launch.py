@@ -56,8 +56,8 @@ def test_head_says_what_it_is_for_and_modes_fit(path):
     assert os.access(path, os.X_OK)
 
 
-def test_readme_lists_every_file():
-    block = (ROOT / "README.md").read_text(encoding="utf-8").split("## Files", 1)[1].split("```")[1]
+def test_the_list_of_files_names_every_script():
+    block = (ROOT / "docs" / "files.md").read_text(encoding="utf-8").split("```")[1]
     listed = block.split("\nlaunch/\n", 1)[1].split("\nrlvlm_jax/\n", 1)[0]
     names = {line.split()[0] for line in listed.splitlines()}
     assert names == {path.name for path in (ROOT / "launch").iterdir()}

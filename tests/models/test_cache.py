@@ -10,7 +10,6 @@ import model_cases as cases
 import numpy as np
 import pytest
 
-from rlvlm_jax.errors import InputError
 from rlvlm_jax.models.common import cache, exact_cpu
 from rlvlm_jax.models.families import build
 
@@ -152,8 +151,3 @@ def test_a_smaller_kind_decodes_nearly_the_same(kind, most):
     expected, found = decoded("model"), decoded(kind)
     deviation = (found - expected).std() / expected.std()
     assert 0 < deviation < most
-
-
-def test_an_unknown_kind_is_refused():
-    with pytest.raises(InputError, match="rollout.cache='int4'"):
-        build(cases.tiny_config(), cache="int4")

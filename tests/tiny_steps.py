@@ -127,7 +127,7 @@ def sharded_params(mesh=ONE):
 
 def state(mesh=ONE, **settings):
     """Returns the state before the first update."""
-    return _state(mesh, **chosen(settings, ("train__train_",)))
+    return _state(mesh, **chosen(settings, ("train__parts",)))
 
 
 @functools.cache

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlvlm_jax.errors import InputError
 from rlvlm_jax.models.common import cache
 from rlvlm_jax.models.families import build
 from rlvlm_jax.models.huggingface import param_shapes
@@ -140,12 +139,3 @@ def test_every_call_has_the_promised_shapes_and_types(name):
     assert hidden == array(bf16, n * g, r, config.width)
     logits = jax.eval_shape(model.logits, params, hidden)
     assert logits == array(np.float32, n * g, r, config.vocab_size)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"dtype": "float16"}, "model.dtype='float16'"), ({"remat": "all"}, "model.remat='all'")],
-)
-def test_build_names_the_key_of_a_wrong_option(options, message):
-    with pytest.raises(InputError, match=message):
-        build(PUBLISHED["qwen2-vl-2b"], **options)

@@ -1,14 +1,18 @@
 # SPDX-FileCopyrightText: The rlvlm_jax authors
 # SPDX-License-Identifier: Apache-2.0
-"""Eight fake devices for the whole suite, and the switch for slow tests."""
+"""Eight fake devices for the whole suite, quick compilation, and the switch for slow tests."""
 
 import gc
 import os
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Without optimization, programs take less time to compile and more to run: most tests run little.
+# `.ci/run` tests with optimization too what has to be exact.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    "--xla_backend_optimization_level=0 "  # a later flag of the same name counts
+    + os.environ.get("XLA_FLAGS", "")
+    + " --xla_force_host_platform_device_count=8"
 )
 
 import jax

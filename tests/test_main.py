@@ -252,6 +252,7 @@ def test_features_from_the_host_change_no_bit_of_a_run(without_cache, finished):
         assert read_lines(without_cache / "eval" / name) == read_lines(finished / "eval" / name)
 
 
+@pytest.mark.slow
 def test_from_the_second_epoch_on_all_features_are_from_the_host(without_cache, finished):
     without, with_cache = (
         [line for line in read_lines(run / "metrics.jsonl") if line["phase"] == "train"]

@@ -170,7 +170,8 @@ def shrinks(found):
     return left[0] > 4 and any(0 < rows <= 4 for rows in left)
 
 
-@pytest.mark.parametrize("stops", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("stops", [1, 2])
 def test_blocks_and_a_smaller_batch_change_no_sample(monkeypatch, stops):
     # Which responses a seed gives is the machine's: the first whose lengths are of use is taken.
     sample = long_sampler(stops=stops)

@@ -120,9 +120,9 @@ def check_peer() -> None:
 
 def about(arguments: argparse.Namespace) -> dict[str, Any]:
     """Returns date, device and versions: what the numbers depend on besides the work."""
-    from rlvlm_jax import run
+    from rlvlm_jax import recorder
 
-    environment = run.environment()
+    environment = recorder.environment()
     if arguments.peer:
         environment["versions"]["torch"] = importlib.metadata.version("torch")
     return {

@@ -8,6 +8,8 @@ import shutil
 import pytest
 from launch_cases import DELETE, PLACE, RECIPE, SLICE
 
+pytestmark = pytest.mark.slow
+
 
 def check_what_is_left(cloud, output, context):
     """What exists is named with the command that deletes it, and nothing else is claimed."""

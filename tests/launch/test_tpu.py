@@ -23,6 +23,8 @@ from launch_cases import (
     executable,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("command", ["create", "run", "logs", "status", "stop", "delete", "all"])
 def test_dry_run_of_tpu_shows_all_and_runs_nothing(cloud, command):

@@ -82,6 +82,7 @@ def both():
         return windowed, run()
 
 
+@pytest.mark.slow
 def test_features_are_the_same_and_in_the_same_order(both):
     (windowed, _), (masked, _) = both
     counts = cases.make_batch(cases.tiny_config(), PROMPTS).media.image[:, ::4] > 0

@@ -37,6 +37,7 @@ def leaves(directory, config=CONFIG):
     return dict(huggingface._flatten(params))
 
 
+@pytest.mark.slow
 def test_it_trains_samples_exports_and_loads_again(directory, tmp_path, monkeypatch):
     data = run_cases.write_problems(tmp_path / "data", count=4)
     settings = {"data__val": "", "eval_every": 0, "total_steps": 2, "checkpoint_every": 2}

@@ -28,6 +28,7 @@ def test_supervised_training_is_its_update():
     assert phases["update"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [8, 256])
 def test_an_evaluation_has_the_rows_of_its_largest_setting(samples):
     config = settings("rl")

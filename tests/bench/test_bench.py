@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command: what it writes, what it refuses, and that both sides do the same work."""
 
+import argparse
 import json
 
 import bench_cases
@@ -27,13 +28,17 @@ def run(monkeypatch, *argv):
     return run_cases.execute(argv, monkeypatch, command.main, "rlvlm_jax.bench")
 
 
+def test_a_report_says_where_it_was_measured():
+    report = command.about(argparse.Namespace(peer=None, repeats=2))
+    assert report["cores"] >= 1
+    assert {"jax", "jaxlib", "transformers", "python"} <= set(report["versions"])
+
+
 @pytest.mark.slow
 def test_a_case_without_a_peer(tiny, tmp_path, monkeypatch, capsys):
     out = tmp_path / "bench.json"
     assert run(monkeypatch, f"--out={out}", "--case=tiny", "--repeats=2") == 0
     report = json.loads(out.read_text())
-    assert report["cores"] >= 1
-    assert {"jax", "jaxlib", "transformers", "python"} <= set(report["versions"])
     case = report["cases"]["tiny"]
     assert case["limit"]["flops_per_s"] == 1e9
     assert case["compile_s"] > 0

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import pytest
 
+from rlvlm_jax import trajectory, update
 from rlvlm_jax.models.families import FAMILIES
 from rlvlm_jax.models.qwen2_vl.config import from_hf
 from rlvlm_jax.plan import compiled, work
@@ -159,6 +160,8 @@ def test_neither_weights_nor_logits_are_whole_anywhere(monkeypatch, mesh):
     )
     model = dataclasses.replace(model, vision=dataclasses.replace(model.vision, out_width=width))
     monkeypatch.setitem(FAMILIES[model.family].published, "deep", model)
+    for module in (trajectory, update):
+        monkeypatch.setattr(module, "CHUNK", 8)  # of 64 tokens
     config = tiny_model.settings(
         model__path="deep",
         rollout__prompts=8,

@@ -21,7 +21,18 @@ from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.sampling.sampler import SampleSettings, make_sample_fn, sequence_keys
 from rlvlm_jax.trajectory import make_trajectory, run_passes
 from rlvlm_jax.types import Array, Params, Passes, Prompts, Rollout, TrainState, Trajectory
-from rlvlm_jax.update import Setup, Stats, cut, minibatch_order, rl_loss, train_step
+from rlvlm_jax.update import (
+    Minibatch,
+    Setup,
+    Stats,
+    cut,
+    minibatch_order,
+    minibatch_shardings,
+    rl_loss,
+    train_step,
+)
+
+Carry = tuple[TrainState, Trajectory]  # what `train_step` hands on; donated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +43,8 @@ class Steps:
     sample: Callable[..., Rollout]  # (params, version, prompts, features, key, round number)
     passes: Callable[..., Passes]  # `trajectory.run_passes` from its params on
     trajectory: Callable[..., tuple[Trajectory, Stats]]  # `make_trajectory` from its prompts on
-    update: Callable[..., tuple[TrainState, Stats]]  # (trajectory, state, minibatch)
+    # ((state, trajectory), minibatches) -> ((state, trajectory), stats of each optimizer step)
+    update: Callable[[Carry, Minibatch], tuple[Carry, Stats]]
 
 
 def make_steps(session: startup.Session, optimizer: optim.Optimizer, state: TrainState) -> Steps:
@@ -66,9 +78,9 @@ def make_steps(session: startup.Session, optimizer: optim.Optimizer, state: Trai
         passes=jax.jit(partial(run_passes, model, config, policy), out_shardings=rows),
         trajectory=jax.jit(partial(make_trajectory, config), out_shardings=(rows, replicated)),
         update=jax.jit(
-            partial(train_step, setup, rl_loss),
-            out_shardings=(jax.tree.map(lambda x: x.sharding, state), replicated),
-            donate_argnums=1,
+            partial(jax.lax.scan, partial(train_step, setup, rl_loss)),
+            out_shardings=((jax.tree.map(lambda x: x.sharding, state), rows), replicated),
+            donate_argnums=0,
         ),
     )
 
@@ -139,9 +151,13 @@ def lower_steps(
     order = np.zeros(jax.eval_shape(partial(minibatch_order, session.config), key).shape, np.int32)
     planner = make_planner(session)  # an empty plan has the same shape as any other
     plan = planner.for_passes(prompt_mask, lengths)
-    minibatch = cut(session.config, order, planner.for_update(prompt_mask, lengths, order))[0]
-    plan, minibatch = sharding.with_shardings(
-        (plan, minibatch), sharding.plan_shardings((plan, minibatch), session.mesh)
+    minibatches = cut(session.config, order, planner.for_update(prompt_mask, lengths, order))
+    plan, minibatches = sharding.with_shardings(
+        (plan, minibatches),
+        (
+            sharding.plan_shardings(plan, session.mesh),
+            minibatch_shardings(minibatches, session.mesh),
+        ),
     )
     passes = steps.passes.lower(state.params, reference, batch, features, rollout, plan)
     scores, in_update = (
@@ -151,7 +167,7 @@ def lower_steps(
     trajectory = steps.trajectory.lower(
         batch, features, rollout, sharded(passes.out_info), scores, in_update
     )
-    update = steps.update.lower(sharded(trajectory.out_info[0]), state, minibatch)
+    update = steps.update.lower((state, sharded(trajectory.out_info[0])), minibatches)
     return Steps(encode, sample, passes, trajectory, update)
 
 

@@ -90,7 +90,7 @@ def sft_step(
     trajectory = Trajectory(batch, None, tokens, mask, not_sampled, mask, *(None,) * 4)
     rows = jnp.arange(len(tokens))
     minibatch = Minibatch(rows, rows.reshape(-1, microbatch(setup.config)), None)
-    state, stats = train_step(setup, sft_loss, trajectory, state, minibatch)
+    (state, _), stats = train_step(setup, sft_loss, (state, trajectory), minibatch)
     return state, mean_stats(stats)
 
 

@@ -104,7 +104,7 @@ def pass_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def put_plan(plan: Any, mesh: Any) -> Any:
-    """Moves a `packing.Plan` or an `update.Minibatch` onto the mesh; streams are sharded."""
+    """Moves a `packing.Plan` of the passes onto the mesh; streams are sharded."""
     return jax.tree.map(put, plan, plan_shardings(plan, mesh))
 
 

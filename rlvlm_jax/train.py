@@ -33,6 +33,7 @@ from rlvlm_jax.update import (
     computed_tokens,
     cut,
     optimizer_steps,
+    put_minibatches,
     update_metrics,
 )
 
@@ -77,14 +78,12 @@ def train(config: ConfigDict, workdir: str) -> bool:
                 break
             trajectory, stats = generate_trajectory(session, groups, watch)  # III
             plan = plan_update(session, groups, trajectory, draw_order(step), watch)
-            all_stats = []
-            with watch.measure("update"):  # IV: each minibatch is one optimizer step
-                for minibatch in plan.minibatches:
-                    state, step_stats = groups.batch.steps.update(trajectory, state, minibatch)
-                    all_stats.append(step_stats)
-                all_stats = sharding.to_host(all_stats)
+            with watch.measure("update"):  # IV: `train_step` for each minibatch
+                carry = (state, trajectory)
+                (state, trajectory), step_stats = groups.batch.steps.update(carry, plan.minibatches)
+                step_stats = sharding.to_host(step_stats)
             trained = describe_step(
-                groups, trajectory, stats, plan, all_stats, schedule(int(state.step) - 1)
+                groups, trajectory, stats, plan, step_stats, schedule(int(state.step) - 1)
             )
             run.record_step(step, trained, watch)
             run.end_step(evaluate, state)
@@ -100,7 +99,7 @@ class UpdatePlan(NamedTuple):
 
     order: np.ndarray  # int32[epochs, minibatches, b], from `minibatch_order`
     lengths: np.ndarray  # int[B], tokens of each response, 0 if the update leaves it out
-    minibatches: list[Minibatch]  # on the device
+    minibatches: Minibatch  # stacked, on the device
     useful_fraction: float  # share of the tokens to compute that are necessary
 
 
@@ -143,7 +142,7 @@ def plan_update(
         order = np.asarray(order)
         plans = make_planner(session).for_update(prompt_mask, lengths, order)
     with watch.measure("update"):
-        minibatches = sharding.put_plan(cut(config, order, plans), session.mesh)
+        minibatches = put_minibatches(cut(config, order, plans), session.mesh)
     computed = computed_tokens(config, prompt_mask, plans)
     useful = packing.useful_fraction(prompt_mask, lengths, order, computed)
     return UpdatePlan(order, lengths, minibatches, useful)
@@ -154,7 +153,7 @@ def describe_step(
     trajectory: Trajectory,
     trajectory_stats: Stats,
     plan: UpdatePlan,
-    all_stats: list[Stats],
+    step_stats: Stats,
     learning_rate: Array,
 ) -> TrainedStep:
     """Returns what a step did, for the records; all processes must call it together.
@@ -164,10 +163,10 @@ def describe_step(
         trajectory: of the groups.
         trajectory_stats: from step III.
         plan: of step IV.
-        all_stats: of each optimizer step.
+        step_stats: of each optimizer step, stacked.
         learning_rate: of the last optimizer step that was taken.
     """
-    update_stats, diffs = update_metrics(all_stats, plan.order, plan.lengths > 0)
+    update_stats, diffs = update_metrics(step_stats, plan.order, plan.lengths > 0)
     if diffs is None:  # the passes compared sampler and trainer, on all responses
         all_diffs = sharding.to_host([r.passes.logprob_diff for r in groups.rounds])
         response_diffs = np.concatenate([diff.max(axis=1) for diff in all_diffs])

@@ -2,19 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Step IV, policy update: the train step.
 
-`train_step` makes one optimizer step; it is one compiled program with a donated state. Its
-minibatch is a stack of pieces, which are rows or packed streams; a loop over the pieces adds up
-gradients. Tokens in the loss are those that the policy drew, in groups that the filter keeps and,
-with `algorithm.mask_truncated`, in responses that ended; `Trajectory.trained` marks them. A loss is
-a sum divided by a count over the whole minibatch, so it depends neither on the size or kind of the
-pieces nor on the number of devices. The exception is `algorithm.aggregate="microbatch"`.
+`train_step` makes one optimizer step on one minibatch. An update is one compiled program, a
+`jax.lax.scan` of it over the minibatches of a batch. A minibatch is a stack of pieces, which are
+rows or packed streams; a loop over the pieces adds up gradients. Tokens in the loss are those that
+the policy drew, in groups that the filter keeps and, with `algorithm.mask_truncated`, in responses
+that ended; `Trajectory.trained` marks them. A loss is a sum divided by a count over the whole
+minibatch, so it depends neither on the size or kind of the pieces nor on the number of devices. The
+exception is `algorithm.aggregate="microbatch"`.
 
 Supervised training has its own loss and the same step. This module knows nothing about text or
 files.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rlvlm_jax.algorithms import kl, losses
@@ -32,7 +33,7 @@ from rlvlm_jax.models.model import Model
 from rlvlm_jax.optim import Optimizer, make_trained, merge, split
 from rlvlm_jax.packing import Plan, max_prompts
 from rlvlm_jax.sampling.logits import Policy
-from rlvlm_jax.sharding import ROWS, batch_sharding, pass_sharding
+from rlvlm_jax.sharding import PASS, ROWS, batch_sharding, pass_sharding, put, replicated
 from rlvlm_jax.types import Array, Params, Prompts, TrainState, Trajectory
 
 Stats = dict[str, Array]  # name -> float32[] or float32[B]
@@ -50,7 +51,7 @@ class Setup(NamedTuple):
 
 
 class Minibatch(NamedTuple):
-    """The sequences of one optimizer step, cut into a stack of K pieces."""
+    """The sequences of one optimizer step, cut into a stack of K pieces; `cut` stacks them."""
 
     rows: Array  # int32[b], the sequences
     pieces: Piece  # stacked: int32[K, b / K], or (source, previous), int32[K, S, T] each
@@ -73,9 +74,9 @@ LossFn = Callable[[Setup, Trajectory, Denominators, Params, Params, Piece], tupl
 
 
 def train_step(
-    setup: Setup, loss_fn: LossFn, trajectory: Trajectory, state: TrainState, minibatch: Minibatch
-) -> tuple[TrainState, Stats]:
-    """Makes one optimizer step, to be jitted once with the state donated.
+    setup: Setup, loss_fn: LossFn, carry: tuple[TrainState, Trajectory], minibatch: Minibatch
+) -> tuple[tuple[TrainState, Trajectory], Stats]:
+    """Makes one optimizer step: the body of a `jax.lax.scan` over minibatches.
 
     Only trained parameters are differentiated. A non-finite loss or gradient leaves parameters
     and optimizer unchanged and adds one to `bad_steps`; a step that is taken sets it to 0. If no
@@ -84,14 +85,15 @@ def train_step(
     Args:
         setup: static.
         loss_fn: `rl_loss`, or `sft.sft_loss`.
-        trajectory: of all B sequences.
-        state: before the step.
-        minibatch: from `cut`.
+        carry: (the state before the step, the trajectory of all B sequences).
+        minibatch: one of `cut`.
 
     Returns:
-        (state, stats). Stats are those of `loss_fn`, added up over pieces, and "loss", "grad_norm"
-        (before the optimizer clips it) and "skipped", 1 if no step was taken.
+        ((state, trajectory), stats). The trajectory is the same. Stats are those of `loss_fn`,
+        added up over pieces, and "loss", "grad_norm" (before the optimizer clips it) and
+        "skipped", 1 if no step was taken.
     """
+    state, trajectory = carry
     is_trained = make_trained(setup.config.train, setup.model.part)
     params, frozen_params = split(state.params, is_trained)
     denoms = denominators(setup.config, trajectory, minibatch.rows)
@@ -122,7 +124,7 @@ def train_step(
 
     skipped = 1.0 - taken.astype(jnp.float32)
     stats = {"loss": loss, **stats, "grad_norm": grad_norm, "skipped": skipped}
-    return jax.lax.cond(taken, take_step, skip_step), stats
+    return (jax.lax.cond(taken, take_step, skip_step), trajectory), stats
 
 
 def add_piece(
@@ -320,8 +322,8 @@ def minibatch_order(config: ConfigDict, key: Array) -> Array:
     return jax.lax.map(one_epoch, jax.random.split(key, config.train.epochs))
 
 
-def cut(config: ConfigDict, order: np.ndarray, plans: Plan | None) -> list[Minibatch]:
-    """Cuts each minibatch into pieces, on the host.
+def cut(config: ConfigDict, order: np.ndarray, plans: Plan | None) -> Minibatch:
+    """Cuts each minibatch into pieces, on the host; stacks the epochs * minibatches results.
 
     Args:
         config: the whole configuration.
@@ -329,13 +331,24 @@ def cut(config: ConfigDict, order: np.ndarray, plans: Plan | None) -> list[Minib
         plans: the packed streams of each minibatch, with the leading axes of `order`; None cuts
             rows into micro-batches.
     """
-    minibatches = []
-    for index in np.ndindex(order.shape[:-1]):
-        pieces, num_pieces = order[index].reshape(-1, microbatch(config)), None
-        if plans is not None:
-            pieces, num_pieces = (plans.source[index], plans.previous[index]), plans.count[index]
-        minibatches.append(Minibatch(order[index], pieces, num_pieces))
-    return minibatches
+    rows = np.asarray(order).reshape(-1, order.shape[-1])
+    if plans is None:
+        return Minibatch(rows, rows.reshape(len(rows), -1, microbatch(config)), None)
+    source, previous, count = (x.reshape(-1, *x.shape[2:]) for x in plans)
+    return Minibatch(rows, (source, previous), count)
+
+
+def minibatch_shardings(minibatches: Minibatch, mesh: Mesh) -> Minibatch:
+    """Returns the shardings of the result of `cut`: streams are sharded, rows replicated."""
+    whole, streams = replicated(mesh), NamedSharding(mesh, PartitionSpec(None, None, *PASS))
+    packed = isinstance(minibatches.pieces, tuple)
+    pieces = (streams, streams) if packed else whole
+    return Minibatch(whole, pieces, whole if packed else None)
+
+
+def put_minibatches(minibatches: Minibatch, mesh: Mesh) -> Minibatch:
+    """Moves the result of `cut` onto the mesh."""
+    return jax.tree.map(put, minibatches, minibatch_shardings(minibatches, mesh))
 
 
 def select(trajectory: Trajectory, rows: Array, sharing: int, group_size: int) -> Trajectory:
@@ -402,12 +415,12 @@ def init_state(
 
 
 def update_metrics(
-    stats: Sequence[Stats], order: np.ndarray, in_update: np.ndarray
+    stats: Stats, order: np.ndarray, in_update: np.ndarray
 ) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
     """Returns the metrics of an update from the statistics of its optimizer steps, on the host.
 
     Args:
-        stats: of `train_step`, for each minibatch of `order`.
+        stats: of `train_step`, stacked over the minibatches of `order`.
         order: from `minibatch_order`.
         in_update: bool[B], responses that the update uses.
 
@@ -417,13 +430,12 @@ def update_metrics(
         the parameters. Then metrics also have rollout/logprob_gap_*, and the differences are
         float32[B], the largest of each sequence in nats, NaN if it was not in that step; else None.
     """
-    shape = order.shape[:2]
-    stacked = jax.tree.map(lambda *x: np.stack(x).reshape(*shape, *x[0].shape), *stats)
-    if "logprob_diff" not in stacked:
-        return jax.device_get(mean_stats(stacked)), None
-    largest, mean = stacked.pop("logprob_diff")[0, 0], stacked.pop("logprob_diff_mean")[0, 0]
+    if "logprob_diff" not in stats:
+        return jax.device_get(mean_stats(stats)), None
+    averaged = {name: x for name, x in stats.items() if not name.startswith("logprob_diff")}
+    largest, mean = stats["logprob_diff"][0], stats["logprob_diff_mean"][0]
     compared = np.isin(np.arange(len(in_update)), order[0, 0]) & in_update
-    metrics = jax.device_get(mean_stats(stacked)) | {
+    metrics = jax.device_get(mean_stats(averaged)) | {
         "rollout/logprob_gap_mean": np.where(compared.any(), mean, np.nan),
         "rollout/logprob_gap_max": np.where(compared.any(), largest.max(), np.nan),
     }

@@ -340,6 +340,6 @@ def test_only_the_micro_batches_that_are_in_use_run():
     state = init_state({"w": jnp.ones(3)}, setup.optimizer, lambda path: True)
     step = jax.jit(functools.partial(train_step, setup, loss))
     pieces = (jnp.arange(5.0), jnp.arange(5.0))
-    jax.block_until_ready(step(trajectory, state, Minibatch(np.zeros(1, int), pieces, 2)))
+    jax.block_until_ready(step((state, trajectory), Minibatch(np.zeros(1, int), pieces, 2)))
     jax.effects_barrier()
     assert sorted(ran) == [0, 1], f"of five micro-batches, {sorted(ran)} ran where two are in use"

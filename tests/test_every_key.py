@@ -190,8 +190,8 @@ def traced(c, name):
     plan = planner.for_passes(prompt_mask, lengths)
     order = minibatch_order(c, key)
     plans = planner.for_update(prompt_mask, lengths, np.asarray(order))
-    minibatch = cut(c, order, plans)[0]
-    piece = jax.tree.map(lambda x: x[0], minibatch.pieces)
+    minibatches = cut(c, order, plans)
+    piece = jax.tree.map(lambda x: x[0, 0], minibatches.pieces)
     frozen = jax.tree.map(lambda _: None, state.params)
     arguments = {
         "encode": (state.params, batch),
@@ -199,7 +199,7 @@ def traced(c, name):
         "passes": (state.params, reference, batch, features, rollout, plan),
         "trajectory": (batch, features, rollout, Passes(*4 * [numbers]), score, flags),
         "loss": (judged, Denominators(count, count, count), frozen, state.params, piece),
-        "update": (judged, state, minibatch),
+        "update": ((state, judged), minibatches),
     }
     return text(functions[name], *arguments[name])
 
@@ -264,7 +264,7 @@ def laid_for_decoding(c):
 def minibatches(c):
     """The sequences of every optimizer step of an update."""
     order = minibatch_order(c, jax.random.key(0))
-    return [minibatch.rows.tolist() for minibatch in cut(c, order, None)]
+    return cut(c, order, None).rows.tolist()
 
 
 # ---- observers: numbers ------------------------------------------------------------------------
@@ -521,9 +521,11 @@ def loop(c):
             shape = jax.eval_shape(session.model.encode_images, session.shapes, batch)
             return jnp.zeros(shape.shape, shape.dtype)
 
-        def update(trajectory, state, minibatch):
-            state = state._replace(step=state.step + 1, bad_steps=state.bad_steps + 1)
-            return state, {"loss": 0.0, "skipped": 0.0}
+        def update(carry, minibatches):
+            state, trajectory = carry
+            taken = len(minibatches.rows)
+            state = state._replace(step=state.step + taken, bad_steps=state.bad_steps + taken)
+            return (state, trajectory), {"loss": np.zeros(taken), "skipped": np.zeros(taken)}
 
         return compiled_steps.Steps(
             encode=encode,

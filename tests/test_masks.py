@@ -89,10 +89,9 @@ def update(trajectory, **settings):
     optimizer = optax.sgd(1.0)
     setup = Setup(fake(), c, Policy(), optimizer, sharding.make_mesh(1, 1, 1))
     state = init_state({"w": jnp.float32(1)}, optimizer, lambda path: True)
-    step = jax.jit(functools.partial(train_step, setup, rl_loss))
-    (minibatch,) = cut(c, ORDER, None)
-    state, stats = step(trajectory, state, minibatch)
-    stats = [jax.device_get(stats)]
+    step = jax.jit(functools.partial(jax.lax.scan, functools.partial(train_step, setup, rl_loss)))
+    (state, _), stats = step((state, trajectory), cut(c, ORDER, None))
+    stats = jax.device_get(stats)
     metrics, diffs = update_metrics(stats, ORDER, trajectory.sampled.any(axis=1))
     return float(state.params["w"]), metrics | {"logprob_diffs": diffs}
 

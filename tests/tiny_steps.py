@@ -12,7 +12,15 @@ from rlvlm_jax import logprobs as logprobs_lib
 from rlvlm_jax import optim, sharding
 from rlvlm_jax.sampling.logits import Policy
 from rlvlm_jax.trajectory import make_trajectory, run_passes
-from rlvlm_jax.update import Setup, cut, init_state, rl_loss, train_step, update_metrics
+from rlvlm_jax.update import (
+    Setup,
+    cut,
+    init_state,
+    put_minibatches,
+    rl_loss,
+    train_step,
+    update_metrics,
+)
 from tests import tiny_model
 
 POLICY = Policy(0.8, tiny_model.BANNED)
@@ -86,7 +94,7 @@ def _trajectory(**settings):
 
 
 def step(mesh=ONE, **settings):
-    """Returns the train step, jitted: (trajectory, state, minibatch) -> (state, stats)."""
+    """Returns the update, jitted: ((state, trajectory), minibatches) -> (the same, stats)."""
     read = {key: x for key, x in settings.items() if not key.startswith(NOT_OF_THE_UPDATE)}
     return _step(mesh, **chosen(read))
 
@@ -97,7 +105,7 @@ def _step(mesh, **settings):
     config = on_mesh(mesh, **settings)
     optimizer, _ = optim.make_optimizer(config.train, 10, model.part)
     setup = Setup(model, config, POLICY, optimizer, make_mesh(mesh))
-    return jax.jit(functools.partial(train_step, setup, rl_loss))
+    return jax.jit(functools.partial(jax.lax.scan, functools.partial(train_step, setup, rl_loss)))
 
 
 def update(mesh=ONE, **settings):
@@ -106,11 +114,10 @@ def update(mesh=ONE, **settings):
 
 
 def _update(step, config, mesh, state, trajectory, order, plans=None):
-    order, stats = np.asarray(order), []
-    for minibatch in cut(config, order, jax.device_get(plans)):
-        minibatch = sharding.put_plan(minibatch, make_mesh(mesh))
-        state, step_stats = step(trajectory, state, minibatch)
-        stats.append(jax.device_get(step_stats))
+    order = np.asarray(order)
+    minibatches = put_minibatches(cut(config, order, jax.device_get(plans)), make_mesh(mesh))
+    (state, _), stats = step((state, trajectory), minibatches)
+    stats = jax.device_get(stats)
     in_update = np.asarray(trajectory.sampled).any(axis=1)
     metrics, diffs = update_metrics(stats, order, in_update)
     return state, metrics if diffs is None else metrics | {"logprob_diffs": diffs}

@@ -18,7 +18,7 @@ from rlvlm_jax.bench.work import Workload
 from rlvlm_jax.compiled_steps import Steps, compile_steps, make_steps, needs_reference
 from rlvlm_jax.config import sequences
 from rlvlm_jax.types import Params, Passes, Prompts, Rollout, TrainState
-from rlvlm_jax.update import Minibatch, cut, minibatch_order
+from rlvlm_jax.update import Minibatch, cut, minibatch_order, put_minibatches
 
 NO_PLAN = None  # nothing is packed
 UPDATES = 10_000  # length of the learning-rate schedule; large, so that the rate hardly changes
@@ -35,7 +35,7 @@ class Ours:
     batch: Prompts  # on the device
     compile_s: float  # all steps together; the times below exclude it
     key: Any
-    minibatches: list[Minibatch]  # on the device, always the same
+    minibatches: Minibatch  # stacked, on the device, always the same
     features: Any = None
     sampled: Rollout | None = None  # on the device
     passes: Passes | None = None
@@ -82,12 +82,9 @@ class Ours:
         return time.perf_counter() - start
 
     def _update(self, trajectory: Any) -> None:
-        skipped = []
-        for minibatch in self.minibatches:
-            self.state, stats = self.steps.update(trajectory, self.state, minibatch)
-            skipped.append(stats["skipped"])
+        (self.state, _), stats = self.steps.update((self.state, trajectory), self.minibatches)
         jax.block_until_ready(self.state)
-        if np.all(sharding.to_host(skipped)):
+        if np.all(sharding.to_host(stats["skipped"])):
             raise FloatingPointError("the update's loss is not finite, so its time means nothing")
 
     def responses(self) -> tuple[np.ndarray, np.ndarray]:
@@ -127,5 +124,6 @@ def start(work: Workload) -> Ours:
     compile_s = time.perf_counter() - begin
     batch = sharding.put_batch(work.batch, session.mesh)
     key = jax.random.key(config.seed)
-    minibatches = sharding.put_plan(cut(config, minibatch_order(config, key), None), session.mesh)
+    minibatches = cut(config, minibatch_order(config, key), None)
+    minibatches = put_minibatches(minibatches, session.mesh)
     return Ours(session, steps, state, reference, batch, compile_s, key, minibatches)

@@ -190,7 +190,6 @@ def plan(config: Any, topology: Topology, arguments: argparse.Namespace) -> Repo
     """Lowers, compiles and analyses the steps; returns the whole report."""
     from rlvlm_jax.plan import advice, compiled, predict, work
     from rlvlm_jax.sampling.sampler import CHUNK
-    from rlvlm_jax.update import optimizer_steps
 
     count = check_mesh(config, topology)
     effort = arguments.effort if topology.is_tpu else 0.0
@@ -200,9 +199,8 @@ def plan(config: Any, topology: Topology, arguments: argparse.Namespace) -> Repo
     steps: dict[str, compiled.Step] = {}
     for name in list(planned.steps):
         unstated = chunks if name in ("sample", "evaluate") else ()
-        calls = optimizer_steps(s.config) if name == "update" else 1
         lowered = planned.steps.pop(name)
-        step = compiled.compile_step(name, lowered, count, unstated, calls, arguments.hlo, effort)
+        step = compiled.compile_step(name, lowered, count, unstated, arguments.hlo, effort)
         steps[name] = step
         say(f"compiled {name} in {step.seconds:.0f} s")
     # The steps of an iteration pass prompts, features and responses on to the trajectory's.

@@ -89,7 +89,6 @@ def compile_step(
     lowered: Any,
     devices: int,
     unstated: Sequence[int] = (),
-    calls: int = 1,
     hlo: str | None = None,
     effort: float = 0.0,
 ) -> Step:
@@ -100,7 +99,6 @@ def compile_step(
         lowered: from `compiled_steps.lower_steps`.
         devices: of the mesh.
         unstated: see `collectives`.
-        calls: see `collectives`.
         hlo: directory to write the program's text to, None for none.
         effort: TPU compiler effort, from -1 to 1; a run uses 0.
     """
@@ -127,7 +125,7 @@ def compile_step(
         aliased=memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         peak=memory.peak_memory_in_bytes,
-        collectives=tuple(collectives(parsed, devices, unstated, calls)),
+        collectives=tuple(collectives(parsed, devices, unstated)),
         largest=tuple(largest(parsed)),
     )
 
@@ -230,10 +228,7 @@ def participants(rest: str, devices: int) -> int:
 
 
 def collectives(
-    parsed: dict[str, list[Instruction]],
-    devices: int,
-    unstated: Sequence[int] = (),
-    calls: int = 1,
+    parsed: dict[str, list[Instruction]], devices: int, unstated: Sequence[int] = ()
 ) -> Iterator[Collective]:
     """Yields the collectives of a program.
 
@@ -245,7 +240,6 @@ def collectives(
         devices: of the mesh.
         unstated: trip counts, in order, of the loops whose count the text does not state; further
             such loops count as 1.
-        calls: how often an iteration calls the program.
     """
     left = collections.deque(unstated)
     spread: set[str] = set()  # channels of the split collectives
@@ -291,7 +285,7 @@ def collectives(
                     ops += within(called, times, depth)
         return ops
 
-    yield from within("", float(calls), 0)
+    yield from within("", 1.0, 0)
 
 
 def _parts(shape: str) -> list[str]:

@@ -79,13 +79,14 @@ def train(config: ConfigDict, workdir: str) -> bool:
             trajectory, stats = generate_trajectory(session, groups, watch)  # III
             plan = plan_update(session, groups, trajectory, draw_order(step), watch)
             with watch.measure("update"):  # IV: `train_step` for each minibatch
-                carry = (state, trajectory)
-                (state, trajectory), step_stats = groups.batch.steps.update(carry, plan.minibatches)
+                (state, trajectory), step_stats = groups.batch.steps.update(
+                    (state, trajectory), plan.minibatches
+                )
                 step_stats = sharding.to_host(step_stats)
-            trained = describe_step(
-                groups, trajectory, stats, plan, step_stats, schedule(int(state.step) - 1)
-            )
+            learning_rate = schedule(int(state.step) - 1)
+            trained = describe_step(groups, trajectory, stats, plan, step_stats, learning_rate)
             run.record_step(step, trained, watch)
+            del groups, trajectory, plan, trained  # the next rollout needs their device memory
             run.end_step(evaluate, state)
         run.finish(state)
     return not run.stopped

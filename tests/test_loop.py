@@ -7,7 +7,13 @@ import io
 import tokenize
 from pathlib import Path
 
+import jax
+import pytest
+
 import rlvlm_jax
+from rlvlm_jax import train
+from rlvlm_jax.collector import Collector
+from tests.test_frames import tiny
 
 PACKAGE = Path(rlvlm_jax.__file__).parent
 MOST_STATEMENTS, MOST_LINES = 15, 40
@@ -73,3 +79,21 @@ def test_what_the_loop_calls_is_short():
         for name in names:
             lines = code_lines(*function(file, name))
             assert lines <= MOST_LINES, f"{file}: {name} has {lines} lines of code"
+
+
+@pytest.mark.slow
+def test_a_step_leaves_nothing_on_the_device(monkeypatch, tmp_path):
+    """At the start of every step there is the state, and a few numbers."""
+    collect, left = Collector.collect, []
+
+    def counted(self, step, state, *rest):
+        state_bytes = sum(x.nbytes for x in jax.tree.leaves(state))
+        left.append(sum(x.nbytes for x in jax.live_arrays()) - state_bytes)
+        return collect(self, step, state, *rest)
+
+    monkeypatch.setattr(Collector, "collect", counted)
+    config = tiny()
+    config.total_steps = 3
+    assert train.train(config, str(tmp_path / "run"))
+    assert len(left) == 3
+    assert max(left) < 1000

@@ -101,9 +101,8 @@ def train_step(
     piece_gradient = partial(jax.value_and_grad(piece_loss, has_aux=True), params)
 
     first_piece = jax.tree.map(lambda x: x[0], minibatch.pieces)
-    zeros = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(piece_gradient, first_piece)
-    )
+    shapes = jax.eval_shape(piece_loss, params, first_piece), params
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     num_pieces = minibatch.num_pieces
     if num_pieces is None:
         num_pieces = len(minibatch.pieces)

@@ -311,7 +311,8 @@ except InputError as error:
 
 
 def talk(program, devices=2):
-    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+    env = {**os.environ, "XLA_FLAGS": flags}
     env |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     env["JAX_COORDINATOR_ADDRESS"] = f"localhost:{free_port()}"
     started = []

@@ -8,14 +8,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-flags = os.environ.get("XLA_FLAGS", "")
-if "--xla_backend_optimization_level" not in flags:
-    # Programs that take less time to compile and more to run, as most tests run little. `.ci/run`
-    # sets a level for what has to be exact with optimization too.
-    flags += " --xla_backend_optimization_level=0"
-    if version("jaxlib").startswith("0.10."):  # later ones do not know the flag
-        flags += " --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+if "--xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
+    # Programs that take less time to compile and more to run: most tests run little. `.ci/run` sets
+    # a level for what has to be exact with optimization too. Only jax 0.10 knows the second flag.
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+    if version("jaxlib").startswith("0.10."):
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 import jax
 import pytest

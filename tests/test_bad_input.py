@@ -146,6 +146,7 @@ def test_checkpoints_in_a_bucket_without_the_package(refused, tmp_path, data, mo
     assert "cannot be written to gs://bucket/run (gs:// needs the package gcsfs" in message
 
 
+@pytest.mark.slow
 def test_checkpoints_below_a_file(refused, tmp_path, data):
     (tmp_path / "taken").write_text("mine")
     message = refused(
@@ -361,6 +362,7 @@ def test_a_run_begun_before_a_key_existed_has_its_default():
     assert run_lib._changed_keys(began, defaults) == ["rollout.cache", "train.lr"]
 
 
+@pytest.mark.slow
 def test_resuming_with_another_configuration(refused, run):
     workdir, data, keys = run
     message = refused(arguments(workdir, data, seed=1, train__lr=1.0, **keys))

@@ -178,6 +178,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_of_a_save_leaves_the_older_step(tmp_path):
     code = KILLED_WHILE_SAVING.format(directory=str(tmp_path), tests=str(Path(__file__).parent))
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -182,6 +182,7 @@ def test_there_and_back_is_bit_equal(tmp_path, converted):
     assert [path.name for path in out.parent.iterdir()] == ["hf"]
 
 
+@pytest.mark.slow
 def test_the_newest_step_of_a_run_or_the_one_that_is_named(tmp_path, run_directory):
     """Only the tensor whose values bfloat16 cannot hold becomes float32."""
     given = {"newest": run_directory, "old": run_directory / "2", "new": run_directory / "10"}

@@ -196,6 +196,7 @@ def test_a_token_reads_the_weights_and_the_cache_and_little_else():
     assert factor < 1.7, f"a token moves {factor:.2f} times the bytes of weights and cache"
 
 
+@pytest.mark.slow
 def test_samples_read_the_prompt_together():
     """Bytes grow with G * P by the scores alone, not by another copy of the keys."""
     (a, *_), (b, *_), (c, *_), (d, *_) = (
@@ -206,6 +207,7 @@ def test_samples_read_the_prompt_together():
     assert grown < copies, f"{grown:.0f} bytes more for 8 more samples of 128 more prompt tokens"
 
 
+@pytest.mark.slow
 def test_a_token_costs_its_products():
     steps, _ = programs()
     (body,) = loops(steps.sample.jaxpr)  # a chunk of R tokens
@@ -213,6 +215,7 @@ def test_a_token_costs_its_products():
     assert factor < 1.15, f"a token costs {factor:.3f} times the products that it needs"
 
 
+@pytest.mark.slow
 def test_a_token_does_not_cost_more_for_room_that_is_not_used_yet():
     (short,), (first, *others) = (
         loops(programs(rollout__max_tokens=most)[0].sample.jaxpr) for most in (128, 512)
@@ -243,6 +246,7 @@ def test_sampling_never_holds_the_logits_of_more_than_one_token_a_row():
     assert rows <= N * G, f"{rows} rows of logits are held, for a batch of {N * G}"
 
 
+@pytest.mark.slow
 def test_sampling_needs_no_more_memory_than_weights_cache_and_a_few_rows_of_logits():
     vocabulary = 16384
     steps, state = programs(vocabulary)
@@ -270,6 +274,7 @@ def test_a_frozen_tower_runs_once():
         assert not has_tower(getattr(steps, name)), f"{name} runs the frozen tower again"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["vit", "connector"])
 def test_a_trained_tower_runs_wherever_its_features_are_used(part):
     steps, _ = programs(train__parts=(part, "llm", "head"))
@@ -287,6 +292,7 @@ def counted_gradient(copies):
     return costs.gradient(config, passed, N * G * R, 1, False, 4).executed
 
 
+@pytest.mark.slow
 def test_samples_share_the_gradient_of_their_prompt():
     shared, separate = (
         products(programs(train__microbatch=rows)[0].update.jaxpr) for rows in (N * G, 1)
@@ -314,6 +320,7 @@ def test_logits_exist_for_a_chunk_at_a_time(name):
     assert rows <= N * G * CHUNK, f"{name} holds {rows} rows of logits, not {N * G * CHUNK}"
 
 
+@pytest.mark.slow
 def test_the_update_gives_its_state_back_in_place_and_holds_no_whole_logits():
     vocabulary, length = 16384, 128
     steps, state = programs(vocabulary, 32, rollout__max_tokens=length)

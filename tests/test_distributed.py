@@ -218,6 +218,7 @@ def waiting(start_s, count):
     ]
 
 
+@pytest.mark.slow
 def test_a_process_that_finds_no_other_says_so():
     (alone,) = waiting(3, 1)
     output = alone.communicate(timeout=60)[0]
@@ -226,6 +227,7 @@ def test_a_process_that_finds_no_other_says_so():
     assert "lost contact" not in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_signal_is_answered_before_the_run_begins(count):
     """While a process looks for the others, and after it has found them."""
@@ -347,6 +349,7 @@ cli.exit_with(program)
 """
 
 
+@pytest.mark.slow
 def test_a_failure_of_one_process_ends_both():
     begin = time.monotonic()
     statuses, outputs = talk(FAIL, devices=1)

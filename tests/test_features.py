@@ -131,6 +131,7 @@ def test_another_shape_of_batch_is_encoded_anew(encode):
     assert encode.runs == 3
 
 
+@pytest.mark.slow
 def test_longer_prompts_of_the_same_images_are_known(encode):
     host_batch = collate([encode.prompts[0]], 24, 48, tiny_model.PAD, tiny_model.SPEC)
     for batch in (host_batch, pad_prompts(host_batch, 40, 48, tiny_model.PAD, tiny_model.SPEC)):

@@ -5,6 +5,8 @@
 import traceback
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import rlvlm_jax
@@ -34,6 +36,13 @@ def tiny():
     return config
 
 
+def zeros_of(step):
+    """Returns a function whose results have the shapes of the step's; it compiles nothing."""
+    return lambda *arguments: jax.tree.map(
+        lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(step, *arguments)
+    )
+
+
 @pytest.fixture
 def frames(monkeypatch, tmp_path):
     """The frames of the package from the loop to the update's first product, outermost first."""
@@ -45,14 +54,14 @@ def frames(monkeypatch, tmp_path):
         return exact_cpu.product(*arguments, **options)
 
     def jitted(steps, *_):
-        update = steps.update
-
         def traced(*arguments):
             for module in (attention, layers):
                 monkeypatch.setattr(module, "product", product)
-            return update(*arguments)
+            return steps.update(*arguments)
 
-        return Steps(**{**vars(steps), "update": traced})
+        return Steps(
+            **{name: zeros_of(step) for name, step in vars(steps).items()} | {"update": traced}
+        )
 
     monkeypatch.setattr(train, "compile_steps", jitted)
     with pytest.raises(ProductError) as raised:

@@ -239,6 +239,7 @@ def tokens():
     return np.random.default_rng(0).integers(0, 57, (B, R)).astype(np.int32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_tools_tokens_change_later_logprobs_only(tokens, packed):
     model, params = tiny_model.build()

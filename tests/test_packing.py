@@ -197,7 +197,13 @@ def plan_of(batch, mask, order, tokens=40, streams=1, **more):
 
 @pytest.mark.parametrize(
     ("tokens", "flat_positions"),
-    [(33, False), (90, False), (33, True), pytest.param(90, True, marks=pytest.mark.slow)],
+    [
+        (90, False),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in ((33, False), (33, True), (90, True))
+        ),
+    ],
 )
 def test_packed_logprobs_are_those_of_rows(tiny, responses, tokens, flat_positions):
     """Prompts with none, one and two images of mixed sizes; two streams at a time."""
@@ -375,6 +381,7 @@ def test_one_program_for_all_lengths(trajectory):
     assert sizes[0] == sizes[1]
 
 
+@pytest.mark.slow
 def test_an_update_without_tokens_moves_nothing(tiny, trajectory):
     none = np.zeros_like(trajectory.sampled)
     nothing = trajectory._replace(sampled=none, trained=none)

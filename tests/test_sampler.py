@@ -83,6 +83,7 @@ def ids_of(prompts):
     return (np.asarray(prompts)[:, None] * 4 + np.arange(4)).reshape(-1).astype(np.uint32)
 
 
+@pytest.mark.slow
 def test_permuting_the_batch_permutes_the_samples(sampled):
     params, sample, traces = sampled
     batch, order, key = tiny_model.batch(), np.array([2, 0, 3, 1]), jax.random.key(3)
@@ -239,6 +240,7 @@ class Recurrent:
         return 2 * hidden
 
 
+@pytest.mark.slow
 def test_a_cache_may_be_any_pytree_of_rows(monkeypatch):
     def sample(model):
         settings = SampleSettings(

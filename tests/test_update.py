@@ -133,6 +133,7 @@ def test_one_optimizer_step_needs_no_pass_before_it(collected, loss):
     assert float(stats["rollout/logprob_gap_max"]) == stats["logprob_diffs"].max()
 
 
+@pytest.mark.slow
 def test_an_update_of_nothing_has_no_entropy_and_no_gap(collected):
     def nothing(trajectory):
         return trajectory._replace(
@@ -449,6 +450,7 @@ def test_means_of_micro_batches_are_averaged(collected):
     assert distance(micro.params, token.params) > 1e-5
 
 
+@pytest.mark.slow
 def test_flat_positions_are_for_training_alone(collected):
     _, _, stats = judge(collected, algorithm__flat_positions=True)
     assert float(stats["rollout/logprob_gap_max"]) > 1e-3  # the mistake is seen by the gap

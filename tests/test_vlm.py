@@ -139,6 +139,7 @@ def test_the_sampler_records_the_models_own_logprobs(vlm, prompts, sampled, numb
         np.testing.assert_allclose(one.logprobs, lps, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_they_are_those_of_temperature_1_whatever_was_sampled(vlm, prompts, hot, greedy):
     for chosen in ([group[0] for group in hot[:4]], greedy):
         found = vlm.logprobs(prompts, [one.tokens for one in chosen])
@@ -192,6 +193,7 @@ def test_greedy_takes_the_most_probable_token(greedy, sampled, hot):
     assert compared > 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "narrow", [{"top_k": 1}, pytest.param({"top_p": 1e-6}, marks=pytest.mark.slow)]
 )
@@ -221,6 +223,7 @@ def test_neither_order_nor_other_prompts_change_the_samples(vlm, prompts, sample
     assert_same(turned, [sampled[i] for i in order])
 
 
+@pytest.mark.slow
 def test_a_prompt_alone_has_the_same_samples(vlm, prompts, sampled):
     """Alone it is padded less, and its row is the first."""
     alone = vlm.generate(prompts[1:2], n=SAMPLES, max_tokens=LIMIT)

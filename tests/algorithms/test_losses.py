@@ -304,6 +304,7 @@ def test_vmap_equals_a_loop():
 # ---------------------------------------------------------------- splitting a minibatch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("case", "aggregate"), COMBINATIONS, ids=str)
 def test_parts_over_the_whole_denominator_add_up_to_one_batch(case, aggregate):
     data = ragged()

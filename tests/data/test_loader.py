@@ -253,6 +253,7 @@ def rows_of(batches, rows_of_each):
     return whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [[[0, 1], [2, 3]], [[1, 3], [0, 2]], [[0], [1], [2], [3]]])
 @pytest.mark.parametrize("broken", [(), (2, 5), (0, 1, 2, 3, 9)])
 def test_batches_do_not_depend_on_how_many_processes_share_them(opened, rows, broken):

@@ -149,6 +149,7 @@ def test_out_of_distribution_problems_are_special_figures_and_the_others_are_not
                 assert special[item.id.split("-")[2]](*facts) == (split == "test_ood")
 
 
+@pytest.mark.slow
 def test_out_of_distribution_colours_are_unseen(splits):
     for split, items in splits.items():
         for item in items:
@@ -237,6 +238,7 @@ def test_other_names_are_refused(name):
 # The tokenizer.
 
 
+@pytest.mark.slow
 def test_the_committed_tokenizer_is_what_the_builder_makes():
     for name, text in tiny_tokenizer.build().items():
         assert (ASSETS / name).read_text(encoding="utf-8") == text

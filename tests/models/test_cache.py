@@ -105,7 +105,7 @@ def test_writing_a_slot_changes_that_slot_alone(kind, slots):
 
 
 @pytest.mark.parametrize("kind", cache.KINDS)
-@pytest.mark.parametrize("layers", [(), (2,)])
+@pytest.mark.parametrize("layers", [pytest.param((), marks=pytest.mark.slow), (2,)])
 def test_rows_are_taken_and_put_whatever_the_layout(kind, layers):
     prompt = cache.stored(draw(N, K, *layers, 6, E), draw(N, K, *layers, 6, E), kind)
     full, last = (
@@ -146,6 +146,7 @@ def decoded(kind):
     return cases.decode_all(model, cases.random_params(model), batch, tokens)[mask]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "most"), [("bfloat16", 0.01), ("int8", 0.02)])
 def test_a_smaller_kind_decodes_nearly_the_same(kind, most):
     expected, found = decoded("model"), decoded(kind)

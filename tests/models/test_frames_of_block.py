@@ -49,7 +49,7 @@ def responses(batch):
     return np.ones((rows, steps), np.int32), np.ones((rows, steps), bool)
 
 
-@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize("blocks", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_a_product_of_full_sequences_is_four_functions_deep(monkeypatch, chains, remat, blocks):
     if blocks:

@@ -132,6 +132,7 @@ def load_all(directory):
     return tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_table_fills_every_parameter_of_the_model(name):
     config = PUBLISHED[name]

@@ -137,6 +137,7 @@ def assert_equal_to_plain(name, kernel, **options):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_xla_equals_the_plain_attention_in_value_and_gradients(name):
     assert_equal_to_plain(name, XLA)
@@ -144,7 +145,13 @@ def test_xla_equals_the_plain_attention_in_value_and_gradients(name):
 
 @pytest.mark.parametrize(
     "name",
-    ["hole", "longer than a block", "seven on one in a group", "windows", "nothing"],
+    [
+        "windows",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("hole", "longer than a block", "seven on one in a group", "nothing")
+        ),
+    ],
 )
 def test_splash_equals_the_plain_attention_in_value_and_gradients(name):
     assert_equal_to_plain(name, SPLASH)
@@ -178,6 +185,7 @@ def test_each_device_computes_its_share_where_there_are_whole_ones(axes, share):
     assert f"f32[{','.join(map(str, share))},128,16]" in trace
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("axes", "sequence"), [((2, 1, 2), 1), ((2, 1, 2), 2)])
 @pytest.mark.parametrize("name", ["group", "longer than a block"])
 def test_devices_together_compute_what_one_does(name, axes, sequence):
@@ -321,6 +329,7 @@ def attention_of(mesh, kernel):
     return jax.jit(jax.grad(loss, range(5))), arrays
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", [(1, 1, 1), (2, 2, 2)])
 def test_everything_lowers_for_a_tpu(axes):
     mesh = sharding.make_mesh(*axes)
@@ -356,6 +365,7 @@ def test_splash_compiles_for_tpus(monkeypatch):
 # ---- remat ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_elementwise_keeps_what_kernels_give():
     calls = {}
     for remat in ("none", "elementwise", "full"):

@@ -74,6 +74,7 @@ def test_adapters_lie_beside_the_chosen_weights_and_nowhere_else(adapted):
     assert not np.array_equal(q["lora_a"], k["lora_a"])
 
 
+@pytest.mark.slow
 def test_new_adapters_change_nothing(adapted, new):
     model, params, _ = adapted
     assert np.array_equal(logprobs_of(model, new), logprobs_of(model, params))

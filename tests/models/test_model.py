@@ -70,7 +70,9 @@ def assert_close(tree, expected, relative=1e-5):
         assert error < relative, f"{jax.tree_util.keystr(path)}: {error}"
 
 
-@pytest.mark.parametrize("pad", ["left", "right", "hole"])
+@pytest.mark.parametrize(
+    "pad", ["left", *(pytest.param(pad, marks=pytest.mark.slow) for pad in ("right", "hole"))]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_forward_equals_prefill_and_decode(family, pad):
     model, params = make(family)
@@ -95,6 +97,7 @@ def test_sampler_and_trainer_round_alike_at_a_real_width():
     np.testing.assert_array_equal(forward(model, params, batch, tokens, mask)[mask], expected[mask])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ONE_IS_SLOW)
 def test_responses_of_a_group_equal_the_same_responses_one_by_one(family):
     model, params = make(family)
@@ -202,6 +205,7 @@ def test_padding_the_patches_further_changes_nothing(family):
     np.testing.assert_allclose(hidden[0], hidden[1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_without_patches_is_a_batch_without_images():
     model, params = make("qwen2_5_vl")
     batch = cases.make_batch(model.config, [([], 9), ([], 4)], extra=(1, 3))
@@ -212,6 +216,7 @@ def test_a_batch_without_patches_is_a_batch_without_images():
     np.testing.assert_allclose(forward(model, params, bare, tokens, mask), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_empty_prompt_is_finite_and_has_no_gradient():
     model, params = make("qwen2_5_vl")
     batch = cases.make_batch(model.config, PROMPTS)
@@ -238,6 +243,7 @@ def test_an_empty_prompt_is_finite_and_has_no_gradient():
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(only_empty))
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_close_to_float32_and_gives_float32_logits():
     model, params = make("qwen2_5_vl")
     half, _ = make("qwen2_5_vl", dtype="bfloat16")
@@ -255,7 +261,7 @@ def test_bfloat16_computes_close_to_float32_and_gives_float32_logits():
     np.testing.assert_allclose(logits, np.float64(hidden) @ head.T, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_decoding_updates_the_cache_in_place_and_compiles_once(dtype):
     config = cases.tiny_config(layers=6)
     model = build(config, dtype=dtype)
@@ -298,6 +304,7 @@ def test_decoding_updates_the_cache_in_place_and_compiles_once(dtype):
     assert compiled.memory_analysis().temp_size_in_bytes < size / 2
 
 
+@pytest.mark.slow
 def test_a_large_image_never_holds_the_scores_of_all_pairs_of_patches():
     config = cases.with_vision(cases.tiny_config(), width=64, heads=16, depth=2)
     model = build(config)

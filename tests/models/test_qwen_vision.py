@@ -91,6 +91,7 @@ def test_features_are_the_same_and_in_the_same_order(both):
     assert np.isfinite(windowed).all()
 
 
+@pytest.mark.slow
 def test_gradients_are_the_same(both):
     (_, windowed), (_, masked) = both
     for found, expected in zip(jax.tree.leaves(windowed), jax.tree.leaves(masked), strict=True):

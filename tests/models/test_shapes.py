@@ -88,7 +88,9 @@ def test_part_is_what_can_be_frozen():
         part("visual/x")
 
 
-@pytest.mark.parametrize("name", ["qwen2-vl-2b", "qwen2.5-vl-7b"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("qwen2-vl-2b", marks=pytest.mark.slow), "qwen2.5-vl-7b"]
+)
 def test_every_call_has_the_promised_shapes_and_types(name):
     config = PUBLISHED[name]
     model = build(config, dtype="bfloat16")

@@ -18,6 +18,7 @@ def settings(mode):
     return config
 
 
+@pytest.mark.slow
 def test_supervised_training_is_its_update():
     planned = work.lower(settings("sft"), jax.devices(), prompt_tokens=32, patches=16)
     assert set(planned.steps) == {"update"}

@@ -128,6 +128,7 @@ def test_page_figures_and_numbers(tmp_path, sweep):
     assert "selected" in text
 
 
+@pytest.mark.slow
 def test_text_of_a_model_stays_text(tmp_path, sweep):
     text, _ = make(tmp_path, *sweep)
     assert text.count("<script") == 2  # the data and the page's own
@@ -226,6 +227,7 @@ def test_questions_that_were_trained_on_are_told(tmp_path):
     assert "val set that" not in text
 
 
+@pytest.mark.slow
 def test_accuracy_may_be_drawn_over_steps(tmp_path, sweep):
     _, files = make(tmp_path, *sweep, "--over=step")
     points = [row for row in rows_of(files / "curves.csv") if row["metric"].startswith("eval/val")]
@@ -253,7 +255,8 @@ def test_published_curves_alone_give_the_papers_table_and_correlations():
 
 
 @pytest.mark.skipif(not PAPER.exists(), reason="the paper's curves are not at hand")
-@pytest.mark.parametrize("beside_ours", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("beside_ours", [False, True])
 def test_published_curves_in_a_page(tmp_path, sweep, beside_ours):
     content = json.loads(PAPER.read_text())
     content["settings"] = {"a": content["settings"]["a"]}

@@ -401,6 +401,7 @@ def test_the_command_lists_the_references_that_cannot_be_read(tmp_path):
     assert said.splitlines()[-1] == "2 of 3 solutions cannot be judged"
 
 
+@pytest.mark.slow
 def test_the_command_refuses_other_arguments():
     assert run("1")[0] == 2
     assert "a reference and an answer" in run("1")[1]

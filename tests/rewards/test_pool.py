@@ -66,6 +66,7 @@ def test_hung_item_is_lost_at_its_deadline_and_delays_no_other(pool, hang):
     assert evaluate(pool, ["6"]) == [6]
 
 
+@pytest.mark.slow
 def test_more_hangs_than_workers(pool):
     found = evaluate(pool, [sleep(600, 0), "1"] * 4, deadline_s=0.5)
     assert found == [LOST, 1] * 4
@@ -170,6 +171,7 @@ def test_interrupted_map_leaves_no_work_in_the_queue(pool):
     assert time.monotonic() - start < 20.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every_s", [0.02, 0.5])  # while items are submitted; while they run
 def test_close_while_busy_ends_the_map_at_once_and_a_later_one_starts_anew(every_s):
     pool = Pool(workers=2)
@@ -195,6 +197,7 @@ def test_close_while_busy_ends_the_map_at_once_and_a_later_one_starts_anew(every
     pool.close()
 
 
+@pytest.mark.slow
 def test_workers_that_cannot_start_are_an_error():
     pool = Pool(workers=2, warm_up=os.abort)
     with pytest.raises(RuntimeError, match="do not start"):
@@ -238,7 +241,10 @@ print("jax" in sys.modules, flush=True)
 EXPECTED = "main runs\nVerdict(correct=True, status='ok')\n[False]\nFalse\n"
 
 
-@pytest.mark.parametrize("how", ["script", "stdin", "module", "-c"])
+@pytest.mark.parametrize(
+    "how",
+    ["script", *(pytest.param(how, marks=pytest.mark.slow) for how in ("stdin", "module", "-c"))],
+)
 def test_workers_do_not_run_the_users_script_nor_load_jax(tmp_path, how):
     script = tmp_path / "unguarded_script.py"
     script.write_text(PROGRAM)
@@ -308,6 +314,7 @@ def test_no_orphan_is_left_when_the_parent_is_killed():
         assert gone(workers, within_s=10.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [1, 3])
 def test_ctrl_c_ends_the_group_with_the_parents_traceback_alone(again):
     with started(HANGING) as (process, workers):
@@ -332,6 +339,7 @@ print(Pool(workers=4).map(eval, [("6*7",)] * 8, 9.0), flush=True)
 """
 
 
+@pytest.mark.slow
 def test_signals_while_workers_start_hurt_nobody():
     process = subprocess.Popen(
         [sys.executable, "-c", STARTING],
@@ -364,6 +372,7 @@ print(before == pool.shared().map(os.getpid, [()], 9.0), flush=True)
 """.replace("\\\\\\\\", "\\")
 
 
+@pytest.mark.slow
 def test_forked_child_gets_workers_of_its_own_and_leaves_its_parents():
     done = subprocess.run(
         [sys.executable, "-c", FORKING],

@@ -93,6 +93,7 @@ def test_format_style_and_judge_style_change_the_score():
     assert score(cut, example, [False], [9], settings(judge="maye")).score == 1.0
 
 
+@pytest.mark.slow
 def test_hung_item_is_a_timeout_never_rewarded_and_its_neighbours_are_judged():
     # the reference hangs as well: equal texts, yet nobody could compare them
     responses = [
@@ -239,6 +240,7 @@ def test_a_custom_reward_that_always_fails_stops_the_run_with_its_cause(module, 
         assert "in fails" in message
 
 
+@pytest.mark.slow
 def test_custom_reward_that_hangs_or_dies_scores_nothing_and_is_counted(module):
     scores = custom("hangs", ["a", "slow", "b"], deadline_s=2.0)
     np.testing.assert_array_equal(scores.rewards["custom"], np.float32([1, 0, 1]))

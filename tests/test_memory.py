@@ -11,7 +11,7 @@ import pytest
 
 from tests.run_cases import arguments, read_lines
 
-STEPS, WARM = 250, 50  # by then caches, prefetched batches and the allocator's arenas are full
+STEPS, WARM = 300, 100  # by then caches, prefetched batches and the allocator's arenas are full
 BOUND_MIB = 32  # over 200 steps; a batch of rollouts kept a step would be more
 
 

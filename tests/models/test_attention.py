@@ -58,7 +58,9 @@ def test_one_softmax_over_shared_and_own_keys_equals_the_definition():
     np.testing.assert_allclose(attend(q, ids, keys), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("block", [pytest.param(1, marks=pytest.mark.slow), 2, 4])  # of 5 queries
+@pytest.mark.parametrize(  # of 5 queries
+    "block", [*(pytest.param(size, marks=pytest.mark.slow) for size in (1, 2)), 4]
+)
 def test_blocks_of_queries_change_neither_result_nor_gradient(block):
     q, ids, keys = case()
     pulled = jnp.asarray(np.random.default_rng(1).standard_normal(q.shape), jnp.float32)

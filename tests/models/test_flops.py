@@ -92,6 +92,7 @@ def test_vision_against_xla():
     assert counted.needed < counted.executed, "windows of 4 x 4 patches are a quarter of the image"
 
 
+@pytest.mark.slow
 def test_prefill_against_xla():
     model, params, batch, features, *_ = shapes()
     counted = costs.prefill(ONE, N, P, 4)
@@ -111,6 +112,7 @@ def test_forward_and_logits_against_xla():
     assert found == pytest.approx(counted.executed, rel=0.05)
 
 
+@pytest.mark.slow
 def test_gradient_against_xla():
     model, params, batch, features, tokens, mask = shapes()
 

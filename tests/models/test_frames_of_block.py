@@ -50,7 +50,7 @@ def responses(batch):
 
 
 @pytest.mark.parametrize("blocks", [pytest.param(False, marks=pytest.mark.slow), True])
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", [pytest.param("none", marks=pytest.mark.slow), "full"])
 def test_a_product_of_full_sequences_is_four_functions_deep(monkeypatch, chains, remat, blocks):
     if blocks:
         monkeypatch.setitem(attention.attend.__wrapped__.__kwdefaults__, "max_scores", 1)

@@ -194,6 +194,7 @@ def test_what_lies_under_the_masks_changes_nothing(family):
     np.testing.assert_array_equal(hidden[mask], expected[mask])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ONE_IS_SLOW)
 def test_padding_the_patches_further_changes_nothing(family):
     model, params = make(family)

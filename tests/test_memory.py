@@ -11,8 +11,8 @@ import pytest
 
 from tests.run_cases import arguments, read_lines
 
-STEPS, WARM = 300, 100  # by then caches, prefetched batches and the allocator's arenas are full
-BOUND_MIB = 32  # over 200 steps; a batch of rollouts kept a step would be more
+STEPS, WARM = 500, 100  # by then caches, prefetched batches and the allocator's arenas are full
+BOUND_MIB = 64  # over 400 steps; a batch of rollouts kept a step would be more
 
 
 @pytest.mark.slow

@@ -149,12 +149,14 @@ def test_an_update_of_nothing_has_no_entropy_and_no_gap(collected):
 
 @pytest.mark.slow
 def test_without_a_pass_the_samplers_own_are_the_old_ones(collected, base):
+    collected = jax.tree.map(np.array, collected)
+    collected[2].logprobs[collected[2].sampled] -= 2e-6  # as another order of sums may do
     state, stats, trajectory = run(collected, algorithm__old_logprobs="sampler")
     np.testing.assert_array_equal(trajectory.old_logprobs, collected[2].logprobs)
     assert distance(state.params, base[0].params) < 1e-5
     measured = np.isfinite(stats["logprob_diffs"])
     assert measured.sum() == 8  # the first of two optimizer steps
-    assert np.asarray(stats["logprob_diffs"])[measured].max() < 1e-5
+    assert 0 < np.asarray(stats["logprob_diffs"])[measured].max() < 1e-5
     off = jax.tree.map(np.array, collected)
     off[2].logprobs[off[2].sampled] -= 0.5
     _, stats, _ = run(off, algorithm__old_logprobs="sampler")
